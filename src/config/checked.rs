@@ -1,0 +1,379 @@
+//! The configuration as used: every default applied, every reference read, nothing left to ask.
+//!
+//! Runs the checks of each section with one [`Checker`], which collects all problems instead of stopping.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use url::Url;
+
+use super::document::Node;
+use super::report::{Key, Problem};
+use super::secret::{self, Environment, SealingKey};
+use super::{file, login, route, server};
+
+/// The whole configuration. Has no `Debug`: it holds secrets.
+pub struct Config {
+    pub server: server::Server,
+    pub store: Store,
+    /// The first seals, all open. Empty: one is generated into `server.data_dir`.
+    pub sealing_keys: Vec<SealingKey>,
+    pub oauth_server: OauthServer,
+    pub oauth_client: OauthClient,
+    pub login: login::Login,
+    pub outbound: Outbound,
+    /// In the order of the file. Names are unique, and so are pairs of host and path.
+    pub routes: Vec<route::Route>,
+}
+
+/// Where state is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Store {
+    /// In `server.data_dir`.
+    Embedded,
+}
+
+/// Postern as authorization server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OauthServer {
+    /// 1 s to 15 min.
+    pub access_token_ttl: Duration,
+    /// At least `access_token_ttl`.
+    pub refresh_token_ttl: Duration,
+    /// 0 to 60 s.
+    pub refresh_replay_window: Duration,
+    pub cimd: Cimd,
+    /// Whether clients may register themselves (RFC 7591).
+    pub dcr_enabled: bool,
+}
+
+/// Clients that are known by the URL of a metadata document.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cimd {
+    pub enabled: bool,
+    /// Whether documents may come by `http` and from private addresses.
+    pub allow_private: bool,
+}
+
+/// Postern as OAuth client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OauthClient {
+    /// Exactly as written; `https` with a path. `None`: Postern's own documents.
+    pub client_metadata_url: Option<String>,
+}
+
+/// Requests that Postern makes itself.
+#[derive(Debug, Clone)]
+pub struct Outbound {
+    pub ca_files: Vec<PathBuf>,
+    /// The certificates in `ca_files`, in order.
+    pub ca_certificates: Vec<CertificateDer<'static>>,
+}
+
+/// Collects problems and knows where each key stands.
+pub(super) struct Checker<'a> {
+    document: &'a Node,
+    environment: &'a dyn Environment,
+    problems: Vec<Problem>,
+}
+
+impl<'a> Checker<'a> {
+    pub(super) fn environment(&self) -> &'a dyn Environment {
+        self.environment
+    }
+
+    /// Records a problem at `key`, or at what encloses it where `key` is not written.
+    pub(super) fn refuse(&mut self, key: &Key, what: impl Into<String>, write: impl Into<String>) {
+        self.problems.push(Problem {
+            position: Some(self.document.locate(key)),
+            key: key.clone(),
+            what: what.into(),
+            write: write.into(),
+        });
+    }
+
+    /// The file at `path`, which `key` names. `None`: a problem was recorded.
+    pub(super) fn read(&mut self, key: &Key, path: &Path) -> Option<Vec<u8>> {
+        match self.environment.read(path) {
+            Ok(bytes) => Some(bytes),
+            Err(error) => {
+                let what = format!("{} cannot be read: {error}", path.display());
+                self.refuse(key, what, "name a file that Postern's user can read");
+                None
+            }
+        }
+    }
+
+    /// The duration written at `key`, or `default`; refused outside `least..=most`.
+    pub(super) fn duration(
+        &mut self,
+        key: &Key,
+        written: Option<&str>,
+        default: Duration,
+        least: Duration,
+        most: Duration,
+    ) -> Duration {
+        let Some(text) = written else { return default };
+        match humantime::parse_duration(text) {
+            Ok(value) if value < least || value > most => {
+                let (least, most) = (
+                    humantime::format_duration(least),
+                    humantime::format_duration(most),
+                );
+                self.refuse(
+                    key,
+                    "is out of range",
+                    format!("write a duration from {least} to {most}"),
+                );
+                default
+            }
+            Ok(value) => value,
+            Err(_) => {
+                let example = humantime::format_duration(default);
+                self.refuse(
+                    key,
+                    "is not a duration",
+                    format!("write a number with a unit, like {example}"),
+                );
+                default
+            }
+        }
+    }
+
+    /// Scopes (RFC 6749 §3.3), without repetitions, in order.
+    pub(super) fn scopes(&mut self, key: &Key, written: &[String]) -> Vec<String> {
+        let allowed = |byte: u8| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e);
+        let mut scopes: Vec<String> = Vec::with_capacity(written.len());
+        for (index, scope) in written.iter().enumerate() {
+            if scope.is_empty() || !scope.bytes().all(allowed) {
+                let write =
+                    "write one scope per entry, of printable ASCII without spaces, quotes and backslashes";
+                self.refuse(&key.item(index), "is not a scope", write);
+            } else if !scopes.contains(scope) {
+                scopes.push(scope.clone());
+            }
+        }
+        scopes
+    }
+
+    /// An absolute `https` URL without userinfo and fragment; also `http` where the caller judges that (`plain`).
+    pub(super) fn url(&mut self, key: &Key, written: &str, plain: bool) -> Option<Url> {
+        let example = "write a URL like https://host.example.com/path";
+        let url = match Url::parse(written) {
+            Ok(url) if url.has_host() && matches!(url.scheme(), "https" | "http") => url,
+            Ok(_) => {
+                self.refuse(key, "is not an http or https URL", example);
+                return None;
+            }
+            Err(error) => {
+                self.refuse(key, format!("is not a URL: {error}"), example);
+                return None;
+            }
+        };
+        // The parser silently drops tabs, line breaks and outer spaces and turns backslashes; say it instead.
+        if written
+            .chars()
+            .any(|c| c.is_control() || c.is_whitespace() || c == '\\')
+        {
+            self.refuse(key, "contains spaces, control characters or backslashes", example);
+        } else if !url.username().is_empty() || url.password().is_some() {
+            self.refuse(
+                key,
+                "contains a user name or password",
+                "leave out everything before `@`",
+            );
+        } else if url.fragment().is_some() {
+            self.refuse(key, "contains a fragment", "leave out `#` and what follows");
+        } else if url.scheme() == "http" && !plain {
+            self.refuse(key, "is http", "write https://");
+        } else {
+            return Some(url);
+        }
+        None
+    }
+}
+
+/// Host of `url`, lower case, IPv6 without brackets: the form in which hosts are compared everywhere.
+pub(super) fn bare_host(url: &Url) -> String {
+    url.host_str()
+        .unwrap_or_default()
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned()
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Checks all sections. `problems` are those found before.
+pub(super) fn check(
+    file: file::File,
+    document: &Node,
+    environment: &dyn Environment,
+    problems: Vec<Problem>,
+) -> Result<Config, Vec<Problem>> {
+    let mut check = Checker {
+        document,
+        environment,
+        problems,
+    };
+    let server = server::check(&mut check, &file.server);
+    let public_url = server.as_ref().map(|server| &server.public_url);
+    let store = store(&mut check, file.store.as_ref());
+    let sealing_keys = secret::sealing_keys(&mut check, file.sealing_keys.as_deref().unwrap_or_default());
+    let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default());
+    let oauth_client = oauth_client(&mut check, file.oauth_client);
+    let login = login::check(&mut check, &file.login, server.as_ref());
+    let outbound = outbound(&mut check, file.outbound);
+    let routes = route::check(&mut check, &file.routes, public_url);
+    match server {
+        Some(server) if check.problems.is_empty() => Ok(Config {
+            server,
+            store,
+            sealing_keys,
+            oauth_server,
+            oauth_client,
+            login,
+            outbound,
+            routes,
+        }),
+        _ => Err(check.problems),
+    }
+}
+
+fn store(check: &mut Checker<'_>, written: Option<&file::Store>) -> Store {
+    let key = Key::top("store");
+    let Some(written) = written else {
+        return Store::Embedded;
+    };
+    if written.kind == Some(file::StoreKind::Redis) {
+        let write = "write `kind: embedded` or leave `store` out";
+        check.refuse(
+            &key.child("kind"),
+            "this version has the embedded store only",
+            write,
+        );
+        return Store::Embedded;
+    }
+    for (name, present) in [
+        ("urls", written.urls.is_some()),
+        ("prefix", written.prefix.is_some()),
+    ] {
+        if present {
+            check.refuse(
+                &key.child(name),
+                "belongs to `kind: redis`, which this version does not have",
+                "leave it out",
+            );
+        }
+    }
+    Store::Embedded
+}
+
+fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer) -> OauthServer {
+    let key = Key::top("oauth_server");
+    if written.access_token_format == Some(file::AccessTokenFormat::Jwt) {
+        let write = "write `access_token_format: sealed` or leave it out";
+        check.refuse(
+            &key.child("access_token_format"),
+            "this version issues sealed tokens only",
+            write,
+        );
+    }
+    if written.signing_keys.as_ref().is_some_and(|keys| !keys.is_empty()) {
+        check.refuse(
+            &key.child("signing_keys"),
+            "this version signs no tokens yet",
+            "leave it out",
+        );
+    }
+    let access_token_ttl = check.duration(
+        &key.child("access_token_ttl"),
+        written.access_token_ttl.as_deref(),
+        10 * MINUTE,
+        SECOND,
+        15 * MINUTE,
+    );
+    let refresh_token_ttl = check.duration(
+        &key.child("refresh_token_ttl"),
+        written.refresh_token_ttl.as_deref(),
+        30 * DAY,
+        access_token_ttl,
+        3650 * DAY,
+    );
+    let refresh_replay_window = check.duration(
+        &key.child("refresh_replay_window"),
+        written.refresh_replay_window.as_deref(),
+        30 * SECOND,
+        Duration::ZERO,
+        MINUTE,
+    );
+    let clients = written.clients.as_ref();
+    let cimd = clients.and_then(|clients| clients.cimd.as_ref());
+    let dcr = clients.and_then(|clients| clients.dcr.as_ref());
+    OauthServer {
+        access_token_ttl,
+        refresh_token_ttl,
+        refresh_replay_window,
+        cimd: Cimd {
+            enabled: cimd.and_then(|cimd| cimd.enabled).unwrap_or(true),
+            allow_private: cimd.and_then(|cimd| cimd.allow_private).unwrap_or(false),
+        },
+        dcr_enabled: dcr.and_then(|dcr| dcr.enabled).unwrap_or(true),
+    }
+}
+
+/// A client id that is a URL: https, a path, no dot segments (client ID metadata document draft, §3).
+fn oauth_client(check: &mut Checker<'_>, written: Option<file::OauthClient>) -> OauthClient {
+    let key = Key::top("oauth_client").child("client_metadata_url");
+    let client_metadata_url = written.and_then(|section| section.client_metadata_url);
+    if let Some(text) = &client_metadata_url
+        && let Some(url) = check.url(&key, text, false)
+    {
+        let example = "write a URL like https://mcp.example.com/oauth/client.json";
+        if url.path() == "/" {
+            check.refuse(&key, "has no path", example);
+        } else if has_dot_segment(text) {
+            check.refuse(&key, "contains `.` or `..` as a part of its path", example);
+        }
+    }
+    OauthClient { client_metadata_url }
+}
+
+/// Whether a path in `text` has a segment `.` or `..`, percent-encoded or not.
+pub(super) fn has_dot_segment(text: &str) -> bool {
+    let path = text
+        .split(['?', '#'])
+        .next()
+        .unwrap_or_default()
+        .to_ascii_lowercase()
+        .replace("%2e", ".");
+    path.split('/').any(|segment| matches!(segment, "." | ".."))
+}
+
+fn outbound(check: &mut Checker<'_>, written: Option<file::Outbound>) -> Outbound {
+    let list = Key::top("outbound").child("ca_files");
+    let ca_files = written.and_then(|section| section.ca_files).unwrap_or_default();
+    let mut ca_certificates = Vec::new();
+    for (index, path) in ca_files.iter().enumerate() {
+        let key = list.item(index);
+        let Some(pem) = check.read(&key, path) else {
+            continue;
+        };
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+        match found {
+            Ok(found) if !found.is_empty() => ca_certificates.extend(found),
+            _ => {
+                let what = format!("{} holds no readable certificate", path.display());
+                check.refuse(&key, what, "name a PEM file with at least one CERTIFICATE block");
+            }
+        }
+    }
+    Outbound {
+        ca_files,
+        ca_certificates,
+    }
+}

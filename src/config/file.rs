@@ -1,0 +1,302 @@
+//! The configuration file as it is written: key names, optional keys, nothing decided yet.
+//!
+//! The comments on fields are written for users: they become the descriptions of the JSON schema.
+//! Nothing here has `Debug`, so that no value can slip into a log.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
+/// `{credential: NAME}`. Relative paths count from the directory Postern is started in.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(title = "Postern configuration")]
+pub(super) struct File {
+    /// Where Postern listens and what it is called.
+    pub(super) server: Server,
+    /// Where state is kept.
+    pub(super) store: Option<Store>,
+    /// Keys that seal secrets in the store. The first one seals, all of them open. Without any, one is generated into `data_dir`.
+    pub(super) sealing_keys: Option<Vec<SealingKey>>,
+    /// Postern as the authorization server of MCP clients.
+    pub(super) oauth_server: Option<OauthServer>,
+    /// Postern as an OAuth client of upstream servers.
+    pub(super) oauth_client: Option<OauthClient>,
+    /// How people sign in.
+    pub(super) login: Login,
+    /// Requests that Postern makes itself.
+    pub(super) outbound: Option<Outbound>,
+    /// The MCP servers that Postern publishes.
+    pub(super) routes: Vec<Route>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Server {
+    /// The origin under which clients reach Postern, like `https://mcp.example.com`. Has no path. `http` only for loopback hosts.
+    pub(super) public_url: String,
+    /// Addresses to listen on, like `0.0.0.0:443` or `[::]:443`. With `http://` or `https://` in front, the listener has TLS or not whatever
+    /// the others do; without, it has TLS when `tls` is given.
+    pub(super) listen: Vec<String>,
+    /// Certificates of the TLS listeners.
+    pub(super) tls: Option<Tls>,
+    /// Address of the admin listener (`/healthz`, `/readyz`, `/metrics`), or `off`. Default: `127.0.0.1:9090`.
+    pub(super) admin: Option<String>,
+    /// Directory of the embedded store and of generated keys. Created with mode 0700. Default: `./postern-data`.
+    pub(super) data_dir: Option<PathBuf>,
+    /// Worker threads of the proxy. Default: as many as the machine has processors.
+    #[schemars(range(min = 1))]
+    pub(super) threads: Option<usize>,
+    /// Form of the access log on standard output. Default: `json`.
+    pub(super) access_log: Option<AccessLog>,
+    /// Browser origins that may call MCP routes, like `https://inspector.example.com`. Postern's own origin always may, and with a loopback
+    /// `public_url` every loopback origin. Default: none.
+    pub(super) allowed_origins: Option<Vec<String>>,
+    /// How long running requests may go on after SIGTERM. Default: `30s`.
+    pub(super) drain_timeout: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Tls {
+    /// Certificates with their keys. The name the client asks for picks one; the first is the fallback.
+    pub(super) certificates: Vec<Certificate>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Certificate {
+    /// PEM file with the certificate and its chain, leaf first.
+    pub(super) cert_file: PathBuf,
+    /// PEM file with the private key of the certificate.
+    pub(super) key_file: PathBuf,
+}
+
+/// Form of the access log.
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum AccessLog {
+    Off,
+    Json,
+    Text,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Store {
+    /// `embedded` keeps everything in `data_dir`. `redis` is not there yet. Default: `embedded`.
+    pub(super) kind: Option<StoreKind>,
+    /// Not yet: addresses of the Redis servers.
+    pub(super) urls: Option<Vec<String>>,
+    /// Not yet: what every key in Redis begins with.
+    pub(super) prefix: Option<String>,
+}
+
+/// The kinds of store.
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum StoreKind {
+    Embedded,
+    Redis,
+}
+
+/// A sealing key: 32 random bytes in base64, as `postern keys generate` prints. Give one of `env`, `file`, `credential`.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SealingKey {
+    /// Name of the key: letters, digits, `-` and `_`. Never give a new key an old name.
+    pub(super) id: String,
+    /// Environment variable that holds the key.
+    pub(super) env: Option<String>,
+    /// File that holds the key. Must be readable by its owner only.
+    pub(super) file: Option<PathBuf>,
+    /// Name of a systemd credential that holds the key.
+    pub(super) credential: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OauthServer {
+    /// Form of the access tokens that Postern issues. `jwt` is not there yet. Default: `sealed`.
+    pub(super) access_token_format: Option<AccessTokenFormat>,
+    /// Not yet: keys that sign JWTs.
+    pub(super) signing_keys: Option<Vec<serde_json::Value>>,
+    /// Life of an access token, at most `15m`. Default: `10m`.
+    pub(super) access_token_ttl: Option<String>,
+    /// Life of a refresh token that is not used. Default: `30d`.
+    pub(super) refresh_token_ttl: Option<String>,
+    /// For how long a used refresh token may be shown again by a client that lost the answer, at most `60s`. Default: `30s`.
+    pub(super) refresh_replay_window: Option<String>,
+    /// How MCP clients make themselves known.
+    pub(super) clients: Option<Clients>,
+}
+
+/// Forms of access tokens.
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum AccessTokenFormat {
+    Sealed,
+    Jwt,
+}
+
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Clients {
+    /// Client ID metadata documents: the client's id is the URL of a document about it.
+    pub(super) cimd: Option<Cimd>,
+    /// Dynamic client registration (RFC 7591).
+    pub(super) dcr: Option<Dcr>,
+}
+
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Cimd {
+    /// Default: `true`.
+    pub(super) enabled: Option<bool>,
+    /// Whether documents may lie on private and loopback addresses and come by `http`. Default: `false`.
+    pub(super) allow_private: Option<bool>,
+}
+
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Dcr {
+    /// Default: `true`.
+    pub(super) enabled: Option<bool>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OauthClient {
+    /// URL of a client metadata document that replaces Postern's own for every issuer. `https`, with a path.
+    pub(super) client_metadata_url: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Login {
+    /// People listed in this file.
+    pub(super) local: Option<Local>,
+    /// Not yet: sign-in through OpenID Connect providers.
+    pub(super) oidc: Option<Vec<serde_json::Value>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Local {
+    /// The people who may sign in.
+    pub(super) users: Option<Vec<User>>,
+    /// For demonstrations: the user who is signed in by one click, without a password. Only where `public_url` and all listeners are loopback.
+    pub(super) one_click: Option<String>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct User {
+    /// The name to sign in with.
+    pub(super) username: String,
+    /// Argon2id hash of the password, as `postern hash-password` prints.
+    pub(super) password_hash: String,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Outbound {
+    /// PEM files with certificates to trust beside the system's, for OAuth requests and upstreams. Default: none.
+    pub(super) ca_files: Option<Vec<PathBuf>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Route {
+    /// Name of the route, unique: lower-case letters, digits, `-` and `_`.
+    pub(super) name: String,
+    /// Host of the route as clients send it, with the port where it is not the usual one. Default: that of `public_url`.
+    pub(super) host: Option<String>,
+    /// Path of the route, like `/files`. Default: `/`, which needs a `host`.
+    pub(super) path: Option<String>,
+    /// The MCP server behind the route.
+    pub(super) upstream: Upstream,
+    /// What Postern puts into requests to the upstream. Default: `{kind: oauth}`.
+    pub(super) credential: Option<Credential>,
+    /// Access scopes of this route besides `mcp:access`. Default: none.
+    pub(super) scopes: Option<Vec<String>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Upstream {
+    /// URL of the MCP endpoint, like `https://files.example.com/mcp`.
+    pub(super) url: String,
+    /// Allows `http`, and loopback and private addresses, for the host of `url`. Default: `false`.
+    pub(super) allow_private: Option<bool>,
+    /// Other hosts that the upstream may lead to (its authorization server, say), for which the same is allowed. Names without port. Default: none.
+    pub(super) allow_hosts: Option<Vec<String>>,
+}
+
+/// What is put into requests to the upstream. Which keys belong here depends on `kind`.
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Credential {
+    /// `oauth`: each user's own token, got by discovery and authorization. `header`: one fixed header. `none`: nothing. Default: `oauth`.
+    pub(super) kind: Option<CredentialKind>,
+    /// `header`: name of the header.
+    pub(super) name: Option<String>,
+    /// `header`: the secret.
+    pub(super) value: Option<Secret>,
+    /// `header`: text around the secret, like `Bearer {value}`. Default: `{value}`.
+    pub(super) format: Option<String>,
+    /// `oauth`: client id at the upstream's authorization server. Default: a client metadata document, or registration.
+    pub(super) client_id: Option<String>,
+    /// `oauth`: secret of `client_id`.
+    pub(super) client_secret: Option<Secret>,
+    /// `oauth`: scopes to ask the upstream for. Default: what the upstream names.
+    pub(super) scopes: Option<Vec<String>>,
+    /// `oauth`: the upstream's authorization server. Default: what discovery finds.
+    pub(super) issuer: Option<String>,
+    /// `oauth`: authorization endpoint. Together with `token_endpoint`, nothing is discovered.
+    pub(super) authorization_endpoint: Option<String>,
+    /// `oauth`: token endpoint. Together with `authorization_endpoint`, nothing is discovered.
+    pub(super) token_endpoint: Option<String>,
+    /// `oauth`: resource indicator (RFC 8707), sent exactly as written. Default: what the upstream's metadata says.
+    pub(super) resource: Option<String>,
+    /// `oauth`: how Postern authenticates at the token endpoint. Default: what the authorization server supports.
+    pub(super) token_endpoint_auth_method: Option<TokenEndpointAuthMethod>,
+    /// `oauth`: further parameters of the authorization request, like `{access_type: offline}`. Default: none.
+    pub(super) authorization_params: Option<BTreeMap<String, String>>,
+    /// Not yet: a named set of settings for a provider that deviates from the standards.
+    pub(super) profile: Option<serde_json::Value>,
+}
+
+/// Kinds of credential.
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum CredentialKind {
+    #[default]
+    Oauth,
+    Header,
+    None,
+}
+
+/// Client authentication at a token endpoint (RFC 7591 §2).
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum TokenEndpointAuthMethod {
+    None,
+    ClientSecretBasic,
+    ClientSecretPost,
+}
+
+/// Where a secret is read from: one of `env`, `file`, `credential`. A line break at the end is dropped.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Secret {
+    /// Name of an environment variable.
+    pub(super) env: Option<String>,
+    /// Path of a file.
+    pub(super) file: Option<PathBuf>,
+    /// Name of a systemd credential (a file in `$CREDENTIALS_DIRECTORY`).
+    pub(super) credential: Option<String>,
+}

@@ -1,0 +1,74 @@
+//! The configuration: the file as written (`file`) → the configuration as used (`checked`).
+//!
+//! Sits at the bottom of the house: everything above takes the checked values and never asks again.
+//! Loading reads the file and what it names (secrets, certificates) and has no other effect: no port is
+//! opened, nothing is created. The path of a file is YAML text → positioned tree (`document`) → held
+//! against the schema of the types (`shape`) → typed (`file`) → checked and resolved (`checked`), and every
+//! stage adds to one [`Report`].
+
+mod checked;
+mod credential;
+mod document;
+mod file;
+mod login;
+mod report;
+mod route;
+mod secret;
+mod server;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+use std::path::Path;
+
+pub use checked::{Cimd, Config, OauthClient, OauthServer, Outbound, Store};
+pub use credential::{Credential, OauthCredential};
+pub use file::{AccessLog, TokenEndpointAuthMethod};
+pub use login::{Login, User};
+pub use report::{Key, Position, Problem, Report};
+pub use route::{Route, Upstream};
+pub use secret::{Environment, Process, SealingKey};
+pub use server::{Listen, PublicUrl, Server};
+pub use tls::Certificate;
+
+/// Reads the file at `path`, checks it and resolves its secrets from this process's environment.
+///
+/// # Errors
+/// Every problem of the file, or that it cannot be read.
+pub fn load(path: &Path) -> Result<Config, Report> {
+    let name = path.display().to_string();
+    let bytes = std::fs::read(path).map_err(|error| {
+        Report::whole(
+            &name,
+            format!("cannot be read: {error}"),
+            "give the path of a configuration file",
+        )
+    })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| Report::whole(&name, "is not UTF-8 text".to_owned(), "save the file as UTF-8"))?;
+    parse(&text, &name, &Process)
+}
+
+/// Checks the configuration `text`; `name` stands in front of every problem.
+///
+/// # Errors
+/// Every problem of the text.
+pub fn parse(text: &str, name: &str, environment: &dyn Environment) -> Result<Config, Report> {
+    let document = document::read(text, name)?;
+    let shaped = shape::check(&document, &schema());
+    if shaped.broken {
+        return Err(Report::new(name, shaped.problems));
+    }
+    // The walk has just compared the tree with these types; a failure here is a gap in `shape`.
+    let file: file::File = serde_json::from_value(shaped.json)
+        .map_err(|error| Report::whole(name, format!("does not fit the schema: {error}"), ""))?;
+    checked::check(file, &document, environment, shaped.problems)
+        .map_err(|problems| Report::new(name, problems))
+}
+
+/// JSON schema (draft 2020-12) of the file, for editors and `postern schema`.
+#[must_use]
+pub fn schema() -> serde_json::Value {
+    schemars::schema_for!(file::File).to_value()
+}

@@ -1,0 +1,281 @@
+//! Routes: which host and path lead to which MCP server.
+
+use std::collections::HashMap;
+
+use url::Url;
+
+use super::checked::{Checker, bare_host, has_dot_segment};
+use super::credential::{self, Credential};
+use super::file;
+use super::report::Key;
+use super::server::{PublicUrl, is_host};
+
+/// An MCP server as Postern publishes it.
+pub struct Route {
+    /// `[a-z0-9_-]+`, unique.
+    pub name: String,
+    /// As in a `Host` header, lower case, without the default port of `public_url`'s scheme. `None`: the public host.
+    pub host: Option<String>,
+    /// Canonical: a leading slash, none at the end, none doubled; `""` for the root.
+    pub path: String,
+    pub upstream: Upstream,
+    pub credential: Credential,
+    /// Access scopes besides `mcp:access`.
+    pub scopes: Vec<String>,
+}
+
+/// The MCP server behind a route.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// `https`, or `http` with `allow_private`; no userinfo, query, fragment.
+    pub url: Url,
+    /// `url` byte for byte as written.
+    pub url_as_written: String,
+    /// Whether the host of `url` may use `http` and private addresses.
+    pub allow_private: bool,
+    /// Other hosts with the same permission: lower case, no port, IPv6 without brackets.
+    pub allow_hosts: Vec<String>,
+}
+
+impl Upstream {
+    /// Host of `url`, lower case, IPv6 without brackets.
+    #[must_use]
+    pub fn host(&self) -> String {
+        bare_host(&self.url)
+    }
+
+    /// Path of `url` without a slash at the end; `""` for the root. What follows the route's path is put behind it.
+    #[must_use]
+    pub fn base_path(&self) -> &str {
+        self.url.path().trim_end_matches('/')
+    }
+
+    /// Every host that may use `http` and private addresses, in the form of `allow_hosts`.
+    #[must_use]
+    pub fn private_hosts(&self) -> Vec<String> {
+        let own = self.allow_private.then(|| self.host());
+        own.into_iter().chain(self.allow_hosts.iter().cloned()).collect()
+    }
+}
+
+/// First path segments of Postern's own endpoints.
+const LOCAL: [&str; 9] = [
+    "oauth",
+    "login",
+    "logout",
+    "connections",
+    "api",
+    ".well-known",
+    "healthz",
+    "readyz",
+    "metrics",
+];
+
+/// Checks all routes. What is wrong is recorded and left out.
+pub(super) fn check(
+    check: &mut Checker<'_>,
+    written: &[file::Route],
+    public_url: Option<&PublicUrl>,
+) -> Vec<Route> {
+    let list = Key::top("routes");
+    let mut names: HashMap<&str, usize> = HashMap::with_capacity(written.len());
+    let mut places: HashMap<(String, String), &str> = HashMap::with_capacity(written.len());
+    let mut routes = Vec::with_capacity(written.len());
+    for (index, entry) in written.iter().enumerate() {
+        let key = list.item(index);
+        name(check, &key.child("name"), &entry.name);
+        if let Some(earlier) = names.insert(&entry.name, index) {
+            let what = format!("is also the name of routes[{earlier}]");
+            check.refuse(&key.child("name"), what, "give each route a name of its own");
+        }
+        if entry.host.is_none() && entry.path.is_none() {
+            check.refuse(
+                &key,
+                "has neither path nor host",
+                format!("write `path: /{}`", entry.name),
+            );
+        }
+        let host = match &entry.host {
+            Some(host) => host_of(check, &key.child("host"), host, public_url).map(Some),
+            None => Some(None),
+        };
+        let path = path_of(
+            check,
+            &key.child("path"),
+            entry.path.as_deref().unwrap_or_default(),
+        );
+        if let (Some(host), Some(path), Some(public_url)) = (&host, &path, public_url) {
+            let place = (
+                host.clone().unwrap_or_else(|| public_url.authority().to_owned()),
+                path.clone(),
+            );
+            shadow(check, &key.child("path"), &place, public_url);
+            if let Some(other) = places.insert(place, &entry.name) {
+                let what = format!("has the same host and path as route `{other}`");
+                check.refuse(&key.child("path"), what, "give each route a place of its own");
+            }
+        }
+        let upstream = upstream(check, &key.child("upstream"), &entry.upstream);
+        let private = upstream.as_ref().map(Upstream::private_hosts).unwrap_or_default();
+        let credential = credential::check(
+            check,
+            &key.child("credential"),
+            entry.credential.as_ref(),
+            &private,
+        );
+        let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
+        if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)
+        {
+            routes.push(Route {
+                name: entry.name.clone(),
+                host,
+                path,
+                upstream,
+                credential,
+                scopes,
+            });
+        }
+    }
+    routes
+}
+
+fn name(check: &mut Checker<'_>, key: &Key, written: &str) {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    if written.is_empty() || written.len() > 64 || !written.chars().all(allowed) {
+        check.refuse(
+            key,
+            "is not a route name",
+            "write 1 to 64 lower-case letters, digits, `-` or `_`",
+        );
+    }
+}
+
+/// A host with an optional port, in the form in which it is compared.
+fn host_of(
+    check: &mut Checker<'_>,
+    key: &Key,
+    written: &str,
+    public_url: Option<&PublicUrl>,
+) -> Option<String> {
+    let lower = written.to_ascii_lowercase();
+    let (host, port) = match lower.rsplit_once(':') {
+        // A colon inside brackets belongs to the IPv6 literal.
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        _ => (lower.as_str(), None),
+    };
+    let digits = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+    let number = port.map(|port| {
+        if digits(port) {
+            port.parse::<u16>().unwrap_or(0)
+        } else {
+            0
+        }
+    });
+    if !is_host(host) || number == Some(0) {
+        let write = "write the host as clients send it, like files.example.com or files.example.com:8443";
+        check.refuse(key, "is not a host", write);
+        return None;
+    }
+    let default = if public_url.is_none_or(PublicUrl::is_https) {
+        443
+    } else {
+        80
+    };
+    Some(match number {
+        Some(number) if number != default => format!("{host}:{number}"),
+        _ => host.to_owned(),
+    })
+}
+
+/// The canonical form of a path.
+fn path_of(check: &mut Checker<'_>, key: &Key, written: &str) -> Option<String> {
+    // RFC 3986 pchar without percent-encoding, which has more than one spelling for the same path.
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~!$&'()*+,;=:@/".contains(c);
+    if !written.chars().all(plain) {
+        let write = "write letters, digits, slashes and -._~!$&'()*+,;=:@ only";
+        check.refuse(key, "contains a character that a route path cannot have", write);
+        return None;
+    }
+    if has_dot_segment(written) {
+        check.refuse(
+            key,
+            "contains `.` or `..` as a part",
+            "write the path that is meant",
+        );
+        return None;
+    }
+    let parts = written.split('/').filter(|part| !part.is_empty());
+    Some(parts.flat_map(|part| ["/", part]).collect())
+}
+
+/// Refuses what would hide Postern's own endpoints; well-known documents exist under every host.
+fn shadow(check: &mut Checker<'_>, key: &Key, place: &(String, String), public_url: &PublicUrl) {
+    let (host, path) = place;
+    let Some(first) = path.split('/').nth(1) else {
+        return;
+    };
+    let taken = if host == public_url.authority() {
+        LOCAL.contains(&first)
+    } else {
+        first == ".well-known"
+    };
+    if taken {
+        let what = format!("lies under /{first}, which is Postern's own");
+        check.refuse(
+            key,
+            what,
+            "choose another path, or give the route a host of its own",
+        );
+    }
+}
+
+fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Option<Upstream> {
+    let allow_private = written.allow_private.unwrap_or(false);
+    let mut allow_hosts = Vec::new();
+    for (index, host) in written.allow_hosts.iter().flatten().enumerate() {
+        let lower = host.to_ascii_lowercase();
+        let bracketed = if lower.contains(':') && !lower.starts_with('[') {
+            format!("[{lower}]")
+        } else {
+            lower
+        };
+        match url::Host::parse(&bracketed) {
+            Ok(parsed) if is_host(&bracketed) => {
+                let text = parsed.to_string();
+                allow_hosts.push(text.trim_start_matches('[').trim_end_matches(']').to_owned());
+            }
+            _ => {
+                let item = key.child("allow_hosts").item(index);
+                check.refuse(
+                    &item,
+                    "is not a host name",
+                    "write a name or address without scheme and port",
+                );
+            }
+        }
+    }
+    let at = key.child("url");
+    let url = check.url(&at, &written.url, true)?;
+    if url.scheme() == "http" && !allow_private {
+        let write = "write https://, or add `allow_private: true` where the network in between is trusted";
+        check.refuse(&at, "is http", write);
+    } else if url.query().is_some() {
+        check.refuse(&at, "contains a query", "leave out `?` and what follows");
+    } else if has_dot_segment(&written.url) {
+        check.refuse(
+            &at,
+            "contains `.` or `..` as a part of its path",
+            "write the path that is meant",
+        );
+    } else if url.port() == Some(0) {
+        check.refuse(&at, "has port 0", "write the port of the upstream");
+    } else {
+        return Some(Upstream {
+            url,
+            url_as_written: written.url.clone(),
+            allow_private,
+            allow_hosts,
+        });
+    }
+    None
+}

@@ -1,0 +1,246 @@
+//! Where configuration reads from besides its own file: variables, files, systemd credentials.
+//!
+//! The [`Environment`] is an argument, so that tests need neither variables nor files of the machine.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use secrecy::{ExposeSecret, SecretBox, SecretString};
+use zeroize::Zeroizing;
+
+use super::checked::Checker;
+use super::file;
+use super::report::Key;
+use super::shape::SECRET_FORMS;
+
+/// What configuration may look at. Nothing here changes anything.
+pub trait Environment {
+    /// The variable `name`, if it is set and is text.
+    fn var(&self, name: &str) -> Option<String>;
+
+    /// The whole file at `path`.
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
+
+    /// Unix permission bits of the file at `path`.
+    fn mode(&self, path: &Path) -> io::Result<u32>;
+}
+
+/// The environment of this process.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Process;
+
+impl Environment for Process {
+    fn var(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        std::fs::read(path)
+    }
+
+    fn mode(&self, path: &Path) -> io::Result<u32> {
+        use std::os::unix::fs::PermissionsExt;
+        Ok(std::fs::metadata(path)?.permissions().mode())
+    }
+}
+
+/// A key that seals what is stored; 32 bytes for the AEAD.
+pub struct SealingKey {
+    /// Name of the key, `[A-Za-z0-9_-]{1,32}`.
+    pub id: String,
+    pub key: SecretBox<[u8; 32]>,
+}
+
+/// The one place a secret is read from.
+enum Source<'a> {
+    Variable(&'a str),
+    File(&'a Path),
+    Credential(&'a str),
+}
+
+/// Reads the secret written at `key`. `None`: a problem was recorded.
+pub(super) fn resolve(check: &mut Checker<'_>, key: &Key, written: &file::Secret) -> Option<SecretString> {
+    let source = source(
+        check,
+        key,
+        written.env.as_deref(),
+        written.file.as_deref(),
+        written.credential.as_deref(),
+    )?;
+    read(check, key, &source)
+}
+
+/// Reads and checks all sealing keys.
+pub(super) fn sealing_keys(check: &mut Checker<'_>, written: &[file::SealingKey]) -> Vec<SealingKey> {
+    let list = Key::top("sealing_keys");
+    let mut keys: Vec<SealingKey> = Vec::with_capacity(written.len());
+    for (index, entry) in written.iter().enumerate() {
+        let key = list.item(index);
+        let id = key.child("id");
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if entry.id.is_empty() || entry.id.len() > 32 || !entry.id.chars().all(plain) {
+            check.refuse(
+                &id,
+                "is not a key id",
+                "write 1 to 32 letters, digits, `-` or `_`",
+            );
+        } else if written.iter().take(index).any(|earlier| earlier.id == entry.id) {
+            check.refuse(&id, "is used twice", "give each key an id of its own");
+        }
+        let (env, file, credential) = (
+            entry.env.as_deref(),
+            entry.file.as_deref(),
+            entry.credential.as_deref(),
+        );
+        let Some(source) = source(check, &key, env, file, credential) else {
+            continue;
+        };
+        let place = key.child(source.name());
+        if let Source::File(path) = source
+            && !private(check, &place, path)
+        {
+            continue;
+        }
+        let Some(text) = read(check, &key, &source) else {
+            continue;
+        };
+        if let Some(bytes) = key_bytes(check, &place, &text) {
+            keys.push(SealingKey {
+                id: entry.id.clone(),
+                key: bytes,
+            });
+        }
+    }
+    keys
+}
+
+/// Decodes the 32 bytes of a key.
+fn key_bytes(check: &mut Checker<'_>, key: &Key, text: &SecretString) -> Option<SecretBox<[u8; 32]>> {
+    let write = "write what `postern keys generate` prints: 32 random bytes in base64";
+    let Ok(bytes) = data_encoding::BASE64
+        .decode(text.expose_secret().trim().as_bytes())
+        .map(Zeroizing::new)
+    else {
+        check.refuse(key, "holds no base64", write);
+        return None;
+    };
+    let Ok(exact) = <[u8; 32]>::try_from(bytes.as_slice()).map(Zeroizing::new) else {
+        check.refuse(key, format!("holds {} bytes, not 32", bytes.len()), write);
+        return None;
+    };
+    // A file of one repeated byte is a placeholder, never a key.
+    if bytes.windows(2).all(|pair| pair.first() == pair.last()) {
+        check.refuse(key, "holds a placeholder, not random bytes", write);
+        return None;
+    }
+    Some(SecretBox::new(Box::new(*exact)))
+}
+
+/// Whether only the owner can read the file at `path`.
+fn private(check: &mut Checker<'_>, key: &Key, path: &Path) -> bool {
+    match check.environment().mode(path) {
+        Ok(mode) if mode & 0o077 != 0 => {
+            let what = format!("key file {} is readable by others", path.display());
+            check.refuse(key, what, format!("run chmod 600 {}", path.display()));
+            false
+        }
+        // A file that is not there is reported where it is read.
+        _ => true,
+    }
+}
+
+impl Source<'_> {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Variable(_) => "env",
+            Self::File(_) => "file",
+            Self::Credential(_) => "credential",
+        }
+    }
+}
+
+/// Exactly one of the three must be written.
+fn source<'a>(
+    check: &mut Checker<'_>,
+    key: &Key,
+    env: Option<&'a str>,
+    file: Option<&'a Path>,
+    credential: Option<&'a str>,
+) -> Option<Source<'a>> {
+    match (env, file, credential) {
+        (Some(name), None, None) => Some(Source::Variable(name)),
+        (None, Some(path), None) => Some(Source::File(path)),
+        (None, None, Some(name)) => Some(Source::Credential(name)),
+        (None, None, None) => {
+            check.refuse(
+                key,
+                "does not say where the secret is",
+                format!("write {SECRET_FORMS}"),
+            );
+            None
+        }
+        _ => {
+            check.refuse(
+                key,
+                "names more than one place for a secret",
+                format!("write one of {SECRET_FORMS}"),
+            );
+            None
+        }
+    }
+}
+
+fn read(check: &mut Checker<'_>, key: &Key, source: &Source<'_>) -> Option<SecretString> {
+    let key = &key.child(source.name());
+    let text = match source {
+        Source::Variable(name) => {
+            let value = check.environment().var(name);
+            if value.is_none() {
+                check.refuse(
+                    key,
+                    format!("environment variable {name} is not set"),
+                    "set it to the secret",
+                );
+            }
+            Zeroizing::new(value?)
+        }
+        Source::File(path) => file_text(check, key, path)?,
+        Source::Credential(name) => {
+            if name.is_empty() || name.contains('/') || matches!(*name, "." | "..") {
+                check.refuse(
+                    key,
+                    "is not the name of a credential",
+                    "write a name without slashes",
+                );
+                return None;
+            }
+            let Some(directory) = check.environment().var("CREDENTIALS_DIRECTORY") else {
+                let write = format!("start Postern with LoadCredential={name}:… in its systemd unit");
+                check.refuse(key, "$CREDENTIALS_DIRECTORY is not set", write);
+                return None;
+            };
+            file_text(check, key, &PathBuf::from(directory).join(name))?
+        }
+    };
+    let secret = text.trim_end_matches(['\r', '\n']);
+    if secret.is_empty() {
+        check.refuse(key, "the secret there is empty", "put the secret there");
+        return None;
+    }
+    Some(SecretString::from(secret))
+}
+
+fn file_text(check: &mut Checker<'_>, key: &Key, path: &Path) -> Option<Zeroizing<String>> {
+    let bytes = check.read(key, path)?;
+    match String::from_utf8(bytes) {
+        Ok(text) => Some(Zeroizing::new(text)),
+        Err(_) => {
+            check.refuse(
+                key,
+                format!("{} is not text", path.display()),
+                "put the secret there as UTF-8 text",
+            );
+            None
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Certificates of the listeners, read and proven to work before a port is opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::InconsistentKeys;
+use rustls::pki_types::pem::{Error as PemError, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+
+use super::checked::Checker;
+use super::file;
+use super::report::Key;
+
+/// A certificate with its key.
+pub struct Certificate {
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    /// Leaf first, then what leads to the root.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// Private key of the leaf.
+    pub key: PrivateKeyDer<'static>,
+    /// Chain and key, ready for a certificate resolver of rustls (ring).
+    pub certified: Arc<CertifiedKey>,
+}
+
+/// Reads all certificates. What is wrong is recorded and left out.
+pub(super) fn load(check: &mut Checker<'_>, list: &Key, written: &[file::Certificate]) -> Vec<Certificate> {
+    if written.is_empty() {
+        check.refuse(
+            list,
+            "is empty",
+            "add an entry with `cert_file` and `key_file`, or leave `tls` out",
+        );
+    }
+    let entries = written.iter().enumerate();
+    entries
+        .filter_map(|(index, entry)| certificate(check, &list.item(index), entry))
+        .collect()
+}
+
+fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -> Option<Certificate> {
+    // Both are read before either is given up, so that both problems show at once.
+    let chain = chain(check, &at.child("cert_file"), written);
+    let key = private_key(check, &at.child("key_file"), written);
+    let (chain, key) = (chain?, key?);
+    let provider = rustls::crypto::ring::default_provider();
+    let signing = match provider.key_provider.load_private_key(key.clone_key()) {
+        Ok(signing) => signing,
+        Err(_) => {
+            let what = format!(
+                "{} holds a private key that cannot be used",
+                written.key_file.display()
+            );
+            check.refuse(
+                &at.child("key_file"),
+                what,
+                "use an RSA (2048 bits or more), ECDSA or Ed25519 key",
+            );
+            return None;
+        }
+    };
+    let certified = CertifiedKey::new(chain.clone(), signing);
+    match certified.keys_match() {
+        Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
+        Err(rustls::Error::InconsistentKeys(_)) => {
+            let what = format!(
+                "{} is not the key of {}",
+                written.key_file.display(),
+                written.cert_file.display()
+            );
+            check.refuse(
+                &at.child("key_file"),
+                what,
+                "name the key that the certificate was made for",
+            );
+            return None;
+        }
+        Err(_) => {
+            let what = format!(
+                "{} holds a certificate that cannot be read",
+                written.cert_file.display()
+            );
+            check.refuse(
+                &at.child("cert_file"),
+                what,
+                "name a PEM file with an X.509 certificate",
+            );
+            return None;
+        }
+    }
+    Some(Certificate {
+        cert_file: written.cert_file.clone(),
+        key_file: written.key_file.clone(),
+        chain,
+        key,
+        certified: Arc::new(certified),
+    })
+}
+
+fn chain(
+    check: &mut Checker<'_>,
+    key: &Key,
+    written: &file::Certificate,
+) -> Option<Vec<CertificateDer<'static>>> {
+    let pem = check.read(key, &written.cert_file)?;
+    let found: Result<Vec<_>, PemError> = CertificateDer::pem_slice_iter(&pem).collect();
+    match found {
+        Ok(chain) if !chain.is_empty() => Some(chain),
+        _ => {
+            let what = format!("{} holds no readable certificate", written.cert_file.display());
+            check.refuse(key, what, "name a PEM file with at least one CERTIFICATE block");
+            None
+        }
+    }
+}
+
+fn private_key(
+    check: &mut Checker<'_>,
+    key: &Key,
+    written: &file::Certificate,
+) -> Option<PrivateKeyDer<'static>> {
+    let pem = zeroize::Zeroizing::new(check.read(key, &written.key_file)?);
+    let found: Result<Vec<_>, PemError> = PrivateKeyDer::pem_slice_iter(&pem).collect();
+    let mut keys = found.unwrap_or_default();
+    if keys.len() != 1 {
+        let what = match keys.len() {
+            0 => format!("{} holds no readable private key", written.key_file.display()),
+            count => format!("{} holds {count} private keys", written.key_file.display()),
+        };
+        check.refuse(
+            key,
+            what,
+            "name a PEM file with exactly one unencrypted PRIVATE KEY block",
+        );
+    }
+    let only = keys.pop()?;
+    keys.is_empty().then_some(only)
+}

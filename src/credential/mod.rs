@@ -1,0 +1,51 @@
+//! `Permit` → [`Credential`]: what is injected for this caller at this route, or what the user has to do first. One
+//! file per strategy; a route's configuration says which.
+pub mod connection;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderName, HeaderValue};
+
+use crate::config;
+use crate::policy::Permit;
+use crate::route::Route;
+
+pub use connection::Connections;
+
+/// What goes upstream.
+pub struct Credential {
+    /// Ready-made and marked sensitive, so that no log prints it.
+    pub header: Option<(HeaderName, HeaderValue)>,
+    pub source: Source,
+}
+
+/// Where a credential came from: what a refusal of it means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// The route needs none.
+    None,
+    /// From the configuration.
+    Fixed,
+    /// The user is not connected and the upstream has not asked yet.
+    Anonymous,
+    Connection { key: Arc<str>, incarnation: Arc<str>, generation: u64, refreshable: bool },
+}
+
+/// Why there is no credential.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unresolved {
+    #[error("the user has to authorize at the upstream")]
+    NeedsUser,
+    #[error("no valid token just now")]
+    Unavailable { retry_after: Duration },
+}
+
+/// The credential for the permitted call. `newer_than`: the generation that the upstream has just refused.
+pub async fn resolve(connections: &Connections, permit: &Permit<'_>, route: &Arc<Route>, newer_than: Option<u64>, now: SystemTime) -> Result<Credential, Unresolved> {
+    match &permit.route().credential {
+        config::Credential::None => Ok(Credential { header: None, source: Source::None }),
+        config::Credential::Header { .. } => Ok(Credential { header: route.fixed.clone(), source: Source::Fixed }),
+        config::Credential::Oauth(_) => connections.resolve(permit.caller(), route, newer_than, now).await,
+    }
+}

@@ -1,0 +1,93 @@
+//! What one request carries from hook to hook.
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use pingora::ErrorType;
+
+use crate::authn::Caller;
+use crate::credential::Credential;
+use crate::oauth::server::Snapshot;
+use crate::respond::{Failure, Reply};
+use crate::route::Route;
+use crate::telemetry::Guard;
+
+/// The upstream refused the token; a newer one is fetched and the request sent again.
+pub const REFRESHED: ErrorType = ErrorType::Custom("UpstreamTokenRefused");
+/// The request ends with an answer of ours, which is in the context.
+pub const ANSWERED: ErrorType = ErrorType::Custom("AnsweredByGateway");
+
+pub struct Context {
+    pub started: Instant,
+    pub request_id: HeaderValue,
+    /// Taken once; everything about this request is decided on it.
+    pub snapshot: Arc<Snapshot>,
+    pub target: Option<Target>,
+    /// The origin that may read the answer.
+    pub origin: Option<HeaderValue>,
+    pub attempts: u32,
+    /// Why there will be no upstream answer.
+    pub failure: Option<Failure>,
+    /// What the client gets in place of the upstream's answer.
+    pub replacement: Option<Replacement>,
+    /// The upstream's answer has no body. Belongs to one attempt.
+    pub header_only: bool,
+    pub reason: &'static str,
+    pub active: Option<Guard>,
+}
+
+/// A permitted request: who, where to, with what.
+pub struct Target {
+    pub route: Arc<Route>,
+    pub caller: Caller,
+    pub credential: Credential,
+    /// Path and query at the upstream.
+    pub path: String,
+    /// The generation that was refused, once one was.
+    pub refused: Option<u64>,
+}
+
+/// An answer of ours, sent in place of an upstream's.
+pub struct Replacement {
+    pub status: StatusCode,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    body: Bytes,
+    discarded: usize,
+}
+
+/// More unwanted upstream body than that is not waited for.
+const DISCARD_MAX: usize = 64 * 1024;
+
+// === impl Context ===
+
+impl Context {
+    pub fn route(&self) -> Option<&Route> {
+        self.target.as_ref().map(|target| &*target.route)
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+// === impl Replacement ===
+
+impl Replacement {
+    /// `header_only`: the upstream's answer has no body, and then there is no place for ours.
+    pub fn new(reply: Reply, header_only: bool) -> Self {
+        let body = if header_only { Bytes::new() } else { reply.body };
+        Self { status: reply.status, headers: reply.headers, body, discarded: 0 }
+    }
+
+    pub fn length(&self) -> usize {
+        self.body.len()
+    }
+
+    /// What goes to the client for a piece of the upstream's body: nothing until its end, so that the upstream's
+    /// connection stays usable, then ours. A body that does not end soon is not waited for.
+    pub fn exchange(&mut self, piece: Option<&Bytes>, end: bool) -> Bytes {
+        self.discarded += piece.map_or(0, Bytes::len);
+        if end || self.discarded > DISCARD_MAX { std::mem::take(&mut self.body) } else { Bytes::new() }
+    }
+}

@@ -1,0 +1,39 @@
+//! What Pingora lets through and we do not: requests that two servers could read in two ways.
+use http::{HeaderValue, Method, header};
+use pingora::http::RequestHeader;
+
+/// Says what is wrong with the request, if anything is.
+pub fn request(head: &RequestHeader) -> Result<(), &'static str> {
+    if matches!(head.method, Method::TRACE | Method::CONNECT) {
+        return Err("method is not supported");
+    }
+    let lengths = head.headers.get_all(header::CONTENT_LENGTH);
+    if lengths.iter().any(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) {
+        return Err("content-length is not one number");
+    }
+    let codings = head.headers.get_all(header::TRANSFER_ENCODING);
+    if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
+        return Err("transfer-encoding other than chunked");
+    }
+    // What is named here would be removed on the way, and these are not the client's to remove.
+    let nominated = head.headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(','));
+    if nominated.map(str::trim).any(|name| name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("mcp-"))) {
+        return Err("connection names a header of the protocol");
+    }
+    Ok(())
+}
+
+/// The host: of the URI on HTTP/2, of the one `Host` header on HTTP/1.
+pub fn host(head: &RequestHeader) -> Option<&str> {
+    if let Some(authority) = head.uri.authority() {
+        return Some(authority.as_str());
+    }
+    let mut hosts = head.headers.get_all(header::HOST).iter();
+    let host = hosts.next()?.to_str().ok()?;
+    hosts.next().is_none().then_some(host)
+}
+
+/// Whether a request id of the client can be used as ours: short and harmless in any log.
+pub fn is_request_id(id: &HeaderValue) -> bool {
+    (8..=64).contains(&id.len()) && id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+}

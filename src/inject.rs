@@ -1,0 +1,76 @@
+//! What changes in a request on its way to the upstream: out goes everything the client could use to be somebody
+//! else, in goes what the credential says and what we ourselves know about the client.
+//!
+//! Works on names and values; the gateway applies it to Pingora's header after Pingora's own hop-by-hop rules, so a
+//! client cannot have a header of ours removed by naming it in `Connection`.
+use std::net::IpAddr;
+
+use http::{HeaderName, HeaderValue, header};
+
+use crate::credential::Credential;
+use crate::route::Route;
+
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// Identity, address and routing claims that proxies are known to believe.
+const DROPPED: [&str; 17] = [
+    "authorization",
+    "cookie",
+    "proxy-authorization",
+    "forwarded",
+    "origin",
+    "referer",
+    "via",
+    "remote-user",
+    "true-client-ip",
+    "x-client-ip",
+    "x-cluster-client-ip",
+    "x-original-uri",
+    "x-original-url",
+    "x-real-ip",
+    "x-remote-user",
+    "x-rewrite-url",
+    "x-request-id",
+];
+const DROPPED_PREFIXES: [&str; 4] = ["x-forwarded-", "x-postern-", "x-auth-request-", "sec-fetch-"];
+
+/// Whether a header of the client stays here. Names with an underscore go as well: some servers read `X_Real_IP` as
+/// `X-Real-IP`.
+pub fn is_dropped(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    DROPPED.contains(&name) || DROPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name.contains('_')
+}
+
+/// The headers we add. The credential comes last, so that nothing else can own its name.
+pub fn additions(route: &Route, client: Option<IpAddr>, request_id: &HeaderValue, credential: &Credential) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let proto = HeaderValue::from_static(if route.resource.starts_with("https:") { "https" } else { "http" });
+    [
+        HeaderValue::from_str(&route.upstream.authority).ok().map(|host| (header::HOST, host)),
+        client.and_then(|client| HeaderValue::from_str(&client.to_string()).ok()).map(|client| (FORWARDED_FOR, client)),
+        HeaderValue::from_str(&route.authority).ok().map(|host| (FORWARDED_HOST, host)),
+        Some((FORWARDED_PROTO, proto)),
+        Some((REQUEST_ID, request_id.clone())),
+        credential.header.clone(),
+    ]
+    .into_iter()
+    .flatten()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn what_could_impersonate_is_dropped_and_mcp_stays() {
+        for name in ["authorization", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-user", "x_forwarded_user", "x-real-ip", "x-postern-user", "origin", "proxy-authorization", "x-original-url"] {
+            assert!(is_dropped(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["accept", "content-type", "mcp-session-id", "mcp-protocol-version", "mcp-method", "mcp-name", "mcp-param-region", "last-event-id", "traceparent", "user-agent", "x-accel-buffering"] {
+            assert!(!is_dropped(&HeaderName::from_static(name)), "{name}");
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Postern: an MCP gateway on Pingora.
+//!
+//! MCP clients sign in here once; each user's own token is carried to every MCP server behind. The floor plan, top
+//! down; a module may use what stands below it, and `tests/architecture.rs` keeps it that way:
+//!
+//! ```text
+//! main        arguments → exit code
+//! cli         run, validate, schema, demo, keys, hash-password
+//! server      sockets, TLS, services, signals                          ┐
+//! gateway     the hooks of the proxy · background  events and sweeps   │ Pingora lives here
+//! upstream    name → vetted address → peer                             ┘ and nowhere else
+//! web         our endpoints and pages as an axum router
+//!
+//!             route ─► origin ─► authn ─► policy ─► credential ─► inject ─► upstream ─► trap ─► respond
+//!             Route              Caller   Permit    Credential    headers   answer      Verdict Reply
+//!
+//! oauth       server  we are the authorization server · client  we are the client
+//! route       host and path → Route · mcp  what the protocol's headers say · challenge  WWW-Authenticate
+//! store       records, one trait · outbound  the only HTTP client · seal · telemetry · config · clock
+//! ```
+//!
+//! The client's token never goes upstream, the upstream's never comes down.
+pub mod authn;
+pub mod background;
+pub mod challenge;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod credential;
+pub mod demo;
+pub mod gateway;
+pub mod inject;
+pub mod mcp;
+pub mod oauth;
+pub mod origin;
+pub mod outbound;
+pub mod policy;
+pub mod respond;
+pub mod route;
+pub mod seal;
+pub mod server;
+pub mod store;
+pub mod telemetry;
+pub mod trap;
+pub mod upstream;
+pub mod web;

@@ -1,0 +1,266 @@
+//! Taking a user to an upstream's authorization server and back.
+//!
+//! [`Connector::prospect`] says, before consent, whether and where that is needed; [`Connector::begin`], after
+//! consent, makes the `state`, bound to user and browser session, single use, ten minutes; [`Connector::complete`]
+//! takes the answer, and sends the code nowhere before browser, state and issuer are known to be right (RFC 9207 §2.4).
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+
+use super::authorize::{Pkce, authorization_url, check_issuer};
+use super::discover::{DiscoverError, Discovered, Overrides, Target, discover};
+use super::probe::{Probe, probe};
+use super::register::{RegisterError, Registration};
+use super::token::{self, Grant, Outcome, TokenResponse};
+use super::{Connector, connection_key, issuer_key};
+use crate::config::{Credential, OauthCredential};
+use crate::route::{Route, Table};
+use crate::seal;
+use crate::store::record::{RecordError, Take, Tokens, Typed};
+use crate::store::{Kind, State};
+
+const PENDING_TTL: Duration = Duration::from_secs(600);
+/// How long a connection is kept that nobody uses. Every refresh begins it anew.
+pub(super) const CONNECTION_TTL: Duration = Duration::from_secs(400 * 24 * 3600);
+
+/// What a user will be asked for, and where.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Plan {
+    pub discovered: Discovered,
+    pub scopes: Vec<String>,
+}
+
+/// Whether a user has to go to the upstream's authorization server.
+pub enum Prospect {
+    NotNeeded,
+    Needed(Plan),
+    /// The upstream is out of reach, so nobody can say.
+    Unknown,
+}
+
+/// An authorization under way (store record, found by the digest of its `state`).
+#[derive(Serialize, Deserialize)]
+struct Pending {
+    route: String,
+    user: String,
+    session: String,
+    plan: Plan,
+    verifier: String,
+    redirect_uri: String,
+    registration_key: String,
+    registration: Registration,
+    resume: serde_json::Value,
+}
+
+impl Typed for Pending {
+    const KIND: Kind = Kind::Pending;
+}
+
+/// What came back with the browser.
+pub struct Returning<'a> {
+    pub state: &'a str,
+    pub code: Option<&'a str>,
+    pub iss: Option<&'a str>,
+    pub error: Option<&'a str>,
+}
+
+/// A finished authorization and what it was begun for.
+pub struct Completed {
+    pub resume: serde_json::Value,
+    pub outcome: Result<(), ConnectError>,
+}
+
+/// Why an answer is not taken at all. Nothing was sent anywhere and nothing used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CallbackError {
+    #[error("this authorization is not known, was finished already, or has expired")]
+    Unknown,
+    #[error("this authorization was begun by another user or in another browser")]
+    NotYours,
+    #[error("the store cannot be reached")]
+    Unavailable,
+}
+
+/// Why an authorization failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("the authorization server said no")]
+    Denied,
+    #[error("the answer is not from the authorization server that was asked")]
+    Issuer,
+    #[error("registration failed: {0}")]
+    Register(#[from] RegisterError),
+    #[error("the code could not be redeemed: {0}")]
+    Token(String),
+    #[error("out of reach just now")]
+    Unavailable,
+}
+
+impl Connector {
+    /// Asks the upstream, with no credential, whether it wants one, and finds out from whom. Stores nothing.
+    pub async fn prospect(&self, route: &Route, user: &str) -> Result<Prospect, DiscoverError> {
+        let Credential::Oauth(oauth) = &route.credential else { return Ok(Prospect::NotNeeded) };
+        let key = connection_key(user, &route.name);
+        let existing = match self.records.connection(&key).await {
+            Ok(existing) => existing,
+            // Nobody can read it any more: only a new authorization helps.
+            Err(RecordError::Unreadable) => None,
+            Err(_) => return Ok(Prospect::Unknown),
+        };
+        let incarnation = existing.as_ref().map(|(connection, _)| connection.incarnation.as_str());
+        let challenge = self.open_challenge(&key, incarnation).await;
+        let usable = existing.as_ref().is_some_and(|(connection, tokens)| connection.state != State::NeedsReauth && is_alive(tokens, self.clock.now()));
+        if usable && challenge.is_none() {
+            return Ok(Prospect::NotNeeded);
+        }
+        let bearer = match probe(&self.outbound, &route.upstream.url, &route.upstream.policy).await {
+            Probe::Challenged { bearer, .. } => bearer,
+            // Some servers ask only once a tool is called.
+            Probe::Open if challenge.is_some() || existing.is_some() => None,
+            Probe::Open => return Ok(Prospect::NotNeeded),
+            Probe::Unreachable(reason) => {
+                tracing::info!(target: "postern::oauth", route = %route.name, %reason, "upstream does not answer the probe");
+                return Ok(Prospect::Unknown);
+            }
+        };
+        let overrides = overrides(oauth);
+        let target = Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides: &overrides };
+        let discovered = match discover(&self.outbound, &target, bearer.as_ref()).await {
+            Ok(discovered) => discovered,
+            Err(error) if error.is_transient() => {
+                tracing::info!(target: "postern::oauth", route = %route.name, %error, "upstream's authorization server does not answer");
+                return Ok(Prospect::Unknown);
+            }
+            Err(error) => return Err(error),
+        };
+        // What was asked for before is asked for again: a step up adds (MCP Step-Up, SEP-2350).
+        let before = existing.into_iter().flat_map(|(_, tokens)| tokens.requested_scopes);
+        let mut scopes = Vec::new();
+        for scope in discovered.scopes.iter().cloned().chain(challenge.unwrap_or_default().scopes).chain(before) {
+            if !scopes.contains(&scope) {
+                scopes.push(scope);
+            }
+        }
+        Ok(Prospect::Needed(Plan { discovered, scopes }))
+    }
+
+    /// Begins an authorization; returns the URL the browser goes to. `resume` comes back from [`Connector::complete`].
+    pub async fn begin(&self, route: &Route, plan: Plan, user: &str, session: &str, resume: serde_json::Value) -> Result<String, ConnectError> {
+        let server = &plan.discovered.server;
+        let (registration_key, registration) = self.registration(route, server).await?;
+        let redirect_uri = self.redirect_uri(&issuer_key(&server.issuer));
+        let pkce = Pkce::new(seal::random().map_err(|_| ConnectError::Unavailable)?);
+        let state = seal::token().map_err(|_| ConnectError::Unavailable)?;
+        let none = BTreeMap::new();
+        let extra = match &route.credential {
+            Credential::Oauth(oauth) => &oauth.authorization_params,
+            _ => &none,
+        };
+        let url = authorization_url(
+            server,
+            &registration.client_id,
+            &redirect_uri,
+            state.expose_secret(),
+            &pkce.challenge,
+            &plan.discovered.resource,
+            &plan.scopes,
+            extra,
+        );
+        let pending = Pending {
+            route: route.name.clone(),
+            user: user.to_owned(),
+            session: session.to_owned(),
+            verifier: pkce.verifier.expose_secret().to_owned(),
+            redirect_uri,
+            registration_key,
+            registration,
+            resume,
+            plan,
+        };
+        let key = seal::digest(state.expose_secret());
+        self.records.put(&key, 0, &pending, PENDING_TTL).await.map_err(|_| ConnectError::Unavailable)?;
+        Ok(url)
+    }
+
+    /// Takes the browser back. `issuer_key` is the part of the callback URL that names the issuer.
+    pub async fn complete(&self, routes: &Table, key: &str, returning: &Returning<'_>, user: &str, session: &str) -> Result<Completed, CallbackError> {
+        let record = seal::digest(returning.state);
+        let unavailable = |_| CallbackError::Unavailable;
+        let seen = self.records.get::<Pending>(&record).await.map_err(unavailable)?.ok_or(CallbackError::Unknown)?.value;
+        let same_session = bool::from(seen.session.as_bytes().ct_eq(session.as_bytes()));
+        if seen.user != user || !same_session {
+            return Err(CallbackError::NotYours);
+        }
+        if issuer_key(&seen.plan.discovered.server.issuer) != key {
+            return Err(CallbackError::Unknown);
+        }
+        let Take::Fresh(pending) = self.records.take::<Pending>(&record).await.map_err(unavailable)? else {
+            return Err(CallbackError::Unknown);
+        };
+        let pending = pending.value;
+        let route = routes.by_name(&pending.route).ok_or(CallbackError::Unknown)?;
+        let outcome = self.redeem(route, &pending, returning).await;
+        tracing::info!(target: "audit", event = "connect", user, route = %pending.route, issuer = %pending.plan.discovered.server.issuer, ok = outcome.is_ok());
+        Ok(Completed { resume: pending.resume, outcome })
+    }
+
+    async fn redeem(&self, route: &Route, pending: &Pending, returning: &Returning<'_>) -> Result<(), ConnectError> {
+        let discovered = &pending.plan.discovered;
+        // First of all, for errors too: an answer from elsewhere says nothing (RFC 9207 §2.4).
+        check_issuer(&discovered.server, returning.iss).map_err(|_| ConnectError::Issuer)?;
+        if returning.error.is_some() {
+            return Err(ConnectError::Denied);
+        }
+        let code = returning.code.ok_or(ConnectError::Denied)?;
+        let verifier = SecretString::from(pending.verifier.clone());
+        let grant = Grant::Code { code, verifier: &verifier, redirect_uri: &pending.redirect_uri };
+        let endpoint = &discovered.server.token_endpoint;
+        let now = self.clock.now();
+        let response = match token::request(&self.outbound, &route.upstream.policy, endpoint, &pending.registration, grant, &discovered.resource, now).await {
+            Outcome::Success(response) if response.usable => response,
+            Outcome::Success(_) => return Err(ConnectError::Token("the access token cannot be sent in a header".into())),
+            Outcome::CleanTransient { .. } | Outcome::Ambiguous => return Err(ConnectError::Unavailable),
+            Outcome::Dead => return Err(ConnectError::Token("invalid_grant".into())),
+            Outcome::Config(error) => return Err(ConnectError::Token(error)),
+        };
+        let tokens = tokens(response, pending, now);
+        let key = connection_key(&pending.user, &pending.route);
+        self.records.connect(&key, &tokens, CONNECTION_TTL).await.map_err(|_| ConnectError::Unavailable)?;
+        Ok(())
+    }
+}
+
+fn overrides(oauth: &OauthCredential) -> Overrides {
+    Overrides {
+        issuer: oauth.issuer.clone(),
+        authorization_endpoint: oauth.authorization_endpoint.clone(),
+        token_endpoint: oauth.token_endpoint.clone(),
+        resource: oauth.resource.clone(),
+        scopes: oauth.scopes.clone(),
+    }
+}
+
+/// Whether tokens are good for something: unexpired, or renewable.
+fn is_alive(tokens: &Tokens, now: SystemTime) -> bool {
+    tokens.refresh_token.is_some() || tokens.expires_at.is_none_or(|end| end > now)
+}
+
+fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens {
+    let discovered = &pending.plan.discovered;
+    Tokens {
+        access_token: response.access_token,
+        refresh_token: response.refresh_token,
+        token_type: "Bearer".to_owned(),
+        expires_at: response.expires_in.map(|lifetime| now + lifetime),
+        obtained_at: now,
+        scopes: response.scope.unwrap_or_else(|| pending.plan.scopes.clone()),
+        requested_scopes: pending.plan.scopes.clone(),
+        issuer: discovered.server.issuer.clone(),
+        resource: discovered.resource.clone(),
+        token_endpoint: discovered.server.token_endpoint.clone(),
+        registration: pending.registration_key.clone(),
+    }
+}

@@ -1,0 +1,363 @@
+//! From the URL of an upstream MCP server to the authorization server that issues its tokens.
+//!
+//! The walk: the challenge's `resource_metadata`, else the well-known places (RFC 9728 §3.1), then the metadata of
+//! the issuer named there (RFC 8414, OpenID Connect Discovery), in the order the MCP specification gives. A server
+//! without resource metadata is taken as one of revision 2025-03-26, its own authorization server at its origin.
+//! Every document is checked before anything in it is used ([`check`]); nothing is stored and nothing is cached here.
+mod check;
+mod document;
+mod scope;
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use url::Url;
+
+use self::check::{issuer_url, origin, resource_matches, safe_url, same_site};
+use self::document::{ResourceMetadata, ServerMetadata, fetch};
+pub(super) use self::scope::scope_list;
+use self::scope::{valid_scopes, wanted_scopes};
+use crate::challenge::Bearer;
+use crate::outbound::{AddressPolicy, Outbound};
+
+/// For the whole walk; a slow-dripping server costs a user this much at most.
+const TOTAL_TIME: Duration = Duration::from_secs(10);
+/// Of a list of authorization servers so many are tried.
+const MOST_SERVERS: usize = 3;
+
+/// The server whose authorization server is looked for.
+#[derive(Clone, Copy)]
+pub struct Target<'a> {
+    /// Upstream MCP URL as configured.
+    pub url: &'a str,
+    pub policy: &'a AddressPolicy,
+    pub overrides: &'a Overrides,
+}
+
+/// What the configuration fixes instead of leaving it to discovery.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    pub issuer: Option<String>,
+    /// Together with `token_endpoint`: no discovery at all.
+    pub authorization_endpoint: Option<String>,
+    pub token_endpoint: Option<String>,
+    /// Also vouches for resource metadata that names exactly this resource, as behind an internal address.
+    pub resource: Option<String>,
+    /// Taken as they are, nothing added.
+    pub scopes: Option<Vec<String>>,
+}
+
+/// An authorization server whose metadata was checked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuthorizationServer {
+    /// Verbatim: compared as a string with `iss`, and the key under which our client identity is kept.
+    pub issuer: String,
+    pub authorization_endpoint: String,
+    pub token_endpoint: String,
+    pub registration_endpoint: Option<String>,
+    pub revocation_endpoint: Option<String>,
+    /// Client authentication at the token endpoint, by registered name.
+    pub auth_methods: Vec<String>,
+    /// Takes client ID metadata documents.
+    pub cimd: bool,
+    /// Promises `iss` in every authorization response (RFC 9207).
+    pub iss_parameter: bool,
+    pub scopes_supported: Vec<String>,
+}
+
+/// What an authorization needs to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discovered {
+    pub server: AuthorizationServer,
+    /// As configured, else verbatim from the resource metadata, else the URL as configured.
+    pub resource: String,
+    /// As configured, else of the challenge, else all that the resource metadata lists, else empty.
+    pub scopes: Vec<String>,
+}
+
+/// Why there is no authorization server to go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DiscoverError {
+    /// Network, 429 or 5xx: worth another try later.
+    #[error("metadata is unavailable at the moment")]
+    Unavailable,
+    #[error("the resource metadata speaks for another server")]
+    ResourceMismatch,
+    #[error("the authorization server metadata names another issuer")]
+    IssuerMismatch,
+    #[error("the configured issuer is not among the authorization servers of this resource")]
+    IssuerNotListed,
+    /// Honest, but not enough for us.
+    #[error("the authorization server cannot be used: {0}")]
+    Unsupported(&'static str),
+    /// Malformed or unsafe.
+    #[error("metadata refused: {0}")]
+    Invalid(&'static str),
+    #[error("metadata refused: address not allowed")]
+    Refused,
+}
+
+impl DiscoverError {
+    /// Whether waiting may help. Everything else stays until somebody changes something.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, DiscoverError::Unavailable)
+    }
+}
+
+/// Finds and checks the authorization server of `target`. `challenge` is the Bearer challenge the server answered
+/// with, if any. At most twelve documents are fetched, in ten seconds.
+pub async fn discover(
+    outbound: &Outbound,
+    target: &Target<'_>,
+    challenge: Option<&Bearer>,
+) -> Result<Discovered, DiscoverError> {
+    tokio::time::timeout(TOTAL_TIME, walk(outbound, target, challenge))
+        .await
+        .unwrap_or(Err(DiscoverError::Unavailable))
+}
+
+async fn walk(
+    outbound: &Outbound,
+    target: &Target<'_>,
+    challenge: Option<&Bearer>,
+) -> Result<Discovered, DiscoverError> {
+    let upstream = Url::parse(target.url).map_err(|_| DiscoverError::Invalid("upstream url"))?;
+    if let Some(server) = configured_server(target)? {
+        return Ok(conclude(target, challenge, server, None));
+    }
+    let metadata = resource_metadata(outbound, target, &upstream, challenge).await?;
+    let listed = metadata
+        .as_ref()
+        .and_then(|metadata| metadata.authorization_servers.as_deref())
+        .unwrap_or(&[]);
+    let server = match (&target.overrides.issuer, listed) {
+        (Some(issuer), []) => published_server(outbound, target, issuer).await?,
+        (Some(issuer), listed) if listed.contains(issuer) => {
+            published_server(outbound, target, issuer).await?
+        }
+        (Some(_), _) => return Err(DiscoverError::IssuerNotListed),
+        (None, []) => origin_server(outbound, target, &upstream).await?,
+        (None, listed) => first_usable(outbound, target, listed).await?,
+    };
+    Ok(conclude(target, challenge, server, metadata))
+}
+
+/// Both endpoints configured: the operator's word instead of any document.
+fn configured_server(target: &Target<'_>) -> Result<Option<AuthorizationServer>, DiscoverError> {
+    let overrides = target.overrides;
+    let (Some(authorization), Some(token)) = (&overrides.authorization_endpoint, &overrides.token_endpoint)
+    else {
+        return Ok(None);
+    };
+    let url = safe_url(authorization, target.policy)?;
+    safe_url(token, target.policy)?;
+    Ok(Some(AuthorizationServer {
+        issuer: overrides.issuer.clone().unwrap_or_else(|| origin(&url)),
+        authorization_endpoint: authorization.clone(),
+        token_endpoint: token.clone(),
+        registration_endpoint: None,
+        revocation_endpoint: None,
+        auth_methods: default_auth_methods(),
+        cimd: false,
+        iss_parameter: false,
+        scopes_supported: Vec::new(),
+    }))
+}
+
+/// The checked resource metadata, or `None` where the server publishes none.
+async fn resource_metadata(
+    outbound: &Outbound,
+    target: &Target<'_>,
+    upstream: &Url,
+    challenge: Option<&Bearer>,
+) -> Result<Option<ResourceMetadata>, DiscoverError> {
+    let hint = challenge
+        .and_then(|bearer| bearer.resource_metadata.clone())
+        .filter(|hint| check::may_follow(hint, upstream, target.policy));
+    let well_known = check::resource_metadata_urls(upstream);
+    // A hint that names a well-known place is not asked twice.
+    let places = hint
+        .iter()
+        .chain(well_known.iter().filter(|url| Some(*url) != hint.as_ref()));
+    for place in places {
+        let Some(found) = fetch::<ResourceMetadata>(outbound, target.policy, place).await? else {
+            continue;
+        };
+        let configured = target.overrides.resource.as_deref();
+        if !resource_matches(&found.resource, upstream, configured) {
+            return Err(DiscoverError::ResourceMismatch);
+        }
+        return Ok(Some(found));
+    }
+    Ok(None)
+}
+
+/// The first of the listed servers that passes every check. An outage ends the search: moving on to the next server
+/// because one is down would move the user's authorization with it.
+async fn first_usable(
+    outbound: &Outbound,
+    target: &Target<'_>,
+    listed: &[String],
+) -> Result<AuthorizationServer, DiscoverError> {
+    let mut first_error = None;
+    for issuer in listed.iter().take(MOST_SERVERS) {
+        match published_server(outbound, target, issuer).await {
+            Err(error) if !error.is_transient() => {
+                first_error.get_or_insert(error);
+            }
+            result => return result,
+        }
+    }
+    Err(first_error.unwrap_or(DiscoverError::Unsupported("none is listed")))
+}
+
+/// The server that calls itself `issuer`, by its own metadata.
+async fn published_server(
+    outbound: &Outbound,
+    target: &Target<'_>,
+    issuer: &str,
+) -> Result<AuthorizationServer, DiscoverError> {
+    let url = issuer_url(issuer, target.policy)?;
+    for place in check::server_metadata_urls(&url) {
+        if let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? {
+            // RFC 8414 §3.3: the very same string.
+            if metadata.issuer != issuer {
+                return Err(DiscoverError::IssuerMismatch);
+            }
+            return checked_server(target, &url, metadata);
+        }
+    }
+    Err(DiscoverError::Unsupported("it publishes no metadata"))
+}
+
+/// Revision 2025-03-26: the MCP server's origin is its authorization server, with fixed paths where it has no
+/// metadata. The identifier is of our making, so both spellings of an origin are equal here.
+async fn origin_server(
+    outbound: &Outbound,
+    target: &Target<'_>,
+    upstream: &Url,
+) -> Result<AuthorizationServer, DiscoverError> {
+    let issuer = origin(upstream);
+    let url = issuer_url(&issuer, target.policy)?;
+    let place = format!("{issuer}/.well-known/oauth-authorization-server");
+    if let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? {
+        if check::without_slash(&metadata.issuer) != issuer {
+            return Err(DiscoverError::IssuerMismatch);
+        }
+        return checked_server(target, &url, metadata);
+    }
+    let overrides = target.overrides;
+    let server = AuthorizationServer {
+        authorization_endpoint: overrides
+            .authorization_endpoint
+            .clone()
+            .unwrap_or_else(|| format!("{issuer}/authorize")),
+        token_endpoint: overrides
+            .token_endpoint
+            .clone()
+            .unwrap_or_else(|| format!("{issuer}/token")),
+        registration_endpoint: Some(format!("{issuer}/register")),
+        revocation_endpoint: None,
+        // Nothing is published; clients of that revision are public ones with PKCE.
+        auth_methods: vec!["none".to_string()],
+        cimd: false,
+        iss_parameter: false,
+        scopes_supported: Vec::new(),
+        issuer,
+    };
+    safe_url(&server.authorization_endpoint, target.policy)?;
+    safe_url(&server.token_endpoint, target.policy)?;
+    Ok(server)
+}
+
+/// `metadata` is known to be of `issuer`; what it says is fit for use after this.
+fn checked_server(
+    target: &Target<'_>,
+    issuer: &Url,
+    metadata: ServerMetadata,
+) -> Result<AuthorizationServer, DiscoverError> {
+    let overrides = target.overrides;
+    let methods = metadata.code_challenge_methods_supported.unwrap_or_default();
+    if !methods.iter().any(|method| method == "S256") {
+        return Err(DiscoverError::Unsupported("it does not announce pkce with s256"));
+    }
+    let authorization_endpoint = overrides
+        .authorization_endpoint
+        .clone()
+        .or(metadata.authorization_endpoint)
+        .ok_or(DiscoverError::Unsupported("it has no authorization endpoint"))?;
+    let token_endpoint = overrides
+        .token_endpoint
+        .clone()
+        .or(metadata.token_endpoint)
+        .ok_or(DiscoverError::Unsupported("it has no token endpoint"))?;
+    let authorization = safe_url(&authorization_endpoint, target.policy)?;
+    safe_url(&token_endpoint, target.policy)?;
+    for endpoint in [&metadata.registration_endpoint, &metadata.revocation_endpoint]
+        .into_iter()
+        .flatten()
+    {
+        safe_url(endpoint, target.policy)?;
+    }
+    if overrides.authorization_endpoint.is_none()
+        && !same_site(issuer, &authorization)
+        && !target.policy.allows_private(check::bare_host(&authorization))
+    {
+        return Err(DiscoverError::Invalid(
+            "authorization endpoint on another site than the issuer",
+        ));
+    }
+    Ok(AuthorizationServer {
+        issuer: metadata.issuer,
+        authorization_endpoint,
+        token_endpoint,
+        registration_endpoint: metadata.registration_endpoint,
+        revocation_endpoint: metadata.revocation_endpoint,
+        auth_methods: metadata
+            .token_endpoint_auth_methods_supported
+            .unwrap_or_else(default_auth_methods),
+        cimd: metadata.client_id_metadata_document_supported.unwrap_or(false),
+        iss_parameter: metadata
+            .authorization_response_iss_parameter_supported
+            .unwrap_or(false),
+        scopes_supported: valid_scopes(metadata.scopes_supported.unwrap_or_default()),
+    })
+}
+
+fn conclude(
+    target: &Target<'_>,
+    challenge: Option<&Bearer>,
+    server: AuthorizationServer,
+    metadata: Option<ResourceMetadata>,
+) -> Discovered {
+    let (published_resource, published_scopes) = match metadata {
+        Some(metadata) => (
+            Some(metadata.resource),
+            metadata.scopes_supported.unwrap_or_default(),
+        ),
+        None => (None, Vec::new()),
+    };
+    let resource = target
+        .overrides
+        .resource
+        .clone()
+        .or(published_resource)
+        .unwrap_or_else(|| target.url.to_string());
+    let scopes = match &target.overrides.scopes {
+        Some(configured) => configured.clone(),
+        None => wanted_scopes(challenge, published_scopes, &server),
+    };
+    Discovered {
+        server,
+        resource,
+        scopes,
+    }
+}
+
+/// RFC 8414 §2: what an absent list means.
+fn default_auth_methods() -> Vec<String> {
+    vec!["client_secret_basic".to_string()]
+}
+
+#[cfg(test)]
+mod tests;

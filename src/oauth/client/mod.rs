@@ -1,0 +1,85 @@
+//! We are the client: upstream MCP servers have authorization servers of their own, and each user authorizes us
+//! there once. One step, one file: `probe` asks whether that is needed, `discover` finds out where, `register` who we
+//! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
+//! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile.
+pub mod authorize;
+pub mod challenged;
+pub mod connect;
+pub mod discover;
+pub mod probe;
+pub mod refresh;
+pub mod register;
+pub mod registration;
+pub mod token;
+#[cfg(test)]
+mod stub;
+
+use std::sync::Arc;
+
+use dashmap::{DashMap, DashSet};
+use data_encoding::BASE32_NOPAD;
+use tokio::sync::{Mutex, watch};
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::outbound::Outbound;
+use crate::seal;
+use crate::store::record::Records;
+use crate::telemetry::{InFlight, Metrics};
+
+/// Connects users to upstreams and keeps them connected. What the steps share.
+pub struct Connector {
+    pub clock: Clock,
+    pub records: Records,
+    pub outbound: Outbound,
+    metrics: Arc<Metrics>,
+    in_flight: InFlight,
+    /// Our own origin: where upstream authorization servers send users back to.
+    origin: String,
+    is_https: bool,
+    client_metadata_url: Option<String>,
+    /// One registration at a time per issuer.
+    registering: DashMap<String, Arc<Mutex<()>>>,
+    /// Grants whose last call met an upstream challenge in this process.
+    met: DashSet<Box<str>>,
+    /// Refreshes under way in this process, by connection.
+    refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
+}
+
+// === impl Connector ===
+
+impl Connector {
+    pub fn new(clock: Clock, records: Records, outbound: Outbound, config: &Config, metrics: Arc<Metrics>, in_flight: InFlight) -> Self {
+        Self {
+            clock,
+            records,
+            outbound,
+            metrics,
+            in_flight,
+            origin: config.server.public_url.origin().to_owned(),
+            is_https: config.server.public_url.is_https(),
+            client_metadata_url: config.oauth_client.client_metadata_url.clone(),
+            registering: DashMap::new(),
+            met: DashSet::new(),
+            refreshing: DashMap::new(),
+        }
+    }
+
+    /// Where the authorization server of this key sends users back to: one address per issuer, so that no issuer can
+    /// pass for another (RFC 9700 §4.4).
+    pub fn redirect_uri(&self, issuer_key: &str) -> String {
+        format!("{}/oauth/upstream/callback/{issuer_key}", self.origin)
+    }
+}
+
+/// The short name of an issuer in our URLs: the first 16 base32 characters of its SHA-256.
+pub fn issuer_key(issuer: &str) -> String {
+    let digest = ring::digest::digest(&ring::digest::SHA256, issuer.as_bytes());
+    BASE32_NOPAD.encode(digest.as_ref()).chars().take(16).collect::<String>().to_ascii_lowercase()
+}
+
+/// The key of a user's connection at a route.
+pub fn connection_key(user: &str, route: &str) -> String {
+    // Route names have no NUL, so no two pairs meet.
+    seal::digest(&format!("{route}\0{user}"))
+}

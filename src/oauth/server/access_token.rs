@@ -1,0 +1,214 @@
+//! The access tokens we issue: sealed, not signed.
+//!
+//! A token is `postern_at_` followed by base64url of `key id ‖ nonce ‖ ciphertext`. Only instances that hold the
+//! key can read it, so opening one is a single AEAD call: no signature to verify, and no cache of verified
+//! tokens that could be flooded or go stale. The prefix never changes, so secret scanners can know it.
+//! Nonces are random, 96 bits: a key is good for 2^32 tokens (NIST SP 800-38D §8.3), which at a thousand tokens a
+//! second is seven weeks, and keys are replaced long before.
+use std::ops::Range;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use data_encoding::BASE64URL_NOPAD;
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+
+use crate::seal;
+
+/// What every access token begins with.
+pub const PREFIX: &str = "postern_at_";
+const KEY_ID_LEN: usize = 4;
+/// Longer strings are refused before they are decoded; ours stay far below.
+const MAX_LEN: usize = 4096;
+/// Keeps these ciphertexts apart from any other use of a key; the key id needs no place here, it selects the key.
+const CONTEXT: &[u8] = b"postern access token 1";
+
+/// The keys that seal (the first) and open (all) access tokens.
+pub struct Keys {
+    keys: Vec<([u8; KEY_ID_LEN], LessSafeKey)>,
+}
+
+/// What a token says when it is made.
+pub struct Claims<'a> {
+    /// The canonical URL of the route it works on (RFC 8707).
+    pub audience: &'a str,
+    pub grant: &'a str,
+    pub subject: &'a str,
+    pub client: &'a str,
+    /// Space-separated (RFC 6749 §3.3).
+    pub scope: &'a str,
+    pub expires_at: SystemTime,
+}
+
+/// An opened token. Strings are slices of one buffer, so opening allocates once.
+pub struct Opened {
+    text: String,
+    fields: [Range<usize>; 5],
+    expires_at: SystemTime,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum OpenError {
+    #[error("not an access token of this server")]
+    Foreign,
+    #[error("access token has expired")]
+    Expired,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("access token could not be sealed")]
+pub struct SealError;
+
+// === impl Keys ===
+
+impl Keys {
+    /// `keys`: 32 random bytes each, the first one seals. Key ids are derived from the keys themselves.
+    pub fn new(keys: &[[u8; 32]]) -> Result<Self, SealError> {
+        let keys = keys.iter().map(|key| {
+            let digest = ring::digest::digest(&ring::digest::SHA256, &[b"postern access token key id", key.as_slice()].concat());
+            let id = digest.as_ref().first_chunk().copied().ok_or(SealError)?;
+            Ok((id, LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| SealError)?)))
+        });
+        let keys = keys.collect::<Result<Vec<_>, SealError>>()?;
+        if keys.is_empty() { Err(SealError) } else { Ok(Self { keys }) }
+    }
+
+    /// Makes the token string.
+    pub fn seal(&self, claims: &Claims<'_>) -> Result<String, SealError> {
+        let (id, key) = self.keys.first().ok_or(SealError)?;
+        let nonce: [u8; NONCE_LEN] = seal::random().map_err(|_| SealError)?;
+        let mut plain = Vec::with_capacity(256);
+        let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
+        plain.extend_from_slice(&expires.to_be_bytes());
+        for field in [claims.audience, claims.grant, claims.subject, claims.client, claims.scope] {
+            plain.extend_from_slice(&u16::try_from(field.len()).map_err(|_| SealError)?.to_be_bytes());
+            plain.extend_from_slice(field.as_bytes());
+        }
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(CONTEXT), &mut plain).map_err(|_| SealError)?;
+        let mut token = PREFIX.to_owned();
+        BASE64URL_NOPAD.encode_append(&[id.as_slice(), &nonce, &plain].concat(), &mut token);
+        Ok(token)
+    }
+
+    /// Opens `token` at `now`. Anything that is not exactly a token of ours is [`OpenError::Foreign`].
+    pub fn open(&self, token: &str, now: SystemTime) -> Result<Opened, OpenError> {
+        let encoded = token.strip_prefix(PREFIX).filter(|rest| rest.len() <= MAX_LEN).ok_or(OpenError::Foreign)?;
+        let mut bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| OpenError::Foreign)?;
+        let (id, rest) = bytes.split_first_chunk_mut::<KEY_ID_LEN>().ok_or(OpenError::Foreign)?;
+        let (nonce, sealed) = rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(OpenError::Foreign)?;
+        let (_, key) = self.keys.iter().find(|(known, _)| known == id).ok_or(OpenError::Foreign)?;
+        let plain = key
+            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(CONTEXT), sealed)
+            .map_err(|_| OpenError::Foreign)?;
+        let opened = Opened::read(plain).ok_or(OpenError::Foreign)?;
+        if opened.expires_at <= now { Err(OpenError::Expired) } else { Ok(opened) }
+    }
+}
+
+// === impl Opened ===
+
+impl Opened {
+    fn read(plain: &[u8]) -> Option<Self> {
+        let (expires, mut rest) = plain.split_first_chunk::<8>()?;
+        let mut text = String::with_capacity(rest.len());
+        let mut fields: [Range<usize>; 5] = Default::default();
+        for field in &mut fields {
+            let (length, after) = rest.split_first_chunk::<2>()?;
+            let (value, after) = after.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
+            let start = text.len();
+            text.push_str(std::str::from_utf8(value).ok()?);
+            *field = start..text.len();
+            rest = after;
+        }
+        let expires_at = UNIX_EPOCH.checked_add(Duration::from_secs(u64::from_be_bytes(*expires)))?;
+        rest.is_empty().then_some(Self { text, fields, expires_at })
+    }
+
+    fn field(&self, index: usize) -> &str {
+        self.fields.get(index).and_then(|range| self.text.get(range.clone())).unwrap_or_default()
+    }
+
+    pub fn audience(&self) -> &str {
+        self.field(0)
+    }
+    pub fn grant(&self) -> &str {
+        self.field(1)
+    }
+    pub fn subject(&self) -> &str {
+        self.field(2)
+    }
+    pub fn client(&self) -> &str {
+        self.field(3)
+    }
+    /// Space-separated.
+    pub fn scope(&self) -> &str {
+        self.field(4)
+    }
+    pub fn expires_at(&self) -> SystemTime {
+        self.expires_at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn sealed(keys: &Keys) -> String {
+        keys.seal(&Claims {
+            audience: "https://mcp.example.com/files",
+            grant: "g1",
+            subject: "alice",
+            client: "https://client.example/meta.json",
+            scope: "mcp:access",
+            expires_at: now() + Duration::from_secs(600),
+        })
+        .unwrap()
+    }
+
+    #[test]
+    fn a_token_opens_to_what_was_sealed() {
+        let keys = Keys::new(&[[7; 32]]).unwrap();
+        let token = sealed(&keys);
+        assert!(token.starts_with(PREFIX));
+        let opened = keys.open(&token, now()).unwrap();
+        assert_eq!((opened.audience(), opened.grant(), opened.subject()), ("https://mcp.example.com/files", "g1", "alice"));
+        assert_eq!((opened.client(), opened.scope()), ("https://client.example/meta.json", "mcp:access"));
+    }
+
+    #[test]
+    fn any_flipped_character_is_refused() {
+        let keys = Keys::new(&[[7; 32]]).unwrap();
+        let token = sealed(&keys);
+        for at in 0..token.len() {
+            let mut other = token.clone().into_bytes();
+            other[at] = if other[at] == b'A' { b'B' } else { b'A' };
+            assert_eq!(keys.open(std::str::from_utf8(&other).unwrap(), now()).err(), Some(OpenError::Foreign), "at {at}");
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_truncation_is_refused() {
+        let keys = Keys::new(&[[7; 32]]).unwrap();
+        let raw = BASE64URL_NOPAD.decode(&sealed(&keys).as_bytes()[PREFIX.len()..]).unwrap();
+        for bit in 0..raw.len() * 8 {
+            let mut other = raw.clone();
+            other[bit / 8] ^= 1 << (bit % 8);
+            assert!(keys.open(&format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&other)), now()).is_err());
+        }
+        for length in 0..raw.len() {
+            assert!(keys.open(&format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&raw[..length])), now()).is_err());
+        }
+    }
+
+    #[test]
+    fn expired_and_foreign_keys_are_refused_and_old_keys_still_open() {
+        let old = Keys::new(&[[7; 32]]).unwrap();
+        let token = sealed(&old);
+        assert_eq!(old.open(&token, now() + Duration::from_secs(600)).err(), Some(OpenError::Expired));
+        assert_eq!(Keys::new(&[[8; 32]]).unwrap().open(&token, now()).err(), Some(OpenError::Foreign));
+        assert!(Keys::new(&[[8; 32], [7; 32]]).unwrap().open(&token, now()).is_ok());
+    }
+}

@@ -1,0 +1,190 @@
+//! `GET /oauth/authorize` (OAuth 2.1 §4.1.1): checks what the client asks and prepares what the user will be asked.
+//!
+//! Two kinds of error: before client and redirect URI are certain nothing is sent anywhere, the user sees a page;
+//! after that the client hears of it through its redirect URI. What the user has to decide is stored as one flow,
+//! bound to the browser session, good for one decision within ten minutes.
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::client::{Client, ClientError};
+use super::params::{Params, with_query};
+use super::refusal::Refusal;
+use super::{Authority, Snapshot, redirect};
+use crate::oauth::client::connect::{Plan, Prospect};
+use crate::route::Route;
+use crate::seal;
+use crate::store::Kind;
+use crate::store::record::Typed;
+
+pub const FLOW_TTL: Duration = Duration::from_secs(600);
+
+/// A client's request, checked.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Request {
+    pub client_id: String,
+    pub redirect_uri: String,
+    pub state: Option<String>,
+    /// PKCE S256 challenge (RFC 7636 §4.2).
+    pub challenge: String,
+    pub route: String,
+    pub resource: String,
+    /// As asked; empty when nothing was.
+    pub scopes: Vec<String>,
+}
+
+/// Who is at the browser.
+#[derive(Clone)]
+pub struct Browser {
+    pub user: String,
+    /// Digest of the session cookie.
+    pub session: String,
+}
+
+/// One decision a user has to make (store record).
+#[derive(Serialize, Deserialize)]
+pub struct Flow {
+    pub request: Request,
+    pub user: String,
+    pub session: String,
+    pub scopes: Vec<String>,
+    pub plan: Option<Plan>,
+}
+
+impl Typed for Flow {
+    const KIND: Kind = Kind::Flow;
+}
+
+/// What the consent page has to say.
+pub struct Question {
+    pub flow: String,
+    pub client: Client,
+    pub redirect_uri: String,
+    pub route: Arc<Route>,
+    pub scopes: Vec<String>,
+    pub plan: Option<Plan>,
+    pub note: Option<&'static str>,
+}
+
+/// Why there will be no consent page.
+#[derive(Debug)]
+pub enum Refused {
+    /// Client or redirect URI are not to be trusted: tell the user, redirect nowhere (RFC 6749 §4.1.2.1).
+    Page(&'static str),
+    /// We could not find out; trying again may help.
+    Later(&'static str),
+    /// Tell the client: the URL to send the browser to.
+    Redirect(String),
+}
+
+/// Checks the request. Needs no user, so that a bad request is refused before anybody signs in.
+pub async fn validate(authority: &Authority, snapshot: &Snapshot, query: &str) -> Result<(Request, Client), Refused> {
+    let params = Params::parse(query).map_err(|refusal| Refused::Page(refusal.description))?;
+    let client_id = params.value("client_id").ok_or(Refused::Page("The application did not say which one it is (client_id is missing)."))?;
+    let cimd = &snapshot.config.oauth_server.cimd;
+    let found = authority.clients.find(&authority.records, &authority.connector.outbound, cimd, client_id, authority.clock.now()).await;
+    let client = found.map_err(|error| match error {
+        ClientError::Unknown => Refused::Page("This application is not registered here. Remove this server from it, add it again, and retry."),
+        ClientError::Document(why) => {
+            tracing::info!(target: "postern::oauth", why, "client document refused");
+            Refused::Page("The application's metadata document cannot be used.")
+        }
+        ClientError::Unavailable => Refused::Later("The application could not be looked up just now."),
+    })?;
+    let redirect_uri = match (params.value("redirect_uri"), client.redirect_uris.as_slice()) {
+        (Some(asked), _) if client.allows(asked) => asked.to_owned(),
+        (Some(_), _) => return Err(Refused::Page("The application wants the answer sent to an address it has not registered.")),
+        (None, [only]) => only.clone(),
+        (None, _) => return Err(Refused::Page("The application did not say where the answer should go (redirect_uri is missing).")),
+    };
+    let state = params.value("state").map(str::to_owned);
+    match check(&params, snapshot) {
+        Ok((route, challenge, scopes)) => {
+            let (resource, route) = (route.resource.clone(), route.name.clone());
+            Ok((Request { client_id: client.id.clone(), redirect_uri, state, challenge, route, resource, scopes }, client))
+        }
+        Err(refusal) => Err(Refused::Redirect(error_redirect(snapshot, &redirect_uri, state.as_deref(), refusal))),
+    }
+}
+
+fn check<'s>(params: &Params, snapshot: &'s Snapshot) -> Result<(&'s Arc<Route>, String, Vec<String>), Refusal> {
+    if params.value("request").is_some() || params.value("request_uri").is_some() {
+        return Err(Refusal::request_not_supported("request objects are not supported"));
+    }
+    if params.required("response_type", "response_type is required")? != "code" {
+        return Err(Refusal::unsupported_response_type("only response_type=code is supported"));
+    }
+    if params.value("response_mode").is_some_and(|mode| mode != "query") {
+        return Err(Refusal::invalid_request("only response_mode=query is supported"));
+    }
+    let challenge = params.required("code_challenge", "code_challenge is required")?;
+    // Absent would mean `plain` (RFC 7636 §4.3), which is not offered.
+    if params.value("code_challenge_method") != Some("S256") {
+        return Err(Refusal::invalid_request("code_challenge_method must be S256"));
+    }
+    if challenge.len() != 43 || !challenge.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+        return Err(Refusal::invalid_request("code_challenge is not a SHA-256 digest in base64url"));
+    }
+    let route = match params.value("resource") {
+        Some(resource) => snapshot.routes.by_resource(resource).ok_or(Refusal::invalid_target("resource is not one of this server"))?,
+        None => only_route(snapshot).ok_or(Refusal::invalid_target("resource is required: this server has several"))?,
+    };
+    let scopes = params.value("scope").unwrap_or_default().split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned);
+    Ok((route, challenge.to_owned(), scopes.collect()))
+}
+
+fn only_route(snapshot: &Snapshot) -> Option<&Arc<Route>> {
+    let mut routes = snapshot.routes.iter();
+    routes.next().filter(|_| routes.next().is_none())
+}
+
+/// Prepares the user's decision: probes the upstream, so that the page can name its authorization server, and stores
+/// the flow.
+pub async fn prepare(authority: &Authority, snapshot: &Snapshot, request: Request, client: Client, browser: &Browser) -> Result<Question, Refused> {
+    let refuse = |refusal| Refused::Redirect(error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal));
+    let route = snapshot.routes.by_name(&request.route).ok_or(Refused::Page("This MCP server is gone."))?.clone();
+    let prospect = authority.connector.prospect(&route, &browser.user).await.map_err(|error| {
+        tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
+        refuse(Refusal::server_error("the MCP server's authorization server cannot be used"))
+    })?;
+    let (plan, note) = match prospect {
+        Prospect::NotNeeded => (None, None),
+        Prospect::Needed(plan) => (Some(plan), None),
+        Prospect::Unknown => (None, Some("The MCP server does not answer just now. You may be asked to connect to it later.")),
+    };
+    let scopes = granted(&route, &request.scopes, plan.as_ref());
+    let flow = seal::name().map_err(|_| refuse(Refusal::server_error("no randomness")))?;
+    let record =
+        Flow { request: request.clone(), user: browser.user.clone(), session: browser.session.clone(), scopes: scopes.clone(), plan: plan.clone() };
+    authority.records.put(&seal::digest(&flow), 0, &record, FLOW_TTL).await.map_err(|_| Refused::Later("The store cannot be reached just now."))?;
+    Ok(Question { flow, client, redirect_uri: request.redirect_uri, route, scopes, plan, note })
+}
+
+/// What is granted of what was asked: the route's own scopes always, since nothing works without them, and of the
+/// upstream's those that are going to be asked for. Unknown names are dropped.
+fn granted(route: &Route, asked: &[String], plan: Option<&Plan>) -> Vec<String> {
+    let mut scopes = route.scopes.clone();
+    let known = plan.map(|plan| plan.scopes.as_slice()).unwrap_or_default();
+    for scope in asked {
+        if known.contains(scope) && !scopes.contains(scope) {
+            scopes.push(scope.clone());
+        }
+    }
+    scopes
+}
+
+/// Where the browser goes with an error (RFC 6749 §4.1.2.1, with `iss` of RFC 9207).
+pub fn error_redirect(snapshot: &Snapshot, redirect_uri: &str, state: Option<&str>, refusal: Refusal) -> String {
+    let mut pairs = vec![("error", refusal.code), ("error_description", refusal.description)];
+    pairs.extend(state.map(|state| ("state", state)));
+    pairs.push(("iss", snapshot.issuer()));
+    with_query(redirect_uri, &pairs)
+}
+
+impl Question {
+    /// Host of the redirect URI and whether it is this computer.
+    pub fn destination(&self) -> (String, bool) {
+        (redirect::host(&self.redirect_uri), redirect::is_loopback(&self.redirect_uri))
+    }
+}

@@ -1,0 +1,106 @@
+//! `POST /oauth/consent`: the user's decision, and what follows from it.
+//!
+//! Allowed, and the upstream needs an authorization of its own: the browser goes there first, and [`resume`] goes on
+//! when it is back. Otherwise, and after that, the client gets its code. The `state` for the upstream is made here,
+//! after consent and not before (MCP Security Best Practices, Confused Deputy).
+use super::authorize::{Browser, Flow, Request, error_redirect};
+use super::grant::{Code, issue_code};
+use super::params::with_query;
+use super::refusal::Refusal;
+use super::{Authority, Snapshot};
+use crate::oauth::client::connect::ConnectError;
+use crate::seal;
+use crate::store::record::Take;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    Allow,
+    Deny,
+}
+
+/// Why a decision cannot be carried out; shown to the user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum ConsentError {
+    #[error("this request has been answered already, or has expired")]
+    Gone,
+    #[error("this request belongs to another browser or user")]
+    NotYours,
+    #[error("the store cannot be reached")]
+    Unavailable,
+}
+
+/// Carries the decision out. Returns where the browser goes next.
+pub async fn decide(authority: &Authority, snapshot: &Snapshot, browser: &Browser, flow: &str, decision: Decision) -> Result<String, ConsentError> {
+    let key = seal::digest(flow);
+    let seen = authority.records.get::<Flow>(&key).await.map_err(|_| ConsentError::Unavailable)?.ok_or(ConsentError::Gone)?.value;
+    if seen.user != browser.user || seen.session != browser.session {
+        return Err(ConsentError::NotYours);
+    }
+    let flow = match authority.records.take::<Flow>(&key).await {
+        Ok(Take::Fresh(flow)) => flow.value,
+        Ok(_) => return Err(ConsentError::Gone),
+        Err(_) => return Err(ConsentError::Unavailable),
+    };
+    let request = flow.request;
+    audit("consent", &request, browser, decision == Decision::Allow);
+    if decision == Decision::Deny {
+        return Ok(refused(snapshot, &request, Refusal::access_denied("the user said no")));
+    }
+    let Some(plan) = flow.plan else {
+        return Ok(issue(authority, snapshot, request, &browser.user, flow.scopes).await);
+    };
+    let Some(route) = snapshot.routes.by_name(&request.route) else {
+        return Ok(refused(snapshot, &request, Refusal::server_error("the MCP server is gone")));
+    };
+    let resume = serde_json::to_value((&request, &flow.scopes)).unwrap_or_default();
+    match authority.connector.begin(route, plan, &browser.user, &browser.session, resume).await {
+        Ok(url) => Ok(url),
+        Err(error) => {
+            tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot begin");
+            Ok(refused(snapshot, &request, connect_refusal(&error)))
+        }
+    }
+}
+
+/// Goes on where [`decide`] left for the upstream. `outcome`: how it went there. Returns where the browser goes.
+pub async fn resume(authority: &Authority, snapshot: &Snapshot, resume: serde_json::Value, user: &str, outcome: Result<(), ConnectError>) -> Result<String, ConsentError> {
+    let (request, scopes): (Request, Vec<String>) = serde_json::from_value(resume).map_err(|_| ConsentError::Gone)?;
+    Ok(match outcome {
+        Ok(()) => issue(authority, snapshot, request, user, scopes).await,
+        Err(error) => {
+            tracing::warn!(target: "postern::oauth", route = %request.route, %error, "upstream authorization failed");
+            refused(snapshot, &request, connect_refusal(&error))
+        }
+    })
+}
+
+async fn issue(authority: &Authority, snapshot: &Snapshot, request: Request, user: &str, scopes: Vec<String>) -> String {
+    let code = Code { client_id: request.client_id.clone(), redirect_uri: request.redirect_uri.clone(), challenge: request.challenge.clone(),
+        route: request.route.clone(), resource: request.resource.clone(), scopes, user: user.to_owned(), grant: String::new() };
+    match issue_code(authority, code).await {
+        Ok(code) => {
+            let mut pairs = vec![("code", code.as_str())];
+            pairs.extend(request.state.as_deref().map(|state| ("state", state)));
+            pairs.push(("iss", snapshot.issuer()));
+            with_query(&request.redirect_uri, &pairs)
+        }
+        Err(refusal) => refused(snapshot, &request, refusal),
+    }
+}
+
+fn refused(snapshot: &Snapshot, request: &Request, refusal: Refusal) -> String {
+    error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal)
+}
+
+/// What a client hears when the upstream's side failed: never the upstream's own words.
+fn connect_refusal(error: &ConnectError) -> Refusal {
+    match error {
+        ConnectError::Denied => Refusal::access_denied("the MCP server's authorization server did not allow it"),
+        ConnectError::Unavailable => Refusal::unavailable("the MCP server's authorization server cannot be reached"),
+        _ => Refusal::server_error("the authorization at the MCP server failed"),
+    }
+}
+
+fn audit(event: &'static str, request: &Request, browser: &Browser, allowed: bool) {
+    tracing::info!(target: "audit", event, user = %browser.user, client = %request.client_id, route = %request.route, allowed);
+}

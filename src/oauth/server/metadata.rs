@@ -1,0 +1,81 @@
+//! The documents that say where everything is. Built from the configuration alone, never from a request, and they
+//! name only what works.
+use serde::Serialize;
+
+use super::Snapshot;
+use crate::route::Route;
+
+/// Protected resource metadata of one route (RFC 9728 §2).
+#[derive(Serialize)]
+pub struct Resource<'a> {
+    resource: &'a str,
+    authorization_servers: [&'a str; 1],
+    bearer_methods_supported: [&'static str; 1],
+    scopes_supported: &'a [String],
+    resource_name: &'a str,
+}
+
+pub fn resource<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Resource<'a> {
+    Resource {
+        resource: &route.resource,
+        authorization_servers: [snapshot.issuer()],
+        bearer_methods_supported: ["header"],
+        scopes_supported: &route.scopes,
+        resource_name: &route.name,
+    }
+}
+
+/// Authorization server metadata (RFC 8414 §2), also served under OpenID Connect's name for clients that look there.
+#[derive(Serialize)]
+pub struct Server {
+    issuer: String,
+    authorization_endpoint: String,
+    token_endpoint: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    registration_endpoint: Option<String>,
+    revocation_endpoint: String,
+    jwks_uri: String,
+    scopes_supported: Vec<String>,
+    response_types_supported: [&'static str; 1],
+    response_modes_supported: [&'static str; 1],
+    grant_types_supported: [&'static str; 2],
+    token_endpoint_auth_methods_supported: [&'static str; 1],
+    revocation_endpoint_auth_methods_supported: [&'static str; 1],
+    code_challenge_methods_supported: [&'static str; 1],
+    authorization_response_iss_parameter_supported: bool,
+    client_id_metadata_document_supported: bool,
+    #[serde(flatten)]
+    openid: Option<OpenId>,
+}
+
+/// What OpenID Connect Discovery §3 requires besides. No ID token is ever issued.
+#[derive(Serialize)]
+struct OpenId {
+    subject_types_supported: [&'static str; 1],
+    id_token_signing_alg_values_supported: [&'static str; 1],
+}
+
+pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
+    let issuer = snapshot.issuer();
+    let mut scopes: Vec<String> = snapshot.routes.iter().flat_map(|route| route.scopes.iter().cloned()).collect();
+    scopes.sort();
+    scopes.dedup();
+    Server {
+        issuer: issuer.to_owned(),
+        authorization_endpoint: format!("{issuer}/oauth/authorize"),
+        token_endpoint: format!("{issuer}/oauth/token"),
+        registration_endpoint: snapshot.config.oauth_server.dcr_enabled.then(|| format!("{issuer}/oauth/register")),
+        revocation_endpoint: format!("{issuer}/oauth/revoke"),
+        jwks_uri: format!("{issuer}/oauth/jwks.json"),
+        scopes_supported: scopes,
+        response_types_supported: ["code"],
+        response_modes_supported: ["query"],
+        grant_types_supported: ["authorization_code", "refresh_token"],
+        token_endpoint_auth_methods_supported: ["none"],
+        revocation_endpoint_auth_methods_supported: ["none"],
+        code_challenge_methods_supported: ["S256"],
+        authorization_response_iss_parameter_supported: true,
+        client_id_metadata_document_supported: snapshot.config.oauth_server.cimd.enabled,
+        openid: openid.then_some(OpenId { subject_types_supported: ["public"], id_token_signing_alg_values_supported: ["ES256"] }),
+    }
+}

@@ -1,0 +1,60 @@
+//! We are the authorization server: MCP clients register, send their user, and get tokens of ours. One endpoint, one
+//! file. Everything here works on plain types; `web` puts HTTP, cookies and pages around it.
+pub mod access_token;
+pub mod authorize;
+pub mod client;
+pub mod consent;
+pub mod grant;
+pub mod metadata;
+pub mod params;
+pub mod redirect;
+pub mod refusal;
+pub mod register;
+pub mod token;
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::oauth::client::Connector;
+use crate::route::Table;
+use crate::store::record::Records;
+
+/// What one request sees of configuration, routes and keys: taken once, never changing under it.
+pub struct Snapshot {
+    pub config: Config,
+    pub routes: Table,
+    pub keys: access_token::Keys,
+}
+
+/// The authorization server: everything its endpoints share.
+pub struct Authority {
+    pub clock: Clock,
+    pub records: Records,
+    pub connector: Arc<Connector>,
+    pub clients: client::Clients,
+    snapshot: ArcSwap<Snapshot>,
+}
+
+// === impl Snapshot ===
+
+impl Snapshot {
+    /// The issuer identifier, as in metadata and every `iss` (RFC 8414 §2, RFC 9207).
+    pub fn issuer(&self) -> &str {
+        self.config.server.public_url.origin()
+    }
+}
+
+// === impl Authority ===
+
+impl Authority {
+    pub fn new(clock: Clock, records: Records, connector: Arc<Connector>, snapshot: Snapshot) -> Self {
+        Self { clock, records, connector, clients: client::Clients::default(), snapshot: ArcSwap::from_pointee(snapshot) }
+    }
+
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+}

@@ -1,0 +1,166 @@
+//! The one rescue point: whatever went wrong on the proxied path becomes status, headers, body and a word for the
+//! metrics here, and nowhere else. Statuses go by blame: the client's 4xx, the upstream's 502 and 504, ours 503 with
+//! `Retry-After`, and where a user has to act the challenge that leads there.
+//!
+//! Also here, because it is about answers as well: what a proxied answer loses and gains so that it cannot act on
+//! our origin ("two worlds").
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+
+use crate::authn::AuthnError;
+use crate::challenge::Print;
+use crate::origin::OriginError;
+use crate::policy::Denied;
+use crate::route::{Route, RouteError};
+
+/// Everything that can keep a request from being answered by its upstream.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Authn(#[from] AuthnError),
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("{0}")]
+    Malformed(&'static str),
+    /// The user has to authorize at the upstream; the client gets there by authorizing again.
+    #[error("the user has to authorize at the upstream")]
+    NeedsUser,
+    #[error(transparent)]
+    Origin(#[from] OriginError),
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// All that is needed, what the token has included.
+    #[error("the user has to allow more at the upstream")]
+    StepUp { scopes: Vec<String> },
+    #[error("request body is too large")]
+    TooLarge,
+    /// Ours: store, or an authorization server we depend on.
+    #[error("try again later")]
+    Unavailable { retry_after: Duration },
+    #[error("the upstream refused the configured credential")]
+    UpstreamRefused,
+    #[error("the upstream did not answer in time")]
+    UpstreamTimeout,
+    #[error("the upstream cannot be reached")]
+    UpstreamUnreachable,
+}
+
+/// An answer of our own.
+#[derive(Debug)]
+pub struct Reply {
+    pub status: StatusCode,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub body: Bytes,
+    /// A bounded word for metrics and log.
+    pub reason: &'static str,
+}
+
+/// The answer to a failed request. `route`: where it was headed, as far as known; `headers`: the request's.
+pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> Reply {
+    let (status, code, reason) = classify(failure);
+    let mut reply_headers = vec![(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
+    if let Some(challenge) = route.and_then(|route| challenge(failure, route)) {
+        reply_headers.push((header::WWW_AUTHENTICATE, challenge));
+    }
+    if let Failure::Unavailable { retry_after } = failure {
+        reply_headers.push((header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1))));
+    }
+    let (kind, body) = match route.filter(|_| wants_html(headers)) {
+        Some(route) => ("text/html; charset=utf-8", page(status, failure, route)),
+        None => ("application/json", serde_json::json!({"error": code, "error_description": failure.to_string()}).to_string()),
+    };
+    reply_headers.push((header::CONTENT_TYPE, HeaderValue::from_static(kind)));
+    reply_headers.extend(isolation());
+    Reply { status, headers: reply_headers, body: body.into(), reason }
+}
+
+fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
+    match failure {
+        Failure::Authn(AuthnError::Missing) => (StatusCode::UNAUTHORIZED, "unauthorized", "no_token"),
+        Failure::Authn(AuthnError::Malformed) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed_authorization"),
+        Failure::Authn(AuthnError::Invalid) => (StatusCode::UNAUTHORIZED, "invalid_token", "invalid_token"),
+        Failure::Authn(AuthnError::Expired) => (StatusCode::UNAUTHORIZED, "invalid_token", "expired_token"),
+        Failure::Authn(AuthnError::Revoked) => (StatusCode::UNAUTHORIZED, "invalid_token", "revoked_token"),
+        Failure::Denied(Denied::Audience) => (StatusCode::UNAUTHORIZED, "invalid_token", "wrong_audience"),
+        Failure::Denied(Denied::Scope { .. }) => (StatusCode::FORBIDDEN, "insufficient_scope", "insufficient_scope"),
+        Failure::Malformed(_) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed"),
+        Failure::NeedsUser => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
+        Failure::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed", "origin"),
+        Failure::Route(RouteError::NotFound) => (StatusCode::NOT_FOUND, "not_found", "no_route"),
+        Failure::Route(RouteError::UnknownHost) => (StatusCode::MISDIRECTED_REQUEST, "unknown_host", "unknown_host"),
+        Failure::Route(RouteError::BadPath | RouteError::BadHost) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed"),
+        Failure::StepUp { .. } => (StatusCode::FORBIDDEN, "insufficient_scope", "step_up"),
+        Failure::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", "too_large"),
+        Failure::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable"),
+        Failure::UpstreamRefused => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_refused"),
+        Failure::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout"),
+        Failure::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable"),
+    }
+}
+
+/// RFC 6750 §3 and RFC 9728 §5.1. Without a token there is no error to report (RFC 6750 §3.1).
+fn challenge(failure: &Failure, route: &Route) -> Option<HeaderValue> {
+    let (error, scope) = match failure {
+        Failure::Authn(AuthnError::Missing) => (None, route.scope()),
+        Failure::Authn(AuthnError::Malformed) => (Some("invalid_request"), route.scope()),
+        Failure::Authn(_) | Failure::Denied(Denied::Audience) | Failure::NeedsUser => (Some("invalid_token"), route.scope()),
+        Failure::Denied(Denied::Scope { needed }) => (Some("insufficient_scope"), needed.join(" ")),
+        Failure::StepUp { scopes } => (Some("insufficient_scope"), scopes.join(" ")),
+        _ => return None,
+    };
+    Some(Print { resource_metadata: &route.metadata_url, scope: Some(&scope), error, error_description: None }.header_value())
+}
+
+fn wants_html(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    accept.contains("text/html") && !accept.contains("application/json") && !accept.contains("text/event-stream")
+}
+
+/// For the person who opened an MCP address in a browser.
+fn page(status: StatusCode, failure: &Failure, route: &Route) -> String {
+    let text = match failure {
+        Failure::Authn(_) | Failure::NeedsUser => "Add the address to your MCP client (Claude, Cursor, VS Code …). It will bring you here to sign in.".to_owned(),
+        other => format!("It could not be used just now: {other}."),
+    };
+    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>{status}</title>\
+         <h1>This is the address of an MCP server</h1><p><code>{}</code></p><p>{}</p></html>\n",
+        escape(&route.resource),
+        escape(&text)
+    )
+}
+
+/// What a proxied answer never carries to the client: it would act on the origin our pages live on, or name somebody
+/// else's authorization server.
+pub fn is_dropped(name: &HeaderName) -> bool {
+    const DROPPED: [&str; 9] = [
+        "set-cookie",
+        "clear-site-data",
+        "service-worker-allowed",
+        "alt-svc",
+        "strict-transport-security",
+        "refresh",
+        "link",
+        "www-authenticate",
+        "content-security-policy",
+    ];
+    DROPPED.contains(&name.as_str()) || name.as_str().starts_with("access-control-")
+}
+
+/// What every answer on a route carries.
+pub fn isolation() -> [(HeaderName, HeaderValue); 2] {
+    [
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'")),
+    ]
+}
+
+/// Whether a browser must not show an answer of this type: all but JSON and event streams are downloads.
+pub fn is_attachment(content_type: Option<&HeaderValue>) -> bool {
+    let Some(value) = content_type else { return false };
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    !(essence == "application/json" || essence == "text/event-stream" || (essence.starts_with("application/") && essence.ends_with("+json")))
+}

@@ -1,0 +1,298 @@
+//! Host and path in, [`Route`] out. Pure: built from the configuration once, asked once per request.
+//!
+//! The decision is made on one canonical form of the path, and that same form is what goes upstream, so nothing can
+//! be routed as one thing and read as another. Whatever has no single meaning (escaped separators, dot segments,
+//! control bytes) is refused instead of interpreted.
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use http::{HeaderName, HeaderValue};
+use secrecy::ExposeSecret;
+
+use crate::config::{self, Credential, PublicUrl};
+use crate::outbound::AddressPolicy;
+
+/// The scope every access token needs, on every route.
+pub const ACCESS_SCOPE: &str = "mcp:access";
+const RESOURCE_METADATA: &str = "/.well-known/oauth-protected-resource";
+
+/// An MCP server as published by the gateway.
+pub struct Route {
+    pub name: String,
+    /// Canonical URL: the audience of its tokens (RFC 8707) and `resource` of its metadata (RFC 9728), byte for byte.
+    pub resource: String,
+    /// Where that metadata is (RFC 9728 §3.1, path inserted).
+    pub metadata_url: String,
+    /// `host[:port]` it answers on, default port left out.
+    pub authority: String,
+    /// Canonical path; empty for the root.
+    pub path: String,
+    pub upstream: Upstream,
+    pub credential: Credential,
+    /// The header of a configured credential, ready-made.
+    pub fixed: Option<(HeaderName, HeaderValue)>,
+    /// What a caller's token must carry; the default of a client that asks for nothing.
+    pub scopes: Vec<String>,
+}
+
+/// Where a route leads.
+pub struct Upstream {
+    /// As configured, for discovery and for people.
+    pub url: String,
+    pub host: String,
+    pub port: u16,
+    pub tls: bool,
+    /// What the `Host` header says: host, and port unless it is the scheme's own.
+    pub authority: String,
+    /// Path of `url`, without a trailing slash unless written so.
+    pub base_path: String,
+    pub policy: AddressPolicy,
+}
+
+/// All routes of one configuration.
+pub struct Table {
+    by_authority: HashMap<String, Vec<Arc<Route>>>,
+    public_authority: String,
+    default_port: u16,
+}
+
+/// A route and the part of the path below it (empty, or beginning with a slash).
+pub struct Matched<'a> {
+    pub route: &'a Arc<Route>,
+    pub rest: &'a str,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RouteError {
+    #[error("path has no single meaning")]
+    BadPath,
+    #[error("host is malformed")]
+    BadHost,
+    #[error("no route for this host")]
+    UnknownHost,
+    #[error("no route for this path")]
+    NotFound,
+}
+
+// === impl Table ===
+
+impl Table {
+    pub fn new(public: &PublicUrl, routes: &[config::Route]) -> Self {
+        let default_port = if public.is_https() { 443 } else { 80 };
+        let public_authority = public.authority().to_owned();
+        let mut by_authority: HashMap<String, Vec<Arc<Route>>> = HashMap::new();
+        for configured in routes {
+            let route = Arc::new(Route::new(public, configured));
+            by_authority.entry(route.authority.clone()).or_default().push(route);
+        }
+        for routes in by_authority.values_mut() {
+            routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
+        }
+        Self { by_authority, public_authority, default_port }
+    }
+
+    /// `host` of the request in the form authorities are compared in: lower case, default port left out.
+    pub fn authority<'h>(&self, host: &'h str) -> Result<Cow<'h, str>, RouteError> {
+        let parsed: http::uri::Authority = host.parse().map_err(|_| RouteError::BadHost)?;
+        if host.contains('@') || parsed.host().is_empty() {
+            return Err(RouteError::BadHost);
+        }
+        let host = match parsed.port() {
+            Some(port) if port.as_u16() == self.default_port => host.rsplit_once(':').map_or(host, |(name, _)| name),
+            Some(_) => host,
+            None if host.ends_with(':') => return Err(RouteError::BadHost),
+            None => host,
+        };
+        Ok(match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            true => Cow::Owned(host.to_ascii_lowercase()),
+            false => Cow::Borrowed(host),
+        })
+    }
+
+    /// Whether our own endpoints (sign-in, OAuth, pages) answer on this authority.
+    pub fn is_public(&self, authority: &str) -> bool {
+        authority == self.public_authority
+    }
+
+    /// The longest route that `path` lies in, on a path-segment boundary. `path` is canonical.
+    pub fn find<'a>(&'a self, authority: &str, path: &'a str) -> Result<Matched<'a>, RouteError> {
+        let Some(routes) = self.by_authority.get(authority) else {
+            return Err(if self.is_public(authority) { RouteError::NotFound } else { RouteError::UnknownHost });
+        };
+        let within = |route: &'a Arc<Route>| {
+            let rest = path.strip_prefix(route.path.as_str())?;
+            (rest.is_empty() || rest.starts_with('/')).then_some(Matched { route, rest })
+        };
+        routes.iter().find_map(within).ok_or(RouteError::NotFound)
+    }
+
+    /// The route whose resource metadata `path` is (RFC 9728 §3.1), if it is such a path.
+    pub fn metadata(&self, authority: &str, path: &str) -> Option<Result<&Arc<Route>, RouteError>> {
+        let below = path.strip_prefix(RESOURCE_METADATA)?;
+        let exact = |routes: &'_ Vec<Arc<Route>>| routes.iter().position(|route| route.path == below);
+        let found = self.by_authority.get(authority).and_then(|routes| routes.get(exact(routes)?));
+        Some(found.ok_or(RouteError::NotFound))
+    }
+
+    /// The route that a client means by `resource` (RFC 8707). A trailing slash makes no difference (MCP: canonical URI).
+    pub fn by_resource(&self, resource: &str) -> Option<&Arc<Route>> {
+        let wanted = resource.trim_end_matches('/');
+        self.iter().find(|route| route.resource.trim_end_matches('/') == wanted)
+    }
+
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
+        self.iter().find(|route| route.name == name)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
+        self.by_authority.values().flatten()
+    }
+}
+
+// === impl Route ===
+
+impl Route {
+    fn new(public: &PublicUrl, configured: &config::Route) -> Self {
+        let scheme = if public.is_https() { "https" } else { "http" };
+        let default_port = if public.is_https() { 443 } else { 80 };
+        let authority = match &configured.host {
+            None => public.authority().to_owned(),
+            Some(host) => with_port(host, public.port(), default_port),
+        };
+        let origin = format!("{scheme}://{authority}");
+        let mut scopes = vec![ACCESS_SCOPE.to_owned()];
+        scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
+        Self {
+            name: configured.name.clone(),
+            resource: format!("{origin}{}", configured.path),
+            metadata_url: format!("{origin}{RESOURCE_METADATA}{}", configured.path),
+            authority,
+            path: configured.path.clone(),
+            upstream: Upstream::new(&configured.upstream),
+            fixed: fixed(&configured.credential),
+            credential: configured.credential.clone(),
+            scopes,
+        }
+    }
+
+    /// The scopes of a challenge, space-separated (RFC 6750 §3).
+    pub fn scope(&self) -> String {
+        self.scopes.join(" ")
+    }
+}
+
+fn fixed(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
+    let Credential::Header { name, value } = credential else { return None };
+    let mut value = HeaderValue::from_str(value.expose_secret()).ok()?;
+    value.set_sensitive(true);
+    Some((name.clone(), value))
+}
+
+/// A host as configured keeps its port; without one it has the public one.
+fn with_port(host: &str, public_port: u16, default_port: u16) -> String {
+    let port = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).and_then(|(_, port)| port.parse::<u16>().ok());
+    match port {
+        Some(port) if port == default_port => host.trim_end_matches(&format!(":{port}")).to_owned(),
+        Some(_) => host.to_owned(),
+        None if public_port == default_port => host.to_owned(),
+        None => format!("{host}:{public_port}"),
+    }
+}
+
+// === impl Upstream ===
+
+impl Upstream {
+    fn new(configured: &config::Upstream) -> Self {
+        let url = &configured.url;
+        let host = configured.host();
+        let tls = url.scheme() == "https";
+        let authority = match url.port() {
+            Some(port) => format!("{}:{port}", url.host_str().unwrap_or_default()),
+            None => url.host_str().unwrap_or_default().to_owned(),
+        };
+        Self {
+            url: configured.url_as_written.clone(),
+            port: url.port_or_known_default().unwrap_or(if tls { 443 } else { 80 }),
+            tls,
+            authority,
+            base_path: url.path().to_owned(),
+            policy: AddressPolicy::allowing(configured.private_hosts()),
+            host,
+        }
+    }
+
+    /// Path and query of the request to the upstream. `rest` is what lies below the route.
+    pub fn target(&self, rest: &str, query: Option<&str>) -> String {
+        let mut target = String::with_capacity(self.base_path.len() + rest.len() + query.map_or(0, |query| query.len() + 1));
+        target.push_str(if rest.is_empty() { &self.base_path } else { self.base_path.trim_end_matches('/') });
+        target.push_str(rest);
+        if let Some(query) = query {
+            target.push('?');
+            target.push_str(query);
+        }
+        target
+    }
+}
+
+/// The canonical form of a request path: slashes that repeat become one, one at the end goes, the root is empty.
+///
+/// Refused: anything not beginning with a slash, dot segments, backslashes, control bytes and bytes above ASCII,
+/// and every percent escape that hides a separator, a dot, a control byte or another percent sign.
+pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
+    if !raw.starts_with('/') || raw.bytes().any(|byte| !(0x21..0x7f).contains(&byte) || matches!(byte, b'\\' | b'#' | b'?')) {
+        return Err(RouteError::BadPath);
+    }
+    for escape in raw.split('%').skip(1) {
+        let byte = escape.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok()).ok_or(RouteError::BadPath)?;
+        if byte < 0x20 || byte == 0x7f || matches!(byte, b'/' | b'\\' | b'.' | b'%') {
+            return Err(RouteError::BadPath);
+        }
+    }
+    if raw.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(RouteError::BadPath);
+    }
+    if !raw.contains("//") {
+        return Ok(Cow::Borrowed(raw.strip_suffix('/').unwrap_or(raw)));
+    }
+    let segments = raw.split('/').filter(|segment| !segment.is_empty());
+    Ok(Cow::Owned(segments.flat_map(|segment| ["/", segment]).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn spellings_of_one_path_are_one_path() {
+        for raw in ["/mcp", "/mcp/", "//mcp", "//mcp//", "/mcp///"] {
+            assert_eq!(canonical_path(raw).unwrap(), "/mcp", "{raw}");
+        }
+        for raw in ["/", "//", "///"] {
+            assert_eq!(canonical_path(raw).unwrap(), "", "{raw}");
+        }
+        assert_eq!(canonical_path("/a//b/").unwrap(), "/a/b");
+        assert_eq!(canonical_path("/a%20b").unwrap(), "/a%20b");
+        assert_eq!(canonical_path("/a%C3%A9").unwrap(), "/a%C3%A9");
+    }
+
+    #[test]
+    fn paths_of_two_meanings_are_refused() {
+        for raw in [
+            "", "mcp", "*", "/..", "/a/../b", "/a/./b", "/.", "/a\\b", "/a%2fb", "/a%2Fb", "/a%5cb", "/%2e%2e/b", "/a%00", "/a%",
+            "/a%4", "/a%zz", "/a%25", "/a#b", "/a?b", "/a b", "/a\u{7f}", "/é",
+        ] {
+            assert_eq!(canonical_path(raw).err(), Some(RouteError::BadPath), "{raw:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_keep_their_ports() {
+        assert_eq!(with_port("files.example", 443, 443), "files.example");
+        assert_eq!(with_port("files.example", 8443, 443), "files.example:8443");
+        assert_eq!(with_port("files.example:9443", 443, 443), "files.example:9443");
+        assert_eq!(with_port("files.example:443", 8443, 443), "files.example");
+        assert_eq!(with_port("[::1]", 8080, 80), "[::1]:8080");
+    }
+}

@@ -1,0 +1,73 @@
+//! The admin listener: is it alive, is it ready, what are the figures. Nothing here needs or shows a secret, and
+//! nothing of it is on the public listeners.
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use pingora::server::ShutdownWatch;
+use pingora::services::background::BackgroundService;
+use tokio::sync::Mutex;
+
+use crate::store::Store;
+use crate::telemetry::Metrics;
+
+const STORE_ANSWERS: Duration = Duration::from_secs(1);
+
+/// Serves `/healthz`, `/readyz` and `/metrics`.
+pub struct Admin {
+    socket: Mutex<Option<TcpListener>>,
+    state: Arc<Endpoints>,
+}
+
+struct Endpoints {
+    metrics: Arc<Metrics>,
+    store: Arc<dyn Store>,
+    draining: Arc<AtomicBool>,
+}
+
+impl Admin {
+    pub fn new(socket: TcpListener, metrics: Arc<Metrics>, store: Arc<dyn Store>, draining: Arc<AtomicBool>) -> Self {
+        Self { socket: Mutex::new(Some(socket)), state: Arc::new(Endpoints { metrics, store, draining }) }
+    }
+}
+
+#[async_trait]
+impl BackgroundService for Admin {
+    /// Does not stop with the rest: while the last requests end, it is still asked whether we are ready.
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        let Some(socket) = self.socket.lock().await.take() else { return };
+        let router = Router::new()
+            .route("/healthz", get(async || "ok\n"))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(Arc::clone(&self.state));
+        let served = match tokio::net::TcpListener::from_std(socket) {
+            Ok(listener) => axum::serve(listener, router).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = served {
+            tracing::error!(%error, "the admin listener has ended");
+        }
+    }
+}
+
+async fn ready(State(endpoints): State<Arc<Endpoints>>) -> Response {
+    if endpoints.draining.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    match tokio::time::timeout(STORE_ANSWERS, endpoints.store.ready()).await {
+        Ok(Ok(())) => "ready\n".into_response(),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "store does not answer\n").into_response(),
+    }
+}
+
+async fn metrics(State(endpoints): State<Arc<Endpoints>>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], endpoints.metrics.text()).into_response()
+}

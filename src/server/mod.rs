@@ -1,0 +1,99 @@
+//! From a configuration to a running process: open the store, bind the sockets, put the parts together, serve until
+//! told to stop. Everything that can go wrong at start goes wrong here, with a sentence, before anything listens in
+//! name only.
+mod admin;
+mod listeners;
+mod parts;
+mod shutdown;
+mod tls;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use pingora::apps::HttpServerOptions;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{RunArgs, Server};
+use pingora::services::background::background_service;
+use pingora_proxy::ProxyServiceBuilder;
+
+use self::admin::Admin;
+use self::listeners::{Bound, OnSockets};
+use crate::background::Upkeep;
+use crate::config::Config;
+
+/// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
+const UPSTREAM_POOL: usize = 2048;
+const H2_IDLE: Duration = Duration::from_secs(300);
+
+/// Why the process cannot start. One line, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {address}: {reason}")]
+    Listen { address: String, reason: std::io::Error },
+    #[error("LISTEN_FDS holds a socket for {0}, which is neither in server.listen nor server.admin")]
+    UnknownSocket(String),
+    #[error("sealing key: {0}")]
+    Seal(String),
+    #[error("store: {0}")]
+    Store(String),
+    #[error("outbound: {0}")]
+    Outbound(String),
+    #[error("tls: {0}")]
+    Tls(String),
+    #[error("data directory: {0}")]
+    DataDir(std::io::Error),
+    #[error("{0}")]
+    Other(String),
+}
+
+/// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0.
+pub fn run(config: Config) -> Result<(), StartError> {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let bound = listeners::bind(&config.server)?;
+    let tls = tls::certificates(&config.server);
+    let conf = ServerConf {
+        threads: config.server.threads,
+        grace_period_seconds: Some(config.server.drain_timeout.as_secs()),
+        graceful_shutdown_timeout_seconds: Some(1),
+        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        upgrade_sock: config.server.data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
+        ca_file: parts::ca_bundle(&config)?,
+        max_retries: 2,
+        ..ServerConf::default()
+    };
+    let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
+    let parts = parts::build(config, admin_address)?;
+
+    let mut server = Server::new_with_opt_and_conf(None, conf);
+    server.bootstrap();
+    let conf = Arc::clone(&server.configuration);
+    let draining = shutdown::watch(server.watch_execution_phase(), parts.in_flight.clone(), parts.flush);
+    let mut options = HttpServerOptions::default();
+    options.h2_idle_timeout = Some(H2_IDLE);
+    let gateway = parts.gateway;
+    let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
+    let upkeep = Upkeep { authority: Arc::clone(&authority), connections: Arc::clone(&gateway.connections), revoked: gateway.revoked.clone(), changes: parts.changes };
+    let mut service = ProxyServiceBuilder::new(&conf, gateway).name("gateway").server_options(options).build();
+    let mut sockets = Vec::new();
+    let mut admin = None;
+    for Bound { socket, address, actual, tls: with_tls, is_admin } in bound {
+        tracing::info!(listener = if is_admin { "admin" } else { "public" }, address = %actual, tls = with_tls, "listening");
+        if is_admin {
+            admin = Some(socket);
+            continue;
+        }
+        match tls.as_ref().filter(|_| with_tls) {
+            Some(tls) => service.add_tls_with_settings(&address, None, tls.listener()?),
+            None => service.add_tcp(&address),
+        }
+        sockets.push((address, socket));
+    }
+    server.add_service(OnSockets::new(service, sockets));
+    server.add_service(background_service("upkeep", upkeep));
+    if let Some(socket) = admin {
+        let endpoints = Admin::new(socket, metrics, authority.records.store().clone(), draining);
+        server.add_service(background_service("admin", endpoints));
+    }
+    server.run(RunArgs { shutdown_signal: Box::new(shutdown::Signals) });
+    Ok(())
+}

@@ -1,0 +1,76 @@
+//! The end. Pingora sleeps its whole grace period whatever happens, so this leaves as soon as nothing is under way.
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::server::{ExecutionPhase, ShutdownSignal, ShutdownSignalWatch};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::broadcast;
+use tracing_appender::non_blocking::WorkerGuard;
+
+use crate::telemetry::InFlight;
+
+const POLL: Duration = Duration::from_millis(10);
+
+/// SIGTERM and SIGQUIT drain, SIGINT ends at once.
+pub struct Signals;
+
+#[async_trait]
+impl ShutdownSignalWatch for Signals {
+    async fn recv(&self) -> ShutdownSignal {
+        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::quit()), signal(SignalKind::interrupt())) else {
+            tracing::error!("signals cannot be received: the process can only be killed");
+            return std::future::pending().await;
+        };
+        let (name, kind) = tokio::select! {
+            _ = terminate.recv() => ("SIGTERM", ShutdownSignal::GracefulTerminate),
+            _ = quit.recv() => ("SIGQUIT", ShutdownSignal::GracefulTerminate),
+            _ = interrupt.recv() => ("SIGINT", ShutdownSignal::FastShutdown),
+        };
+        tracing::info!(signal = name, "stopping");
+        kind
+    }
+}
+
+/// Tells systemd when we serve and when we stop, and ends the process once everything in flight is done. Returns a
+/// flag that is true from the moment of stopping on.
+pub fn watch(mut phases: broadcast::Receiver<ExecutionPhase>, in_flight: InFlight, flush: Option<WorkerGuard>) -> Arc<AtomicBool> {
+    let draining = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&draining);
+    std::thread::spawn(move || {
+        loop {
+            match phases.blocking_recv() {
+                Ok(ExecutionPhase::Running) => tell(&[NotifyState::Ready]),
+                Ok(ExecutionPhase::GracefulTerminate | ExecutionPhase::ShutdownStarted) => {
+                    flag.store(true, Ordering::Relaxed);
+                    tell(&[NotifyState::Stopping]);
+                }
+                Ok(ExecutionPhase::ShutdownGracePeriod) => {
+                    flag.store(true, Ordering::Relaxed);
+                    while in_flight.count() > 0 {
+                        std::thread::sleep(POLL);
+                    }
+                    end(flush);
+                }
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(broadcast::error::RecvError::Closed) => return,
+            }
+        }
+    });
+    draining
+}
+
+fn tell(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::debug!(%error, "not told to systemd");
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "nothing is in flight and what was to be written is written")]
+fn end(flush: Option<WorkerGuard>) -> ! {
+    drop(flush);
+    tracing::info!("stopped");
+    std::process::exit(0)
+}

@@ -1,0 +1,337 @@
+//! The database file and the one thread that writes it.
+//!
+//! Changes queue up for the writer, which puts what is waiting into one transaction: one flush to
+//! disk serves them all, and no change is answered before it is durable. Reads go beside it on the
+//! runtime's blocking threads. After a failed write the file is opened again, because the database
+//! answers nothing more once its disk has failed it, and a full disk gets space again.
+
+use std::collections::VecDeque;
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::JoinHandle;
+
+use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, StorageError};
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::StoreError;
+use super::rows::{self, Rows, View, unavailable};
+use crate::clock::Clock;
+use crate::seal;
+
+/// The database inside the data directory.
+pub const FILE_NAME: &str = "postern.redb";
+
+/// Pages held in memory. Records are small and few; the operating system caches the rest.
+const CACHE_BYTES: usize = 64 * 1024 * 1024;
+/// Changes that wait for the writer before callers have to.
+const QUEUE: usize = 1024;
+/// Changes that share one flush.
+const BATCH: usize = 128;
+
+/// Why the store cannot be opened. The messages are for the operator.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another process has the file open.
+    #[error("{path} is in use by another process; the embedded store serves one Postern at a time")]
+    InUse { path: PathBuf },
+    /// The file is not a store, or its content does not add up.
+    #[error("{path} is damaged or no Postern store: {reason}")]
+    Damaged { path: PathBuf, reason: String },
+    /// The file system refused.
+    #[error("{path}: {reason}")]
+    Io { path: PathBuf, reason: String },
+}
+
+/// A change, run inside a transaction; what it returns is called once the transaction is durable.
+type Job = Box<dyn FnOnce(&mut Rows<'_>) -> Answer + Send>;
+/// Answers the caller. Dropped instead, it tells the caller that the change failed.
+type Answer = Box<dyn FnOnce() + Send>;
+
+/// The open file. Closes it when dropped, after all queued changes.
+pub struct DatabaseFile {
+    shared: Arc<Shared>,
+    queue: Option<mpsc::Sender<Job>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    path: PathBuf,
+    clock: Clock,
+    /// Empty between a failure and the next successful opening.
+    database: RwLock<Option<Database>>,
+    /// Set by a failed write until one succeeds.
+    failing: AtomicBool,
+}
+
+impl DatabaseFile {
+    /// Opens or creates `postern.redb` in `data_dir`, both readable by their owner only. Blocks.
+    pub fn open(data_dir: &Path, clock: Clock) -> Result<DatabaseFile, OpenError> {
+        let path = data_dir.join(FILE_NAME);
+        let io_error = |error: io::Error| OpenError::Io {
+            path: path.clone(),
+            reason: error.to_string(),
+        };
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(data_dir)
+            .map_err(io_error)?;
+        let database = match fs::exists(&path).map_err(io_error)? {
+            true => reopen(&path)?,
+            false => create(data_dir, &path)?,
+        };
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(io_error)?;
+        let shared = Arc::new(Shared {
+            path: path.clone(),
+            clock,
+            database: RwLock::new(Some(database)),
+            failing: AtomicBool::new(false),
+        });
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let writer = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("store".to_owned())
+                .spawn(move || shared.write_all(jobs))
+                .map_err(io_error)?
+        };
+        Ok(DatabaseFile {
+            shared,
+            queue: Some(queue),
+            writer: Some(writer),
+        })
+    }
+
+    /// Runs `change` in a transaction and returns once that is durable. `then` runs right before, and
+    /// also when the caller has gone away meanwhile: a change, once queued, is made and told.
+    pub async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&mut Rows<'_>) -> Result<T, StoreError> + Send + 'static,
+        then: impl FnOnce(&T) + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let job: Job = Box::new(move |rows| {
+            let result = change(rows);
+            Box::new(move || {
+                if let Ok(value) = &result {
+                    then(value);
+                }
+                // The caller may have gone away.
+                let _ = answer.send(result);
+            })
+        });
+        let queue = self.queue.as_ref().ok_or_else(|| unavailable("closed"))?;
+        queue
+            .send(job)
+            .await
+            .map_err(|_| unavailable("the writer has stopped"))?;
+        answered
+            .await
+            .map_err(|_| unavailable("writing to the database file failed"))?
+    }
+
+    /// Runs `look` on the state after all answered changes.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&View) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let looked = tokio::task::spawn_blocking(move || shared.view().and_then(|view| look(&view))).await;
+        looked.unwrap_or_else(|_| Err(unavailable("reading the database file failed")))
+    }
+
+    /// Whether changes can be made; after a failure, by making one.
+    pub async fn ready(&self) -> Result<(), StoreError> {
+        let shared = Arc::clone(&self.shared);
+        let probe = move |rows: &mut Rows<'_>| {
+            if shared.failing.load(Ordering::Relaxed) {
+                rows.probe()
+            } else {
+                Ok(())
+            }
+        };
+        self.write(probe, |()| {}).await?;
+        self.read(|_| Ok(())).await
+    }
+}
+
+impl Drop for DatabaseFile {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            // A writer that panicked has nothing more to say.
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Shared {
+    fn write_all(&self, mut jobs: mpsc::Receiver<Job>) {
+        while let Some(first) = jobs.blocking_recv() {
+            let mut batch = VecDeque::from([first]);
+            while batch.len() < BATCH
+                && let Ok(job) = jobs.try_recv()
+            {
+                batch.push_back(job);
+            }
+            let mut answers = Vec::with_capacity(batch.len());
+            // The database may panic on a file that was changed beneath it.
+            let failure = match catch_unwind(AssertUnwindSafe(|| self.write_batch(&mut batch, &mut answers)))
+            {
+                Ok(Ok(())) => {
+                    answers.into_iter().for_each(|answer| answer());
+                    continue;
+                }
+                Ok(Err(failure)) => failure,
+                Err(_) => "the database gave up".to_owned(),
+            };
+            tracing::error!(path = %self.path.display(), reason = %failure, "writing to the store failed");
+            self.failing.store(true, Ordering::Relaxed);
+            self.close();
+            if let Err(reason) = self.open_again() {
+                tracing::error!(path = %self.path.display(), reason, "store cannot be opened again yet");
+            }
+            // Jobs and answers that are dropped here tell their callers that they failed. By now reads
+            // work again, if they can.
+        }
+    }
+
+    fn write_batch(&self, batch: &mut VecDeque<Job>, answers: &mut Vec<Answer>) -> Result<(), String> {
+        self.open_again()?;
+        let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = guard.as_ref().ok_or("closed")?;
+        let mut transaction = database.begin_write().map_err(|error| error.to_string())?;
+        transaction
+            .set_durability(Durability::Immediate)
+            .map_err(|error| error.to_string())?;
+        // Values derive from what strangers send, and the page checksum is no cryptographic one: the
+        // second phase keeps a torn commit from being taken for a whole one.
+        transaction.set_two_phase_commit(true);
+        let changed = {
+            let now = self.clock.now();
+            let mut rows = Rows::open(&transaction, now).map_err(|error| error.to_string())?;
+            while let Some(job) = batch.pop_front() {
+                answers.push(job(&mut rows));
+                if let Some(failure) = rows.failure() {
+                    return Err(failure.to_string());
+                }
+            }
+            rows.changed()
+        };
+        if changed {
+            transaction.commit().map_err(|error| error.to_string())?;
+            self.failing.store(false, Ordering::Relaxed);
+            Ok(())
+        } else {
+            transaction.abort().map_err(|error| error.to_string())
+        }
+    }
+
+    fn open_again(&self) -> Result<(), String> {
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            *database = Some(reopen(&self.path).map_err(|error| error.to_string())?);
+            tracing::info!(path = %self.path.display(), "store opened again");
+        }
+        Ok(())
+    }
+
+    fn close(&self) {
+        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn view(&self) -> Result<View, StoreError> {
+        let mut guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        if guard.is_none() {
+            drop(guard);
+            self.open_again().map_err(unavailable)?;
+            guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        let database = guard
+            .as_ref()
+            .ok_or_else(|| unavailable("the database file is closed"))?;
+        let transaction = database.begin_read().map_err(unavailable)?;
+        View::open(&transaction, self.clock.now())
+    }
+}
+
+fn create(data_dir: &Path, path: &Path) -> Result<Database, OpenError> {
+    let io_error = |error: io::Error| OpenError::Io {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    };
+    let unique = seal::name().map_err(|error| io_error(io::Error::other(error)))?;
+    // The database cannot open a file whose first initialisation was cut short, so it is made beside
+    // and linked into place whole. The lock belongs to the file, under whichever name.
+    let beside = data_dir.join(format!("{FILE_NAME}.{unique}"));
+    OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&beside)
+        .map_err(io_error)?;
+    let made = builder()
+        .create(&beside)
+        .map_err(|error| named(path, error))
+        .and_then(|database| {
+            let transaction = database.begin_write().map_err(|error| damaged(path, error))?;
+            rows::create_tables(&transaction).map_err(|error| damaged(path, error))?;
+            transaction.commit().map_err(|error| damaged(path, error))?;
+            match fs::hard_link(&beside, path) {
+                Ok(()) => File::open(data_dir)
+                    .and_then(|dir| dir.sync_all())
+                    .map(|()| Some(database)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+                Err(error) => Err(error),
+            }
+            .map_err(io_error)
+        });
+    let removed = fs::remove_file(&beside);
+    match made? {
+        Some(database) => removed.map(|()| database).map_err(io_error),
+        None => reopen(path),
+    }
+}
+
+fn reopen(path: &Path) -> Result<Database, OpenError> {
+    // The database may panic on a file that was changed beneath it.
+    let opened = catch_unwind(|| builder().open(path));
+    opened
+        .map_err(|_| damaged(path, "its structure is broken"))?
+        .map_err(|error| named(path, error))
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .set_cache_size(CACHE_BYTES)
+        .set_check_integrity_on_open(true);
+    builder
+}
+
+fn named(path: &Path, error: DatabaseError) -> OpenError {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
+            path: path.to_owned(),
+        },
+        DatabaseError::Storage(StorageError::Io(error)) if error.kind() != ErrorKind::InvalidData => {
+            OpenError::Io {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            }
+        }
+        error => damaged(path, error),
+    }
+}
+
+fn damaged(path: &Path, reason: impl ToString) -> OpenError {
+    OpenError::Damaged {
+        path: path.to_owned(),
+        reason: reason.to_string(),
+    }
+}

@@ -1,0 +1,259 @@
+//! How one record lies in the file.
+//!
+//! Layout: format byte `1`, expiry in milliseconds since the epoch (64 bits), length of the head
+//! (32 bits, both big-endian), head in JSON, sealed value. The head holds only what the operations
+//! decide on. Everything is checked on the way in: what does not parse is damage, never a panic.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::super::{Connection, Kind, StoreError, Stored};
+
+const FORMAT: u8 = 1;
+
+/// A record with its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// Milliseconds since the epoch; from then on the row does not exist.
+    pub expires_millis: u64,
+    /// What it is.
+    pub body: Body,
+}
+
+/// What a row is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// An ordinary record.
+    Record {
+        version: u64,
+        spent: bool,
+        value: Vec<u8>,
+    },
+    /// A connection with its lease.
+    Connection(Connection),
+    /// A key that is refused. The fence goes on counting where a connection was.
+    Tombstone { fence: u64 },
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Head {
+    Record { version: u64, spent: bool },
+    Connection(Connection),
+    Tombstone { fence: u64 },
+}
+
+impl Row {
+    /// The bytes to store.
+    pub fn encode(&self) -> Result<Vec<u8>, StoreError> {
+        let (head, value): (Head, &[u8]) = match &self.body {
+            Body::Record {
+                version,
+                spent,
+                value,
+            } => (
+                Head::Record {
+                    version: *version,
+                    spent: *spent,
+                },
+                value,
+            ),
+            Body::Connection(connection) => {
+                let head = Connection {
+                    sealed: Vec::new(),
+                    ..connection.clone()
+                };
+                (Head::Connection(head), &connection.sealed)
+            }
+            Body::Tombstone { fence } => (Head::Tombstone { fence: *fence }, &[]),
+        };
+        let head = serde_json::to_vec(&head).map_err(|_| StoreError::Corrupt)?;
+        let head_len = u32::try_from(head.len()).map_err(|_| StoreError::Corrupt)?;
+        let mut bytes = Vec::with_capacity(13 + head.len() + value.len());
+        bytes.push(FORMAT);
+        bytes.extend_from_slice(&self.expires_millis.to_be_bytes());
+        bytes.extend_from_slice(&head_len.to_be_bytes());
+        bytes.extend_from_slice(&head);
+        bytes.extend_from_slice(value);
+        Ok(bytes)
+    }
+
+    /// Reads stored bytes.
+    pub fn decode(bytes: &[u8]) -> Result<Row, StoreError> {
+        Row::parse(bytes).ok_or(StoreError::Corrupt)
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Row> {
+        let expires_millis = expires_millis(bytes)?;
+        let (head_len, rest) = bytes.split_at_checked(9)?.1.split_first_chunk::<4>()?;
+        let head_len = usize::try_from(u32::from_be_bytes(*head_len)).ok()?;
+        let (head, value) = rest.split_at_checked(head_len)?;
+        let body = match serde_json::from_slice(head).ok()? {
+            Head::Record { version, spent } => Body::Record {
+                version,
+                spent,
+                value: value.to_vec(),
+            },
+            Head::Connection(connection) => Body::Connection(Connection {
+                sealed: value.to_vec(),
+                ..connection
+            }),
+            Head::Tombstone { fence } => Body::Tombstone { fence },
+        };
+        Some(Row { expires_millis, body })
+    }
+
+    /// The plain view of it; `None` for a tombstone.
+    pub fn into_stored(self) -> Option<Stored> {
+        let expires_at = time(self.expires_millis);
+        match self.body {
+            Body::Record {
+                version,
+                spent,
+                value,
+            } => Some(Stored {
+                version,
+                value,
+                spent,
+                expires_at,
+            }),
+            Body::Connection(Connection {
+                generation, sealed, ..
+            }) => Some(Stored {
+                version: generation,
+                value: sealed,
+                spent: false,
+                expires_at,
+            }),
+            Body::Tombstone { .. } => None,
+        }
+    }
+
+    /// The fence that a connection under this key has reached.
+    pub fn fence(&self) -> u64 {
+        match &self.body {
+            Body::Connection(connection) => connection.fence,
+            Body::Tombstone { fence } => *fence,
+            Body::Record { .. } => 0,
+        }
+    }
+}
+
+/// The expiry alone, without reading the rest.
+pub fn expires_millis(bytes: &[u8]) -> Option<u64> {
+    let (&format, rest) = bytes.split_first()?;
+    if format != FORMAT {
+        return None;
+    }
+    rest.first_chunk::<8>().map(|millis| u64::from_be_bytes(*millis))
+}
+
+/// The key of a row: the kind's name, a zero byte, the key.
+pub fn row_key(kind: Kind, key: &str) -> Vec<u8> {
+    let mut bytes = prefix(kind);
+    bytes.extend_from_slice(key.as_bytes());
+    bytes
+}
+
+/// What the keys of all rows of a kind begin with. Names hold no zero byte, so none begins another.
+pub fn prefix(kind: Kind) -> Vec<u8> {
+    let mut bytes = kind.name().as_bytes().to_vec();
+    bytes.push(0);
+    bytes
+}
+
+/// The key in the expiry index: sorted by time, then by row.
+pub fn expiry_key(expires_millis: u64, row_key: &[u8]) -> Vec<u8> {
+    let mut bytes = expires_millis.to_be_bytes().to_vec();
+    bytes.extend_from_slice(row_key);
+    bytes
+}
+
+/// Milliseconds since the epoch; 0 before it.
+pub fn millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    whole_millis(since)
+}
+
+/// A duration in milliseconds, capped.
+pub fn whole_millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn time(millis: u64) -> SystemTime {
+    SystemTime::UNIX_EPOCH
+        .checked_add(Duration::from_millis(millis))
+        .unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
+    use super::*;
+
+    fn rows() -> Vec<Row> {
+        let mut connection = Connection::begin("inc", 6, b"sealed".to_vec());
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567);
+        connection.acquire("attempt", 1, Duration::from_secs(12), now);
+        [
+            Body::Record {
+                version: 7,
+                spent: true,
+                value: b"value".to_vec(),
+            },
+            Body::Record {
+                version: 1,
+                spent: false,
+                value: Vec::new(),
+            },
+            Body::Connection(connection),
+            Body::Tombstone { fence: 9 },
+        ]
+        .into_iter()
+        .map(|body| Row {
+            expires_millis: 1_700_000_000_123,
+            body,
+        })
+        .collect()
+    }
+
+    #[test]
+    fn rows_come_back_as_they_went_in() {
+        for row in rows() {
+            let bytes = row.encode().unwrap();
+            assert_eq!(expires_millis(&bytes), Some(row.expires_millis));
+            assert_eq!(Row::decode(&bytes).unwrap(), row);
+        }
+    }
+
+    #[test]
+    fn damaged_rows_are_damage_and_nothing_worse() {
+        for row in rows() {
+            let bytes = row.encode().unwrap();
+            let head_end = bytes.len() - row.into_stored().map_or(0, |stored| stored.value.len());
+            for end in 0..head_end {
+                assert!(Row::decode(&bytes[..end]).is_err());
+            }
+            for position in 0..bytes.len() {
+                let mut changed = bytes.clone();
+                changed[position] ^= 0xff;
+                let _ = Row::decode(&changed);
+            }
+        }
+    }
+
+    #[test]
+    fn no_kind_is_a_prefix_of_another() {
+        for one in Kind::ALL {
+            for other in Kind::ALL {
+                assert_eq!(one == other, row_key(one, "x").starts_with(&prefix(other)));
+            }
+        }
+    }
+}

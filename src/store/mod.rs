@@ -1,0 +1,250 @@
+//! Durable state, shared by all parts of the gateway.
+//!
+//! Every record has a kind, a key, a version and a time to live, and every change is one named atomic
+//! operation on one key. No caller reads, changes and writes on its own: it says which version it
+//! changes, or it uses an operation that decides inside the store. That keeps each operation possible
+//! as one script on one Redis slot, and one body of tests fits every implementation.
+//!
+//! Values are opaque and already sealed; [`record`] is the typed layer that seals and opens them.
+//! Expired records are never returned, whether a sweep has met them or not.
+
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use tokio::sync::broadcast;
+
+pub mod embedded;
+pub mod lease;
+pub mod record;
+#[cfg(test)]
+pub(crate) mod suite;
+
+pub use lease::{Acquired, Attempt, Committed, Connection, Phase, Release, State};
+
+/// What a record is. The name is part of the stored key and of the sealed data: never change one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// A signed-in browser.
+    Session,
+    /// A client's authorization under way, from `authorize` to the consent decision.
+    Flow,
+    /// An authorization code that we issued, by its digest.
+    Code,
+    /// A refresh token that we issued, by its digest.
+    Refresh,
+    /// What a user allowed a client.
+    Grant,
+    /// A registered MCP client.
+    Client,
+    /// An upstream authorization under way, by its `state`.
+    Pending,
+    /// One user's authorization at one upstream. Changed by the lease operations only.
+    Connection,
+    /// Our client identity at one upstream authorization server.
+    Registration,
+    /// What discovery found out about an upstream.
+    Discovery,
+    /// An upstream challenge that a grant has met and not answered yet.
+    Challenge,
+    /// Key material made by the gateway itself.
+    Key,
+}
+
+impl Kind {
+    /// Every kind, in the order of declaration.
+    pub const ALL: [Kind; 12] = [
+        Kind::Session,
+        Kind::Flow,
+        Kind::Code,
+        Kind::Refresh,
+        Kind::Grant,
+        Kind::Client,
+        Kind::Pending,
+        Kind::Connection,
+        Kind::Registration,
+        Kind::Discovery,
+        Kind::Challenge,
+        Kind::Key,
+    ];
+
+    /// The stable name, lower case ASCII letters.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Session => "session",
+            Kind::Flow => "flow",
+            Kind::Code => "code",
+            Kind::Refresh => "refresh",
+            Kind::Grant => "grant",
+            Kind::Client => "client",
+            Kind::Pending => "pending",
+            Kind::Connection => "connection",
+            Kind::Registration => "registration",
+            Kind::Discovery => "discovery",
+            Kind::Challenge => "challenge",
+            Kind::Key => "key",
+        }
+    }
+}
+
+/// A record as it lies in the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// 1 for the first value under this key, one more for each that replaced it. For a connection
+    /// this is its generation.
+    pub version: u64,
+    /// The sealed value.
+    pub value: Vec<u8>,
+    /// Whether [`Store::take`] has handed it out.
+    pub spent: bool,
+    /// From this moment on the record does not exist.
+    pub expires_at: SystemTime,
+}
+
+/// How a [`Store::put`] ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Put {
+    /// Written durably, with the expected version plus one.
+    Stored,
+    /// Somebody else was faster, or the key is spent or a tombstone. Nothing was written.
+    Conflict,
+}
+
+/// How a [`Store::take`] ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The one time it is handed out.
+    Fresh(Stored),
+    /// It was taken before: a replay.
+    Spent(Stored),
+    /// Never there, expired, removed or a tombstone.
+    Absent,
+}
+
+/// Says that a record may have changed, so that copies in memory are looked at again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// What kind of record.
+    pub kind: Kind,
+    /// Its key.
+    pub key: String,
+}
+
+/// Why the store could not answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The store cannot be reached or cannot write. A write may or may not have happened.
+    #[error("store unavailable: {0}")]
+    Unavailable(String),
+    /// The record is there but is not what was written.
+    #[error("store record is damaged")]
+    Corrupt,
+}
+
+/// The named atomic operations. Each call is durable when it returns `Ok`.
+///
+/// Times to live count from the store's clock. A time to live of zero stores nothing that can be read.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The record, spent or not; `None` for absent, expired and tombstones.
+    async fn get(&self, kind: Kind, key: &str) -> Result<Option<Stored>, StoreError>;
+
+    /// Writes `value` when the present version is `expected`; 0 means that the key must be absent.
+    ///
+    /// The new version is `expected + 1`, so the caller can seal with it beforehand. After a record
+    /// expired or was removed its version starts at 0 again: values that must not be swapped for an
+    /// older one need random keys, or an incarnation inside. Connections, spent records and tombstones
+    /// are not overwritten.
+    async fn put(
+        &self,
+        kind: Kind,
+        key: &str,
+        expected: u64,
+        value: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Put, StoreError>;
+
+    /// Hands the record out once. It stays, marked spent, until its time to live ends, so that a
+    /// replay can be told from a key that never was.
+    async fn take(&self, kind: Kind, key: &str) -> Result<Taken, StoreError>;
+
+    /// Deletes the record. A tombstone stays.
+    async fn remove(&self, kind: Kind, key: &str) -> Result<(), StoreError>;
+
+    /// Deletes the value and refuses every `put` and `commit` under the key for `ttl`. On a tombstone
+    /// the later end counts. Only [`Store::connect`] lifts it.
+    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<(), StoreError>;
+
+    /// The keys that are tombstones now: what is revoked, read at start.
+    async fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError>;
+
+    /// All records of a kind, spent ones too. For start-up, pages of one user and the command line;
+    /// its cost grows with the number of records.
+    async fn scan(&self, kind: Kind) -> Result<Vec<(String, Stored)>, StoreError>;
+
+    /// The connection under this key; `None` for absent, expired and tombstones.
+    async fn connection(&self, key: &str) -> Result<Option<Connection>, StoreError>;
+
+    /// A user has authorized anew: replaces whatever is there, tombstones too. The connection starts
+    /// active at generation 1 with the old fence plus one, so a commit still under way is stale.
+    /// `sealed` is bound to generation 1 of `incarnation`, a random name made for this authorization.
+    async fn connect(
+        &self,
+        key: &str,
+        incarnation: &str,
+        sealed: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<(), StoreError>;
+
+    /// Asks to be the one who refreshes. `newer_than` is the generation that the caller does not want:
+    /// what it found expired, or what the upstream has refused. An owner has its intent on disk when
+    /// this returns and must finish within `lease`. The same `attempt_id` again, after a lost answer,
+    /// is the same owner with the same fence.
+    async fn acquire(
+        &self,
+        key: &str,
+        attempt_id: &str,
+        newer_than: u64,
+        lease: Duration,
+    ) -> Result<Acquired, StoreError>;
+
+    /// Notes that the refresh token is about to leave. Only on `true` may it be sent: `false` means
+    /// that the attempt is not ours any more or its lease is over.
+    async fn sent(&self, key: &str, attempt_id: &str, fence: u64) -> Result<bool, StoreError>;
+
+    /// Stores the outcome of an attempt, sealed with the generation after the acquired one. May be
+    /// repeated after a lost answer. [`Committed::Stale`] when the connection was replaced,
+    /// disconnected, or another attempt took over.
+    async fn commit(
+        &self,
+        key: &str,
+        incarnation: &str,
+        attempt_id: &str,
+        fence: u64,
+        sealed: Vec<u8>,
+        ttl: Duration,
+    ) -> Result<Committed, StoreError>;
+
+    /// Ends an attempt without a new token. `false` when the attempt was not ours any more.
+    async fn release(
+        &self,
+        key: &str,
+        attempt_id: &str,
+        fence: u64,
+        outcome: Release,
+    ) -> Result<bool, StoreError>;
+
+    /// The upstream has refused the token of this generation for good: the user has to connect again.
+    /// `false` when the connection is another one or newer by now. A refresh under way may still
+    /// commit a newer token, which makes the connection active again.
+    async fn refuse(&self, key: &str, incarnation: &str, generation: u64) -> Result<bool, StoreError>;
+
+    /// Hears of every change from now on, of all instances. A receiver that lags has to look at
+    /// everything again.
+    fn subscribe(&self) -> broadcast::Receiver<Change>;
+
+    /// Whether the store reads and writes now.
+    async fn ready(&self) -> Result<(), StoreError>;
+
+    /// Deletes what has expired; says how many records. Where the store expires on its own: 0.
+    async fn sweep(&self) -> Result<usize, StoreError>;
+}

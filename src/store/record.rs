@@ -1,0 +1,293 @@
+//! The typed layer over the store: records go in as values and come out as values, sealed in between.
+//!
+//! Each record type belongs to the stage that makes it and says its [`Kind`]; here they are turned
+//! into JSON, sealed for exactly their kind, key and version, and back. What does not open is never
+//! treated as absent: that would let a damaged or swapped record start a new life.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+use super::{Committed, Connection, Kind, Put, Store, StoreError, Stored, Taken};
+use crate::seal::{self, SealError, Sealer};
+
+/// A type that is stored under one kind.
+pub trait Typed: Serialize + DeserializeOwned + Send + Sync {
+    /// The kind its records have.
+    const KIND: Kind;
+}
+
+/// Why a typed operation failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum RecordError {
+    /// The store did not answer.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The record is there but does not open: lost key, damage or a swap. Already logged.
+    #[error("stored record cannot be read")]
+    Unreadable,
+    /// The value could not be sealed.
+    #[error(transparent)]
+    Seal(#[from] SealError),
+}
+
+/// A value with what the store knows about it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Versioned<T> {
+    /// The value.
+    pub value: T,
+    /// Its version, to be given to [`Records::put`] as the expected one.
+    pub version: u64,
+    /// Whether it has been taken.
+    pub spent: bool,
+    /// From this moment on it does not exist.
+    pub expires_at: SystemTime,
+}
+
+/// How a [`Records::take`] ended.
+#[derive(Clone)]
+pub enum Take<T> {
+    /// The one time it is handed out.
+    Fresh(Versioned<T>),
+    /// It was taken before: a replay.
+    Spent(Versioned<T>),
+    /// Never there, expired, removed or a tombstone.
+    Absent,
+}
+
+/// What an upstream authorization server gave for one user. Never printed.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Tokens {
+    /// Injected into requests.
+    #[serde(serialize_with = "expose")]
+    pub access_token: SecretString,
+    /// Redeemed for the next access token, where there is one.
+    #[serde(serialize_with = "expose_option")]
+    pub refresh_token: Option<SecretString>,
+    /// As the authorization server named it, normally `Bearer`.
+    pub token_type: String,
+    /// When the access token ends, as far as we were told.
+    pub expires_at: Option<SystemTime>,
+    /// When the tokens were received.
+    pub obtained_at: SystemTime,
+    /// What the upstream granted.
+    pub scopes: Vec<String>,
+    /// What we asked for.
+    pub requested_scopes: Vec<String>,
+    /// The authorization server, byte for byte.
+    pub issuer: String,
+    /// The upstream's resource identifier, byte for byte as it spelled it.
+    pub resource: String,
+    /// Where the refresh token goes.
+    pub token_endpoint: String,
+    /// Key of the [`Kind::Registration`] record that the tokens were issued to.
+    pub registration: String,
+}
+
+/// Typed access to a store. Cheap to clone.
+#[derive(Clone)]
+pub struct Records {
+    store: Arc<dyn Store>,
+    sealer: Arc<Sealer>,
+}
+
+impl Records {
+    /// Records in `store`, sealed by `sealer`.
+    pub fn new(store: Arc<dyn Store>, sealer: Arc<Sealer>) -> Records {
+        Records { store, sealer }
+    }
+
+    /// The store beneath, for the operations that need no type.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The sealer, for what is sealed outside the store.
+    pub fn sealer(&self) -> &Arc<Sealer> {
+        &self.sealer
+    }
+
+    /// The record, spent or not.
+    pub async fn get<T: Typed>(&self, key: &str) -> Result<Option<Versioned<T>>, RecordError> {
+        match self.store.get(T::KIND, key).await? {
+            Some(stored) => self.open(key, stored).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Writes `value` when the present version is `expected`; 0 means that the key must be absent.
+    pub async fn put<T: Typed>(
+        &self,
+        key: &str,
+        expected: u64,
+        value: &T,
+        ttl: Duration,
+    ) -> Result<Put, RecordError> {
+        let plain = encode(value)?;
+        let sealed = self
+            .sealer
+            .seal(T::KIND.name(), key, expected.saturating_add(1), &plain)?;
+        Ok(self.store.put(T::KIND, key, expected, sealed, ttl).await?)
+    }
+
+    /// Hands the record out once and leaves it marked as spent.
+    pub async fn take<T: Typed>(&self, key: &str) -> Result<Take<T>, RecordError> {
+        Ok(match self.store.take(T::KIND, key).await? {
+            Taken::Fresh(stored) => Take::Fresh(self.open(key, stored)?),
+            Taken::Spent(stored) => Take::Spent(self.open(key, stored)?),
+            Taken::Absent => Take::Absent,
+        })
+    }
+
+    /// Deletes the record.
+    pub async fn remove<T: Typed>(&self, key: &str) -> Result<(), RecordError> {
+        Ok(self.store.remove(T::KIND, key).await?)
+    }
+
+    /// Deletes the record and refuses the key for `ttl`.
+    pub async fn tombstone<T: Typed>(&self, key: &str, ttl: Duration) -> Result<(), RecordError> {
+        Ok(self.store.tombstone(T::KIND, key, ttl).await?)
+    }
+
+    /// All records of the type. What cannot be read is logged and left out.
+    pub async fn scan<T: Typed>(&self) -> Result<Vec<(String, Versioned<T>)>, RecordError> {
+        let rows = self.store.scan(T::KIND).await?;
+        Ok(rows
+            .into_iter()
+            .filter_map(|(key, stored)| {
+                let record = self.open(&key, stored).ok()?;
+                Some((key, record))
+            })
+            .collect())
+    }
+
+    /// The connection and its tokens.
+    pub async fn connection(&self, key: &str) -> Result<Option<(Connection, Tokens)>, RecordError> {
+        match self.store.connection(key).await? {
+            Some(connection) => {
+                let tokens = self.tokens(key, &connection)?;
+                Ok(Some((connection, tokens)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The tokens inside a connection, such as one that an acquisition returned.
+    pub fn tokens(&self, key: &str, connection: &Connection) -> Result<Tokens, RecordError> {
+        let bound = bound_key(key, &connection.incarnation);
+        self.open_value(
+            Kind::Connection,
+            &bound,
+            connection.generation,
+            &connection.sealed,
+        )
+    }
+
+    /// Stores what a user has just authorized, under a new incarnation, which is returned.
+    pub async fn connect(&self, key: &str, tokens: &Tokens, ttl: Duration) -> Result<String, RecordError> {
+        let incarnation = seal::name()?;
+        let sealed = self.seal_tokens(key, &incarnation, 1, tokens)?;
+        self.store.connect(key, &incarnation, sealed, ttl).await?;
+        Ok(incarnation)
+    }
+
+    /// Stores refreshed tokens. `acquired` is the connection that made the caller the owner; without
+    /// an attempt in it the commit is stale. May be repeated after an error.
+    pub async fn commit(
+        &self,
+        key: &str,
+        acquired: &Connection,
+        tokens: &Tokens,
+        ttl: Duration,
+    ) -> Result<Committed, RecordError> {
+        let Some(attempt) = &acquired.attempt else {
+            return Ok(Committed::Stale);
+        };
+        let generation = acquired.generation.saturating_add(1);
+        let sealed = self.seal_tokens(key, &acquired.incarnation, generation, tokens)?;
+        let store = &self.store;
+        Ok(store
+            .commit(
+                key,
+                &acquired.incarnation,
+                &attempt.id,
+                attempt.fence,
+                sealed,
+                ttl,
+            )
+            .await?)
+    }
+
+    fn seal_tokens(
+        &self,
+        key: &str,
+        incarnation: &str,
+        generation: u64,
+        tokens: &Tokens,
+    ) -> Result<Vec<u8>, RecordError> {
+        let plain = encode(tokens)?;
+        let bound = bound_key(key, incarnation);
+        Ok(self
+            .sealer
+            .seal(Kind::Connection.name(), &bound, generation, &plain)?)
+    }
+
+    fn open<T: Typed>(&self, key: &str, stored: Stored) -> Result<Versioned<T>, RecordError> {
+        let value = self.open_value(T::KIND, key, stored.version, &stored.value)?;
+        Ok(Versioned {
+            value,
+            version: stored.version,
+            spent: stored.spent,
+            expires_at: stored.expires_at,
+        })
+    }
+
+    fn open_value<T: DeserializeOwned>(
+        &self,
+        kind: Kind,
+        key: &str,
+        version: u64,
+        sealed: &[u8],
+    ) -> Result<T, RecordError> {
+        let unreadable = |reason: &str| {
+            let key = seal::digest(key);
+            tracing::error!(kind = kind.name(), key_sha256 = %key, version, reason, "stored record cannot be read");
+            RecordError::Unreadable
+        };
+        let plain = self
+            .sealer
+            .open(kind.name(), key, version, sealed)
+            .map_err(|error| unreadable(&error.to_string()))?;
+        // The text of a JSON error may quote the value, so it is not kept.
+        serde_json::from_slice(&plain).map_err(|_| unreadable("not the fields expected of this kind"))
+    }
+}
+
+/// What a connection's tokens are sealed for: the key and who authorized when.
+fn bound_key(key: &str, incarnation: &str) -> String {
+    format!("{key}/{incarnation}")
+}
+
+fn encode<T: Serialize>(value: &T) -> Result<Zeroizing<Vec<u8>>, RecordError> {
+    serde_json::to_vec(value)
+        .map(Zeroizing::new)
+        .map_err(|_| RecordError::Seal(SealError::Cipher))
+}
+
+fn expose<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose_secret())
+}
+
+fn expose_option<S: serde::Serializer>(
+    secret: &Option<SecretString>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match secret {
+        Some(secret) => serializer.serialize_some(secret.expose_secret()),
+        None => serializer.serialize_none(),
+    }
+}

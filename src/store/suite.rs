@@ -1,0 +1,775 @@
+//! One body of tests for every implementation of [`Store`].
+//!
+//! An implementation says how to make an empty store and calls `store_suite!`, which makes one test
+//! of each function here.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+use std::any::Any;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::clock::Clock;
+
+/// An empty store with a clock that the test moves.
+pub(crate) struct Bed {
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) clock: Clock,
+    /// What has to live as long as the store, such as its directory.
+    pub(crate) _keep: Box<dyn Any + Send + Sync>,
+}
+
+/// A manual clock at a time in 2026.
+pub(crate) fn clock() -> Clock {
+    Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000))
+}
+
+macro_rules! store_suite {
+    ($make:path: $($name:ident)*) => {
+        $(
+            #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+            async fn $name() {
+                $crate::store::suite::$name($make()).await;
+            }
+        )*
+    };
+    ($make:path) => {
+        $crate::store::suite::store_suite!($make:
+            put_goes_by_versions
+            values_are_kept_byte_for_byte
+            kinds_and_keys_are_apart
+            one_of_many_puts_wins
+            take_hands_out_once
+            one_of_many_takes_is_fresh
+            records_end_with_their_time
+            a_new_value_has_a_new_end
+            remove_starts_over
+            tombstones_refuse_until_they_end
+            tombstones_only_get_longer
+            scan_lists_what_lives
+            sweep_deletes_what_has_ended
+            changes_are_told
+            connect_begins_and_replaces
+            connections_change_by_leases_only
+            acquire_has_one_owner
+            one_of_many_acquires_owns
+            a_lost_answer_is_repeated
+            newer_generations_are_adopted
+            a_dead_lease_is_taken_over
+            a_sent_token_stays_sent_over_takeovers
+            sent_needs_a_living_lease
+            commit_makes_a_generation
+            commit_may_be_repeated
+            stale_commits_change_nothing
+            disconnecting_refuses_the_commit_under_way
+            reconnecting_refuses_the_commit_under_way
+            transient_release_backs_off
+            ambiguous_release_is_remembered
+            a_dead_grant_needs_the_user
+            refusal_names_a_generation
+            refusal_lets_a_refresh_under_way_finish
+            fences_never_go_back
+            connections_end_with_their_time
+        );
+    };
+}
+pub(crate) use store_suite;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const LEASE: Duration = Duration::from_secs(12);
+
+fn value(text: &str) -> Vec<u8> {
+    text.as_bytes().to_vec()
+}
+
+impl Bed {
+    async fn put(&self, key: &str, expected: u64, text: &str) -> Put {
+        self.store
+            .put(Kind::Session, key, expected, value(text), HOUR)
+            .await
+            .unwrap()
+    }
+
+    async fn get(&self, key: &str) -> Option<(u64, String)> {
+        let stored = self.store.get(Kind::Session, key).await.unwrap()?;
+        Some((stored.version, String::from_utf8(stored.value).unwrap()))
+    }
+
+    async fn connect(&self, incarnation: &str) {
+        self.store
+            .connect("c", incarnation, value("first"), HOUR)
+            .await
+            .unwrap();
+    }
+
+    async fn acquire(&self, id: &str, newer_than: u64) -> Acquired {
+        self.store.acquire("c", id, newer_than, LEASE).await.unwrap()
+    }
+
+    /// Acquires and returns the fence.
+    async fn own(&self, id: &str, newer_than: u64) -> u64 {
+        match self.acquire(id, newer_than).await {
+            Acquired::Owner { connection, .. } => connection.fence,
+            other => panic!("not the owner: {other:?}"),
+        }
+    }
+
+    async fn commit(&self, incarnation: &str, id: &str, fence: u64, text: &str) -> Committed {
+        self.store
+            .commit("c", incarnation, id, fence, value(text), HOUR)
+            .await
+            .unwrap()
+    }
+
+    async fn connection(&self) -> Connection {
+        self.store.connection("c").await.unwrap().unwrap()
+    }
+
+    fn soon(&self) -> SystemTime {
+        self.clock.now() + Duration::from_secs(30)
+    }
+}
+
+pub(crate) async fn put_goes_by_versions(bed: Bed) {
+    assert_eq!(bed.get("a").await, None);
+    assert_eq!(bed.put("a", 1, "too early").await, Put::Conflict);
+    assert_eq!(bed.put("a", 0, "one").await, Put::Stored);
+    assert_eq!(bed.get("a").await, Some((1, "one".to_owned())));
+    assert_eq!(bed.put("a", 0, "again").await, Put::Conflict);
+    assert_eq!(bed.put("a", 1, "two").await, Put::Stored);
+    assert_eq!(bed.put("a", 1, "late").await, Put::Conflict);
+    assert_eq!(bed.get("a").await, Some((2, "two".to_owned())));
+    bed.store.ready().await.unwrap();
+}
+
+pub(crate) async fn values_are_kept_byte_for_byte(bed: Bed) {
+    let all_bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    for (key, value) in [("empty", Vec::new()), ("large", all_bytes)] {
+        bed.store
+            .put(Kind::Grant, key, 0, value.clone(), HOUR)
+            .await
+            .unwrap();
+        let stored = bed.store.get(Kind::Grant, key).await.unwrap().unwrap();
+        assert_eq!(stored.value, value);
+        assert_eq!(stored.expires_at, bed.clock.now() + HOUR);
+    }
+}
+
+pub(crate) async fn kinds_and_keys_are_apart(bed: Bed) {
+    for kind in Kind::ALL {
+        for key in ["", "a", "ab", "a\0b", "a/b:{c}", "ü"] {
+            let text = format!("{}-{key}", kind.name());
+            assert_eq!(
+                bed.store.put(kind, key, 0, value(&text), HOUR).await.unwrap(),
+                Put::Stored
+            );
+        }
+    }
+    for kind in Kind::ALL {
+        for key in ["", "a", "ab", "a\0b", "a/b:{c}", "ü"] {
+            let stored = bed.store.get(kind, key).await.unwrap().unwrap();
+            assert_eq!(stored.value, value(&format!("{}-{key}", kind.name())));
+        }
+        assert_eq!(bed.store.scan(kind).await.unwrap().len(), 6);
+    }
+}
+
+pub(crate) async fn one_of_many_puts_wins(bed: Bed) {
+    bed.put("a", 0, "start").await;
+    let puts = (0..50).map(|number| {
+        let store = Arc::clone(&bed.store);
+        tokio::spawn(async move {
+            store
+                .put(Kind::Session, "a", 1, vec![number], HOUR)
+                .await
+                .unwrap()
+        })
+    });
+    let mut stored = 0;
+    for put in puts.collect::<Vec<_>>() {
+        stored += usize::from(put.await.unwrap() == Put::Stored);
+    }
+    assert_eq!(stored, 1);
+    assert_eq!(bed.get("a").await.unwrap().0, 2);
+}
+
+pub(crate) async fn take_hands_out_once(bed: Bed) {
+    assert_eq!(bed.store.take(Kind::Session, "a").await.unwrap(), Taken::Absent);
+    bed.put("a", 0, "once").await;
+    let Taken::Fresh(fresh) = bed.store.take(Kind::Session, "a").await.unwrap() else {
+        panic!()
+    };
+    assert_eq!(
+        (fresh.version, fresh.spent, fresh.value),
+        (1, true, value("once"))
+    );
+    let Taken::Spent(spent) = bed.store.take(Kind::Session, "a").await.unwrap() else {
+        panic!()
+    };
+    assert_eq!(spent.value, value("once"));
+    assert!(bed.store.get(Kind::Session, "a").await.unwrap().unwrap().spent);
+    assert_eq!(bed.put("a", 1, "revived").await, Put::Conflict);
+    assert_eq!(bed.put("a", 0, "revived").await, Put::Conflict);
+    bed.clock.advance(HOUR);
+    assert_eq!(bed.store.take(Kind::Session, "a").await.unwrap(), Taken::Absent);
+}
+
+pub(crate) async fn one_of_many_takes_is_fresh(bed: Bed) {
+    bed.put("a", 0, "once").await;
+    let takes = (0..50).map(|_| {
+        let store = Arc::clone(&bed.store);
+        tokio::spawn(async move { store.take(Kind::Session, "a").await.unwrap() })
+    });
+    let (mut fresh, mut spent) = (0, 0);
+    for take in takes.collect::<Vec<_>>() {
+        match take.await.unwrap() {
+            Taken::Fresh(_) => fresh += 1,
+            Taken::Spent(_) => spent += 1,
+            Taken::Absent => {}
+        }
+    }
+    assert_eq!((fresh, spent), (1, 49));
+}
+
+pub(crate) async fn records_end_with_their_time(bed: Bed) {
+    bed.put("a", 0, "one").await;
+    bed.clock.advance(HOUR - Duration::from_millis(1));
+    assert!(bed.get("a").await.is_some());
+    bed.clock.advance(Duration::from_millis(1));
+    assert_eq!(bed.get("a").await, None);
+    assert_eq!(bed.store.scan(Kind::Session).await.unwrap(), Vec::new());
+    assert_eq!(bed.put("a", 1, "late").await, Put::Conflict);
+    assert_eq!(bed.put("a", 0, "new").await, Put::Stored);
+    assert_eq!(bed.get("a").await, Some((1, "new".to_owned())));
+}
+
+pub(crate) async fn a_new_value_has_a_new_end(bed: Bed) {
+    bed.put("a", 0, "one").await;
+    bed.clock.advance(HOUR / 2);
+    bed.put("a", 1, "two").await;
+    bed.clock.advance(HOUR / 2);
+    bed.store.sweep().await.unwrap();
+    assert_eq!(bed.get("a").await, Some((2, "two".to_owned())));
+    bed.clock.advance(HOUR / 2);
+    assert_eq!(bed.get("a").await, None);
+}
+
+pub(crate) async fn remove_starts_over(bed: Bed) {
+    bed.store.remove(Kind::Session, "a").await.unwrap();
+    bed.put("a", 0, "one").await;
+    bed.put("a", 1, "two").await;
+    bed.store.remove(Kind::Session, "a").await.unwrap();
+    assert_eq!(bed.get("a").await, None);
+    assert_eq!(bed.put("a", 0, "anew").await, Put::Stored);
+    assert_eq!(bed.get("a").await, Some((1, "anew".to_owned())));
+}
+
+pub(crate) async fn tombstones_refuse_until_they_end(bed: Bed) {
+    bed.put("a", 0, "one").await;
+    bed.store.tombstone(Kind::Session, "a", HOUR).await.unwrap();
+    bed.store.tombstone(Kind::Session, "never", HOUR).await.unwrap();
+    bed.store.tombstone(Kind::Grant, "other", HOUR).await.unwrap();
+    for expected in 0..3 {
+        assert_eq!(bed.put("a", expected, "back").await, Put::Conflict);
+    }
+    bed.store.remove(Kind::Session, "a").await.unwrap();
+    assert_eq!(bed.put("a", 0, "back").await, Put::Conflict);
+    assert_eq!(bed.get("a").await, None);
+    assert_eq!(bed.store.take(Kind::Session, "a").await.unwrap(), Taken::Absent);
+    assert_eq!(bed.store.scan(Kind::Session).await.unwrap(), Vec::new());
+    let mut keys = bed.store.tombstones(Kind::Session).await.unwrap();
+    keys.sort();
+    assert_eq!(keys, ["a", "never"]);
+    bed.clock.advance(HOUR);
+    assert!(bed.store.tombstones(Kind::Session).await.unwrap().is_empty());
+    assert_eq!(bed.put("a", 0, "back").await, Put::Stored);
+}
+
+pub(crate) async fn tombstones_only_get_longer(bed: Bed) {
+    bed.store.tombstone(Kind::Session, "a", HOUR).await.unwrap();
+    bed.store.tombstone(Kind::Session, "a", HOUR / 60).await.unwrap();
+    bed.clock.advance(HOUR / 2);
+    assert_eq!(bed.put("a", 0, "back").await, Put::Conflict);
+    bed.store.tombstone(Kind::Session, "a", HOUR).await.unwrap();
+    bed.clock.advance(HOUR - Duration::from_millis(1));
+    assert_eq!(bed.put("a", 0, "back").await, Put::Conflict);
+}
+
+pub(crate) async fn scan_lists_what_lives(bed: Bed) {
+    for key in ["a", "b", "c"] {
+        bed.put(key, 0, key).await;
+    }
+    bed.store.take(Kind::Session, "b").await.unwrap();
+    bed.store.remove(Kind::Session, "c").await.unwrap();
+    let mut rows = bed.store.scan(Kind::Session).await.unwrap();
+    rows.sort_by(|one, other| one.0.cmp(&other.0));
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(key, stored)| (key.as_str(), stored.spent))
+        .collect();
+    assert_eq!(rows, [("a", false), ("b", true)]);
+}
+
+pub(crate) async fn sweep_deletes_what_has_ended(bed: Bed) {
+    for number in 0..60 {
+        bed.put(&number.to_string(), 0, "short").await;
+    }
+    bed.store.tombstone(Kind::Session, "grave", HOUR).await.unwrap();
+    bed.store.connect("c", "inc", value("x"), HOUR).await.unwrap();
+    bed.store
+        .put(Kind::Session, "long", 0, value("long"), 2 * HOUR)
+        .await
+        .unwrap();
+    assert_eq!(bed.store.sweep().await.unwrap(), 0);
+    bed.clock.advance(HOUR);
+    bed.store.sweep().await.unwrap();
+    assert_eq!(bed.store.sweep().await.unwrap(), 0);
+    assert_eq!(bed.get("long").await, Some((1, "long".to_owned())));
+    assert_eq!(bed.put("5", 0, "anew").await, Put::Stored);
+}
+
+pub(crate) async fn changes_are_told(bed: Bed) {
+    let mut changes = bed.store.subscribe();
+    bed.put("a", 0, "one").await;
+    bed.put("a", 0, "conflict").await;
+    bed.store.remove(Kind::Session, "a").await.unwrap();
+    bed.store.tombstone(Kind::Grant, "g", HOUR).await.unwrap();
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    bed.commit("inc", "one", fence, "second").await;
+    bed.commit("inc", "stale", fence, "third").await;
+    bed.store.refuse("c", "inc", 2).await.unwrap();
+    bed.connect("inc2").await;
+    let fence = bed.own("two", 1).await;
+    bed.store
+        .release("c", "two", fence, Release::NeedsReauth)
+        .await
+        .unwrap();
+    bed.put("end", 0, "end").await;
+
+    let mut heard = Vec::new();
+    loop {
+        let change = changes.recv().await.unwrap();
+        if change.key == "end" {
+            break;
+        }
+        heard.push((change.kind, change.key));
+    }
+    let connection = (Kind::Connection, "c".to_owned());
+    let mut expected = vec![
+        (Kind::Session, "a".to_owned()),
+        (Kind::Session, "a".to_owned()),
+        (Kind::Grant, "g".to_owned()),
+    ];
+    // Connect, commit, refuse, connect, release.
+    expected.extend(std::iter::repeat_n(connection, 5));
+    assert_eq!(heard, expected);
+}
+
+pub(crate) async fn connect_begins_and_replaces(bed: Bed) {
+    assert_eq!(bed.store.connection("c").await.unwrap(), None);
+    bed.connect("inc").await;
+    let first = bed.connection().await;
+    assert_eq!(
+        (first.generation, first.fence, first.state),
+        (1, 1, State::Active)
+    );
+    assert_eq!(
+        (first.incarnation.as_str(), first.sealed.as_slice()),
+        ("inc", &b"first"[..])
+    );
+    assert_eq!((&first.attempt, first.not_before), (&None, None));
+
+    bed.store.refuse("c", "inc", 1).await.unwrap();
+    bed.connect("inc2").await;
+    let second = bed.connection().await;
+    assert_eq!((second.generation, second.state), (1, State::Active));
+    assert!(second.fence > first.fence);
+
+    bed.store.tombstone(Kind::Connection, "c", HOUR).await.unwrap();
+    assert_eq!(bed.store.connection("c").await.unwrap(), None);
+    assert_eq!(bed.acquire("x", 1).await, Acquired::Absent);
+    bed.connect("inc3").await;
+    let third = bed.connection().await;
+    assert_eq!((third.incarnation.as_str(), third.state), ("inc3", State::Active));
+    assert!(third.fence > second.fence);
+    assert!(bed.store.tombstones(Kind::Connection).await.unwrap().is_empty());
+}
+
+pub(crate) async fn connections_change_by_leases_only(bed: Bed) {
+    bed.connect("inc").await;
+    for expected in 0..3 {
+        let put = bed
+            .store
+            .put(Kind::Connection, "c", expected, value("x"), HOUR)
+            .await
+            .unwrap();
+        assert_eq!(put, Put::Conflict);
+    }
+    assert_eq!(
+        bed.store.take(Kind::Connection, "c").await.unwrap(),
+        Taken::Absent
+    );
+    let view = bed.store.get(Kind::Connection, "c").await.unwrap().unwrap();
+    assert_eq!((view.version, view.value, view.spent), (1, value("first"), false));
+    bed.store.remove(Kind::Connection, "c").await.unwrap();
+    assert_eq!(bed.store.connection("c").await.unwrap(), None);
+}
+
+pub(crate) async fn acquire_has_one_owner(bed: Bed) {
+    assert_eq!(bed.acquire("one", 0).await, Acquired::Absent);
+    bed.connect("inc").await;
+    let Acquired::Owner { connection, takeover } = bed.acquire("one", 1).await else {
+        panic!()
+    };
+    assert_eq!(takeover, None);
+    assert_eq!((connection.fence, connection.state), (2, State::Refreshing));
+    let attempt = connection.attempt.clone().unwrap();
+    assert_eq!(
+        (attempt.id.as_str(), attempt.fence, attempt.phase),
+        ("one", 2, Phase::Intent)
+    );
+    assert_eq!(attempt.lease_until, bed.clock.now() + LEASE);
+    // The intent is durable, not only answered.
+    assert_eq!(bed.connection().await, connection);
+    assert_eq!(
+        bed.acquire("two", 1).await,
+        Acquired::Wait {
+            until: bed.clock.now() + LEASE
+        }
+    );
+}
+
+pub(crate) async fn one_of_many_acquires_owns(bed: Bed) {
+    bed.connect("inc").await;
+    let acquires = (0..50).map(|number: u32| {
+        let store = Arc::clone(&bed.store);
+        tokio::spawn(async move { store.acquire("c", &number.to_string(), 1, LEASE).await.unwrap() })
+    });
+    let (mut owners, mut waiting) = (0, 0);
+    for acquire in acquires.collect::<Vec<_>>() {
+        match acquire.await.unwrap() {
+            Acquired::Owner { .. } => owners += 1,
+            Acquired::Wait { .. } => waiting += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((owners, waiting), (1, 49));
+}
+
+pub(crate) async fn a_lost_answer_is_repeated(bed: Bed) {
+    bed.connect("inc").await;
+    let first = bed.acquire("one", 1).await;
+    assert_eq!(bed.acquire("one", 1).await, first);
+    bed.clock.advance(LEASE);
+    // Its own lease is over: a new acquisition like anybody's.
+    let Acquired::Owner { connection, takeover } = bed.acquire("one", 1).await else {
+        panic!()
+    };
+    assert_eq!((connection.fence, takeover), (3, Some(Phase::Intent)));
+}
+
+pub(crate) async fn newer_generations_are_adopted(bed: Bed) {
+    bed.connect("inc").await;
+    assert!(matches!(bed.acquire("one", 0).await, Acquired::Fresh(found) if found.generation == 1));
+    let fence = bed.own("one", 1).await;
+    // Under way or not, what is newer than the unwanted one is good.
+    assert!(matches!(bed.acquire("two", 0).await, Acquired::Fresh(_)));
+    bed.commit("inc", "one", fence, "second").await;
+    let Acquired::Fresh(found) = bed.acquire("two", 1).await else {
+        panic!()
+    };
+    assert_eq!((found.generation, found.sealed), (2, value("second")));
+    bed.own("two", 2).await;
+}
+
+pub(crate) async fn a_dead_lease_is_taken_over(bed: Bed) {
+    bed.connect("inc").await;
+    let dead = bed.own("dead", 1).await;
+    bed.clock.advance(LEASE - Duration::from_millis(1));
+    assert!(matches!(bed.acquire("heir", 1).await, Acquired::Wait { .. }));
+    bed.clock.advance(Duration::from_millis(1));
+    let Acquired::Owner { connection, takeover } = bed.acquire("heir", 1).await else {
+        panic!()
+    };
+    assert_eq!(takeover, Some(Phase::Intent));
+    assert!(connection.fence > dead);
+    assert!(!bed.store.sent("c", "dead", dead).await.unwrap());
+    assert_eq!(bed.commit("inc", "dead", dead, "late").await, Committed::Stale);
+    assert!(
+        !bed.store
+            .release("c", "dead", dead, Release::NeedsReauth)
+            .await
+            .unwrap()
+    );
+    assert_eq!(bed.connection().await, connection);
+}
+
+pub(crate) async fn a_sent_token_stays_sent_over_takeovers(bed: Bed) {
+    bed.connect("inc").await;
+    let first = bed.own("first", 1).await;
+    assert!(bed.store.sent("c", "first", first).await.unwrap());
+    bed.clock.advance(LEASE);
+    let Acquired::Owner { takeover, .. } = bed.acquire("second", 1).await else {
+        panic!()
+    };
+    assert_eq!(takeover, Some(Phase::Sent));
+    // The second dies before it sends; the first one's answer is still missing.
+    bed.clock.advance(LEASE);
+    let Acquired::Owner { connection, takeover } = bed.acquire("third", 1).await else {
+        panic!()
+    };
+    assert_eq!(takeover, Some(Phase::Sent));
+    // A clean failure of the third does not clear it either.
+    let not_before = bed.clock.now();
+    assert!(
+        bed.store
+            .release("c", "third", connection.fence, Release::Transient { not_before })
+            .await
+            .unwrap()
+    );
+    assert_eq!(bed.connection().await.state, State::Ambiguous);
+    let Acquired::Owner { takeover, .. } = bed.acquire("fourth", 1).await else {
+        panic!()
+    };
+    assert_eq!(takeover, Some(Phase::Sent));
+}
+
+pub(crate) async fn sent_needs_a_living_lease(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    assert!(!bed.store.sent("c", "one", fence + 1).await.unwrap());
+    assert!(!bed.store.sent("c", "two", fence).await.unwrap());
+    assert!(bed.store.sent("c", "one", fence).await.unwrap());
+    assert!(bed.store.sent("c", "one", fence).await.unwrap());
+    assert_eq!(bed.connection().await.attempt.unwrap().phase, Phase::Sent);
+    bed.clock.advance(LEASE);
+    assert!(!bed.store.sent("c", "one", fence).await.unwrap());
+    assert!(!bed.store.sent("absent", "one", fence).await.unwrap());
+}
+
+pub(crate) async fn commit_makes_a_generation(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    bed.store.sent("c", "one", fence).await.unwrap();
+    // Late, but nobody took over: the tokens are saved.
+    bed.clock.advance(LEASE + LEASE);
+    assert_eq!(
+        bed.commit("inc", "one", fence, "second").await,
+        Committed::Stored { generation: 2 }
+    );
+    let connection = bed.connection().await;
+    assert_eq!((connection.generation, connection.state), (2, State::Active));
+    assert_eq!((connection.sealed, connection.attempt), (value("second"), None));
+    bed.clock.advance(HOUR - Duration::from_millis(1));
+    assert!(bed.store.connection("c").await.unwrap().is_some());
+}
+
+pub(crate) async fn commit_may_be_repeated(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    for _ in 0..3 {
+        assert_eq!(
+            bed.commit("inc", "one", fence, "second").await,
+            Committed::Stored { generation: 2 }
+        );
+    }
+    assert_eq!(bed.connection().await.generation, 2);
+    let next = bed.own("two", 2).await;
+    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stale);
+    assert_eq!(
+        bed.commit("inc", "two", next, "third").await,
+        Committed::Stored { generation: 3 }
+    );
+}
+
+pub(crate) async fn stale_commits_change_nothing(bed: Bed) {
+    assert_eq!(bed.commit("inc", "one", 1, "x").await, Committed::Stale);
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    let before = bed.connection().await;
+    for (incarnation, id, fence) in [
+        ("other", "one", fence),
+        ("inc", "other", fence),
+        ("inc", "one", fence - 1),
+        ("inc", "one", fence + 1),
+    ] {
+        assert_eq!(bed.commit(incarnation, id, fence, "x").await, Committed::Stale);
+    }
+    assert_eq!(bed.connection().await, before);
+}
+
+pub(crate) async fn disconnecting_refuses_the_commit_under_way(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    bed.store.sent("c", "one", fence).await.unwrap();
+    bed.store.tombstone(Kind::Connection, "c", HOUR).await.unwrap();
+    assert_eq!(bed.commit("inc", "one", fence, "late").await, Committed::Stale);
+    assert!(!bed.store.sent("c", "one", fence).await.unwrap());
+    assert_eq!(bed.store.connection("c").await.unwrap(), None);
+    assert_eq!(bed.store.tombstones(Kind::Connection).await.unwrap(), ["c"]);
+}
+
+pub(crate) async fn reconnecting_refuses_the_commit_under_way(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    bed.connect("inc2").await;
+    assert_eq!(bed.commit("inc", "one", fence, "late").await, Committed::Stale);
+    assert_eq!(bed.commit("inc2", "one", fence, "late").await, Committed::Stale);
+    assert!(
+        !bed.store
+            .release("c", "one", fence, Release::NeedsReauth)
+            .await
+            .unwrap()
+    );
+    assert!(!bed.store.refuse("c", "inc", 1).await.unwrap());
+    assert_eq!(bed.connection().await.state, State::Active);
+}
+
+pub(crate) async fn transient_release_backs_off(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    let until = bed.soon();
+    assert!(
+        bed.store
+            .release("c", "one", fence, Release::Transient { not_before: until })
+            .await
+            .unwrap()
+    );
+    assert!(
+        !bed.store
+            .release("c", "one", fence, Release::NeedsReauth)
+            .await
+            .unwrap()
+    );
+    let connection = bed.connection().await;
+    assert_eq!((connection.state, connection.generation), (State::Active, 1));
+    assert_eq!(bed.acquire("two", 1).await, Acquired::Backoff { until });
+    assert!(matches!(bed.acquire("two", 0).await, Acquired::Fresh(_)));
+    bed.clock.advance(Duration::from_secs(30));
+    let Acquired::Owner { takeover, .. } = bed.acquire("two", 1).await else {
+        panic!()
+    };
+    assert_eq!(takeover, None);
+}
+
+pub(crate) async fn ambiguous_release_is_remembered(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    bed.store.sent("c", "one", fence).await.unwrap();
+    let until = bed.soon();
+    assert!(
+        bed.store
+            .release("c", "one", fence, Release::Ambiguous { not_before: until })
+            .await
+            .unwrap()
+    );
+    assert_eq!(bed.connection().await.state, State::Ambiguous);
+    assert_eq!(bed.acquire("two", 1).await, Acquired::Backoff { until });
+    bed.clock.advance(Duration::from_secs(30));
+    let Acquired::Owner { connection, takeover } = bed.acquire("two", 1).await else {
+        panic!()
+    };
+    assert_eq!(takeover, Some(Phase::Sent));
+    bed.commit("inc", "two", connection.fence, "saved").await;
+    assert_eq!(bed.connection().await.state, State::Active);
+}
+
+pub(crate) async fn a_dead_grant_needs_the_user(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    assert!(
+        bed.store
+            .release("c", "one", fence, Release::NeedsReauth)
+            .await
+            .unwrap()
+    );
+    assert_eq!(bed.connection().await.state, State::NeedsReauth);
+    for newer_than in [0, 1, 2] {
+        assert_eq!(bed.acquire("two", newer_than).await, Acquired::NeedsReauth);
+    }
+}
+
+pub(crate) async fn refusal_names_a_generation(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    bed.commit("inc", "one", fence, "second").await;
+    assert!(!bed.store.refuse("c", "inc", 1).await.unwrap());
+    assert!(!bed.store.refuse("c", "other", 2).await.unwrap());
+    assert!(!bed.store.refuse("absent", "inc", 2).await.unwrap());
+    assert_eq!(bed.connection().await.state, State::Active);
+    assert!(bed.store.refuse("c", "inc", 2).await.unwrap());
+    assert_eq!(bed.acquire("two", 2).await, Acquired::NeedsReauth);
+}
+
+pub(crate) async fn refusal_lets_a_refresh_under_way_finish(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    assert!(bed.store.refuse("c", "inc", 1).await.unwrap());
+    assert!(bed.store.sent("c", "one", fence).await.unwrap());
+    assert_eq!(
+        bed.commit("inc", "one", fence, "second").await,
+        Committed::Stored { generation: 2 }
+    );
+    assert_eq!(bed.connection().await.state, State::Active);
+
+    // Without a new token the refused one stays refused.
+    let fence = bed.own("two", 2).await;
+    assert!(bed.store.refuse("c", "inc", 2).await.unwrap());
+    let not_before = bed.clock.now();
+    assert!(
+        bed.store
+            .release("c", "two", fence, Release::Transient { not_before })
+            .await
+            .unwrap()
+    );
+    assert_eq!(bed.connection().await.state, State::NeedsReauth);
+}
+
+pub(crate) async fn fences_never_go_back(bed: Bed) {
+    let mut seen = HashSet::new();
+    let mut last = 0;
+    for round in 0..10 {
+        let incarnation = format!("inc{round}");
+        bed.connect(&incarnation).await;
+        for (number, end) in ["commit", "release", "die"].into_iter().enumerate() {
+            let generation = bed.connection().await.generation;
+            let id = format!("{round}-{number}");
+            let fence = bed.own(&id, generation).await;
+            assert!(fence > last && seen.insert(fence));
+            last = fence;
+            match end {
+                "commit" => {
+                    bed.commit(&incarnation, &id, fence, "x").await;
+                }
+                "release" => {
+                    let not_before = bed.clock.now();
+                    bed.store
+                        .release("c", &id, fence, Release::Transient { not_before })
+                        .await
+                        .unwrap();
+                }
+                _ => bed.clock.advance(LEASE),
+            }
+        }
+        if round % 2 == 0 {
+            bed.store.tombstone(Kind::Connection, "c", HOUR).await.unwrap();
+        }
+    }
+}
+
+pub(crate) async fn connections_end_with_their_time(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    bed.clock.advance(HOUR);
+    assert_eq!(bed.store.connection("c").await.unwrap(), None);
+    assert_eq!(bed.acquire("two", 1).await, Acquired::Absent);
+    assert_eq!(bed.commit("inc", "one", fence, "late").await, Committed::Stale);
+}

@@ -1,0 +1,3 @@
+//! Name → vetted address → peer: where a request really goes.
+pub mod peer;
+pub mod resolve;

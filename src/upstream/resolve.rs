@@ -1,0 +1,79 @@
+//! Addresses of upstreams, looked up ahead of need. Every answer passes the address policy, and a request is sent to
+//! the very address that passed, so a name that changes its mind in between changes nothing.
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use dashmap::DashMap;
+
+use crate::clock::Clock;
+use crate::outbound::{self, Outbound};
+use crate::route::Route;
+
+/// After that long an address is looked up again, while the old one still serves.
+const FRESH: Duration = Duration::from_secs(30);
+/// How long an old address serves when the name service does not answer.
+const STALE: Duration = Duration::from_secs(600);
+
+/// Remembers vetted addresses by route.
+pub struct Resolver {
+    outbound: Outbound,
+    clock: Clock,
+    known: DashMap<String, Arc<Entry>>,
+}
+
+struct Entry {
+    addresses: Vec<SocketAddr>,
+    since: SystemTime,
+    next: AtomicUsize,
+    renewing: AtomicBool,
+}
+
+impl Resolver {
+    pub fn new(outbound: Outbound, clock: Clock) -> Self {
+        Self { outbound, clock, known: DashMap::new() }
+    }
+
+    /// One address of the route's upstream; several are used in turn.
+    pub async fn address(self: &Arc<Self>, route: &Arc<Route>) -> Result<SocketAddr, outbound::Error> {
+        let now = self.clock.now();
+        let known = self.known.get(&route.name).map(|entry| Arc::clone(&entry));
+        if let Some(entry) = known {
+            let age = now.duration_since(entry.since).unwrap_or_default();
+            if age >= FRESH && !entry.renewing.swap(true, Ordering::Relaxed) {
+                let (this, route, entry) = (Arc::clone(self), Arc::clone(route), Arc::clone(&entry));
+                tokio::spawn(async move {
+                    if let Err(error) = this.look_up(&route).await {
+                        tracing::warn!(target: "postern::upstream", route = %route.name, %error, "upstream address not renewed");
+                        entry.renewing.store(false, Ordering::Relaxed);
+                    }
+                });
+            }
+            if age < STALE {
+                return entry.one().ok_or(no_address(route));
+            }
+        }
+        self.look_up(route).await
+    }
+
+    async fn look_up(&self, route: &Route) -> Result<SocketAddr, outbound::Error> {
+        let upstream = &route.upstream;
+        let addresses = self.outbound.vet(&upstream.host, upstream.port, &upstream.policy).await?;
+        let entry = Entry { addresses, since: self.clock.now(), next: AtomicUsize::new(0), renewing: AtomicBool::new(false) };
+        let first = entry.one().ok_or(no_address(route))?;
+        self.known.insert(route.name.clone(), Arc::new(entry));
+        Ok(first)
+    }
+}
+
+impl Entry {
+    fn one(&self) -> Option<SocketAddr> {
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        self.addresses.get(turn % self.addresses.len().max(1)).copied()
+    }
+}
+
+fn no_address(route: &Route) -> outbound::Error {
+    outbound::Error::NotSent { target: route.upstream.authority.clone(), reason: "the name has no address".to_owned() }
+}

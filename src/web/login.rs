@@ -1,0 +1,140 @@
+//! Signing in and out. Local users with argon2 password hashes, and in the demo one button.
+use argon2::{Argon2, PasswordHash, PasswordVerifier};
+use axum::Form;
+use axum::extract::{Extension, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use super::browser::{is_same, is_same_origin, local_path};
+use super::session::{Session, begin, current};
+use super::{About, Shared, Web, moved, page, pages};
+use crate::config::Config;
+use crate::seal;
+
+#[derive(Deserialize)]
+pub struct Next {
+    #[serde(default)]
+    next: String,
+}
+
+/// The fields of both forms on the page.
+#[derive(Deserialize)]
+pub struct Fields {
+    #[serde(default)]
+    csrf: String,
+    #[serde(default)]
+    next: String,
+    #[serde(default)]
+    username: String,
+    #[serde(default)]
+    password: SecretString,
+    one_click: Option<String>,
+}
+
+#[derive(Deserialize)]
+pub struct SignOut {
+    #[serde(default)]
+    csrf: String,
+}
+
+/// A hash to verify against when there is no such user, so that the answer takes as long.
+const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8";
+
+/// `GET /login?next=…`
+pub async fn form(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap, Query(Next { next }): Query<Next>) -> Response {
+    render(&web, &about, &headers, StatusCode::OK, local_path(&next), "", None)
+}
+
+/// `POST /login`
+pub async fn sign_in(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
+    let snapshot = web.authority.snapshot();
+    let next = local_path(&fields.next);
+    let again = |status, problem| render(&web, &about, &headers, status, next, &fields.username, Some(problem));
+    // The form was made for this browser: its token is the digest of a cookie that only this browser has.
+    let made_here = web.cookies.sign_in(&headers).is_some_and(|cookie| is_same(&seal::digest(cookie), &fields.csrf));
+    if !is_same_origin(&headers, snapshot.issuer()) || !made_here {
+        return again(StatusCode::FORBIDDEN, "This form had expired. Please try again.");
+    }
+    let user = match &fields.one_click {
+        Some(_) => one_click(&snapshot.config, &about).map(str::to_owned),
+        None => web.verify(&snapshot.config, &fields.username, fields.password.clone()).await,
+    };
+    let Some(user) = user else {
+        tracing::warn!(target: "audit", event = "sign_in_failed", user = %pages::plain(&fields.username), client_ip = ?about.client);
+        return again(StatusCode::UNAUTHORIZED, "The user name or the password is not right.");
+    };
+    match begin(&web.authority.records, &web.cookies, &user).await {
+        Ok(cookie) => {
+            tracing::info!(target: "audit", event = "sign_in", user = %user, client_ip = ?about.client);
+            let mut response = moved(next);
+            response.headers_mut().append(header::SET_COOKIE, cookie);
+            response
+        }
+        Err(_) => again(StatusCode::SERVICE_UNAVAILABLE, "Signing in is not possible just now. Please try again."),
+    }
+}
+
+/// `POST /logout`
+pub async fn sign_out(State(web): Shared, headers: HeaderMap, Form(SignOut { csrf }): Form<SignOut>) -> Response {
+    let records = &web.authority.records;
+    let session = match current(records, &web.cookies, &headers).await {
+        Ok(Some(session)) => session,
+        Ok(None) => return Html(pages::signed_out()).into_response(),
+        Err(_) => return page(StatusCode::SERVICE_UNAVAILABLE, "Not now", "Signing out is not possible just now. Please try again."),
+    };
+    if !is_same_origin(&headers, web.authority.snapshot().issuer()) || !is_same(&session.csrf, &csrf) {
+        return page(StatusCode::FORBIDDEN, "That did not come from here", "Please use the button on the front page.");
+    }
+    if records.remove::<Session>(&session.browser.session).await.is_err() {
+        return page(StatusCode::SERVICE_UNAVAILABLE, "Not now", "Signing out is not possible just now. Please try again.");
+    }
+    tracing::info!(target: "audit", event = "sign_out", user = %session.browser.user);
+    let mut response = Html(pages::signed_out()).into_response();
+    response.headers_mut().append(header::SET_COOKIE, web.cookies.clear_session());
+    response
+}
+
+fn render(web: &Web, about: &About, headers: &HeaderMap, status: StatusCode, next: &str, username: &str, error: Option<&str>) -> Response {
+    // A cookie that is there already is kept, so that two open sign-in pages both work.
+    let (value, fresh) = match (web.cookies.sign_in(headers), seal::token()) {
+        (Some(value), _) => (value.to_owned(), false),
+        (None, Ok(token)) => (token.expose_secret().to_owned(), true),
+        (None, Err(_)) => return page(StatusCode::INTERNAL_SERVER_ERROR, "Not now", "Signing in is not possible just now."),
+    };
+    let snapshot = web.authority.snapshot();
+    let login = pages::Login { csrf: &seal::digest(&value), next, username, error, one_click: one_click(&snapshot.config, about) };
+    let mut response = (status, Html(pages::login(&login))).into_response();
+    if fresh {
+        response.headers_mut().append(header::SET_COOKIE, web.cookies.set_sign_in(&value));
+    }
+    response
+}
+
+/// The user of the one-click button: only where `public_url`, every listener and the request's own host are loopback.
+fn one_click<'c>(config: &'c Config, about: &About) -> Option<&'c str> {
+    let server = &config.server;
+    let local_host = about.authority == server.public_url.authority();
+    let local = server.public_url.is_loopback() && server.listen.iter().all(crate::config::Listen::is_loopback) && local_host;
+    let from_here = about.client.is_some_and(|client| client.to_canonical().is_loopback());
+    config.login.one_click.as_deref().filter(|_| local && from_here)
+}
+
+// === impl Web ===
+
+impl Web {
+    /// The user of that name, if the password is theirs. Takes the same time whether or not there is such a user.
+    async fn verify(&self, config: &Config, username: &str, password: SecretString) -> Option<String> {
+        let known = config.login.users.iter().find(|user| user.username == username);
+        let hash = known.map_or_else(|| NOBODY.to_owned(), |user| user.password_hash.expose_secret().to_owned());
+        let _turn = self.hashing.acquire().await.ok()?;
+        let verified = tokio::task::spawn_blocking(move || {
+            let hash = PasswordHash::new(&hash).ok()?;
+            Argon2::default().verify_password(password.expose_secret().as_bytes(), &hash).ok()
+        });
+        verified.await.ok().flatten()?;
+        known.map(|user| user.username.clone())
+    }
+}
+

@@ -1,0 +1,602 @@
+//! The pages a person sees, as functions from plain values to HTML.
+//!
+//! They stand apart from the endpoints so that the words and the escaping are tested without a server.
+//! Every page works without JavaScript under the policy
+//! `default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'`;
+//! the stylesheet is [`STYLE`], served at [`STYLE_PATH`].
+//!
+//! Names, addresses and scopes come from strangers. They are shown as text only, never as a link, and without
+//! the characters that make text look like something else (see [`plain`]). Escaping is the template engine's.
+
+use askama::Template;
+
+/// The stylesheet of all pages.
+pub const STYLE: &str = include_str!("style.css");
+
+/// Where the pages look for [`STYLE`].
+pub const STYLE_PATH: &str = "/oauth/style.css";
+
+/// Longest name, in characters, that is shown whole.
+const NAME_LENGTH: usize = 80;
+/// Longest address, in characters, that is shown whole. A valid host name has at most 253.
+const ADDRESS_LENGTH: usize = 255;
+/// How many scopes of one list are shown; the page says how many more there are.
+const SCOPES_SHOWN: usize = 60;
+
+/// The sign-in form. Posts `csrf`, `next`, `username` and `password` to `/login`, or `csrf`, `next` and
+/// `one_click=1` from the second form.
+#[derive(Template)]
+#[template(path = "login.html")]
+pub struct Login<'a> {
+    pub csrf: &'a str,
+    /// Where to go afterwards; opaque to the page.
+    pub next: &'a str,
+    /// What the user typed last time, or empty.
+    pub username: &'a str,
+    /// Why the last attempt failed, in a sentence for the user.
+    pub error: Option<&'a str>,
+    /// The user who may sign in with one button; `None` leaves that form out.
+    pub one_click: Option<&'a str>,
+}
+
+impl Login<'_> {
+    fn starts_at_username(&self) -> bool {
+        self.one_click.is_none() && self.username.is_empty()
+    }
+
+    fn starts_at_password(&self) -> bool {
+        self.one_click.is_none() && !self.username.is_empty()
+    }
+}
+
+/// The question whether an application may act for the user. Posts `csrf`, `flow` and `decision`
+/// (`allow` or `deny`) to `/oauth/consent`.
+///
+/// Shows what the MCP security practices ask for: the client, the redirect target, the scopes, what is asked
+/// for upstream, and a warning where the redirect target is this computer.
+#[derive(Template)]
+#[template(path = "consent.html")]
+pub struct Consent<'a> {
+    pub csrf: &'a str,
+    /// Names the flow the answer belongs to; opaque to the page.
+    pub flow: &'a str,
+    /// Who is signed in.
+    pub user: &'a str,
+    /// What the client calls itself. Unverified.
+    pub client_name: Option<&'a str>,
+    /// Host of the client's metadata document (CIMD); `None` for a client that registered itself.
+    pub client_host: Option<&'a str>,
+    /// Host (and port, if any) the browser goes to with the code.
+    pub redirect_host: &'a str,
+    /// The whole redirect URI, shown as text.
+    pub redirect_uri: &'a str,
+    /// Whether the redirect URI leads to this computer.
+    pub redirect_loopback: bool,
+    /// The route's name.
+    pub server_name: &'a str,
+    /// The route's canonical URL.
+    pub resource: &'a str,
+    pub scopes: &'a [String],
+    /// The authorization that follows at the upstream's authorization server; `None` when none is needed.
+    pub upstream: Option<ConsentUpstream<'a>>,
+    /// One more sentence for the user, for example that the upstream could not be asked.
+    pub upstream_note: Option<&'a str>,
+}
+
+/// What the upstream's authorization server will ask next.
+pub struct ConsentUpstream<'a> {
+    /// Host of the upstream MCP server.
+    pub server_host: &'a str,
+    /// Host of its authorization server.
+    pub issuer_host: &'a str,
+    /// What Postern will ask for there; may be empty.
+    pub scopes: &'a [String],
+}
+
+impl Consent<'_> {
+    fn client_label(&self) -> String {
+        self.client_name.map(plain).unwrap_or_default()
+    }
+
+    /// Whether anything is left of the name once it is cleaned.
+    fn has_name(&self) -> bool {
+        !self.client_label().is_empty()
+    }
+
+    fn shown_client_host(&self) -> Option<String> {
+        self.client_host.map(address)
+    }
+
+    fn shown_redirect_host(&self) -> String {
+        address(self.redirect_host)
+    }
+
+    fn shown_redirect_uri(&self) -> String {
+        capped(strip(self.redirect_uri), 2 * ADDRESS_LENGTH)
+    }
+
+    fn shown_scopes(&self) -> Vec<String> {
+        scope_list(self.scopes)
+    }
+}
+
+impl ConsentUpstream<'_> {
+    fn shown_issuer_host(&self) -> String {
+        address(self.issuer_host)
+    }
+
+    fn shown_server_host(&self) -> String {
+        address(self.server_host)
+    }
+
+    fn shown_scopes(&self) -> Vec<String> {
+        scope_list(self.scopes)
+    }
+}
+
+#[derive(Template)]
+#[template(path = "moved.html")]
+struct Moved<'a> {
+    url: &'a str,
+}
+
+/// An error, said to a person.
+#[derive(Template)]
+#[template(path = "problem.html")]
+pub struct Problem<'a> {
+    /// HTTP status of the answer.
+    pub status: u16,
+    /// A few words, also the page's title.
+    pub title: &'a str,
+    /// What happened and what the reader can do.
+    pub message: &'a str,
+    /// What to quote to the operator.
+    pub request_id: Option<&'a str>,
+}
+
+impl Problem<'_> {
+    /// The message may repeat words of a stranger, so it is cleaned like a name but allowed to be a paragraph.
+    fn shown_message(&self) -> String {
+        capped(strip(self.message), 1000)
+    }
+}
+
+/// What a person sees who opens an MCP address in a browser.
+#[derive(Template)]
+#[template(path = "unauthorized.html")]
+pub struct Unauthorized<'a> {
+    /// The route's canonical URL.
+    pub resource: &'a str,
+    /// The route's name.
+    pub name: &'a str,
+}
+
+impl Unauthorized<'_> {
+    /// The configuration form that most clients read.
+    fn snippet(&self) -> String {
+        let name = serde_json::Value::from(self.name);
+        let resource = serde_json::Value::from(self.resource);
+        format!("{{\n  \"mcpServers\": {{\n    {name}: {{\n      \"url\": {resource}\n    }}\n  }}\n}}")
+    }
+}
+
+#[derive(Template)]
+#[template(path = "signed_out.html")]
+struct SignedOut;
+
+/// The front page. With a user it carries the sign-out form (`csrf` to `/logout`), else a link to `/login`.
+#[derive(Template)]
+#[template(path = "home.html")]
+pub struct Home<'a> {
+    pub csrf: &'a str,
+    pub user: Option<&'a str>,
+    /// The servers to list; empty leaves the list out.
+    pub servers: &'a [Server<'a>],
+}
+
+/// One line of the list on the front page.
+pub struct Server<'a> {
+    pub name: &'a str,
+    pub resource: &'a str,
+}
+
+/// The sign-in page.
+pub fn login(page: &Login<'_>) -> String {
+    render(page)
+}
+
+/// The consent page.
+pub fn consent(page: &Consent<'_>) -> String {
+    render(page)
+}
+
+/// A page that moves the browser on to `url`, to be sent with status 200 and `no-store`.
+///
+/// Chromium applies `form-action` to the redirects that follow a POST, so answers to our forms move on this
+/// way. `url` is an absolute http(s) URL or a path on this origin; the caller has checked that the browser may
+/// go there. Anything else (`javascript:`, `//host`) yields an error page as a last line of defence.
+pub fn moved(url: &str) -> String {
+    if !may_move_to(url) {
+        return problem(&Problem {
+            status: 400,
+            title: "This address cannot be opened",
+            message: "The application asked to be returned to an address that a browser should not follow.",
+            request_id: None,
+        });
+    }
+    render(&Moved { url })
+}
+
+/// The error page.
+pub fn problem(page: &Problem<'_>) -> String {
+    render(page)
+}
+
+/// The page behind a 401 for a browser.
+pub fn unauthorized(page: &Unauthorized<'_>) -> String {
+    render(page)
+}
+
+/// The page after signing out.
+pub fn signed_out() -> String {
+    render(&SignedOut)
+}
+
+/// The front page.
+pub fn home(page: &Home<'_>) -> String {
+    render(page)
+}
+
+/// Text from a stranger as one line that is safe to look at: control, bidirectional, invisible and private-use
+/// characters are gone, white space is single, stacks of accents are cut, and it has at most 80 characters.
+/// The result still needs HTML escaping.
+pub fn plain(text: &str) -> String {
+    capped(strip(text), NAME_LENGTH)
+}
+
+/// Writing into a `String` does not fail, so neither does a template of ours; the sentence is for the compiler.
+fn render(template: &impl Template) -> String {
+    template
+        .render()
+        .unwrap_or_else(|_| "<!doctype html><title>Postern</title><p>This page failed.".to_owned())
+}
+
+/// Whether the moving page may carry this address. A browser takes `\` for `/` and drops tabs and line ends,
+/// so neither is let through.
+fn may_move_to(url: &str) -> bool {
+    if url.chars().any(|c| c.is_control() || c == '\\' || c == ' ') {
+        return false;
+    }
+    if url.starts_with('/') {
+        return !url.starts_with("//");
+    }
+    url::Url::parse(url).is_ok_and(|parsed| matches!(parsed.scheme(), "http" | "https") && parsed.has_host())
+}
+
+/// A host as text. What is too long loses its beginning: the end says who owns it.
+fn address(host: &str) -> String {
+    let host = strip(host);
+    let length = host.chars().count();
+    if length <= ADDRESS_LENGTH {
+        return host;
+    }
+    std::iter::once('…')
+        .chain(host.chars().skip(length - ADDRESS_LENGTH + 1))
+        .collect()
+}
+
+fn scope_list(scopes: &[String]) -> Vec<String> {
+    let mut shown: Vec<String> = scopes
+        .iter()
+        .take(SCOPES_SHOWN)
+        .map(|scope| plain(scope))
+        .collect();
+    if let Some(more) = scopes.len().checked_sub(SCOPES_SHOWN).filter(|more| *more > 0) {
+        shown.push(format!("and {more} more"));
+    }
+    shown
+}
+
+fn capped(text: String, length: usize) -> String {
+    if text.chars().count() <= length {
+        return text;
+    }
+    text.chars()
+        .take(length.saturating_sub(1))
+        .chain(std::iter::once('…'))
+        .collect()
+}
+
+fn strip(text: &str) -> String {
+    let mut kept = String::new();
+    let mut accents = 0;
+    for c in text.chars() {
+        if c.is_whitespace() {
+            if !kept.is_empty() && !kept.ends_with(' ') {
+                kept.push(' ');
+            }
+            continue;
+        }
+        if is_deceptive(c) {
+            continue;
+        }
+        accents = if is_accent(c) { accents + 1 } else { 0 };
+        if accents <= 2 {
+            kept.push(c);
+        }
+    }
+    if kept.ends_with(' ') {
+        kept.pop();
+    }
+    kept
+}
+
+/// Characters without a face of their own, or that change how their neighbours are laid out (Unicode
+/// `Default_Ignorable_Code_Point`, the bidirectional controls, interlinear marks, private use).
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{00ad}' | '\u{034f}' | '\u{061c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+            | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}'
+            | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{e0fff}' | '\u{f0000}'..='\u{10ffff}')
+}
+
+/// Marks that are drawn over the character before them.
+fn is_accent(c: char) -> bool {
+    matches!(c, '\u{0300}'..='\u{036f}' | '\u{0483}'..='\u{0489}' | '\u{1ab0}'..='\u{1aff}'
+        | '\u{1dc0}'..='\u{1dff}' | '\u{20d0}'..='\u{20ff}' | '\u{fe20}'..='\u{fe2f}')
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
+
+    use super::*;
+
+    const SCRIPT: &str = "\"'><script>alert(1)</script>";
+
+    fn assert_tame(html: &str) {
+        assert!(!html.contains("<script"), "a script tag got through: {html}");
+        assert!(!html.contains("\"'>"), "an attribute was left: {html}");
+        assert!(!html.contains("style="), "the policy forbids inline styles");
+    }
+
+    fn sample<'a>(name: Option<&'a str>, scopes: &'a [String]) -> Consent<'a> {
+        Consent {
+            csrf: "c",
+            flow: "f",
+            user: "alice",
+            client_name: name,
+            client_host: None,
+            redirect_host: "127.0.0.1:5000",
+            redirect_uri: "http://127.0.0.1:5000/callback",
+            redirect_loopback: true,
+            server_name: "files",
+            resource: "https://mcp.example.com/files",
+            scopes,
+            upstream: None,
+            upstream_note: None,
+        }
+    }
+
+    #[test]
+    fn markup_in_any_value_stays_text() {
+        let hostile = [SCRIPT.to_owned()];
+        assert_tame(&login(&Login {
+            csrf: SCRIPT,
+            next: SCRIPT,
+            username: SCRIPT,
+            error: Some(SCRIPT),
+            one_click: Some(SCRIPT),
+        }));
+        assert_tame(&consent(&Consent {
+            csrf: SCRIPT,
+            flow: SCRIPT,
+            user: SCRIPT,
+            client_name: Some(SCRIPT),
+            client_host: Some(SCRIPT),
+            redirect_host: SCRIPT,
+            redirect_uri: SCRIPT,
+            redirect_loopback: true,
+            server_name: SCRIPT,
+            resource: SCRIPT,
+            scopes: &hostile,
+            upstream: Some(ConsentUpstream {
+                server_host: SCRIPT,
+                issuer_host: SCRIPT,
+                scopes: &hostile,
+            }),
+            upstream_note: Some(SCRIPT),
+        }));
+        assert_tame(&problem(&Problem {
+            status: 400,
+            title: SCRIPT,
+            message: SCRIPT,
+            request_id: Some(SCRIPT),
+        }));
+        assert_tame(&unauthorized(&Unauthorized {
+            resource: SCRIPT,
+            name: SCRIPT,
+        }));
+        assert_tame(&home(&Home {
+            csrf: SCRIPT,
+            user: Some(SCRIPT),
+            servers: &[Server {
+                name: SCRIPT,
+                resource: SCRIPT,
+            }],
+        }));
+        assert_tame(&moved(SCRIPT));
+        assert_tame(&moved("https://a.example/?x=<script>alert(1)</script>&y=\"'>"));
+    }
+
+    #[test]
+    fn names_lose_what_would_disguise_them() {
+        assert_eq!(plain("Good\u{202e}moc.live\u{202c} App"), "Goodmoc.live App");
+        assert_eq!(plain("a\u{200b}b\u{2066}c\u{feff}d\0\u{7f}\u{9b}e"), "abcde");
+        assert_eq!(plain("  two \r\n\t words\u{2029} "), "two words");
+        assert_eq!(plain("\u{200b}\u{202e}\u{3164} "), "");
+        assert_eq!(plain("Cafe\u{301} مرحبا 日本"), "Cafe\u{301} مرحبا 日本");
+        assert_eq!(
+            plain(&format!("Z{}!", "\u{0335}".repeat(50))),
+            "Z\u{0335}\u{0335}!"
+        );
+        assert_eq!(plain(&"é".repeat(80)), "é".repeat(80));
+        let long = plain(&"é".repeat(500));
+        assert_eq!(long.chars().count(), 80);
+        assert!(long.ends_with('…'));
+    }
+
+    #[test]
+    fn a_long_host_keeps_the_end_that_names_its_owner() {
+        let shown = address(&format!("accounts.google.com.{}evil.example", "x.".repeat(200)));
+        assert_eq!(shown.chars().count(), ADDRESS_LENGTH);
+        assert!(shown.starts_with('…') && shown.ends_with("evil.example"));
+    }
+
+    #[test]
+    fn consent_says_who_asks_and_where_it_leads() {
+        let scopes = ["mcp:access".to_owned()];
+        let own = consent(&sample(Some("Editor"), &scopes));
+        assert!(own.contains("Identity not verified") && own.contains("registered itself"));
+        assert!(own.contains("A program on this computer"));
+        assert!(own.contains("127.0.0.1:5000") && own.contains("mcp:access") && own.contains("alice"));
+        assert!(own.contains(r#"name="decision" value="allow">Allow<"#));
+        assert!(own.contains(r#"name="decision" value="deny" class="quiet">Deny<"#));
+        assert!(!own.contains("One more step"));
+
+        let upstream_scopes = ["repo".to_owned()];
+        let published = consent(&Consent {
+            client_host: Some("editor.example"),
+            redirect_host: "editor.example",
+            redirect_uri: "https://editor.example/cb",
+            redirect_loopback: false,
+            upstream: Some(ConsentUpstream {
+                server_host: "api.files.example",
+                issuer_host: "login.files.example",
+                scopes: &upstream_scopes,
+            }),
+            upstream_note: Some("A sentence."),
+            ..sample(None, &scopes)
+        });
+        assert!(published.contains("Allow an application to use"));
+        assert!(published.contains("editor.example") && !published.contains("not verified"));
+        assert!(!published.contains("A program on this computer"));
+        assert!(published.contains("login.files.example") && published.contains("<code>repo</code>"));
+        assert!(published.contains("A sentence."));
+    }
+
+    #[test]
+    fn addresses_of_strangers_are_never_links() {
+        let html = consent(&Consent {
+            redirect_uri: "https://evil.example/cb",
+            ..sample(Some("x"), &[])
+        });
+        assert_eq!(html.matches("href=").count(), 1);
+        assert!(html.contains(&format!("href=\"{STYLE_PATH}\"")) && !html.contains("src="));
+    }
+
+    #[test]
+    fn a_flood_of_scopes_is_cut_and_counted() {
+        let scopes: Vec<String> = (0..10_000).map(|n| format!("scope:{n}")).collect();
+        let html = consent(&sample(None, &scopes));
+        assert!(html.contains("<code>and 9940 more</code>") && html.len() < 16 * 1024);
+    }
+
+    #[test]
+    fn the_one_button_form_is_there_only_when_offered() {
+        let page = Login {
+            csrf: "c",
+            next: "n",
+            username: "",
+            error: None,
+            one_click: None,
+        };
+        let html = login(&page);
+        assert_eq!(html.matches("<form").count(), 1);
+        assert!(
+            html.contains("autofocus") && !html.contains("one_click") && !html.contains("role=\"alert\"")
+        );
+        let html = login(&Login {
+            one_click: Some("demo"),
+            ..page
+        });
+        assert_eq!(html.matches("<form").count(), 2);
+        assert!(html.contains("Sign in as demo") && html.contains(r#"name="one_click" value="1""#));
+        assert_eq!(html.matches(r#"name="csrf" value="c""#).count(), 2);
+    }
+
+    #[test]
+    fn the_moving_page_follows_only_web_addresses() {
+        let html = moved("https://app.example/cb?code=a&state=b");
+        assert!(
+            html.contains(r#"content="0;url=https://app.example/cb?code=a&#38;state=b""#),
+            "{html}"
+        );
+        assert!(html.contains(r#"href="https://app.example/cb?code=a&#38;state=b""#));
+        assert!(moved("/oauth/authorize?x=1").contains("refresh"));
+        assert!(moved("http://[::1]:5000/cb").contains("refresh"));
+        for bad in [
+            "javascript:alert(1)",
+            "JaVaScRiPt:alert(1)",
+            "java\nscript:alert(1)",
+            "data:text/html,x",
+            "//evil.example",
+            "/\\evil.example",
+            "/\t/evil.example",
+            " https://a.example",
+            "'https://a.example",
+            "cb",
+            "",
+        ] {
+            assert!(!moved(bad).contains("http-equiv"), "{bad:?} was followed");
+        }
+    }
+
+    #[test]
+    fn the_snippet_is_json_whatever_the_name() {
+        let page = Unauthorized {
+            resource: "https://mcp.example.com/files",
+            name: "a\"b\\",
+        };
+        let value: serde_json::Value = serde_json::from_str(&page.snippet()).unwrap();
+        assert_eq!(
+            value["mcpServers"]["a\"b\\"]["url"],
+            "https://mcp.example.com/files"
+        );
+    }
+
+    #[test]
+    fn home_offers_what_fits_the_visitor() {
+        let out = home(&Home {
+            csrf: "c",
+            user: None,
+            servers: &[],
+        });
+        assert!(out.contains("href=\"/login\"") && !out.contains("<form") && !out.contains("Servers"));
+        let server = [Server {
+            name: "demo",
+            resource: "http://127.0.0.1:8080/demo",
+        }];
+        let page = home(&Home {
+            csrf: "c",
+            user: Some("alice"),
+            servers: &server,
+        });
+        assert!(page.contains(r#"action="/logout""#) && page.contains("alice"));
+        assert!(page.contains("http://127.0.0.1:8080/demo"));
+        assert!(signed_out().contains("You are signed out"));
+    }
+
+    #[test]
+    fn the_stylesheet_loads_nothing() {
+        assert!(!STYLE.contains("url(") && !STYLE.contains("@import"));
+    }
+}

@@ -1,0 +1,132 @@
+// The person: headless Chromium that signs in and consents wherever an authorization leads.
+import { join } from 'node:path';
+import { chromium } from 'playwright-core';
+
+const ARGUMENTS = [
+  '--no-sandbox',
+  '--disable-gpu',
+  '--disable-quic',
+  '--no-first-run',
+  '--disable-background-networking',
+  '--disable-component-update',
+  '--disable-sync',
+  '--no-proxy-server',
+  // Pages may name fonts or pictures elsewhere; only this machine is ever asked.
+  '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1',
+];
+const FORWARD = /^(sign[ -]?in|log[ -]?in|allow|continue|authorize|approve|accept)\b/i;
+const MOST_PAGES = 12;
+const PATIENCE = 15_000;
+
+/**
+ * Opens a browser with an empty profile. `credentials(origin)` gives the name and password for a sign-in form;
+ * `screenshots` is a directory for pictures of every page with a form, or nothing.
+ */
+export async function startPerson({ directory, credentials, screenshots, defer }) {
+  const context = await chromium.launchPersistentContext(join(directory, 'profile'), {
+    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+    headless: true,
+    args: ARGUMENTS,
+  });
+  defer(() => context.close());
+  const trips = [];
+  return {
+    /** One entry per authorization that was asked for: the URL, what was done, the origins and codes on the way. */
+    trips,
+    /** Opens an authorization URL, does what the pages ask, and returns the redirect URI with its answer. */
+    async authorize(address) {
+      const trip = { url: new URL(address), steps: [], origins: new Set(), codes: new Set() };
+      trips.push(trip);
+      // Each trip has a page of its own. It stays open: Chromium may never finish closing one that still loads.
+      const page = await context.newPage();
+      try {
+        return await walk(page, trip, { credentials, screenshots });
+      } catch (error) {
+        const text = await page.locator('body').innerText({ timeout: 1000 }).catch(() => '');
+        const path = [...trip.steps, `stuck at ${page.url()}`].join('\n  ');
+        throw new Error(`the browser did not come back: ${error.message}\n  ${path}\n${text.slice(0, 1000)}`);
+      }
+    },
+  };
+}
+
+async function walk(page, trip, { credentials, screenshots }) {
+  const destination = trip.url.searchParams.get('redirect_uri');
+  const journey = watch(page, destination, trip);
+  let seen = journey.count();
+  page.goto(trip.url.href).catch(() => {}); // a failed load shows in the frame's URL
+  await journey.moved(seen);
+  for (let pages = 0; pages < MOST_PAGES && !journey.arrival(); pages++) {
+    seen = journey.count();
+    // A page without a button is on its way elsewhere: a meta refresh, or a redirect not yet followed.
+    if (await act(page, trip, { credentials, screenshots }, () => journey.count() === seen)) await journey.moved(seen);
+    else if (journey.count() === seen) await journey.moved(seen);
+  }
+  if (!journey.arrival()) throw new Error(`more than ${MOST_PAGES} pages`);
+  return new URL(journey.arrival());
+}
+
+/** Counts the pages the main frame shows and notices when it stands at the destination. */
+function watch(page, destination, trip) {
+  let count = 0;
+  let arrival;
+  let wake = () => {};
+  const arrived = url => {
+    if (url === destination || url.startsWith(`${destination}?`)) arrival ??= url;
+  };
+  page.on('request', request => {
+    if (!request.isNavigationRequest() || request.frame() !== page.mainFrame()) return;
+    if (!/^https?:/.test(request.url())) return;
+    const { origin, searchParams } = new URL(request.url());
+    trip.origins.add(origin);
+    if (searchParams.has('code')) trip.codes.add(searchParams.get('code'));
+  });
+  page.on('framenavigated', frame => {
+    if (frame !== page.mainFrame()) return;
+    count++;
+    arrived(frame.url());
+    wake();
+  });
+  return {
+    count: () => count,
+    arrival: () => arrival,
+    async moved(seen) {
+      let timer;
+      const late = new Promise((_, reject) => {
+        timer = setTimeout(() => reject(new Error('the page does not move on')), PATIENCE);
+      });
+      while (count === seen) await Promise.race([new Promise(resolve => (wake = resolve)), late]);
+      clearTimeout(timer);
+      if (page.url().startsWith('chrome-error:')) throw new Error('the page cannot be reached');
+    },
+  };
+}
+
+/** Fills the form of the page and presses the button that goes on. False when there is none. */
+async function act(page, trip, { credentials, screenshots }, still) {
+  try {
+    await page.waitForLoadState('domcontentloaded');
+    const button = page.getByRole('button', { name: FORWARD }).first();
+    if (!(await button.isVisible())) return false;
+    const { origin, pathname } = new URL(page.url());
+    const password = page.locator('input[type=password]').first();
+    const signIn = await password.isVisible();
+    if (signIn) {
+      const { name, password: secret } = credentials(origin);
+      await page.locator('input[name=username], input[name=login], input[name=email]').first().fill(name);
+      await password.fill(secret);
+    }
+    const label = (await button.innerText()).trim();
+    if (screenshots) {
+      const file = `${trip.steps.length + 1}-${signIn ? 'sign-in' : 'consent'}-${new URL(origin).port}.png`;
+      await page.screenshot({ path: join(screenshots, file), fullPage: true });
+    }
+    trip.steps.push(`${origin}${pathname}: ${signIn ? 'signed in with' : 'pressed'} "${label}"`);
+    await button.click({ noWaitAfter: true, timeout: 5000 });
+    return true;
+  } catch (error) {
+    // The page moved on while it was looked at; the next look sees the new one.
+    if (!still()) return false;
+    throw error;
+  }
+}

@@ -1,0 +1,13 @@
+// Client: the TypeScript SDK of the first generation (`@modelcontextprotocol/sdk`).
+import { Client } from '@modelcontextprotocol/sdk/client/index.js';
+import { UnauthorizedError } from '@modelcontextprotocol/sdk/client/auth.js';
+import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
+import { connectWith } from './sdk.mjs';
+
+export const connect = options =>
+  connectWith(options, {
+    UnauthorizedError,
+    client: () => new Client({ name: 'interop-sdk1', version: '1.0.0' }),
+    transport: (url, authProvider) => new StreamableHTTPClientTransport(new URL(url), { authProvider }),
+    finish: (transport, answer) => transport.finishAuth(answer.get('code')),
+  });

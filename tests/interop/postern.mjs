@@ -1,0 +1,60 @@
+// The gateway under test: one route to the upstream, one local user, a store of its own.
+import { mkdir, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { start } from './child.mjs';
+import { nextLook, withFreePorts } from './ports.mjs';
+
+export const user = { name: 'alice', password: 'pw' };
+const PASSWORD_HASH =
+  '$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8';
+
+// JSON is YAML, so the values need no quoting rules of their own.
+function configuration({ port, admin, directory, upstreamUrl, authority }) {
+  return {
+    server: {
+      public_url: `http://127.0.0.1:${port}`,
+      listen: [`127.0.0.1:${port}`],
+      admin: `127.0.0.1:${admin}`,
+      data_dir: join(directory, 'data'),
+    },
+    login: { local: { users: [{ username: user.name, password_hash: PASSWORD_HASH }] } },
+    ...(authority && {
+      outbound: { ca_files: [authority] },
+      oauth_server: { clients: { cimd: { enabled: true, allow_private: true } } },
+    }),
+    routes: [
+      {
+        name: 'demo',
+        path: '/demo',
+        upstream: { url: upstreamUrl, allow_private: true },
+        credential: { kind: 'oauth' },
+      },
+    ],
+  };
+}
+
+async function ready(child, admin) {
+  const deadline = Date.now() + 20_000;
+  while (!child.reason) {
+    const status = await fetch(`http://127.0.0.1:${admin}/readyz`).then(reply => reply.status, () => 0);
+    if (status === 200) return;
+    if (Date.now() > deadline) throw new Error(`Postern is not ready, /readyz says ${status}\n${child.output()}`);
+    await nextLook();
+  }
+  throw new Error(`Postern ${child.reason}\n${child.output()}`);
+}
+
+/** Starts the gateway and waits until it is ready. `authority` is the file of an extra trusted CA, for client documents. */
+export function startPostern({ binary, directory, upstreamUrl, authority, defer }) {
+  return withFreePorts(2, async ([port, admin]) => {
+    const home = join(directory, `postern-${port}`);
+    await mkdir(home, { recursive: true });
+    const file = join(home, 'postern.yaml');
+    const written = configuration({ port, admin, directory: home, upstreamUrl, authority });
+    await writeFile(file, JSON.stringify(written, null, 2));
+    const child = start('postern', binary, ['run', '--config', file], { cwd: home });
+    defer(() => child.stop());
+    await ready(child, admin);
+    return { origin: `http://127.0.0.1:${port}`, url: `http://127.0.0.1:${port}/demo`, child };
+  });
+}
