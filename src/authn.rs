@@ -40,13 +40,22 @@ pub struct Revoked {
 }
 
 /// Proves who is calling.
-pub fn authenticate(headers: &HeaderMap, keys: &Keys, revoked: &Revoked, now: SystemTime) -> Result<Caller, AuthnError> {
+pub fn authenticate(
+    headers: &HeaderMap,
+    keys: &Keys,
+    revoked: &Revoked,
+    now: SystemTime,
+) -> Result<Caller, AuthnError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().ok_or(AuthnError::Missing)?;
     if values.next().is_some() {
         return Err(AuthnError::Malformed);
     }
-    let (scheme, token) = value.to_str().ok().and_then(|text| text.split_once(' ')).ok_or(AuthnError::Malformed)?;
+    let (scheme, token) = value
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .ok_or(AuthnError::Malformed)?;
     let token = token.trim_matches(' ');
     if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.contains([' ', ',']) {
         return Err(AuthnError::Malformed);
@@ -55,7 +64,11 @@ pub fn authenticate(headers: &HeaderMap, keys: &Keys, revoked: &Revoked, now: Sy
         OpenError::Foreign => AuthnError::Invalid,
         OpenError::Expired => AuthnError::Expired,
     })?;
-    if revoked.contains(token.grant()) { Err(AuthnError::Revoked) } else { Ok(Caller { token }) }
+    if revoked.contains(token.grant()) {
+        Err(AuthnError::Revoked)
+    } else {
+        Ok(Caller { token })
+    }
 }
 
 // === impl Caller ===
@@ -111,7 +124,12 @@ pub fn remember_revoked(access_token_ttl: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
     use super::*;
     use crate::oauth::server::access_token::Claims;
     use http::HeaderValue;
@@ -121,11 +139,21 @@ mod tests {
         let keys = Keys::new(&[[3; 32]]).unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let token = keys
-            .seal(&Claims { audience: "r", grant: "g", subject: "alice", client: "c", scope: "mcp:access x", expires_at: now + Duration::from_secs(5) })
+            .seal(&Claims {
+                audience: "r",
+                grant: "g",
+                subject: "alice",
+                client: "c",
+                scope: "mcp:access x",
+                expires_at: now + Duration::from_secs(5),
+            })
             .unwrap();
         let mut headers = HeaderMap::new();
         for value in values {
-            headers.append(header::AUTHORIZATION, HeaderValue::from_str(&value.replace("TOKEN", &token)).unwrap());
+            headers.append(
+                header::AUTHORIZATION,
+                HeaderValue::from_str(&value.replace("TOKEN", &token)).unwrap(),
+            );
         }
         authenticate(&headers, &keys, revoked, now)
     }
@@ -134,7 +162,15 @@ mod tests {
     fn one_bearer_token_is_a_caller() {
         for value in ["Bearer TOKEN", "bearer TOKEN", "BEARER  TOKEN"] {
             let caller = judge(&[value], &Revoked::default()).ok().unwrap();
-            assert_eq!((caller.subject(), caller.audience(), caller.has_scope("x"), caller.has_scope("mcp")), ("alice", "r", true, false));
+            assert_eq!(
+                (
+                    caller.subject(),
+                    caller.audience(),
+                    caller.has_scope("x"),
+                    caller.has_scope("mcp")
+                ),
+                ("alice", "r", true, false)
+            );
         }
     }
 
@@ -142,7 +178,14 @@ mod tests {
     fn anything_else_is_not() {
         let none = Revoked::default();
         assert_eq!(judge(&[], &none).err(), Some(AuthnError::Missing));
-        for two in [&["Bearer TOKEN", "Bearer TOKEN"][..], &["Bearer TOKEN, Bearer TOKEN"], &["Bearer"], &["Bearer "], &["Basic TOKEN"], &["TOKEN"]] {
+        for two in [
+            &["Bearer TOKEN", "Bearer TOKEN"][..],
+            &["Bearer TOKEN, Bearer TOKEN"],
+            &["Bearer"],
+            &["Bearer "],
+            &["Basic TOKEN"],
+            &["TOKEN"],
+        ] {
             assert_eq!(judge(two, &none).err(), Some(AuthnError::Malformed), "{two:?}");
         }
         assert_eq!(judge(&["Bearer xTOKEN"], &none).err(), Some(AuthnError::Invalid));
@@ -152,7 +195,10 @@ mod tests {
     fn a_revoked_grant_takes_its_tokens_along() {
         let revoked = Revoked::default();
         revoked.insert("g".into(), UNIX_EPOCH + Duration::from_secs(1_800_000_010));
-        assert_eq!(judge(&["Bearer TOKEN"], &revoked).err(), Some(AuthnError::Revoked));
+        assert_eq!(
+            judge(&["Bearer TOKEN"], &revoked).err(),
+            Some(AuthnError::Revoked)
+        );
         revoked.sweep(UNIX_EPOCH + Duration::from_secs(1_800_000_011));
         assert!(judge(&["Bearer TOKEN"], &revoked).is_ok());
     }

@@ -41,16 +41,33 @@ const DROPPED_PREFIXES: [&str; 4] = ["x-forwarded-", "x-postern-", "x-auth-reque
 /// `X-Real-IP`.
 pub fn is_dropped(name: &HeaderName) -> bool {
     let name = name.as_str();
-    DROPPED.contains(&name) || DROPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix)) || name.contains('_')
+    DROPPED.contains(&name)
+        || DROPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || name.contains('_')
 }
 
 /// The headers we add. The credential comes last, so that nothing else can own its name.
-pub fn additions(route: &Route, client: Option<IpAddr>, request_id: &HeaderValue, credential: &Credential) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-    let proto = HeaderValue::from_static(if route.resource.starts_with("https:") { "https" } else { "http" });
+pub fn additions(
+    route: &Route,
+    client: Option<IpAddr>,
+    request_id: &HeaderValue,
+    credential: &Credential,
+) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
+    let proto = HeaderValue::from_static(if route.resource.starts_with("https:") {
+        "https"
+    } else {
+        "http"
+    });
     [
-        HeaderValue::from_str(&route.upstream.authority).ok().map(|host| (header::HOST, host)),
-        client.and_then(|client| HeaderValue::from_str(&client.to_string()).ok()).map(|client| (FORWARDED_FOR, client)),
-        HeaderValue::from_str(&route.authority).ok().map(|host| (FORWARDED_HOST, host)),
+        HeaderValue::from_str(&route.upstream.authority)
+            .ok()
+            .map(|host| (header::HOST, host)),
+        client
+            .and_then(|client| HeaderValue::from_str(&client.to_string()).ok())
+            .map(|client| (FORWARDED_FOR, client)),
+        HeaderValue::from_str(&route.authority)
+            .ok()
+            .map(|host| (FORWARDED_HOST, host)),
         Some((FORWARDED_PROTO, proto)),
         Some((REQUEST_ID, request_id.clone())),
         credential.header.clone(),
@@ -61,15 +78,44 @@ pub fn additions(route: &Route, client: Option<IpAddr>, request_id: &HeaderValue
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
     use super::*;
 
     #[test]
     fn what_could_impersonate_is_dropped_and_mcp_stays() {
-        for name in ["authorization", "cookie", "forwarded", "x-forwarded-for", "x-forwarded-user", "x_forwarded_user", "x-real-ip", "x-postern-user", "origin", "proxy-authorization", "x-original-url"] {
+        for name in [
+            "authorization",
+            "cookie",
+            "forwarded",
+            "x-forwarded-for",
+            "x-forwarded-user",
+            "x_forwarded_user",
+            "x-real-ip",
+            "x-postern-user",
+            "origin",
+            "proxy-authorization",
+            "x-original-url",
+        ] {
             assert!(is_dropped(&HeaderName::from_static(name)), "{name}");
         }
-        for name in ["accept", "content-type", "mcp-session-id", "mcp-protocol-version", "mcp-method", "mcp-name", "mcp-param-region", "last-event-id", "traceparent", "user-agent", "x-accel-buffering"] {
+        for name in [
+            "accept",
+            "content-type",
+            "mcp-session-id",
+            "mcp-protocol-version",
+            "mcp-method",
+            "mcp-name",
+            "mcp-param-region",
+            "last-event-id",
+            "traceparent",
+            "user-agent",
+            "x-accel-buffering",
+        ] {
             assert!(!is_dropped(&HeaderName::from_static(name)), "{name}");
         }
     }

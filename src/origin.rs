@@ -6,9 +6,10 @@ use crate::config::Server;
 
 /// What a page may send to an MCP route, and read of its answer.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, POST, DELETE, OPTIONS");
-const ASKED: &str =
-    "authorization, content-type, accept, mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id, x-request-id";
-const EXPOSED: HeaderValue = HeaderValue::from_static("www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, retry-after");
+const ASKED: &str = "authorization, content-type, accept, mcp-protocol-version, mcp-session-id, mcp-method, mcp-name, last-event-id, x-request-id";
+const EXPOSED: HeaderValue = HeaderValue::from_static(
+    "www-authenticate, mcp-session-id, mcp-protocol-version, x-request-id, retry-after",
+);
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -19,12 +20,18 @@ pub struct OriginError;
 /// `public_url` any loopback one.
 pub fn allowed<'h>(headers: &'h HeaderMap, server: &Server) -> Result<Option<&'h HeaderValue>, OriginError> {
     let mut values = headers.get_all(header::ORIGIN).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     let origin = value.to_str().map_err(|_| OriginError)?;
     let own = origin == server.public_url.origin();
     let configured = server.allowed_origins.iter().any(|allowed| allowed == origin);
     let loopback = server.public_url.is_loopback() && is_loopback(origin);
-    if values.next().is_none() && (own || configured || loopback) { Ok(Some(value)) } else { Err(OriginError) }
+    if values.next().is_none() && (own || configured || loopback) {
+        Ok(Some(value))
+    } else {
+        Err(OriginError)
+    }
 }
 
 fn is_loopback(origin: &str) -> bool {
@@ -48,12 +55,23 @@ pub fn readable(origin: &HeaderValue) -> [(HeaderName, HeaderValue); 3] {
 /// Headers of the answer to a preflight request, besides those of [`readable`]. Names the page asked for are granted
 /// when they are MCP's own (`Mcp-Param-*` of revision 2026-07-28 is an open set).
 pub fn preflight(asked: Option<&HeaderValue>) -> [(HeaderName, HeaderValue); 3] {
-    let mcp = |name: &str| name.trim().get(..4).is_some_and(|start| start.eq_ignore_ascii_case("mcp-"));
-    let params = asked.and_then(|asked| asked.to_str().ok()).into_iter().flat_map(|asked| asked.split(',')).filter(|name| mcp(name));
+    let mcp = |name: &str| {
+        name.trim()
+            .get(..4)
+            .is_some_and(|start| start.eq_ignore_ascii_case("mcp-"))
+    };
+    let params = asked
+        .and_then(|asked| asked.to_str().ok())
+        .into_iter()
+        .flat_map(|asked| asked.split(','))
+        .filter(|name| mcp(name));
     let names: Vec<&str> = std::iter::once(ASKED).chain(params.map(str::trim)).collect();
     [
         (header::ACCESS_CONTROL_ALLOW_METHODS, METHODS),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static(ASKED))),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            HeaderValue::from_str(&names.join(", ")).unwrap_or(HeaderValue::from_static(ASKED)),
+        ),
         (header::ACCESS_CONTROL_MAX_AGE, MAX_AGE),
     ]
 }

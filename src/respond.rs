@@ -65,35 +65,60 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
         reply_headers.push((header::WWW_AUTHENTICATE, challenge));
     }
     if let Failure::Unavailable { retry_after } = failure {
-        reply_headers.push((header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1))));
+        reply_headers.push((
+            header::RETRY_AFTER,
+            HeaderValue::from(retry_after.as_secs().max(1)),
+        ));
     }
     let (kind, body) = match route.filter(|_| wants_html(headers)) {
         Some(route) => ("text/html; charset=utf-8", page(status, failure, route)),
-        None => ("application/json", serde_json::json!({"error": code, "error_description": failure.to_string()}).to_string()),
+        None => (
+            "application/json",
+            serde_json::json!({"error": code, "error_description": failure.to_string()}).to_string(),
+        ),
     };
     reply_headers.push((header::CONTENT_TYPE, HeaderValue::from_static(kind)));
     reply_headers.extend(isolation());
-    Reply { status, headers: reply_headers, body: body.into(), reason }
+    Reply {
+        status,
+        headers: reply_headers,
+        body: body.into(),
+        reason,
+    }
 }
 
 fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
     match failure {
         Failure::Authn(AuthnError::Missing) => (StatusCode::UNAUTHORIZED, "unauthorized", "no_token"),
-        Failure::Authn(AuthnError::Malformed) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed_authorization"),
+        Failure::Authn(AuthnError::Malformed) => (
+            StatusCode::BAD_REQUEST,
+            "invalid_request",
+            "malformed_authorization",
+        ),
         Failure::Authn(AuthnError::Invalid) => (StatusCode::UNAUTHORIZED, "invalid_token", "invalid_token"),
         Failure::Authn(AuthnError::Expired) => (StatusCode::UNAUTHORIZED, "invalid_token", "expired_token"),
         Failure::Authn(AuthnError::Revoked) => (StatusCode::UNAUTHORIZED, "invalid_token", "revoked_token"),
         Failure::Denied(Denied::Audience) => (StatusCode::UNAUTHORIZED, "invalid_token", "wrong_audience"),
-        Failure::Denied(Denied::Scope { .. }) => (StatusCode::FORBIDDEN, "insufficient_scope", "insufficient_scope"),
+        Failure::Denied(Denied::Scope { .. }) => {
+            (StatusCode::FORBIDDEN, "insufficient_scope", "insufficient_scope")
+        }
         Failure::Malformed(_) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed"),
         Failure::NeedsUser => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
         Failure::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed", "origin"),
         Failure::Route(RouteError::NotFound) => (StatusCode::NOT_FOUND, "not_found", "no_route"),
-        Failure::Route(RouteError::UnknownHost) => (StatusCode::MISDIRECTED_REQUEST, "unknown_host", "unknown_host"),
-        Failure::Route(RouteError::BadPath | RouteError::BadHost) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed"),
+        Failure::Route(RouteError::UnknownHost) => {
+            (StatusCode::MISDIRECTED_REQUEST, "unknown_host", "unknown_host")
+        }
+        Failure::Route(RouteError::BadPath | RouteError::BadHost) => {
+            (StatusCode::BAD_REQUEST, "invalid_request", "malformed")
+        }
         Failure::StepUp { .. } => (StatusCode::FORBIDDEN, "insufficient_scope", "step_up"),
         Failure::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", "too_large"),
-        Failure::Unavailable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable"),
+        Failure::Unavailable { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "temporarily_unavailable",
+            "unavailable",
+        ),
         Failure::UpstreamRefused => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_refused"),
         Failure::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout"),
         Failure::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable"),
@@ -105,17 +130,32 @@ fn challenge(failure: &Failure, route: &Route) -> Option<HeaderValue> {
     let (error, scope) = match failure {
         Failure::Authn(AuthnError::Missing) => (None, route.scope()),
         Failure::Authn(AuthnError::Malformed) => (Some("invalid_request"), route.scope()),
-        Failure::Authn(_) | Failure::Denied(Denied::Audience) | Failure::NeedsUser => (Some("invalid_token"), route.scope()),
+        Failure::Authn(_) | Failure::Denied(Denied::Audience) | Failure::NeedsUser => {
+            (Some("invalid_token"), route.scope())
+        }
         Failure::Denied(Denied::Scope { needed }) => (Some("insufficient_scope"), needed.join(" ")),
         Failure::StepUp { scopes } => (Some("insufficient_scope"), scopes.join(" ")),
         _ => return None,
     };
-    Some(Print { resource_metadata: &route.metadata_url, scope: Some(&scope), error, error_description: None }.header_value())
+    Some(
+        Print {
+            resource_metadata: &route.metadata_url,
+            scope: Some(&scope),
+            error,
+            error_description: None,
+        }
+        .header_value(),
+    )
 }
 
 fn wants_html(headers: &HeaderMap) -> bool {
-    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
-    accept.contains("text/html") && !accept.contains("application/json") && !accept.contains("text/event-stream")
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|accept| accept.to_str().ok())
+        .unwrap_or_default();
+    accept.contains("text/html")
+        && !accept.contains("application/json")
+        && !accept.contains("text/event-stream")
 }
 
 /// For the person who opened an MCP address in a browser.
@@ -124,7 +164,12 @@ fn page(status: StatusCode, failure: &Failure, route: &Route) -> String {
         Failure::Authn(_) | Failure::NeedsUser => "Add the address to your MCP client (Claude, Cursor, VS Code …). It will bring you here to sign in.".to_owned(),
         other => format!("It could not be used just now: {other}."),
     };
-    let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;");
+    let escape = |text: &str| {
+        text.replace('&', "&amp;")
+            .replace('<', "&lt;")
+            .replace('>', "&gt;")
+            .replace('"', "&quot;")
+    };
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>{status}</title>\
          <h1>This is the address of an MCP server</h1><p><code>{}</code></p><p>{}</p></html>\n",
@@ -153,14 +198,29 @@ pub fn is_dropped(name: &HeaderName) -> bool {
 /// What every answer on a route carries.
 pub fn isolation() -> [(HeaderName, HeaderValue); 2] {
     [
-        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'")),
+        (
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        ),
+        (
+            header::CONTENT_SECURITY_POLICY,
+            HeaderValue::from_static("sandbox; default-src 'none'"),
+        ),
     ]
 }
 
 /// Whether a browser must not show an answer of this type: all but JSON and event streams are downloads.
 pub fn is_attachment(content_type: Option<&HeaderValue>) -> bool {
     let Some(value) = content_type else { return false };
-    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    !(essence == "application/json" || essence == "text/event-stream" || (essence.starts_with("application/") && essence.ends_with("+json")))
+    let essence = value
+        .to_str()
+        .unwrap_or_default()
+        .split(';')
+        .next()
+        .unwrap_or_default()
+        .trim()
+        .to_ascii_lowercase();
+    !(essence == "application/json"
+        || essence == "text/event-stream"
+        || (essence.starts_with("application/") && essence.ends_with("+json")))
 }

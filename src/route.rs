@@ -84,12 +84,19 @@ impl Table {
         let mut by_authority: HashMap<String, Vec<Arc<Route>>> = HashMap::new();
         for configured in routes {
             let route = Arc::new(Route::new(public, configured));
-            by_authority.entry(route.authority.clone()).or_default().push(route);
+            by_authority
+                .entry(route.authority.clone())
+                .or_default()
+                .push(route);
         }
         for routes in by_authority.values_mut() {
             routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         }
-        Self { by_authority, public_authority, default_port }
+        Self {
+            by_authority,
+            public_authority,
+            default_port,
+        }
     }
 
     /// `host` of the request in the form authorities are compared in: lower case, default port left out.
@@ -99,7 +106,9 @@ impl Table {
             return Err(RouteError::BadHost);
         }
         let host = match parsed.port() {
-            Some(port) if port.as_u16() == self.default_port => host.rsplit_once(':').map_or(host, |(name, _)| name),
+            Some(port) if port.as_u16() == self.default_port => {
+                host.rsplit_once(':').map_or(host, |(name, _)| name)
+            }
             Some(_) => host,
             None if host.ends_with(':') => return Err(RouteError::BadHost),
             None => host,
@@ -118,7 +127,11 @@ impl Table {
     /// The longest route that `path` lies in, on a path-segment boundary. `path` is canonical.
     pub fn find<'a>(&'a self, authority: &str, path: &'a str) -> Result<Matched<'a>, RouteError> {
         let Some(routes) = self.by_authority.get(authority) else {
-            return Err(if self.is_public(authority) { RouteError::NotFound } else { RouteError::UnknownHost });
+            return Err(if self.is_public(authority) {
+                RouteError::NotFound
+            } else {
+                RouteError::UnknownHost
+            });
         };
         let within = |route: &'a Arc<Route>| {
             let rest = path.strip_prefix(route.path.as_str())?;
@@ -131,14 +144,18 @@ impl Table {
     pub fn metadata(&self, authority: &str, path: &str) -> Option<Result<&Arc<Route>, RouteError>> {
         let below = path.strip_prefix(RESOURCE_METADATA)?;
         let exact = |routes: &'_ Vec<Arc<Route>>| routes.iter().position(|route| route.path == below);
-        let found = self.by_authority.get(authority).and_then(|routes| routes.get(exact(routes)?));
+        let found = self
+            .by_authority
+            .get(authority)
+            .and_then(|routes| routes.get(exact(routes)?));
         Some(found.ok_or(RouteError::NotFound))
     }
 
     /// The route that a client means by `resource` (RFC 8707). A trailing slash makes no difference (MCP: canonical URI).
     pub fn by_resource(&self, resource: &str) -> Option<&Arc<Route>> {
         let wanted = resource.trim_end_matches('/');
-        self.iter().find(|route| route.resource.trim_end_matches('/') == wanted)
+        self.iter()
+            .find(|route| route.resource.trim_end_matches('/') == wanted)
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
@@ -162,7 +179,13 @@ impl Route {
         };
         let origin = format!("{scheme}://{authority}");
         let mut scopes = vec![ACCESS_SCOPE.to_owned()];
-        scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
+        scopes.extend(
+            configured
+                .scopes
+                .iter()
+                .filter(|scope| *scope != ACCESS_SCOPE)
+                .cloned(),
+        );
         Self {
             name: configured.name.clone(),
             resource: format!("{origin}{}", configured.path),
@@ -183,7 +206,9 @@ impl Route {
 }
 
 fn fixed(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
-    let Credential::Header { name, value } = credential else { return None };
+    let Credential::Header { name, value } = credential else {
+        return None;
+    };
     let mut value = HeaderValue::from_str(value.expose_secret()).ok()?;
     value.set_sensitive(true);
     Some((name.clone(), value))
@@ -191,7 +216,10 @@ fn fixed(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {
 
 /// A host as configured keeps its port; without one it has the public one.
 fn with_port(host: &str, public_port: u16, default_port: u16) -> String {
-    let port = host.rsplit_once(':').filter(|(_, port)| !port.ends_with(']')).and_then(|(_, port)| port.parse::<u16>().ok());
+    let port = host
+        .rsplit_once(':')
+        .filter(|(_, port)| !port.ends_with(']'))
+        .and_then(|(_, port)| port.parse::<u16>().ok());
     match port {
         Some(port) if port == default_port => host.trim_end_matches(&format!(":{port}")).to_owned(),
         Some(_) => host.to_owned(),
@@ -224,8 +252,14 @@ impl Upstream {
 
     /// Path and query of the request to the upstream. `rest` is what lies below the route.
     pub fn target(&self, rest: &str, query: Option<&str>) -> String {
-        let mut target = String::with_capacity(self.base_path.len() + rest.len() + query.map_or(0, |query| query.len() + 1));
-        target.push_str(if rest.is_empty() { &self.base_path } else { self.base_path.trim_end_matches('/') });
+        let mut target = String::with_capacity(
+            self.base_path.len() + rest.len() + query.map_or(0, |query| query.len() + 1),
+        );
+        target.push_str(if rest.is_empty() {
+            &self.base_path
+        } else {
+            self.base_path.trim_end_matches('/')
+        });
         target.push_str(rest);
         if let Some(query) = query {
             target.push('?');
@@ -240,11 +274,18 @@ impl Upstream {
 /// Refused: anything not beginning with a slash, dot segments, backslashes, control bytes and bytes above ASCII,
 /// and every percent escape that hides a separator, a dot, a control byte or another percent sign.
 pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
-    if !raw.starts_with('/') || raw.bytes().any(|byte| !(0x21..0x7f).contains(&byte) || matches!(byte, b'\\' | b'#' | b'?')) {
+    if !raw.starts_with('/')
+        || raw
+            .bytes()
+            .any(|byte| !(0x21..0x7f).contains(&byte) || matches!(byte, b'\\' | b'#' | b'?'))
+    {
         return Err(RouteError::BadPath);
     }
     for escape in raw.split('%').skip(1) {
-        let byte = escape.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok()).ok_or(RouteError::BadPath)?;
+        let byte = escape
+            .get(..2)
+            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
+            .ok_or(RouteError::BadPath)?;
         if byte < 0x20 || byte == 0x7f || matches!(byte, b'/' | b'\\' | b'.' | b'%') {
             return Err(RouteError::BadPath);
         }
@@ -261,7 +302,12 @@ pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
     use super::*;
 
     #[test]
@@ -280,8 +326,28 @@ mod tests {
     #[test]
     fn paths_of_two_meanings_are_refused() {
         for raw in [
-            "", "mcp", "*", "/..", "/a/../b", "/a/./b", "/.", "/a\\b", "/a%2fb", "/a%2Fb", "/a%5cb", "/%2e%2e/b", "/a%00", "/a%",
-            "/a%4", "/a%zz", "/a%25", "/a#b", "/a?b", "/a b", "/a\u{7f}", "/é",
+            "",
+            "mcp",
+            "*",
+            "/..",
+            "/a/../b",
+            "/a/./b",
+            "/.",
+            "/a\\b",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a%5cb",
+            "/%2e%2e/b",
+            "/a%00",
+            "/a%",
+            "/a%4",
+            "/a%zz",
+            "/a%25",
+            "/a#b",
+            "/a?b",
+            "/a b",
+            "/a\u{7f}",
+            "/é",
         ] {
             assert_eq!(canonical_path(raw).err(), Some(RouteError::BadPath), "{raw:?}");
         }

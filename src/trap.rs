@@ -22,7 +22,13 @@ pub enum Verdict {
 }
 
 /// `attempt` counts from one; `replayable`: the request body is still held completely.
-pub fn judge(status: StatusCode, headers: &HeaderMap, sent: &Source, attempt: u32, replayable: bool) -> Verdict {
+pub fn judge(
+    status: StatusCode,
+    headers: &HeaderMap,
+    sent: &Source,
+    attempt: u32,
+    replayable: bool,
+) -> Verdict {
     if status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN {
         return Verdict::Pass;
     }
@@ -31,40 +37,90 @@ pub fn judge(status: StatusCode, headers: &HeaderMap, sent: &Source, attempt: u3
         (Judgement::NotChallenged, _) => Verdict::Pass,
         (_, Source::None | Source::Fixed) => Verdict::Misconfigured,
         (Judgement::StepUp { scopes }, _) => Verdict::StepUp { scopes },
-        (Judgement::Connect { scopes }, Source::Anonymous) => Verdict::Connect { scopes, refused: false },
-        (Judgement::Connect { scopes }, Source::Connection { refreshable, .. }) => match (refreshable, attempt) {
-            (true, 1) if replayable => Verdict::Refresh,
-            (true, 1) => Verdict::Connect { scopes, refused: false },
-            _ => Verdict::Connect { scopes, refused: true },
+        (Judgement::Connect { scopes }, Source::Anonymous) => Verdict::Connect {
+            scopes,
+            refused: false,
         },
+        (Judgement::Connect { scopes }, Source::Connection { refreshable, .. }) => {
+            match (refreshable, attempt) {
+                (true, 1) if replayable => Verdict::Refresh,
+                (true, 1) => Verdict::Connect {
+                    scopes,
+                    refused: false,
+                },
+                _ => Verdict::Connect {
+                    scopes,
+                    refused: true,
+                },
+            }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
     use super::*;
     use http::HeaderValue;
 
     fn connection(refreshable: bool) -> Source {
-        Source::Connection { key: "k".into(), incarnation: "i".into(), generation: 3, refreshable }
+        Source::Connection {
+            key: "k".into(),
+            incarnation: "i".into(),
+            generation: 3,
+            refreshable,
+        }
     }
 
     fn headers(challenge: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_str(challenge).unwrap());
+        headers.insert(
+            header::WWW_AUTHENTICATE,
+            HeaderValue::from_str(challenge).unwrap(),
+        );
         headers
     }
 
     #[test]
     fn a_refused_token_is_refreshed_once_then_the_user_is_asked() {
         let challenge = headers("Bearer error=\"invalid_token\"");
-        let judge = |source, attempt, replayable| judge(StatusCode::UNAUTHORIZED, &challenge, &source, attempt, replayable);
+        let judge = |source, attempt, replayable| {
+            judge(StatusCode::UNAUTHORIZED, &challenge, &source, attempt, replayable)
+        };
         assert_eq!(judge(connection(true), 1, true), Verdict::Refresh);
-        assert_eq!(judge(connection(true), 1, false), Verdict::Connect { scopes: vec![], refused: false });
-        assert_eq!(judge(connection(true), 2, true), Verdict::Connect { scopes: vec![], refused: true });
-        assert_eq!(judge(connection(false), 1, true), Verdict::Connect { scopes: vec![], refused: true });
-        assert_eq!(judge(Source::Anonymous, 1, true), Verdict::Connect { scopes: vec![], refused: false });
+        assert_eq!(
+            judge(connection(true), 1, false),
+            Verdict::Connect {
+                scopes: vec![],
+                refused: false
+            }
+        );
+        assert_eq!(
+            judge(connection(true), 2, true),
+            Verdict::Connect {
+                scopes: vec![],
+                refused: true
+            }
+        );
+        assert_eq!(
+            judge(connection(false), 1, true),
+            Verdict::Connect {
+                scopes: vec![],
+                refused: true
+            }
+        );
+        assert_eq!(
+            judge(Source::Anonymous, 1, true),
+            Verdict::Connect {
+                scopes: vec![],
+                refused: false
+            }
+        );
         assert_eq!(judge(Source::Fixed, 1, true), Verdict::Misconfigured);
         assert_eq!(judge(Source::None, 1, true), Verdict::Misconfigured);
     }
@@ -73,10 +129,36 @@ mod tests {
     fn a_403_is_a_challenge_only_when_it_says_so() {
         let step_up = headers("Bearer error=\"insufficient_scope\", scope=\"files:write files:read\"");
         let verdict = judge(StatusCode::FORBIDDEN, &step_up, &connection(true), 1, true);
-        assert_eq!(verdict, Verdict::StepUp { scopes: vec!["files:write".into(), "files:read".into()] });
-        assert_eq!(judge(StatusCode::FORBIDDEN, &HeaderMap::new(), &connection(true), 1, true), Verdict::Pass);
-        assert_eq!(judge(StatusCode::NOT_FOUND, &step_up, &connection(true), 1, true), Verdict::Pass);
+        assert_eq!(
+            verdict,
+            Verdict::StepUp {
+                scopes: vec!["files:write".into(), "files:read".into()]
+            }
+        );
+        assert_eq!(
+            judge(
+                StatusCode::FORBIDDEN,
+                &HeaderMap::new(),
+                &connection(true),
+                1,
+                true
+            ),
+            Verdict::Pass
+        );
+        assert_eq!(
+            judge(StatusCode::NOT_FOUND, &step_up, &connection(true), 1, true),
+            Verdict::Pass
+        );
         // A 401 needs no header at all to be one.
-        assert_eq!(judge(StatusCode::UNAUTHORIZED, &HeaderMap::new(), &connection(true), 1, true), Verdict::Refresh);
+        assert_eq!(
+            judge(
+                StatusCode::UNAUTHORIZED,
+                &HeaderMap::new(),
+                &connection(true),
+                1,
+                true
+            ),
+            Verdict::Refresh
+        );
     }
 }

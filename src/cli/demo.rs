@@ -25,10 +25,14 @@ pub fn demo(path: Option<&Path>) -> ExitCode {
     };
     telemetry::log();
     let Some(address) = upstream_address(&config) else {
-        return failed("the demo needs a first route with an upstream on a loopback address, such as http://127.0.0.1:8081/mcp");
+        return failed(
+            "the demo needs a first route with an upstream on a loopback address, such as http://127.0.0.1:8081/mcp",
+        );
     };
     if let Err(error) = serve_upstream(address) {
-        return failed(&format!("cannot start the demo's MCP server on {address}: {error}; is it running already?"));
+        return failed(&format!(
+            "cannot start the demo's MCP server on {address}: {error}; is it running already?"
+        ));
     }
     introduce(&config);
     started(server::run(config))
@@ -45,7 +49,9 @@ fn upstream_address(config: &Config) -> Option<SocketAddr> {
 fn serve_upstream(address: SocketAddr) -> std::io::Result<()> {
     let socket = std::net::TcpListener::bind(address)?;
     socket.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     std::thread::spawn(move || {
         let served = runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(socket)?;
@@ -59,7 +65,9 @@ fn serve_upstream(address: SocketAddr) -> std::io::Result<()> {
 }
 
 fn introduce(config: &Config) {
-    let Some(route) = config.routes.first() else { return };
+    let Some(route) = config.routes.first() else {
+        return;
+    };
     let url = format!("{}{}", config.server.public_url.origin(), route.path);
     let upstream = &route.upstream.url;
     println(&format!(

@@ -28,13 +28,23 @@ enum Command {
     /// Serve as the configuration says.
     Run {
         /// The configuration file.
-        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        #[arg(
+            short,
+            long,
+            env = "POSTERN_CONFIG",
+            default_value = "/etc/postern/postern.yaml"
+        )]
         config: PathBuf,
     },
     /// Read and check a configuration; open no port, change nothing. Exit code 78 if it is wrong.
     Validate {
         /// The configuration file.
-        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        #[arg(
+            short,
+            long,
+            env = "POSTERN_CONFIG",
+            default_value = "/etc/postern/postern.yaml"
+        )]
         config: PathBuf,
     },
     /// Print the JSON schema of the configuration.
@@ -66,7 +76,11 @@ pub fn main() -> ExitCode {
             started(server::run(config))
         }),
         Command::Validate { config } => with_config(&config, |config| {
-            println(&format!("configuration is fine: {} route(s), {} listener(s)", config.routes.len(), config.server.listen.len()))
+            println(&format!(
+                "configuration is fine: {} route(s), {} listener(s)",
+                config.routes.len(),
+                config.server.listen.len()
+            ))
         }),
         Command::Schema => println(&serde_json::to_string_pretty(&config::schema()).unwrap_or_default()),
         Command::Demo { config } => demo::demo(config.as_deref()),
@@ -102,7 +116,9 @@ fn hash_password() -> ExitCode {
     }
     let password = SecretString::from(line.trim_end_matches(['\r', '\n']).to_owned());
     if password.expose_secret().is_empty() {
-        return failed("give the password on standard input, for example: printf %s \"$PASSWORD\" | postern hash-password");
+        return failed(
+            "give the password on standard input, for example: printf %s \"$PASSWORD\" | postern hash-password",
+        );
     }
     match Argon2::default().hash_password(password.expose_secret().as_bytes()) {
         Ok(hash) => println(&hash.to_string()),

@@ -59,39 +59,72 @@ struct Token {
 
 impl Connections {
     pub fn new(connector: Arc<Connector>) -> Self {
-        Self { connector, by_grant: DashMap::new(), by_key: DashMap::new() }
+        Self {
+            connector,
+            by_grant: DashMap::new(),
+            by_key: DashMap::new(),
+        }
     }
 
-    pub(super) async fn resolve(&self, caller: &Caller, route: &Arc<Route>, newer_than: Option<u64>, now: SystemTime) -> Result<Credential, Unresolved> {
+    pub(super) async fn resolve(
+        &self,
+        caller: &Caller,
+        route: &Arc<Route>,
+        newer_than: Option<u64>,
+        now: SystemTime,
+    ) -> Result<Credential, Unresolved> {
         let slot = self.slot(caller, &route.name);
         let mut copy = slot.state.load_full();
         if matches!(*copy, Known::Unknown) {
             copy = self.load(&slot).await?;
         }
         match (&*copy, newer_than) {
-            (Known::Absent, _) => Ok(Credential { header: None, source: Source::Anonymous }),
+            (Known::Absent, _) => Ok(Credential {
+                header: None,
+                source: Source::Anonymous,
+            }),
             (Known::NeedsUser | Known::Unknown, _) => Err(Unresolved::NeedsUser),
-            (Known::Token(token), Some(refused)) if token.generation <= refused => self.renewed(&slot, route, refused, false, now).await,
+            (Known::Token(token), Some(refused)) if token.generation <= refused => {
+                self.renewed(&slot, route, refused, false, now).await
+            }
             (Known::Token(token), _) if token.dead_at.is_none_or(|end| now < end) => {
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
                     self.renew_ahead(&slot, route, token.generation);
                 }
                 Ok(token.credential(&slot.key))
             }
-            (Known::Token(token), _) => self.renewed(&slot, route, token.generation, token.refreshable, now).await,
+            (Known::Token(token), _) => {
+                self.renewed(&slot, route, token.generation, token.refreshable, now)
+                    .await
+            }
         }
     }
 
     /// The upstream refused the token of this generation, and there is no newer one: never used again.
     pub async fn refuse(&self, source: &Source) {
-        let Source::Connection { key, incarnation, generation, .. } = source else { return };
-        if let Err(error) = self.connector.records.store().refuse(key, incarnation, *generation).await {
+        let Source::Connection {
+            key,
+            incarnation,
+            generation,
+            ..
+        } = source
+        else {
+            return;
+        };
+        if let Err(error) = self
+            .connector
+            .records
+            .store()
+            .refuse(key, incarnation, *generation)
+            .await
+        {
             tracing::warn!(target: "postern::credential", %error, "a refused token could not be marked in the store");
         }
         // Whether or not the store could be told, this process knows.
         if let Some(slot) = self.by_key.get(&**key) {
             let current = slot.state.load();
-            if matches!(&**current, Known::Token(token) if token.generation == *generation && token.incarnation == *incarnation) {
+            if matches!(&**current, Known::Token(token) if token.generation == *generation && token.incarnation == *incarnation)
+            {
                 slot.state.store(Arc::new(Known::NeedsUser));
             }
         }
@@ -99,7 +132,9 @@ impl Connections {
 
     /// Fetches a newer token than the one refused, for calls to come.
     pub fn renew_refused(&self, route: &Arc<Route>, source: &Source) {
-        let Source::Connection { key, generation, .. } = source else { return };
+        let Source::Connection { key, generation, .. } = source else {
+            return;
+        };
         if let Some(slot) = self.by_key.get(&**key).map(|slot| Arc::clone(&slot)) {
             self.renew_ahead(&slot, route, *generation);
         }
@@ -127,7 +162,12 @@ impl Connections {
             self.forget_all();
         }
         let key = connection_key(caller.subject(), route);
-        let fresh = || Arc::new(Slot { key: key.as_str().into(), state: ArcSwap::from_pointee(Known::Unknown) });
+        let fresh = || {
+            Arc::new(Slot {
+                key: key.as_str().into(),
+                state: ArcSwap::from_pointee(Known::Unknown),
+            })
+        };
         let slot = Arc::clone(&self.by_key.entry(key.as_str().into()).or_insert_with(fresh));
         self.by_grant.insert(caller.grant().into(), Arc::clone(&slot));
         slot
@@ -147,7 +187,14 @@ impl Connections {
         Ok(copy)
     }
 
-    async fn renewed(&self, slot: &Arc<Slot>, route: &Arc<Route>, newer_than: u64, refreshable: bool, now: SystemTime) -> Result<Credential, Unresolved> {
+    async fn renewed(
+        &self,
+        slot: &Arc<Slot>,
+        route: &Arc<Route>,
+        newer_than: u64,
+        refreshable: bool,
+        now: SystemTime,
+    ) -> Result<Credential, Unresolved> {
         // Without a refresh token nothing but a newer authorization helps; the store may have one we have not heard of.
         let renewed = self.connector.renew(route, &slot.key, newer_than).await;
         match renewed {
@@ -155,7 +202,11 @@ impl Connections {
                 let copy = Arc::new(Known::of(&tokens.0, &tokens.1));
                 slot.state.store(Arc::clone(&copy));
                 match &*copy {
-                    Known::Token(token) if token.generation > newer_than && token.dead_at.is_none_or(|end| now < end) => Ok(token.credential(&slot.key)),
+                    Known::Token(token)
+                        if token.generation > newer_than && token.dead_at.is_none_or(|end| now < end) =>
+                    {
+                        Ok(token.credential(&slot.key))
+                    }
                     Known::Token(_) if refreshable => Err(Unresolved::Unavailable { retry_after: RETRY }),
                     _ => Err(Unresolved::NeedsUser),
                 }
@@ -185,7 +236,10 @@ impl Known {
         if connection.state == State::NeedsReauth {
             return Self::NeedsUser;
         }
-        let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", tokens.access_token.expose_secret())) else { return Self::NeedsUser };
+        let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", tokens.access_token.expose_secret()))
+        else {
+            return Self::NeedsUser;
+        };
         value.set_sensitive(true);
         let window = tokens.expires_at.map(|end| window(tokens.obtained_at, end));
         Self::Token(Token {
@@ -218,13 +272,21 @@ impl Token {
             generation: self.generation,
             refreshable: self.refreshable,
         };
-        Credential { header: Some((header::AUTHORIZATION, self.value.clone())), source }
+        Credential {
+            header: Some((header::AUTHORIZATION, self.value.clone())),
+            source,
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
     use super::*;
     use std::time::UNIX_EPOCH;
 

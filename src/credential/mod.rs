@@ -29,7 +29,12 @@ pub enum Source {
     Fixed,
     /// The user is not connected and the upstream has not asked yet.
     Anonymous,
-    Connection { key: Arc<str>, incarnation: Arc<str>, generation: u64, refreshable: bool },
+    Connection {
+        key: Arc<str>,
+        incarnation: Arc<str>,
+        generation: u64,
+        refreshable: bool,
+    },
 }
 
 /// Why there is no credential.
@@ -42,10 +47,22 @@ pub enum Unresolved {
 }
 
 /// The credential for the permitted call. `newer_than`: the generation that the upstream has just refused.
-pub async fn resolve(connections: &Connections, permit: &Permit<'_>, route: &Arc<Route>, newer_than: Option<u64>, now: SystemTime) -> Result<Credential, Unresolved> {
+pub async fn resolve(
+    connections: &Connections,
+    permit: &Permit<'_>,
+    route: &Arc<Route>,
+    newer_than: Option<u64>,
+    now: SystemTime,
+) -> Result<Credential, Unresolved> {
     match &permit.route().credential {
-        config::Credential::None => Ok(Credential { header: None, source: Source::None }),
-        config::Credential::Header { .. } => Ok(Credential { header: route.fixed.clone(), source: Source::Fixed }),
+        config::Credential::None => Ok(Credential {
+            header: None,
+            source: Source::None,
+        }),
+        config::Credential::Header { .. } => Ok(Credential {
+            header: route.fixed.clone(),
+            source: Source::Fixed,
+        }),
         config::Credential::Oauth(_) => connections.resolve(permit.caller(), route, newer_than, now).await,
     }
 }

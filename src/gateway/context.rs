@@ -77,7 +77,12 @@ impl Replacement {
     /// `header_only`: the upstream's answer has no body, and then there is no place for ours.
     pub fn new(reply: Reply, header_only: bool) -> Self {
         let body = if header_only { Bytes::new() } else { reply.body };
-        Self { status: reply.status, headers: reply.headers, body, discarded: 0 }
+        Self {
+            status: reply.status,
+            headers: reply.headers,
+            body,
+            discarded: 0,
+        }
     }
 
     pub fn length(&self) -> usize {
@@ -88,6 +93,10 @@ impl Replacement {
     /// connection stays usable, then ours. A body that does not end soon is not waited for.
     pub fn exchange(&mut self, piece: Option<&Bytes>, end: bool) -> Bytes {
         self.discarded += piece.map_or(0, Bytes::len);
-        if end || self.discarded > DISCARD_MAX { std::mem::take(&mut self.body) } else { Bytes::new() }
+        if end || self.discarded > DISCARD_MAX {
+            std::mem::take(&mut self.body)
+        } else {
+            Bytes::new()
+        }
     }
 }

@@ -17,7 +17,10 @@ const BODY_MAX: usize = 64 * 1024;
 
 /// Hands the request to the router and streams its answer. `path` is canonical. Returns the status.
 pub async fn serve(session: &mut Session, router: &Router, path: &str, about: About) -> Result<StatusCode> {
-    let (version, is_head) = (session.req_header().version, session.req_header().method == Method::HEAD);
+    let (version, is_head) = (
+        session.req_header().version,
+        session.req_header().method == Method::HEAD,
+    );
     let Some(body) = read_body(session).await? else {
         return Ok(StatusCode::PAYLOAD_TOO_LARGE);
     };
@@ -34,7 +37,9 @@ pub async fn serve(session: &mut Session, router: &Router, path: &str, about: Ab
         // axum leaves this to hyper, which is not here.
         match body.size_hint().exact() {
             Some(length) => head.insert_header(header::CONTENT_LENGTH, length)?,
-            None if version == Version::HTTP_11 => head.insert_header(header::TRANSFER_ENCODING, "chunked")?,
+            None if version == Version::HTTP_11 => {
+                head.insert_header(header::TRANSFER_ENCODING, "chunked")?
+            }
             None => {}
         }
     }
@@ -85,12 +90,16 @@ pub async fn answer(session: &mut Session, reply: &Reply) -> Result<()> {
 }
 
 fn expects_continue(session: &Session) -> bool {
-    session.get_header(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+    session
+        .get_header(header::EXPECT)
+        .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Whether the unread body may be read later: never after `Expect: 100-continue`, where the client may leave it out.
 fn is_small(session: &Session) -> bool {
-    let length = session.get_header(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let length = session
+        .get_header(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     length.is_some_and(|length| length <= BODY_MAX) && !expects_continue(session)
 }
 
@@ -121,7 +130,10 @@ fn request(session: &Session, path: &str, body: Vec<u8>, about: About) -> Result
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
-    let mut request = http::Request::builder().method(head.method.clone()).uri(uri).extension(about);
+    let mut request = http::Request::builder()
+        .method(head.method.clone())
+        .uri(uri)
+        .extension(about);
     if let Some(headers) = request.headers_mut() {
         for (name, value) in &head.headers {
             if name != header::COOKIE {
@@ -129,12 +141,19 @@ fn request(session: &Session, path: &str, body: Vec<u8>, about: About) -> Result
             }
         }
         // HTTP/2 may split cookies over several fields (RFC 9113 §8.2.3).
-        let cookies: Vec<&[u8]> = head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        let cookies: Vec<&[u8]> = head
+            .headers
+            .get_all(header::COOKIE)
+            .iter()
+            .map(HeaderValue::as_bytes)
+            .collect();
         if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
             && !cookies.is_empty()
         {
             headers.insert(header::COOKIE, joined);
         }
     }
-    request.body(Body::from(body)).map_err(|error| Error::because(ErrorType::InternalError, "local request", error))
+    request
+        .body(Body::from(body))
+        .map_err(|error| Error::because(ErrorType::InternalError, "local request", error))
 }

@@ -65,7 +65,10 @@ pub struct Gateway {
 impl ProxyHttp for Gateway {
     type CTX = Context;
 
-    #[expect(clippy::disallowed_methods, reason = "how long a request took is measured, nothing is decided by it")]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how long a request took is measured, nothing is decided by it"
+    )]
     fn new_ctx(&self) -> Context {
         let (process, count) = &self.request_ids;
         let id = format!("{process}-{:x}", count.fetch_add(1, Ordering::Relaxed));
@@ -92,7 +95,10 @@ impl ProxyHttp for Gateway {
         }
         session.set_total_drain_timeout(Some(DRAIN));
         session.set_write_timeout(Some(WRITE));
-        if let Some(id) = session.get_header(inject::REQUEST_ID).filter(|id| screen::is_request_id(id)) {
+        if let Some(id) = session
+            .get_header(inject::REQUEST_ID)
+            .filter(|id| screen::is_request_id(id))
+        {
             ctx.request_id = id.clone();
         }
         Ok(())
@@ -102,18 +108,36 @@ impl ProxyHttp for Gateway {
         match self.admit(session, ctx).await {
             Ok(Admitted::Proxied) => Ok(false),
             Ok(Admitted::Local { path, authority }) => {
-                let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
-                let about = web::About { authority, client, request_id: ctx.request_id.clone() };
+                let client = session
+                    .client_addr()
+                    .and_then(|address| address.as_inet())
+                    .map(|address| address.ip());
+                let about = web::About {
+                    authority,
+                    client,
+                    request_id: ctx.request_id.clone(),
+                };
                 local::serve(session, &self.router, &path, about).await?;
                 ctx.reason = "local";
                 Ok(true)
             }
             Ok(Admitted::Preflight) => {
-                let asked = session.get_header(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
+                let asked = session
+                    .get_header(header::ACCESS_CONTROL_REQUEST_HEADERS)
+                    .cloned();
                 let mut headers = Vec::from(origin::preflight(asked.as_ref()));
                 headers.extend(ctx.origin.iter().flat_map(origin::readable));
                 ctx.reason = "preflight";
-                local::answer(session, &Reply { status: StatusCode::NO_CONTENT, headers, body: Bytes::new(), reason: "preflight" }).await?;
+                local::answer(
+                    session,
+                    &Reply {
+                        status: StatusCode::NO_CONTENT,
+                        headers,
+                        body: Bytes::new(),
+                        reason: "preflight",
+                    },
+                )
+                .await?;
                 Ok(true)
             }
             Err((failure, route)) => {
@@ -127,11 +151,17 @@ impl ProxyHttp for Gateway {
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
         ctx.attempts += 1;
         ctx.header_only = false;
-        let Some(target) = &mut ctx.target else { return Err(Error::explain(ANSWERED, "no target")) };
+        let Some(target) = &mut ctx.target else {
+            return Err(Error::explain(ANSWERED, "no target"));
+        };
         if target.refused.is_some() {
             let now = self.authority.clock.now();
             let renewed = match policy::permit(&target.caller, &target.route) {
-                Ok(permit) => credential::resolve(&self.connections, &permit, &target.route, target.refused, now).await.map_err(failure_of),
+                Ok(permit) => {
+                    credential::resolve(&self.connections, &permit, &target.route, target.refused, now)
+                        .await
+                        .map_err(failure_of)
+                }
                 Err(denied) => Err(denied.into()),
             };
             match renewed {
@@ -155,37 +185,76 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, ctx: &mut Context) -> Result<()> {
-        let Some(target) = &ctx.target else { return Err(Error::explain(ANSWERED, "no target")) };
-        let dropped: Vec<HeaderName> = upstream.headers.keys().filter(|name| inject::is_dropped(name)).cloned().collect();
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let Some(target) = &ctx.target else {
+            return Err(Error::explain(ANSWERED, "no target"));
+        };
+        let dropped: Vec<HeaderName> = upstream
+            .headers
+            .keys()
+            .filter(|name| inject::is_dropped(name))
+            .cloned()
+            .collect();
         for name in &dropped {
             upstream.remove_header(name);
         }
         // Path and query of the matched route, and nothing of an absolute-form target.
-        let uri = target.path.parse().map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "upstream path", error))?;
+        let uri = target
+            .path
+            .parse()
+            .map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "upstream path", error))?;
         upstream.set_uri(uri);
-        let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
+        let client = session
+            .client_addr()
+            .and_then(|address| address.as_inet())
+            .map(|address| address.ip());
         for (name, value) in inject::additions(&target.route, client, &ctx.request_id, &target.credential) {
             upstream.insert_header(name, value)?;
         }
         Ok(())
     }
 
-    async fn adjust_upstream_modules(&self, _session: &mut Session, _upstream: &ResponseHeader, end: bool, ctx: &mut Context) -> Result<()> {
+    async fn adjust_upstream_modules(
+        &self,
+        _session: &mut Session,
+        _upstream: &ResponseHeader,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
         ctx.header_only = end;
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, upstream: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
-        let Some(target) = &mut ctx.target else { return Ok(()) };
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let Some(target) = &mut ctx.target else {
+            return Ok(());
+        };
         if upstream.status.is_informational() {
             return Ok(());
         }
         let replayable = !session.as_ref().retry_buffer_truncated();
-        let verdict = trap::judge(upstream.status, &upstream.headers, &target.credential.source, ctx.attempts, replayable);
+        let verdict = trap::judge(
+            upstream.status,
+            &upstream.headers,
+            &target.credential.source,
+            ctx.attempts,
+            replayable,
+        );
         let failure = match verdict {
             Verdict::Pass => {
-                if upstream.status.is_success() && self.authority.connector.has_met_challenge(target.caller.grant()) {
+                if upstream.status.is_success()
+                    && self.authority.connector.has_met_challenge(target.caller.grant())
+                {
                     self.authority.connector.settled(target.caller.grant()).await;
                 }
                 return Ok(());
@@ -203,7 +272,8 @@ impl ProxyHttp for Gateway {
                 if refused {
                     self.connections.refuse(&target.credential.source).await;
                 } else {
-                    self.connections.renew_refused(&target.route, &target.credential.source);
+                    self.connections
+                        .renew_refused(&target.route, &target.credential.source);
                 }
                 if refused || target.credential.source == Source::Anonymous {
                     self.remember_challenge(target, scopes).await;
@@ -227,7 +297,12 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, ctx: &mut Context) -> Result<()> {
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
         if response.status.is_informational() {
             return Ok(());
         }
@@ -245,7 +320,12 @@ impl ProxyHttp for Gateway {
             }
             return response.insert_header(header::CONTENT_LENGTH, replacement.length());
         }
-        let dropped: Vec<HeaderName> = response.headers.keys().filter(|name| respond::is_dropped(name)).cloned().collect();
+        let dropped: Vec<HeaderName> = response
+            .headers
+            .keys()
+            .filter(|name| respond::is_dropped(name))
+            .cloned()
+            .collect();
         for name in &dropped {
             response.remove_header(name);
         }
@@ -261,14 +341,27 @@ impl ProxyHttp for Gateway {
         response.insert_header(inject::REQUEST_ID, ctx.request_id.clone())
     }
 
-    fn response_body_filter(&self, _session: &mut Session, body: &mut Option<Bytes>, end: bool, ctx: &mut Context) -> Result<Option<Duration>> {
+    fn response_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        end: bool,
+        ctx: &mut Context,
+    ) -> Result<Option<Duration>> {
         if let Some(replacement) = &mut ctx.replacement {
             *body = Some(replacement.exchange(body.as_ref(), end));
         }
         Ok(None)
     }
 
-    fn error_while_proxy(&self, _peer: &HttpPeer, session: &mut Session, mut error: Box<Error>, _ctx: &mut Context, reused: bool) -> Box<Error> {
+    fn error_while_proxy(
+        &self,
+        _peer: &HttpPeer,
+        session: &mut Session,
+        mut error: Box<Error>,
+        _ctx: &mut Context,
+        reused: bool,
+    ) -> Box<Error> {
         let complete = !session.as_ref().retry_buffer_truncated();
         if error.etype() == &REFRESHED {
             // A 401 means that nothing was carried out, so a POST may be sent again, as long as all of it is still here.
@@ -288,9 +381,18 @@ impl ProxyHttp for Gateway {
                 (ErrorSource::Downstream, ErrorType::HTTPStatus(413)) => Failure::TooLarge,
                 (ErrorSource::Downstream, _) => {
                     ctx.reason = "client_gone";
-                    return FailToProxy { error_code: 0, can_reuse_downstream: false };
+                    return FailToProxy {
+                        error_code: 0,
+                        can_reuse_downstream: false,
+                    };
                 }
-                (_, ErrorType::ConnectTimedout | ErrorType::TLSHandshakeTimedout | ErrorType::ReadTimedout | ErrorType::WriteTimedout) => Failure::UpstreamTimeout,
+                (
+                    _,
+                    ErrorType::ConnectTimedout
+                    | ErrorType::TLSHandshakeTimedout
+                    | ErrorType::ReadTimedout
+                    | ErrorType::WriteTimedout,
+                ) => Failure::UpstreamTimeout,
                 _ => Failure::UpstreamUnreachable,
             },
         };
@@ -302,12 +404,17 @@ impl ProxyHttp for Gateway {
         {
             tracing::debug!(target: "postern::gateway", etype = error.etype().as_str(), "client left before it was told");
         }
-        FailToProxy { error_code: status, can_reuse_downstream: false }
+        FailToProxy {
+            error_code: status,
+            can_reuse_downstream: false,
+        }
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
         self.metrics.active.dec();
-        let status = session.response_written().map_or(0, |response| response.status.as_u16());
+        let status = session
+            .response_written()
+            .map_or(0, |response| response.status.as_u16());
         if ctx.reason == "ok" && error.is_some() {
             ctx.reason = "broken_off";
         }
@@ -319,8 +426,14 @@ impl ProxyHttp for Gateway {
             500..=599 => "5xx",
             _ => "none",
         };
-        self.metrics.requests.with_label_values(&[route, class, ctx.reason]).inc();
-        self.metrics.duration.with_label_values(&[route]).observe(ctx.elapsed().as_secs_f64());
+        self.metrics
+            .requests
+            .with_label_values(&[route, class, ctx.reason])
+            .inc();
+        self.metrics
+            .duration
+            .with_label_values(&[route])
+            .observe(ctx.elapsed().as_secs_f64());
         if self.access.is_on() {
             self.write_access_line(session, ctx, status);
         }
@@ -328,14 +441,24 @@ impl ProxyHttp for Gateway {
 
     /// Pingora's default has the query in it, where codes and states travel.
     fn request_summary(&self, session: &Session, _ctx: &Context) -> String {
-        format!("{} {}", session.req_header().method, session.req_header().uri.path())
+        format!(
+            "{} {}",
+            session.req_header().method,
+            session.req_header().uri.path()
+        )
     }
 
     fn suppress_error_log(&self, _session: &Session, _ctx: &Context, error: &Error) -> bool {
         error.etype() == &ANSWERED || *error.esource() == ErrorSource::Downstream
     }
 
-    fn suppress_proxy_warn_log(&self, _session: &Session, _ctx: &Context, error: &Error, _kind: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(
+        &self,
+        _session: &Session,
+        _ctx: &Context,
+        error: &Error,
+        _kind: ProxyWarnLogContext,
+    ) -> bool {
         error.etype() == &REFRESHED
     }
 }
@@ -358,30 +481,56 @@ impl Gateway {
         screen::request(head).map_err(|what| nowhere(Failure::Malformed(what)))?;
         let snapshot = Arc::clone(&ctx.snapshot);
         let host = screen::host(head).ok_or(nowhere(Failure::Malformed("exactly one host is needed")))?;
-        let authority = snapshot.routes.authority(host).map_err(|error| nowhere(error.into()))?;
+        let authority = snapshot
+            .routes
+            .authority(host)
+            .map_err(|error| nowhere(error.into()))?;
         let path = canonical_path(head.uri.path()).map_err(|error| nowhere(error.into()))?;
         let is_metadata = snapshot.routes.metadata(&authority, &path).is_some();
         if is_metadata || (snapshot.routes.is_public(&authority) && web::is_local(&path)) {
-            return Ok(Admitted::Local { path: path.into_owned(), authority: authority.into_owned() });
+            return Ok(Admitted::Local {
+                path: path.into_owned(),
+                authority: authority.into_owned(),
+            });
         }
-        let matched = snapshot.routes.find(&authority, &path).map_err(|error| nowhere(error.into()))?;
+        let matched = snapshot
+            .routes
+            .find(&authority, &path)
+            .map_err(|error| nowhere(error.into()))?;
         let route = Arc::clone(matched.route);
         let here = |failure: Failure| (failure, Some(Arc::clone(&route)));
-        ctx.origin = origin::allowed(&head.headers, &snapshot.config.server).map_err(|error| here(error.into()))?.cloned();
+        ctx.origin = origin::allowed(&head.headers, &snapshot.config.server)
+            .map_err(|error| here(error.into()))?
+            .cloned();
         if head.method == Method::OPTIONS {
             return Ok(Admitted::Preflight);
         }
         let now = self.authority.clock.now();
-        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.revoked, now).map_err(|error| here(error.into()))?;
+        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.revoked, now)
+            .map_err(|error| here(error.into()))?;
         let permit = policy::permit(&caller, &route).map_err(|denied| here(denied.into()))?;
-        let credential = credential::resolve(&self.connections, &permit, &route, None, now).await.map_err(|error| here(failure_of(error)))?;
+        let credential = credential::resolve(&self.connections, &permit, &route, None, now)
+            .await
+            .map_err(|error| here(failure_of(error)))?;
         let path = route.upstream.target(matched.rest, head.uri.query());
-        ctx.target = Some(Target { route, caller, credential, path, refused: None });
+        ctx.target = Some(Target {
+            route,
+            caller,
+            credential,
+            path,
+            refused: None,
+        });
         Ok(Admitted::Proxied)
     }
 
     /// Our answer, readable for the origin that asked, and noted for the log.
-    fn reply(&self, failure: &Failure, route: Option<&crate::route::Route>, session: &Session, ctx: &mut Context) -> Reply {
+    fn reply(
+        &self,
+        failure: &Failure,
+        route: Option<&crate::route::Route>,
+        session: &Session,
+        ctx: &mut Context,
+    ) -> Reply {
         let mut reply = respond::reply(failure, route, &session.req_header().headers);
         reply.headers.extend(ctx.origin.iter().flat_map(origin::readable));
         reply.headers.push((inject::REQUEST_ID, ctx.request_id.clone()));
@@ -395,7 +544,15 @@ impl Gateway {
             _ => None,
         };
         let caller = &target.caller;
-        self.authority.connector.challenged(caller.grant(), caller.subject(), &target.route.name, &Challenge { scopes, incarnation }).await;
+        self.authority
+            .connector
+            .challenged(
+                caller.grant(),
+                caller.subject(),
+                &target.route.name,
+                &Challenge { scopes, incarnation },
+            )
+            .await;
     }
 
     fn write_access_line(&self, session: &Session, ctx: &Context, status: u16) {
@@ -404,7 +561,10 @@ impl Gateway {
         self.access.write(&Line {
             time: humantime::format_rfc3339_millis(self.authority.clock.now()).to_string(),
             request_id: ctx.request_id.to_str().unwrap_or_default(),
-            client_ip: session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip().to_string()),
+            client_ip: session
+                .client_addr()
+                .and_then(|address| address.as_inet())
+                .map(|address| address.ip().to_string()),
             method: head.method.as_str(),
             host: screen::host(head).unwrap_or_default(),
             path: head.uri.path(),
@@ -437,4 +597,3 @@ async fn write_error(session: &mut Session, reply: Reply) -> Result<()> {
     head.insert_header(header::CONTENT_LENGTH, reply.body.len())?;
     session.write_error_response(head, reply.body).await
 }
-

@@ -33,8 +33,20 @@ struct Endpoints {
 }
 
 impl Admin {
-    pub fn new(socket: TcpListener, metrics: Arc<Metrics>, store: Arc<dyn Store>, draining: Arc<AtomicBool>) -> Self {
-        Self { socket: Mutex::new(Some(socket)), state: Arc::new(Endpoints { metrics, store, draining }) }
+    pub fn new(
+        socket: TcpListener,
+        metrics: Arc<Metrics>,
+        store: Arc<dyn Store>,
+        draining: Arc<AtomicBool>,
+    ) -> Self {
+        Self {
+            socket: Mutex::new(Some(socket)),
+            state: Arc::new(Endpoints {
+                metrics,
+                store,
+                draining,
+            }),
+        }
     }
 }
 
@@ -42,7 +54,9 @@ impl Admin {
 impl BackgroundService for Admin {
     /// Does not stop with the rest: while the last requests end, it is still asked whether we are ready.
     async fn start(&self, _shutdown: ShutdownWatch) {
-        let Some(socket) = self.socket.lock().await.take() else { return };
+        let Some(socket) = self.socket.lock().await.take() else {
+            return;
+        };
         let router = Router::new()
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(ready))
@@ -69,5 +83,9 @@ async fn ready(State(endpoints): State<Arc<Endpoints>>) -> Response {
 }
 
 async fn metrics(State(endpoints): State<Arc<Endpoints>>) -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], endpoints.metrics.text()).into_response()
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        endpoints.metrics.text(),
+    )
+        .into_response()
 }

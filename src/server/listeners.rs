@@ -27,12 +27,23 @@ pub struct Bound {
 /// All sockets of the configuration.
 pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
     let mut inherited = inherited()?;
-    let mut wanted: Vec<(&str, bool, bool)> = server.listen.iter().map(|listen| (listen.address.as_str(), listen.tls, false)).collect();
+    let mut wanted: Vec<(&str, bool, bool)> = server
+        .listen
+        .iter()
+        .map(|listen| (listen.address.as_str(), listen.tls, false))
+        .collect();
     wanted.extend(server.admin.as_deref().map(|address| (address, false, true)));
     let mut bound = Vec::new();
     for (address, tls, is_admin) in wanted {
-        let failed = |reason| StartError::Listen { address: address.to_owned(), reason };
-        let configured = address.to_socket_addrs().map_err(failed)?.next().ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
+        let failed = |reason| StartError::Listen {
+            address: address.to_owned(),
+            reason,
+        };
+        let configured = address
+            .to_socket_addrs()
+            .map_err(failed)?
+            .next()
+            .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let socket = match inherited.iter().position(|(at, _)| *at == configured) {
             Some(index) => inherited.swap_remove(index).1,
             None => TcpListener::bind(configured).map_err(failed)?,
@@ -40,7 +51,13 @@ pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
         // Without this a worker thread would block in accept(2).
         socket.set_nonblocking(true).map_err(failed)?;
         let actual = socket.local_addr().map_err(failed)?;
-        bound.push(Bound { socket, address: address.to_owned(), actual, tls, is_admin });
+        bound.push(Bound {
+            socket,
+            address: address.to_owned(),
+            actual,
+            tls,
+            is_admin,
+        });
     }
     match inherited.first() {
         Some((address, _)) => Err(StartError::UnknownSocket(address.to_string())),
@@ -53,9 +70,13 @@ fn inherited() -> Result<Vec<(SocketAddr, TcpListener)>, StartError> {
     let mut passed = ListenFd::from_env();
     let mut sockets = Vec::new();
     for index in 0..passed.len() {
-        let socket = passed.take_tcp_listener(index).map_err(|error| StartError::Other(format!("LISTEN_FDS: {error}")))?;
+        let socket = passed
+            .take_tcp_listener(index)
+            .map_err(|error| StartError::Other(format!("LISTEN_FDS: {error}")))?;
         if let Some(socket) = socket {
-            let address = socket.local_addr().map_err(|error| StartError::Other(format!("LISTEN_FDS: {error}")))?;
+            let address = socket
+                .local_addr()
+                .map_err(|error| StartError::Other(format!("LISTEN_FDS: {error}")))?;
             sockets.push((address, socket));
         }
     }
@@ -77,7 +98,12 @@ impl<S: Service> OnSockets<S> {
 
 #[async_trait]
 impl<S: Service> Service for OnSockets<S> {
-    async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
+    async fn start_service(
+        &mut self,
+        fds: Option<ListenFds>,
+        shutdown: ShutdownWatch,
+        listeners_per_fd: usize,
+    ) {
         if let Some(fds) = &fds {
             let mut fds = fds.lock();
             for (address, socket) in self.sockets.drain(..) {

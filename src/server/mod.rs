@@ -56,27 +56,54 @@ pub fn run(config: Config) -> Result<(), StartError> {
         grace_period_seconds: Some(config.server.drain_timeout.as_secs()),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: UPSTREAM_POOL,
-        upgrade_sock: config.server.data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
+        upgrade_sock: config
+            .server
+            .data_dir
+            .join("upgrade.sock")
+            .to_string_lossy()
+            .into_owned(),
         ca_file: parts::ca_bundle(&config)?,
         max_retries: 2,
         ..ServerConf::default()
     };
-    let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
+    let admin_address = bound
+        .iter()
+        .find(|bound| bound.is_admin)
+        .map(|bound| bound.actual);
     let parts = parts::build(config, admin_address)?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
-    let draining = shutdown::watch(server.watch_execution_phase(), parts.in_flight.clone(), parts.flush);
+    let draining = shutdown::watch(
+        server.watch_execution_phase(),
+        parts.in_flight.clone(),
+        parts.flush,
+    );
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     let gateway = parts.gateway;
     let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
-    let upkeep = Upkeep { authority: Arc::clone(&authority), connections: Arc::clone(&gateway.connections), revoked: gateway.revoked.clone(), changes: parts.changes };
-    let mut service = ProxyServiceBuilder::new(&conf, gateway).name("gateway").server_options(options).build();
+    let upkeep = Upkeep {
+        authority: Arc::clone(&authority),
+        connections: Arc::clone(&gateway.connections),
+        revoked: gateway.revoked.clone(),
+        changes: parts.changes,
+    };
+    let mut service = ProxyServiceBuilder::new(&conf, gateway)
+        .name("gateway")
+        .server_options(options)
+        .build();
     let mut sockets = Vec::new();
     let mut admin = None;
-    for Bound { socket, address, actual, tls: with_tls, is_admin } in bound {
+    for Bound {
+        socket,
+        address,
+        actual,
+        tls: with_tls,
+        is_admin,
+    } in bound
+    {
         tracing::info!(listener = if is_admin { "admin" } else { "public" }, address = %actual, tls = with_tls, "listening");
         if is_admin {
             admin = Some(socket);
@@ -94,6 +121,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
         let endpoints = Admin::new(socket, metrics, authority.records.store().clone(), draining);
         server.add_service(background_service("admin", endpoints));
     }
-    server.run(RunArgs { shutdown_signal: Box::new(shutdown::Signals) });
+    server.run(RunArgs {
+        shutdown_signal: Box::new(shutdown::Signals),
+    });
     Ok(())
 }

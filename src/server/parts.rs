@@ -60,28 +60,62 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let in_flight = InFlight::default();
     let (access, flush) = Log::new(config.server.access_log);
     let sealer = Arc::new(sealer(&config)?);
-    let store: Arc<dyn Store> = Arc::new(Embedded::open(&config.server.data_dir, clock.clone()).map_err(|error| StartError::Store(error.to_string()))?);
+    let store: Arc<dyn Store> = Arc::new(
+        Embedded::open(&config.server.data_dir, clock.clone())
+            .map_err(|error| StartError::Store(error.to_string()))?,
+    );
     let changes = store.subscribe();
     let records = Records::new(Arc::clone(&store), sealer);
-    let settings = Settings { ca_certificates: config.outbound.ca_certificates.clone(), forbidden: admin.into_iter().collect() };
+    let settings = Settings {
+        ca_certificates: config.outbound.ca_certificates.clone(),
+        forbidden: admin.into_iter().collect(),
+    };
     let outbound = Outbound::new(settings).map_err(|error| StartError::Outbound(error.to_string()))?;
     if outbound.roots().is_empty() {
-        tracing::warn!("no certificate authorities are installed: https upstreams cannot be reached; install ca-certificates");
+        tracing::warn!(
+            "no certificate authorities are installed: https upstreams cannot be reached; install ca-certificates"
+        );
     }
 
     let revoked = Revoked::default();
-    let reading = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| other(&error))?;
+    let reading = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| other(&error))?;
     let keys = reading.block_on(async {
-        for grant in store.tombstones(Kind::Grant).await.map_err(|error| StartError::Store(error.to_string()))? {
-            revoked.insert(grant, clock.now() + remember_revoked(config.oauth_server.access_token_ttl));
+        for grant in store
+            .tombstones(Kind::Grant)
+            .await
+            .map_err(|error| StartError::Store(error.to_string()))?
+        {
+            revoked.insert(
+                grant,
+                clock.now() + remember_revoked(config.oauth_server.access_token_ttl),
+            );
         }
         token_keys(&records).await
     })?;
     drop(reading);
 
-    let connector = Arc::new(Connector::new(clock.clone(), records.clone(), outbound.clone(), &config, Arc::clone(&metrics), in_flight.clone()));
-    let snapshot = Snapshot { routes: Table::new(&config.server.public_url, &config.routes), keys, config };
-    let authority = Arc::new(Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot));
+    let connector = Arc::new(Connector::new(
+        clock.clone(),
+        records.clone(),
+        outbound.clone(),
+        &config,
+        Arc::clone(&metrics),
+        in_flight.clone(),
+    ));
+    let snapshot = Snapshot {
+        routes: Table::new(&config.server.public_url, &config.routes),
+        keys,
+        config,
+    };
+    let authority = Arc::new(Authority::new(
+        clock.clone(),
+        records,
+        Arc::clone(&connector),
+        snapshot,
+    ));
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics)),
@@ -94,7 +128,12 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         in_flight: in_flight.clone(),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
-    Ok(Parts { gateway, in_flight, changes, flush })
+    Ok(Parts {
+        gateway,
+        in_flight,
+        changes,
+        flush,
+    })
 }
 
 fn sealer(config: &Config) -> Result<Sealer, StartError> {
@@ -102,8 +141,11 @@ fn sealer(config: &Config) -> Result<Sealer, StartError> {
     let keys = match config.sealing_keys.as_slice() {
         [] => vec![seal::load_or_generate(&config.server.data_dir).map_err(|error| seal(&error))?],
         configured => {
-            let keys = configured.iter().map(|key| SealingKey::new(&key.id, *key.key.expose_secret()));
-            keys.collect::<Result<Vec<_>, _>>().map_err(|error| seal(&error))?
+            let keys = configured
+                .iter()
+                .map(|key| SealingKey::new(&key.id, *key.key.expose_secret()));
+            keys.collect::<Result<Vec<_>, _>>()
+                .map_err(|error| seal(&error))?
         }
     };
     Sealer::new(keys).map_err(|error| seal(&error))
@@ -114,19 +156,36 @@ fn sealer(config: &Config) -> Result<Sealer, StartError> {
 async fn token_keys(records: &Records) -> Result<Keys, StartError> {
     for _ in 0..2 {
         let stored = records.get::<TokenKeys>(TOKEN_KEYS).await;
-        let stored = stored.map_err(|error| StartError::Store(format!("{error}; the sealing key is another one than the store was written with")))?;
+        let stored = stored.map_err(|error| {
+            StartError::Store(format!(
+                "{error}; the sealing key is another one than the store was written with"
+            ))
+        })?;
         if let Some(stored) = stored {
-            let keys = stored.value.keys.iter().map(|key| BASE64URL_NOPAD.decode(key.as_bytes()).ok()?.try_into().ok());
+            let keys = stored
+                .value
+                .keys
+                .iter()
+                .map(|key| BASE64URL_NOPAD.decode(key.as_bytes()).ok()?.try_into().ok());
             let keys: Option<Vec<[u8; 32]>> = keys.collect();
-            return keys.and_then(|keys| Keys::new(&keys).ok()).ok_or_else(|| StartError::Store("the keys of access tokens are damaged".into()));
+            return keys
+                .and_then(|keys| Keys::new(&keys).ok())
+                .ok_or_else(|| StartError::Store("the keys of access tokens are damaged".into()));
         }
         let fresh: [u8; 32] = seal::random().map_err(|error| StartError::Seal(error.to_string()))?;
-        let made = TokenKeys { keys: vec![BASE64URL_NOPAD.encode(&fresh)] };
+        let made = TokenKeys {
+            keys: vec![BASE64URL_NOPAD.encode(&fresh)],
+        };
         // Another instance may be faster: then its keys count.
-        let put: Put = records.put(TOKEN_KEYS, 0, &made, FOREVER).await.map_err(|error| StartError::Store(error.to_string()))?;
+        let put: Put = records
+            .put(TOKEN_KEYS, 0, &made, FOREVER)
+            .await
+            .map_err(|error| StartError::Store(error.to_string()))?;
         tracing::info!(made = put == Put::Stored, "keys of access tokens");
     }
-    Err(StartError::Store("the keys of access tokens could not be stored".into()))
+    Err(StartError::Store(
+        "the keys of access tokens could not be stored".into(),
+    ))
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and
@@ -135,7 +194,10 @@ pub fn ca_bundle(config: &Config) -> Result<Option<String>, StartError> {
     if config.outbound.ca_certificates.is_empty() {
         return Ok(None);
     }
-    let settings = Settings { ca_certificates: config.outbound.ca_certificates.clone(), forbidden: Vec::new() };
+    let settings = Settings {
+        ca_certificates: config.outbound.ca_certificates.clone(),
+        forbidden: Vec::new(),
+    };
     let outbound = Outbound::new(settings).map_err(|error| StartError::Outbound(error.to_string()))?;
     let mut bundle = String::new();
     for root in outbound.roots() {

@@ -20,7 +20,11 @@ pub struct Signals;
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::quit()), signal(SignalKind::interrupt())) else {
+        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (
+            signal(SignalKind::terminate()),
+            signal(SignalKind::quit()),
+            signal(SignalKind::interrupt()),
+        ) else {
             tracing::error!("signals cannot be received: the process can only be killed");
             return std::future::pending().await;
         };
@@ -36,7 +40,11 @@ impl ShutdownSignalWatch for Signals {
 
 /// Tells systemd when we serve and when we stop, and ends the process once everything in flight is done. Returns a
 /// flag that is true from the moment of stopping on.
-pub fn watch(mut phases: broadcast::Receiver<ExecutionPhase>, in_flight: InFlight, flush: Option<WorkerGuard>) -> Arc<AtomicBool> {
+pub fn watch(
+    mut phases: broadcast::Receiver<ExecutionPhase>,
+    in_flight: InFlight,
+    flush: Option<WorkerGuard>,
+) -> Arc<AtomicBool> {
     let draining = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&draining);
     std::thread::spawn(move || {
@@ -68,7 +76,10 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "nothing is in flight and what was to be written is written")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nothing is in flight and what was to be written is written"
+)]
 fn end(flush: Option<WorkerGuard>) -> ! {
     drop(flush);
     tracing::info!("stopped");

@@ -18,7 +18,11 @@ struct ByName(Vec<Arc<CertifiedKey>>);
 
 /// `None` where the configuration has no certificates. They were read and checked with the configuration.
 pub fn certificates(server: &Server) -> Option<Tls> {
-    let certificates: Vec<_> = server.tls.iter().map(|certificate| Arc::clone(&certificate.certified)).collect();
+    let certificates: Vec<_> = server
+        .tls
+        .iter()
+        .map(|certificate| Arc::clone(&certificate.certified))
+        .collect();
     (!certificates.is_empty()).then(|| Tls(Arc::new(ByName(certificates))))
 }
 
@@ -26,7 +30,8 @@ impl Tls {
     /// Settings of one listener: HTTP/2 and HTTP/1.1.
     pub fn listener(&self) -> Result<TlsSettings, StartError> {
         // The paths are not read where there is a resolver.
-        let mut settings = TlsSettings::intermediate("", "").map_err(|error| StartError::Tls(error.to_string()))?;
+        let mut settings =
+            TlsSettings::intermediate("", "").map_err(|error| StartError::Tls(error.to_string()))?;
         settings.set_cert_resolver(Arc::clone(&self.0) as Arc<dyn ResolvesServerCert>);
         settings.enable_h2();
         Ok(settings)
@@ -35,11 +40,20 @@ impl Tls {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let asked = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
+        let asked = hello
+            .server_name()
+            .and_then(|name| ServerName::try_from(name).ok());
         let fits = |key: &&Arc<CertifiedKey>| {
             let name = asked.as_ref()?;
-            EndEntityCert::try_from(key.end_entity_cert().ok()?).ok()?.verify_is_valid_for_subject_name(name).ok()
+            EndEntityCert::try_from(key.end_entity_cert().ok()?)
+                .ok()?
+                .verify_is_valid_for_subject_name(name)
+                .ok()
         };
-        self.0.iter().find(|key| fits(key).is_some()).or_else(|| self.0.first()).cloned()
+        self.0
+            .iter()
+            .find(|key| fits(key).is_some())
+            .or_else(|| self.0.first())
+            .cloned()
     }
 }

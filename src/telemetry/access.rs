@@ -41,8 +41,15 @@ impl Log {
             AccessLog::Json => true,
             AccessLog::Text => false,
         };
-        let (writer, flush) = NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
-        (Self { writer: Some((writer, json)) }, Some(flush))
+        let (writer, flush) = NonBlockingBuilder::default()
+            .lossy(true)
+            .finish(std::io::stdout());
+        (
+            Self {
+                writer: Some((writer, json)),
+            },
+            Some(flush),
+        )
     }
 
     pub fn is_on(&self) -> bool {
@@ -50,8 +57,14 @@ impl Log {
     }
 
     pub fn write(&self, line: &Line<'_>) {
-        let Some((writer, json)) = &self.writer else { return };
-        let mut text = if *json { serde_json::to_vec(line).unwrap_or_default() } else { line.text().into_bytes() };
+        let Some((writer, json)) = &self.writer else {
+            return;
+        };
+        let mut text = if *json {
+            serde_json::to_vec(line).unwrap_or_default()
+        } else {
+            line.text().into_bytes()
+        };
         text.push(b'\n');
         // A full buffer drops the line; that is what non-blocking means.
         let _ = writer.clone().write_all(&text);
@@ -62,7 +75,18 @@ impl Line<'_> {
     /// For a terminal. Every field is quoted where it could break the line.
     fn text(&self) -> String {
         let user = self.user.unwrap_or("-");
-        let Self { time, method, host, path, status, reason, duration_ms, bytes_out, .. } = self;
-        format!("{time} {status} {method} {host}{path} {duration_ms:.1}ms {bytes_out}B {reason} {user:?}").replace(['\n', '\r', '\u{1b}'], "?")
+        let Self {
+            time,
+            method,
+            host,
+            path,
+            status,
+            reason,
+            duration_ms,
+            bytes_out,
+            ..
+        } = self;
+        format!("{time} {status} {method} {host}{path} {duration_ms:.1}ms {bytes_out}B {reason} {user:?}")
+            .replace(['\n', '\r', '\u{1b}'], "?")
     }
 }

@@ -5,7 +5,9 @@ pub mod access;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use prometheus::{Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::FmtSpan;
 
@@ -41,19 +43,46 @@ impl Metrics {
             registry.register(Box::new(counter.clone()))?;
             Ok(counter)
         };
-        let requests = counter("postern_requests_total", "Requests by route, status class and reason.", &["route", "class", "reason"])?;
-        let refreshes = counter("postern_refreshes_total", "Upstream token refreshes by outcome.", &["outcome"])?;
-        let oauth = counter("postern_oauth_requests_total", "Requests to the OAuth endpoints by endpoint and result.", &["endpoint", "result"])?;
+        let requests = counter(
+            "postern_requests_total",
+            "Requests by route, status class and reason.",
+            &["route", "class", "reason"],
+        )?;
+        let refreshes = counter(
+            "postern_refreshes_total",
+            "Upstream token refreshes by outcome.",
+            &["outcome"],
+        )?;
+        let oauth = counter(
+            "postern_oauth_requests_total",
+            "Requests to the OAuth endpoints by endpoint and result.",
+            &["endpoint", "result"],
+        )?;
         let build = counter("postern_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).inc();
-        let buckets = vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-        let options = HistogramOpts::new("postern_request_duration_seconds", "Time from arrival to the end of the answer.").buckets(buckets);
+        let buckets = vec![
+            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
+        ];
+        let options = HistogramOpts::new(
+            "postern_request_duration_seconds",
+            "Time from arrival to the end of the answer.",
+        )
+        .buckets(buckets);
         let duration = HistogramVec::new(options, &["route"])?;
         registry.register(Box::new(duration.clone()))?;
         let active = IntGauge::new("postern_active_requests", "Requests and streams under way.")?;
         registry.register(Box::new(active.clone()))?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, requests, duration, active, refreshes, oauth })
+        registry.register(Box::new(
+            prometheus::process_collector::ProcessCollector::for_self(),
+        ))?;
+        Ok(Self {
+            registry,
+            requests,
+            duration,
+            active,
+            refreshes,
+            oauth,
+        })
     }
 
     /// In Prometheus's text format.
@@ -89,7 +118,17 @@ impl Drop for Guard {
 /// finer lines carry headers and codes.
 pub fn log() {
     let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    for quiet in ["hyper=info", "hyper_util=info", "reqwest=info", "h2=info", "rustls=info", "pingora=info", "pingora_core=info", "pingora_proxy=info", "tungstenite=info"] {
+    for quiet in [
+        "hyper=info",
+        "hyper_util=info",
+        "reqwest=info",
+        "h2=info",
+        "rustls=info",
+        "pingora=info",
+        "pingora_core=info",
+        "pingora_proxy=info",
+        "tungstenite=info",
+    ] {
         if let Ok(directive) = quiet.parse() {
             filter = filter.add_directive(directive);
         }

@@ -15,7 +15,10 @@ const IDLE: Duration = Duration::from_secs(4);
 const STREAMS_PER_CONNECTION: usize = 100;
 
 /// A peer for `route` at `address`, which has been vetted.
-#[expect(clippy::disallowed_methods, reason = "given a socket address it neither resolves nor unwraps")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "given a socket address it neither resolves nor unwraps"
+)]
 pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     let upstream = &route.upstream;
     // An empty server name would switch certificate verification off; a route's host is never empty.

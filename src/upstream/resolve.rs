@@ -32,7 +32,11 @@ struct Entry {
 
 impl Resolver {
     pub fn new(outbound: Outbound, clock: Clock) -> Self {
-        Self { outbound, clock, known: DashMap::new() }
+        Self {
+            outbound,
+            clock,
+            known: DashMap::new(),
+        }
     }
 
     /// One address of the route's upstream; several are used in turn.
@@ -59,8 +63,16 @@ impl Resolver {
 
     async fn look_up(&self, route: &Route) -> Result<SocketAddr, outbound::Error> {
         let upstream = &route.upstream;
-        let addresses = self.outbound.vet(&upstream.host, upstream.port, &upstream.policy).await?;
-        let entry = Entry { addresses, since: self.clock.now(), next: AtomicUsize::new(0), renewing: AtomicBool::new(false) };
+        let addresses = self
+            .outbound
+            .vet(&upstream.host, upstream.port, &upstream.policy)
+            .await?;
+        let entry = Entry {
+            addresses,
+            since: self.clock.now(),
+            next: AtomicUsize::new(0),
+            renewing: AtomicBool::new(false),
+        };
         let first = entry.one().ok_or(no_address(route))?;
         self.known.insert(route.name.clone(), Arc::new(entry));
         Ok(first)
@@ -75,5 +87,8 @@ impl Entry {
 }
 
 fn no_address(route: &Route) -> outbound::Error {
-    outbound::Error::NotSent { target: route.upstream.authority.clone(), reason: "the name has no address".to_owned() }
+    outbound::Error::NotSent {
+        target: route.upstream.authority.clone(),
+        reason: "the name has no address".to_owned(),
+    }
 }

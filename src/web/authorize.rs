@@ -1,8 +1,8 @@
 //! The browser's trip: authorize, consent, and back from the upstream's authorization server.
+use axum::Form;
 use axum::extract::{Extension, Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
-use axum::Form;
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin};
@@ -31,7 +31,10 @@ pub async fn authorize(State(web): Shared, RawQuery(query): RawQuery, headers: H
     let outcome = async {
         let (request, client) = validate(&web.authority, &snapshot, &query).await?;
         let unavailable = |_| Refused::Later("The store cannot be reached just now.");
-        let Some(session) = current(&web.authority.records, &web.cookies, &headers).await.map_err(unavailable)? else {
+        let Some(session) = current(&web.authority.records, &web.cookies, &headers)
+            .await
+            .map_err(unavailable)?
+        else {
             return Ok(to_sign_in(&query));
         };
         let question = prepare(&web.authority, &snapshot, request, client, &session.browser).await?;
@@ -39,10 +42,16 @@ pub async fn authorize(State(web): Shared, RawQuery(query): RawQuery, headers: H
     };
     match outcome.await {
         Ok(response) => response,
-        Err(Refused::Page(message)) => page(StatusCode::BAD_REQUEST, "This request cannot be answered", message),
+        Err(Refused::Page(message)) => page(
+            StatusCode::BAD_REQUEST,
+            "This request cannot be answered",
+            message,
+        ),
         Err(Refused::Later(message)) => {
             let mut response = page(StatusCode::SERVICE_UNAVAILABLE, "Not just now", message);
-            response.headers_mut().insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("2"));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("2"));
             response
         }
         Err(Refused::Redirect(url)) => see_other(&url),
@@ -50,7 +59,12 @@ pub async fn authorize(State(web): Shared, RawQuery(query): RawQuery, headers: H
 }
 
 /// `POST /oauth/consent`
-pub async fn consent(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap, Form(answer): Form<Answer>) -> Response {
+pub async fn consent(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+    Form(answer): Form<Answer>,
+) -> Response {
     let session = match web.signed_in(&headers).await {
         Ok(session) => session,
         Err(response) => return *response,
@@ -58,32 +72,75 @@ pub async fn consent(State(web): Shared, Extension(about): Extension<About>, hea
     let snapshot = web.authority.snapshot();
     if !is_same_origin(&headers, snapshot.issuer()) || !is_same(&session.csrf, &answer.csrf) {
         tracing::warn!(target: "audit", event = "forged_form", user = %session.browser.user, client_ip = ?about.client);
-        return page(StatusCode::FORBIDDEN, "That did not come from here", "Please go back to your application and start again.");
+        return page(
+            StatusCode::FORBIDDEN,
+            "That did not come from here",
+            "Please go back to your application and start again.",
+        );
     }
     let decision = match answer.decision.as_str() {
         "allow" => Decision::Allow,
         "deny" => Decision::Deny,
-        _ => return page(StatusCode::BAD_REQUEST, "Neither yes nor no", "Please go back and press one of the two buttons."),
+        _ => {
+            return page(
+                StatusCode::BAD_REQUEST,
+                "Neither yes nor no",
+                "Please go back and press one of the two buttons.",
+            );
+        }
     };
-    match decide(&web.authority, &snapshot, &session.browser, &answer.flow, decision).await {
+    match decide(
+        &web.authority,
+        &snapshot,
+        &session.browser,
+        &answer.flow,
+        decision,
+    )
+    .await
+    {
         Ok(url) => moved(&url),
         Err(error) => refuse(error),
     }
 }
 
 /// `GET /oauth/upstream/callback/{key}`
-pub async fn callback(State(web): Shared, Path(key): Path<String>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+pub async fn callback(
+    State(web): Shared,
+    Path(key): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
     let session = match web.signed_in(&headers).await {
         Ok(session) => session,
         Err(response) => return *response,
     };
-    let malformed = || page(StatusCode::BAD_REQUEST, "This answer makes no sense", "The MCP server's authorization server sent you back without the necessary.");
-    let Ok(params) = Params::parse(&query.unwrap_or_default()) else { return malformed() };
-    let Some(state) = params.value("state") else { return malformed() };
-    let returning = Returning { state, code: params.value("code"), iss: params.value("iss"), error: params.value("error") };
+    let malformed = || {
+        page(
+            StatusCode::BAD_REQUEST,
+            "This answer makes no sense",
+            "The MCP server's authorization server sent you back without the necessary.",
+        )
+    };
+    let Ok(params) = Params::parse(&query.unwrap_or_default()) else {
+        return malformed();
+    };
+    let Some(state) = params.value("state") else {
+        return malformed();
+    };
+    let returning = Returning {
+        state,
+        code: params.value("code"),
+        iss: params.value("iss"),
+        error: params.value("error"),
+    };
     let snapshot = web.authority.snapshot();
     let (user, browser_session) = (&session.browser.user, &session.browser.session);
-    let completed = match web.authority.connector.complete(&snapshot.routes, &key, &returning, user, browser_session).await {
+    let completed = match web
+        .authority
+        .connector
+        .complete(&snapshot.routes, &key, &returning, user, browser_session)
+        .await
+    {
         Ok(completed) => completed,
         Err(error) => {
             tracing::warn!(target: "audit", event = "callback_refused", user = %user, reason = %error);
@@ -94,14 +151,25 @@ pub async fn callback(State(web): Shared, Path(key): Path<String>, RawQuery(quer
             });
         }
     };
-    match resume(&web.authority, &snapshot, completed.resume, user, completed.outcome).await {
+    match resume(
+        &web.authority,
+        &snapshot,
+        completed.resume,
+        user,
+        completed.outcome,
+    )
+    .await
+    {
         Ok(url) => see_other(&url),
         Err(error) => refuse(error),
     }
 }
 
 fn to_sign_in(query: &str) -> Response {
-    see_other(&with_query("/login", &[("next", &format!("/oauth/authorize?{query}"))]))
+    see_other(&with_query(
+        "/login",
+        &[("next", &format!("/oauth/authorize?{query}"))],
+    ))
 }
 
 /// 303, so that nothing that was posted is ever posted again (RFC 9700 §4.12).
@@ -112,7 +180,10 @@ fn see_other(url: &str) -> Response {
 fn ask(session: &SignedIn, question: &Question) -> Response {
     let (redirect_host, redirect_loopback) = question.destination();
     let server_host = redirect::host(&question.route.upstream.url);
-    let issuer_host = question.plan.as_ref().map(|plan| redirect::host(&plan.discovered.server.authorization_endpoint));
+    let issuer_host = question
+        .plan
+        .as_ref()
+        .map(|plan| redirect::host(&plan.discovered.server.authorization_endpoint));
     let upstream = question.plan.as_ref().zip(issuer_host.as_ref());
     let consent = pages::Consent {
         csrf: &session.csrf,
@@ -126,7 +197,11 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
         server_name: &question.route.name,
         resource: &question.route.resource,
         scopes: &question.scopes,
-        upstream: upstream.map(|(plan, issuer_host)| pages::ConsentUpstream { server_host: &server_host, issuer_host, scopes: &plan.scopes }),
+        upstream: upstream.map(|(plan, issuer_host)| pages::ConsentUpstream {
+            server_host: &server_host,
+            issuer_host,
+            scopes: &plan.scopes,
+        }),
         upstream_note: question.note,
     };
     Html(pages::consent(&consent)).into_response()
@@ -135,9 +210,21 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
 fn refuse(error: ConsentError) -> Response {
     let again = "Please go back to your application and start again.";
     match error {
-        ConsentError::Gone => page(StatusCode::BAD_REQUEST, "This request is over", &format!("It has been answered already, or has expired. {again}")),
-        ConsentError::NotYours => page(StatusCode::FORBIDDEN, "This request is not yours", &format!("It was begun in another browser or by another user. {again}")),
-        ConsentError::Unavailable => page(StatusCode::SERVICE_UNAVAILABLE, "Not just now", "The store cannot be reached. Please try again in a moment."),
+        ConsentError::Gone => page(
+            StatusCode::BAD_REQUEST,
+            "This request is over",
+            &format!("It has been answered already, or has expired. {again}"),
+        ),
+        ConsentError::NotYours => page(
+            StatusCode::FORBIDDEN,
+            "This request is not yours",
+            &format!("It was begun in another browser or by another user. {again}"),
+        ),
+        ConsentError::Unavailable => page(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Not just now",
+            "The store cannot be reached. Please try again in a moment.",
+        ),
     }
 }
 
@@ -147,7 +234,11 @@ impl Web {
     async fn signed_in(&self, headers: &HeaderMap) -> Result<SignedIn, Box<Response>> {
         match current(&self.authority.records, &self.cookies, headers).await {
             Ok(Some(session)) => Ok(session),
-            Ok(None) => Err(Box::new(page(StatusCode::FORBIDDEN, "You are not signed in", "Please go back to your application and start again, in the browser you signed in with."))),
+            Ok(None) => Err(Box::new(page(
+                StatusCode::FORBIDDEN,
+                "You are not signed in",
+                "Please go back to your application and start again, in the browser you signed in with.",
+            ))),
             Err(_) => Err(Box::new(refuse(ConsentError::Unavailable))),
         }
     }

@@ -19,31 +19,68 @@ pub fn is_same(one: &str, other: &str) -> bool {
 /// `next` if it leads nowhere but to a path of ours, else the front page. Decided on the raw text: browsers read
 /// backslashes as slashes and drop tabs and line breaks.
 pub fn local_path(next: &str) -> &str {
-    let plain = next.starts_with('/') && !next.starts_with("//") && !next.contains('\\') && next.bytes().all(|byte| (0x21..0x7f).contains(&byte));
+    let plain = next.starts_with('/')
+        && !next.starts_with("//")
+        && !next.contains('\\')
+        && next.bytes().all(|byte| (0x21..0x7f).contains(&byte));
     if plain { next } else { "/" }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
     use super::*;
     use axum::http::HeaderValue;
 
     #[test]
     fn only_paths_of_ours_are_followed() {
-        assert_eq!(local_path("/oauth/authorize?a=b%2F%2Fc"), "/oauth/authorize?a=b%2F%2Fc");
-        for bad in ["//evil", "/\\evil", "https:evil", "https://evil", "/a\r\nLocation: x", "\t//evil", "javascript:alert(1)", "", "evil", "/\t/evil"] {
+        assert_eq!(
+            local_path("/oauth/authorize?a=b%2F%2Fc"),
+            "/oauth/authorize?a=b%2F%2Fc"
+        );
+        for bad in [
+            "//evil",
+            "/\\evil",
+            "https:evil",
+            "https://evil",
+            "/a\r\nLocation: x",
+            "\t//evil",
+            "javascript:alert(1)",
+            "",
+            "evil",
+            "/\t/evil",
+        ] {
             assert_eq!(local_path(bad), "/", "{bad:?}");
         }
     }
 
     #[test]
     fn forms_come_from_this_origin() {
-        let headers = |pairs: &[(&'static str, &'static str)]| pairs.iter().map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value))).collect::<HeaderMap>();
+        let headers = |pairs: &[(&'static str, &'static str)]| {
+            pairs
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), HeaderValue::from_static(value)))
+                .collect::<HeaderMap>()
+        };
         let own = "https://gw.example";
-        assert!(is_same_origin(&headers(&[("sec-fetch-site", "same-origin"), ("origin", "null")]), own));
+        assert!(is_same_origin(
+            &headers(&[("sec-fetch-site", "same-origin"), ("origin", "null")]),
+            own
+        ));
         assert!(is_same_origin(&headers(&[("origin", "https://gw.example")]), own));
-        for bad in [&[][..], &[("sec-fetch-site", "cross-site"), ("origin", "https://gw.example")], &[("sec-fetch-site", "same-site")], &[("sec-fetch-site", "none")], &[("origin", "null")], &[("origin", "https://evil.example")]] {
+        for bad in [
+            &[][..],
+            &[("sec-fetch-site", "cross-site"), ("origin", "https://gw.example")],
+            &[("sec-fetch-site", "same-site")],
+            &[("sec-fetch-site", "none")],
+            &[("origin", "null")],
+            &[("origin", "https://evil.example")],
+        ] {
             assert!(!is_same_origin(&headers(bad), own), "{bad:?}");
         }
     }

@@ -1,8 +1,8 @@
 //! The documents: metadata, keys, and what we are as a client.
+use axum::Json;
 use axum::extract::{Extension, OriginalUri, Path, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::Json;
 use serde::Serialize;
 
 use super::{About, Shared};
@@ -14,11 +14,19 @@ fn document(body: impl Serialize) -> Response {
 }
 
 fn missing() -> Response {
-    (StatusCode::NOT_FOUND, Json(serde_json::json!({"error": "not_found"}))).into_response()
+    (
+        StatusCode::NOT_FOUND,
+        Json(serde_json::json!({"error": "not_found"})),
+    )
+        .into_response()
 }
 
 /// RFC 9728 §3: by the route's own host and path.
-pub async fn resource(State(web): Shared, Extension(about): Extension<About>, OriginalUri(uri): OriginalUri) -> Response {
+pub async fn resource(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    OriginalUri(uri): OriginalUri,
+) -> Response {
     let snapshot = web.authority.snapshot();
     match snapshot.routes.metadata(&about.authority, uri.path()) {
         Some(Ok(route)) => document(metadata::resource(&snapshot, route)),
@@ -43,7 +51,12 @@ pub async fn keys() -> Response {
 
 /// Our client document for one issuer: `{key}.json`.
 pub async fn client(State(web): Shared, Path(name): Path<String>) -> Response {
-    let key = name.strip_suffix(".json").filter(|key| key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_lowercase() || (b'2'..=b'7').contains(&byte)));
+    let key = name.strip_suffix(".json").filter(|key| {
+        key.len() == 16
+            && key
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || (b'2'..=b'7').contains(&byte))
+    });
     key.map_or_else(missing, |key| document(web.authority.connector.document(key)))
 }
 

@@ -18,7 +18,10 @@ const FORM_MAX: usize = 16 * 1024;
 pub async fn preflight() -> Response {
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
-        (header::ACCESS_CONTROL_ALLOW_HEADERS, "content-type, authorization, accept, mcp-protocol-version"),
+        (
+            header::ACCESS_CONTROL_ALLOW_HEADERS,
+            "content-type, authorization, accept, mcp-protocol-version",
+        ),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ];
     (StatusCode::NO_CONTENT, headers).into_response()
@@ -44,7 +47,8 @@ pub async fn register(State(web): Shared, headers: HeaderMap, body: Bytes) -> Re
 
 /// RFC 6749 §3.2.
 pub async fn token(State(web): Shared, headers: HeaderMap, body: Bytes) -> Response {
-    let answer = async { token::token(&web.authority, &web.authority.snapshot(), form(&headers, &body)?).await };
+    let answer =
+        async { token::token(&web.authority, &web.authority.snapshot(), form(&headers, &body)?).await };
     let answer = answer.await;
     web.print("token", StatusCode::OK, answer)
 }
@@ -67,37 +71,62 @@ fn form<'b>(headers: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {
         return Err(Refusal::invalid_request("send application/x-www-form-urlencoded"));
     }
     if headers.contains_key(header::AUTHORIZATION) {
-        return Err(Refusal::invalid_client("clients are public here: send client_id in the body and no Authorization"));
+        return Err(Refusal::invalid_client(
+            "clients are public here: send client_id in the body and no Authorization",
+        ));
     }
-    std::str::from_utf8(body).ok().filter(|body| body.len() <= FORM_MAX).ok_or(Refusal::invalid_request("the body is not a form, or is too large"))
+    std::str::from_utf8(body)
+        .ok()
+        .filter(|body| body.len() <= FORM_MAX)
+        .ok_or(Refusal::invalid_request(
+            "the body is not a form, or is too large",
+        ))
 }
 
 fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
-    let sent = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    sent.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
+    let sent = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or_default();
+    sent.split(';')
+        .next()
+        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
 }
 
 // === impl Web ===
 
 impl Web {
     /// Success or refusal as JSON, never cached (RFC 6749 §5.1).
-    fn print(&self, endpoint: &str, success: StatusCode, answer: Result<impl Serialize, Refusal>) -> Response {
+    fn print(
+        &self,
+        endpoint: &str,
+        success: StatusCode,
+        answer: Result<impl Serialize, Refusal>,
+    ) -> Response {
         let result = answer.as_ref().map_or_else(|refusal| refusal.code, |_| "ok");
         self.metrics.oauth.with_label_values(&[endpoint, result]).inc();
         let mut response = match answer {
             Ok(answer) => (success, Json(answer)).into_response(),
             Err(refusal) => {
                 tracing::info!(target: "postern::oauth", endpoint, code = refusal.code, reason = refusal.description, "refused");
-                let body = serde_json::json!({"error": refusal.code, "error_description": refusal.description});
+                let body =
+                    serde_json::json!({"error": refusal.code, "error_description": refusal.description});
                 let mut response = (refusal.status(), Json(body)).into_response();
                 if refusal.status() == StatusCode::SERVICE_UNAVAILABLE {
-                    response.headers_mut().insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("1"));
+                    response
+                        .headers_mut()
+                        .insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("1"));
                 }
                 response
             }
         };
-        response.headers_mut().insert(header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-store"));
-        response.headers_mut().insert(header::PRAGMA, axum::http::HeaderValue::from_static("no-cache"));
+        response.headers_mut().insert(
+            header::CACHE_CONTROL,
+            axum::http::HeaderValue::from_static("no-store"),
+        );
+        response
+            .headers_mut()
+            .insert(header::PRAGMA, axum::http::HeaderValue::from_static("no-cache"));
         response
     }
 }

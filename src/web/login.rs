@@ -40,30 +40,68 @@ pub struct SignOut {
 }
 
 /// A hash to verify against when there is no such user, so that the answer takes as long.
-const NOBODY: &str = "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8";
+const NOBODY: &str =
+    "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8";
 
 /// `GET /login?next=…`
-pub async fn form(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap, Query(Next { next }): Query<Next>) -> Response {
-    render(&web, &about, &headers, StatusCode::OK, local_path(&next), "", None)
+pub async fn form(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+    Query(Next { next }): Query<Next>,
+) -> Response {
+    render(
+        &web,
+        &about,
+        &headers,
+        StatusCode::OK,
+        local_path(&next),
+        "",
+        None,
+    )
 }
 
 /// `POST /login`
-pub async fn sign_in(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap, Form(fields): Form<Fields>) -> Response {
+pub async fn sign_in(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+    Form(fields): Form<Fields>,
+) -> Response {
     let snapshot = web.authority.snapshot();
     let next = local_path(&fields.next);
-    let again = |status, problem| render(&web, &about, &headers, status, next, &fields.username, Some(problem));
+    let again = |status, problem| {
+        render(
+            &web,
+            &about,
+            &headers,
+            status,
+            next,
+            &fields.username,
+            Some(problem),
+        )
+    };
     // The form was made for this browser: its token is the digest of a cookie that only this browser has.
-    let made_here = web.cookies.sign_in(&headers).is_some_and(|cookie| is_same(&seal::digest(cookie), &fields.csrf));
+    let made_here = web
+        .cookies
+        .sign_in(&headers)
+        .is_some_and(|cookie| is_same(&seal::digest(cookie), &fields.csrf));
     if !is_same_origin(&headers, snapshot.issuer()) || !made_here {
         return again(StatusCode::FORBIDDEN, "This form had expired. Please try again.");
     }
     let user = match &fields.one_click {
         Some(_) => one_click(&snapshot.config, &about).map(str::to_owned),
-        None => web.verify(&snapshot.config, &fields.username, fields.password.clone()).await,
+        None => {
+            web.verify(&snapshot.config, &fields.username, fields.password.clone())
+                .await
+        }
     };
     let Some(user) = user else {
         tracing::warn!(target: "audit", event = "sign_in_failed", user = %pages::plain(&fields.username), client_ip = ?about.client);
-        return again(StatusCode::UNAUTHORIZED, "The user name or the password is not right.");
+        return again(
+            StatusCode::UNAUTHORIZED,
+            "The user name or the password is not right.",
+        );
     };
     match begin(&web.authority.records, &web.cookies, &user).await {
         Ok(cookie) => {
@@ -72,42 +110,87 @@ pub async fn sign_in(State(web): Shared, Extension(about): Extension<About>, hea
             response.headers_mut().append(header::SET_COOKIE, cookie);
             response
         }
-        Err(_) => again(StatusCode::SERVICE_UNAVAILABLE, "Signing in is not possible just now. Please try again."),
+        Err(_) => again(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Signing in is not possible just now. Please try again.",
+        ),
     }
 }
 
 /// `POST /logout`
-pub async fn sign_out(State(web): Shared, headers: HeaderMap, Form(SignOut { csrf }): Form<SignOut>) -> Response {
+pub async fn sign_out(
+    State(web): Shared,
+    headers: HeaderMap,
+    Form(SignOut { csrf }): Form<SignOut>,
+) -> Response {
     let records = &web.authority.records;
     let session = match current(records, &web.cookies, &headers).await {
         Ok(Some(session)) => session,
         Ok(None) => return Html(pages::signed_out()).into_response(),
-        Err(_) => return page(StatusCode::SERVICE_UNAVAILABLE, "Not now", "Signing out is not possible just now. Please try again."),
+        Err(_) => {
+            return page(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "Not now",
+                "Signing out is not possible just now. Please try again.",
+            );
+        }
     };
     if !is_same_origin(&headers, web.authority.snapshot().issuer()) || !is_same(&session.csrf, &csrf) {
-        return page(StatusCode::FORBIDDEN, "That did not come from here", "Please use the button on the front page.");
+        return page(
+            StatusCode::FORBIDDEN,
+            "That did not come from here",
+            "Please use the button on the front page.",
+        );
     }
     if records.remove::<Session>(&session.browser.session).await.is_err() {
-        return page(StatusCode::SERVICE_UNAVAILABLE, "Not now", "Signing out is not possible just now. Please try again.");
+        return page(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "Not now",
+            "Signing out is not possible just now. Please try again.",
+        );
     }
     tracing::info!(target: "audit", event = "sign_out", user = %session.browser.user);
     let mut response = Html(pages::signed_out()).into_response();
-    response.headers_mut().append(header::SET_COOKIE, web.cookies.clear_session());
+    response
+        .headers_mut()
+        .append(header::SET_COOKIE, web.cookies.clear_session());
     response
 }
 
-fn render(web: &Web, about: &About, headers: &HeaderMap, status: StatusCode, next: &str, username: &str, error: Option<&str>) -> Response {
+fn render(
+    web: &Web,
+    about: &About,
+    headers: &HeaderMap,
+    status: StatusCode,
+    next: &str,
+    username: &str,
+    error: Option<&str>,
+) -> Response {
     // A cookie that is there already is kept, so that two open sign-in pages both work.
     let (value, fresh) = match (web.cookies.sign_in(headers), seal::token()) {
         (Some(value), _) => (value.to_owned(), false),
         (None, Ok(token)) => (token.expose_secret().to_owned(), true),
-        (None, Err(_)) => return page(StatusCode::INTERNAL_SERVER_ERROR, "Not now", "Signing in is not possible just now."),
+        (None, Err(_)) => {
+            return page(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "Not now",
+                "Signing in is not possible just now.",
+            );
+        }
     };
     let snapshot = web.authority.snapshot();
-    let login = pages::Login { csrf: &seal::digest(&value), next, username, error, one_click: one_click(&snapshot.config, about) };
+    let login = pages::Login {
+        csrf: &seal::digest(&value),
+        next,
+        username,
+        error,
+        one_click: one_click(&snapshot.config, about),
+    };
     let mut response = (status, Html(pages::login(&login))).into_response();
     if fresh {
-        response.headers_mut().append(header::SET_COOKIE, web.cookies.set_sign_in(&value));
+        response
+            .headers_mut()
+            .append(header::SET_COOKIE, web.cookies.set_sign_in(&value));
     }
     response
 }
@@ -116,8 +199,12 @@ fn render(web: &Web, about: &About, headers: &HeaderMap, status: StatusCode, nex
 fn one_click<'c>(config: &'c Config, about: &About) -> Option<&'c str> {
     let server = &config.server;
     let local_host = about.authority == server.public_url.authority();
-    let local = server.public_url.is_loopback() && server.listen.iter().all(crate::config::Listen::is_loopback) && local_host;
-    let from_here = about.client.is_some_and(|client| client.to_canonical().is_loopback());
+    let local = server.public_url.is_loopback()
+        && server.listen.iter().all(crate::config::Listen::is_loopback)
+        && local_host;
+    let from_here = about
+        .client
+        .is_some_and(|client| client.to_canonical().is_loopback());
     config.login.one_click.as_deref().filter(|_| local && from_here)
 }
 
@@ -127,14 +214,18 @@ impl Web {
     /// The user of that name, if the password is theirs. Takes the same time whether or not there is such a user.
     async fn verify(&self, config: &Config, username: &str, password: SecretString) -> Option<String> {
         let known = config.login.users.iter().find(|user| user.username == username);
-        let hash = known.map_or_else(|| NOBODY.to_owned(), |user| user.password_hash.expose_secret().to_owned());
+        let hash = known.map_or_else(
+            || NOBODY.to_owned(),
+            |user| user.password_hash.expose_secret().to_owned(),
+        );
         let _turn = self.hashing.acquire().await.ok()?;
         let verified = tokio::task::spawn_blocking(move || {
             let hash = PasswordHash::new(&hash).ok()?;
-            Argon2::default().verify_password(password.expose_secret().as_bytes(), &hash).ok()
+            Argon2::default()
+                .verify_password(password.expose_secret().as_bytes(), &hash)
+                .ok()
         });
         verified.await.ok().flatten()?;
         known.map(|user| user.username.clone())
     }
 }
-

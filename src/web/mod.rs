@@ -50,26 +50,67 @@ const HASHES_AT_A_TIME: usize = 2;
 /// Whether a canonical path on the public host is one of ours.
 pub fn is_local(path: &str) -> bool {
     const OWN: [&str; 5] = ["/oauth", "/login", "/logout", "/.well-known", "/favicon.ico"];
-    path.is_empty() || OWN.iter().any(|own| path.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
+    path.is_empty()
+        || OWN.iter().any(|own| {
+            path.strip_prefix(own)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        })
 }
 
 /// The router of everything under `server.public_url` that is not an MCP route.
 pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
     let cookies = session::Cookies::new(&authority.snapshot().config.server.public_url);
-    let web = Arc::new(Web { authority, metrics, hashing: Semaphore::new(HASHES_AT_A_TIME), cookies });
+    let web = Arc::new(Web {
+        authority,
+        metrics,
+        hashing: Semaphore::new(HASHES_AT_A_TIME),
+        cookies,
+    });
     let open = Router::new()
-        .route("/.well-known/oauth-protected-resource", get(documents::resource).options(endpoints::preflight))
-        .route("/.well-known/oauth-protected-resource/{*path}", get(documents::resource).options(endpoints::preflight))
-        .route("/.well-known/oauth-authorization-server", get(documents::server).options(endpoints::preflight))
-        .route("/.well-known/openid-configuration", get(documents::openid).options(endpoints::preflight))
-        .route("/oauth/jwks.json", get(documents::keys).options(endpoints::preflight))
-        .route("/oauth/client.json", get(documents::common_client).options(endpoints::preflight))
-        .route("/oauth/client/{document}", get(documents::client).options(endpoints::preflight))
-        .route("/oauth/register", post(endpoints::register).options(endpoints::preflight))
-        .route("/oauth/token", post(endpoints::token).options(endpoints::preflight))
-        .route("/oauth/revoke", post(endpoints::revoke).options(endpoints::preflight))
+        .route(
+            "/.well-known/oauth-protected-resource",
+            get(documents::resource).options(endpoints::preflight),
+        )
+        .route(
+            "/.well-known/oauth-protected-resource/{*path}",
+            get(documents::resource).options(endpoints::preflight),
+        )
+        .route(
+            "/.well-known/oauth-authorization-server",
+            get(documents::server).options(endpoints::preflight),
+        )
+        .route(
+            "/.well-known/openid-configuration",
+            get(documents::openid).options(endpoints::preflight),
+        )
+        .route(
+            "/oauth/jwks.json",
+            get(documents::keys).options(endpoints::preflight),
+        )
+        .route(
+            "/oauth/client.json",
+            get(documents::common_client).options(endpoints::preflight),
+        )
+        .route(
+            "/oauth/client/{document}",
+            get(documents::client).options(endpoints::preflight),
+        )
+        .route(
+            "/oauth/register",
+            post(endpoints::register).options(endpoints::preflight),
+        )
+        .route(
+            "/oauth/token",
+            post(endpoints::token).options(endpoints::preflight),
+        )
+        .route(
+            "/oauth/revoke",
+            post(endpoints::revoke).options(endpoints::preflight),
+        )
         .layer(map_response(async |mut response: Response| {
-            response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+            response
+                .headers_mut()
+                .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
             response
         }));
     let pages = Router::new()
@@ -80,7 +121,13 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         .route("/oauth/consent", post(authorize::consent))
         .route("/oauth/upstream/callback/{key}", get(authorize::callback))
         .route(pages::STYLE_PATH, get(style))
-        .fallback(async || page(StatusCode::NOT_FOUND, "There is nothing here", "The address may be misspelt."))
+        .fallback(async || {
+            page(
+                StatusCode::NOT_FOUND,
+                "There is nothing here",
+                "The address may be misspelt.",
+            )
+        })
         .layer(map_response(guarded));
     open.merge(pages).with_state(web)
 }
@@ -88,23 +135,37 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
 /// What every page carries: not framed, not cached, no referrer, nothing loaded but our own stylesheet.
 async fn guarded(mut response: Response) -> Response {
     let headers = response.headers_mut();
-    let policy = "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
+    let policy =
+        "default-src 'none'; style-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'";
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(
+        header::X_CONTENT_TYPE_OPTIONS,
+        HeaderValue::from_static("nosniff"),
+    );
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
 async fn style() -> Response {
-    let headers = [(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::CACHE_CONTROL, "max-age=3600")];
+    let headers = [
+        (header::CONTENT_TYPE, "text/css; charset=utf-8"),
+        (header::CACHE_CONTROL, "max-age=3600"),
+    ];
     (headers, pages::STYLE).into_response()
 }
 
 /// An error page.
 fn page(status: StatusCode, title: &str, message: &str) -> Response {
-    let problem = pages::Problem { status: status.as_u16(), title, message, request_id: None };
+    let problem = pages::Problem {
+        status: status.as_u16(),
+        title,
+        message,
+        request_id: None,
+    };
     (status, Html(pages::problem(&problem))).into_response()
 }
 

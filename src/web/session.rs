@@ -47,7 +47,11 @@ impl Cookies {
             true => format!("__Host-postern-{what}"),
             false => format!("postern-{what}-{}", public.port()),
         };
-        Self { session: name("session"), sign_in: name("sign-in"), secure: public.is_https() }
+        Self {
+            session: name("session"),
+            sign_in: name("sign-in"),
+            secure: public.is_https(),
+        }
     }
 
     /// The value of our session cookie.
@@ -78,7 +82,9 @@ impl Cookies {
             .secure(self.secure)
             .http_only(true)
             .same_site(cookie::SameSite::Lax)
-            .max_age(cookie::time::Duration::seconds(i64::try_from(age.as_secs()).unwrap_or(0)))
+            .max_age(cookie::time::Duration::seconds(
+                i64::try_from(age.as_secs()).unwrap_or(0),
+            ))
             .build();
         HeaderValue::from_str(&cookie.to_string()).unwrap_or(HeaderValue::from_static(""))
     }
@@ -86,18 +92,41 @@ impl Cookies {
 
 /// The one cookie of that name. Two of them mean that somebody planted one, and then neither counts.
 fn value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
-    let pairs = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok()).flat_map(|line| line.split(';'));
-    let mut values = pairs.filter_map(|pair| pair.trim().split_once('=')).filter(|(key, _)| *key == name).map(|(_, value)| value);
+    let pairs = headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(';'));
+    let mut values = pairs
+        .filter_map(|pair| pair.trim().split_once('='))
+        .filter(|(key, _)| *key == name)
+        .map(|(_, value)| value);
     let only = values.next()?;
-    values.next().is_none().then_some(only).filter(|value| !value.is_empty())
+    values
+        .next()
+        .is_none()
+        .then_some(only)
+        .filter(|value| !value.is_empty())
 }
 
 /// The session of the request, if it has a live one.
-pub async fn current(records: &Records, cookies: &Cookies, headers: &HeaderMap) -> Result<Option<SignedIn>, RecordError> {
-    let Some(cookie) = cookies.session(headers) else { return Ok(None) };
+pub async fn current(
+    records: &Records,
+    cookies: &Cookies,
+    headers: &HeaderMap,
+) -> Result<Option<SignedIn>, RecordError> {
+    let Some(cookie) = cookies.session(headers) else {
+        return Ok(None);
+    };
     let key = seal::digest(cookie);
     match records.get::<Session>(&key).await {
-        Ok(Some(session)) => Ok(Some(SignedIn { browser: Browser { user: session.value.user, session: key }, csrf: session.value.csrf })),
+        Ok(Some(session)) => Ok(Some(SignedIn {
+            browser: Browser {
+                user: session.value.user,
+                session: key,
+            },
+            csrf: session.value.csrf,
+        })),
         // Nobody can read it any more: signing in again makes a new one.
         Ok(None) | Err(RecordError::Unreadable) => Ok(None),
         Err(error) => Err(error),
@@ -107,14 +136,24 @@ pub async fn current(records: &Records, cookies: &Cookies, headers: &HeaderMap) 
 /// Signs `user` in: always a new id, whatever cookie was sent. Returns the cookie to set.
 pub async fn begin(records: &Records, cookies: &Cookies, user: &str) -> Result<HeaderValue, RecordError> {
     let id = seal::token()?;
-    let session = Session { user: user.to_owned(), csrf: seal::token()?.expose_secret().to_owned() };
-    records.put(&seal::digest(id.expose_secret()), 0, &session, SESSION_TTL).await?;
+    let session = Session {
+        user: user.to_owned(),
+        csrf: seal::token()?.expose_secret().to_owned(),
+    };
+    records
+        .put(&seal::digest(id.expose_secret()), 0, &session, SESSION_TTL)
+        .await?;
     Ok(cookies.set_session(id.expose_secret()))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    #![allow(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic
+    )]
     use super::*;
 
     #[test]

@@ -63,21 +63,39 @@ impl Connector {
     /// nobody has settled since.
     pub async fn wants_user(&self, grant: &str, user: &str, route: &str) -> Result<bool, RecordError> {
         let key = of_grant(grant);
-        let Some(challenge) = self.records.get::<Challenge>(&key).await? else { return Ok(false) };
+        let Some(challenge) = self.records.get::<Challenge>(&key).await? else {
+            return Ok(false);
+        };
         if challenge.spent {
             return Ok(false);
         }
-        let connection = self.records.store().connection(&connection_key(user, route)).await?;
+        let connection = self
+            .records
+            .store()
+            .connection(&connection_key(user, route))
+            .await?;
         if connection.map(|connection| connection.incarnation) != challenge.value.incarnation {
             self.records.remove::<Challenge>(&key).await?;
             return Ok(false);
         }
-        Ok(matches!(self.records.take::<Challenge>(&key).await?, Take::Fresh(_)))
+        Ok(matches!(
+            self.records.take::<Challenge>(&key).await?,
+            Take::Fresh(_)
+        ))
     }
 
     /// The challenge that a user's connection is still under.
-    pub(super) async fn open_challenge(&self, connection: &str, incarnation: Option<&str>) -> Option<Challenge> {
-        let challenge = self.records.get::<Challenge>(&of_connection(connection)).await.ok()??.value;
+    pub(super) async fn open_challenge(
+        &self,
+        connection: &str,
+        incarnation: Option<&str>,
+    ) -> Option<Challenge> {
+        let challenge = self
+            .records
+            .get::<Challenge>(&of_connection(connection))
+            .await
+            .ok()??
+            .value;
         (challenge.incarnation.as_deref() == incarnation).then_some(challenge)
     }
 }

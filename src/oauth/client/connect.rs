@@ -102,7 +102,9 @@ pub enum ConnectError {
 impl Connector {
     /// Asks the upstream, with no credential, whether it wants one, and finds out from whom. Stores nothing.
     pub async fn prospect(&self, route: &Route, user: &str) -> Result<Prospect, DiscoverError> {
-        let Credential::Oauth(oauth) = &route.credential else { return Ok(Prospect::NotNeeded) };
+        let Credential::Oauth(oauth) = &route.credential else {
+            return Ok(Prospect::NotNeeded);
+        };
         let key = connection_key(user, &route.name);
         let existing = match self.records.connection(&key).await {
             Ok(existing) => existing,
@@ -110,9 +112,13 @@ impl Connector {
             Err(RecordError::Unreadable) => None,
             Err(_) => return Ok(Prospect::Unknown),
         };
-        let incarnation = existing.as_ref().map(|(connection, _)| connection.incarnation.as_str());
+        let incarnation = existing
+            .as_ref()
+            .map(|(connection, _)| connection.incarnation.as_str());
         let challenge = self.open_challenge(&key, incarnation).await;
-        let usable = existing.as_ref().is_some_and(|(connection, tokens)| connection.state != State::NeedsReauth && is_alive(tokens, self.clock.now()));
+        let usable = existing.as_ref().is_some_and(|(connection, tokens)| {
+            connection.state != State::NeedsReauth && is_alive(tokens, self.clock.now())
+        });
         if usable && challenge.is_none() {
             return Ok(Prospect::NotNeeded);
         }
@@ -127,7 +133,11 @@ impl Connector {
             }
         };
         let overrides = overrides(oauth);
-        let target = Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides: &overrides };
+        let target = Target {
+            url: &route.upstream.url,
+            policy: &route.upstream.policy,
+            overrides: &overrides,
+        };
         let discovered = match discover(&self.outbound, &target, bearer.as_ref()).await {
             Ok(discovered) => discovered,
             Err(error) if error.is_transient() => {
@@ -137,9 +147,17 @@ impl Connector {
             Err(error) => return Err(error),
         };
         // What was asked for before is asked for again: a step up adds (MCP Step-Up, SEP-2350).
-        let before = existing.into_iter().flat_map(|(_, tokens)| tokens.requested_scopes);
+        let before = existing
+            .into_iter()
+            .flat_map(|(_, tokens)| tokens.requested_scopes);
         let mut scopes = Vec::new();
-        for scope in discovered.scopes.iter().cloned().chain(challenge.unwrap_or_default().scopes).chain(before) {
+        for scope in discovered
+            .scopes
+            .iter()
+            .cloned()
+            .chain(challenge.unwrap_or_default().scopes)
+            .chain(before)
+        {
             if !scopes.contains(&scope) {
                 scopes.push(scope);
             }
@@ -148,7 +166,14 @@ impl Connector {
     }
 
     /// Begins an authorization; returns the URL the browser goes to. `resume` comes back from [`Connector::complete`].
-    pub async fn begin(&self, route: &Route, plan: Plan, user: &str, session: &str, resume: serde_json::Value) -> Result<String, ConnectError> {
+    pub async fn begin(
+        &self,
+        route: &Route,
+        plan: Plan,
+        user: &str,
+        session: &str,
+        resume: serde_json::Value,
+    ) -> Result<String, ConnectError> {
         let server = &plan.discovered.server;
         let (registration_key, registration) = self.registration(route, server).await?;
         let redirect_uri = self.redirect_uri(&issuer_key(&server.issuer));
@@ -181,15 +206,31 @@ impl Connector {
             plan,
         };
         let key = seal::digest(state.expose_secret());
-        self.records.put(&key, 0, &pending, PENDING_TTL).await.map_err(|_| ConnectError::Unavailable)?;
+        self.records
+            .put(&key, 0, &pending, PENDING_TTL)
+            .await
+            .map_err(|_| ConnectError::Unavailable)?;
         Ok(url)
     }
 
     /// Takes the browser back. `issuer_key` is the part of the callback URL that names the issuer.
-    pub async fn complete(&self, routes: &Table, key: &str, returning: &Returning<'_>, user: &str, session: &str) -> Result<Completed, CallbackError> {
+    pub async fn complete(
+        &self,
+        routes: &Table,
+        key: &str,
+        returning: &Returning<'_>,
+        user: &str,
+        session: &str,
+    ) -> Result<Completed, CallbackError> {
         let record = seal::digest(returning.state);
         let unavailable = |_| CallbackError::Unavailable;
-        let seen = self.records.get::<Pending>(&record).await.map_err(unavailable)?.ok_or(CallbackError::Unknown)?.value;
+        let seen = self
+            .records
+            .get::<Pending>(&record)
+            .await
+            .map_err(unavailable)?
+            .ok_or(CallbackError::Unknown)?
+            .value;
         let same_session = bool::from(seen.session.as_bytes().ct_eq(session.as_bytes()));
         if seen.user != user || !same_session {
             return Err(CallbackError::NotYours);
@@ -204,10 +245,18 @@ impl Connector {
         let route = routes.by_name(&pending.route).ok_or(CallbackError::Unknown)?;
         let outcome = self.redeem(route, &pending, returning).await;
         tracing::info!(target: "audit", event = "connect", user, route = %pending.route, issuer = %pending.plan.discovered.server.issuer, ok = outcome.is_ok());
-        Ok(Completed { resume: pending.resume, outcome })
+        Ok(Completed {
+            resume: pending.resume,
+            outcome,
+        })
     }
 
-    async fn redeem(&self, route: &Route, pending: &Pending, returning: &Returning<'_>) -> Result<(), ConnectError> {
+    async fn redeem(
+        &self,
+        route: &Route,
+        pending: &Pending,
+        returning: &Returning<'_>,
+    ) -> Result<(), ConnectError> {
         let discovered = &pending.plan.discovered;
         // First of all, for errors too: an answer from elsewhere says nothing (RFC 9207 §2.4).
         check_issuer(&discovered.server, returning.iss).map_err(|_| ConnectError::Issuer)?;
@@ -216,19 +265,40 @@ impl Connector {
         }
         let code = returning.code.ok_or(ConnectError::Denied)?;
         let verifier = SecretString::from(pending.verifier.clone());
-        let grant = Grant::Code { code, verifier: &verifier, redirect_uri: &pending.redirect_uri };
+        let grant = Grant::Code {
+            code,
+            verifier: &verifier,
+            redirect_uri: &pending.redirect_uri,
+        };
         let endpoint = &discovered.server.token_endpoint;
         let now = self.clock.now();
-        let response = match token::request(&self.outbound, &route.upstream.policy, endpoint, &pending.registration, grant, &discovered.resource, now).await {
+        let response = match token::request(
+            &self.outbound,
+            &route.upstream.policy,
+            endpoint,
+            &pending.registration,
+            grant,
+            &discovered.resource,
+            now,
+        )
+        .await
+        {
             Outcome::Success(response) if response.usable => response,
-            Outcome::Success(_) => return Err(ConnectError::Token("the access token cannot be sent in a header".into())),
+            Outcome::Success(_) => {
+                return Err(ConnectError::Token(
+                    "the access token cannot be sent in a header".into(),
+                ));
+            }
             Outcome::CleanTransient { .. } | Outcome::Ambiguous => return Err(ConnectError::Unavailable),
             Outcome::Dead => return Err(ConnectError::Token("invalid_grant".into())),
             Outcome::Config(error) => return Err(ConnectError::Token(error)),
         };
         let tokens = tokens(response, pending, now);
         let key = connection_key(&pending.user, &pending.route);
-        self.records.connect(&key, &tokens, CONNECTION_TTL).await.map_err(|_| ConnectError::Unavailable)?;
+        self.records
+            .connect(&key, &tokens, CONNECTION_TTL)
+            .await
+            .map_err(|_| ConnectError::Unavailable)?;
         Ok(())
     }
 }

@@ -10,9 +10,9 @@ pub mod probe;
 pub mod refresh;
 pub mod register;
 pub mod registration;
-pub mod token;
 #[cfg(test)]
 mod stub;
+pub mod token;
 
 use std::sync::Arc;
 
@@ -49,7 +49,14 @@ pub struct Connector {
 // === impl Connector ===
 
 impl Connector {
-    pub fn new(clock: Clock, records: Records, outbound: Outbound, config: &Config, metrics: Arc<Metrics>, in_flight: InFlight) -> Self {
+    pub fn new(
+        clock: Clock,
+        records: Records,
+        outbound: Outbound,
+        config: &Config,
+        metrics: Arc<Metrics>,
+        in_flight: InFlight,
+    ) -> Self {
         Self {
             clock,
             records,
@@ -75,7 +82,12 @@ impl Connector {
 /// The short name of an issuer in our URLs: the first 16 base32 characters of its SHA-256.
 pub fn issuer_key(issuer: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, issuer.as_bytes());
-    BASE32_NOPAD.encode(digest.as_ref()).chars().take(16).collect::<String>().to_ascii_lowercase()
+    BASE32_NOPAD
+        .encode(digest.as_ref())
+        .chars()
+        .take(16)
+        .collect::<String>()
+        .to_ascii_lowercase()
 }
 
 /// The key of a user's connection at a route.

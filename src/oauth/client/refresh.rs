@@ -34,7 +34,9 @@ pub enum Renewed {
     /// Only the user can help.
     NeedsUser,
     /// Nothing is lost, but there is no newer token now.
-    Later { retry_after: Duration },
+    Later {
+        retry_after: Duration,
+    },
 }
 
 impl Connector {
@@ -56,7 +58,12 @@ impl Connector {
         Renewed::Later { retry_after: BACKOFF }
     }
 
-    fn flight(self: &Arc<Self>, route: &Arc<Route>, key: &str, newer_than: u64) -> watch::Receiver<Option<Renewed>> {
+    fn flight(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        key: &str,
+        newer_than: u64,
+    ) -> watch::Receiver<Option<Renewed>> {
         match self.refreshing.entry(key.to_owned()) {
             dashmap::Entry::Occupied(flight) => flight.get().clone(),
             dashmap::Entry::Vacant(vacant) => {
@@ -65,7 +72,10 @@ impl Connector {
                 let (this, route, key) = (Arc::clone(self), Arc::clone(route), key.to_owned());
                 tokio::spawn(async move {
                     let _under_way = this.in_flight.start();
-                    let landing = Landing { connector: &this, key: &key };
+                    let landing = Landing {
+                        connector: &this,
+                        key: &key,
+                    };
                     let renewed = this.attempt(&route, &key, newer_than).await;
                     drop(landing);
                     let _ = sender.send(Some(renewed));
@@ -76,16 +86,22 @@ impl Connector {
     }
 
     async fn attempt(&self, route: &Route, key: &str, newer_than: u64) -> Renewed {
-        let Ok(id) = seal::name() else { return Renewed::Later { retry_after: BACKOFF } };
+        let Ok(id) = seal::name() else {
+            return Renewed::Later { retry_after: BACKOFF };
+        };
         let give_up = self.clock.now() + PATIENCE;
         loop {
             match self.records.store().acquire(key, &id, newer_than, LEASE).await {
-                Ok(Acquired::Owner { connection, .. }) => return self.redeem_refresh_token(route, key, connection).await,
+                Ok(Acquired::Owner { connection, .. }) => {
+                    return self.redeem_refresh_token(route, key, connection).await;
+                }
                 Ok(Acquired::Fresh(connection)) => return self.read(key, connection),
                 Ok(Acquired::Wait { .. }) if self.clock.now() < give_up => tokio::time::sleep(POLL).await,
                 Ok(Acquired::Wait { .. }) => return Renewed::Later { retry_after: BACKOFF },
                 Ok(Acquired::Backoff { until }) => {
-                    return Renewed::Later { retry_after: until.duration_since(self.clock.now()).unwrap_or_default() };
+                    return Renewed::Later {
+                        retry_after: until.duration_since(self.clock.now()).unwrap_or_default(),
+                    };
                 }
                 Ok(Acquired::NeedsReauth | Acquired::Absent) => return Renewed::NeedsUser,
                 // No store, no redemption.
@@ -98,13 +114,22 @@ impl Connector {
     }
 
     async fn redeem_refresh_token(&self, route: &Route, key: &str, acquired: Connection) -> Renewed {
-        let Some(attempt) = acquired.attempt.clone() else { return Renewed::Later { retry_after: BACKOFF } };
+        let Some(attempt) = acquired.attempt.clone() else {
+            return Renewed::Later { retry_after: BACKOFF };
+        };
         let release = async |outcome: Release| {
-            if let Err(error) = self.records.store().release(key, &attempt.id, attempt.fence, outcome).await {
+            if let Err(error) = self
+                .records
+                .store()
+                .release(key, &attempt.id, attempt.fence, outcome)
+                .await
+            {
                 tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
             }
         };
-        let later = |wait: Duration| Release::Transient { not_before: self.clock.now() + wait };
+        let later = |wait: Duration| Release::Transient {
+            not_before: self.clock.now() + wait,
+        };
         let tokens = match self.records.tokens(key, &acquired) {
             Ok(tokens) => tokens,
             Err(_) => {
@@ -127,21 +152,39 @@ impl Connector {
                 return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
             }
         };
-        if !matches!(self.records.store().sent(key, &attempt.id, attempt.fence).await, Ok(true)) {
+        if !matches!(
+            self.records.store().sent(key, &attempt.id, attempt.fence).await,
+            Ok(true)
+        ) {
             return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
         }
         let grant = Grant::Refresh { refresh_token };
         let now = self.clock.now();
-        let answer = token::request(&self.outbound, &route.upstream.policy, &tokens.token_endpoint, &registration, grant, &tokens.resource, now).await;
+        let answer = token::request(
+            &self.outbound,
+            &route.upstream.policy,
+            &tokens.token_endpoint,
+            &registration,
+            grant,
+            &tokens.resource,
+            now,
+        )
+        .await;
         match answer {
-            Outcome::Success(response) => self.persist(key, &acquired, merged(tokens, response, self.clock.now())).await,
+            Outcome::Success(response) => {
+                self.persist(key, &acquired, merged(tokens, response, self.clock.now()))
+                    .await
+            }
             Outcome::CleanTransient { retry_after } => {
                 let wait = retry_after.unwrap_or(BACKOFF).max(BACKOFF);
                 release(later(wait)).await;
                 self.outcome("transient", Renewed::Later { retry_after: wait })
             }
             Outcome::Ambiguous => {
-                release(Release::Ambiguous { not_before: self.clock.now() + BACKOFF }).await;
+                release(Release::Ambiguous {
+                    not_before: self.clock.now() + BACKOFF,
+                })
+                .await;
                 self.outcome("ambiguous", Renewed::Later { retry_after: BACKOFF })
             }
             Outcome::Dead => {
@@ -151,7 +194,12 @@ impl Connector {
             Outcome::Config(error) => {
                 tracing::error!(target: "postern::refresh", route = %route.name, issuer = %tokens.issuer, %error, "the authorization server refuses this client: check its registration");
                 release(later(BACKOFF_CONFIG)).await;
-                self.outcome("config", Renewed::Later { retry_after: BACKOFF_CONFIG })
+                self.outcome(
+                    "config",
+                    Renewed::Later {
+                        retry_after: BACKOFF_CONFIG,
+                    },
+                )
             }
         }
     }
@@ -162,16 +210,22 @@ impl Connector {
         loop {
             match self.records.commit(key, acquired, &tokens, CONNECTION_TTL).await {
                 Ok(Committed::Stored { generation }) => {
-                    let connection = Connection { generation, ..acquired.clone() };
+                    let connection = Connection {
+                        generation,
+                        ..acquired.clone()
+                    };
                     return self.outcome("success", Renewed::Tokens(Arc::new((connection, tokens))));
                 }
                 // Disconnected or connected anew meanwhile: what we got is not wanted any more.
                 Ok(Committed::Stale) => {
-                    return self.outcome("stale", match self.records.connection(key).await {
-                        Ok(Some(current)) => Renewed::Tokens(Arc::new(current)),
-                        Ok(None) => Renewed::NeedsUser,
-                        Err(_) => Renewed::Later { retry_after: BACKOFF },
-                    });
+                    return self.outcome(
+                        "stale",
+                        match self.records.connection(key).await {
+                            Ok(Some(current)) => Renewed::Tokens(Arc::new(current)),
+                            Ok(None) => Renewed::NeedsUser,
+                            Err(_) => Renewed::Later { retry_after: BACKOFF },
+                        },
+                    );
                 }
                 Err(error) if self.clock.now() < give_up => {
                     tracing::warn!(target: "postern::refresh", %error, "new tokens not stored yet, trying again");
@@ -214,9 +268,17 @@ impl Drop for Landing<'_> {
 /// The tokens after a refresh: what the answer leaves out stays (RFC 6749 §6). An access token that cannot be sent
 /// counts as expired, but the refresh token beside it is kept.
 fn merged(old: Tokens, response: TokenResponse, now: std::time::SystemTime) -> Tokens {
-    let expires_at = if response.usable { response.expires_in.map(|lifetime| now + lifetime) } else { Some(now) };
+    let expires_at = if response.usable {
+        response.expires_in.map(|lifetime| now + lifetime)
+    } else {
+        Some(now)
+    };
     Tokens {
-        access_token: if response.usable { response.access_token } else { old.access_token },
+        access_token: if response.usable {
+            response.access_token
+        } else {
+            old.access_token
+        },
         refresh_token: response.refresh_token.or(old.refresh_token),
         expires_at,
         obtained_at: now,

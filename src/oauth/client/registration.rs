@@ -38,11 +38,18 @@ pub struct Document {
 
 impl Connector {
     /// Our identity at `server` for `route`, and the key it is stored under.
-    pub(super) async fn registration(&self, route: &Route, server: &AuthorizationServer) -> Result<(String, Registration), RegisterError> {
+    pub(super) async fn registration(
+        &self,
+        route: &Route,
+        server: &AuthorizationServer,
+    ) -> Result<(String, Registration), RegisterError> {
         let issuer = issuer_key(&server.issuer);
         let redirect_uri = self.redirect_uri(&issuer);
         let configured = match &route.credential {
-            Credential::Oauth(oauth) => oauth.client_id.as_ref().map(|id| configured(oauth, id, server, &redirect_uri)),
+            Credential::Oauth(oauth) => oauth
+                .client_id
+                .as_ref()
+                .map(|id| configured(oauth, id, server, &redirect_uri)),
             _ => None,
         };
         let key = match &configured {
@@ -66,39 +73,73 @@ impl Connector {
         }
         let registration = match wanted {
             Some(registration) => registration,
-            None => register(&self.outbound, &route.upstream.policy, server, &redirect_uri, NAME, &self.origin, now).await?,
+            None => {
+                register(
+                    &self.outbound,
+                    &route.upstream.policy,
+                    server,
+                    &redirect_uri,
+                    NAME,
+                    &self.origin,
+                    now,
+                )
+                .await?
+            }
         };
         let version = match &stored {
             Some(stored) => stored.version,
             None => {
-                self.records.remove::<Registration>(&key).await.map_err(|_| RegisterError::Unavailable)?;
+                self.records
+                    .remove::<Registration>(&key)
+                    .await
+                    .map_err(|_| RegisterError::Unavailable)?;
                 0
             }
         };
-        self.records.put(&key, version, &registration, REMEMBERED).await.map_err(|_| RegisterError::Unavailable)?;
+        self.records
+            .put(&key, version, &registration, REMEMBERED)
+            .await
+            .map_err(|_| RegisterError::Unavailable)?;
         tracing::info!(target: "audit", event = "registered_upstream", issuer = %server.issuer, client_id = %registration.client_id);
         Ok((key, registration))
     }
 
     /// By Client ID Metadata Document, where the server takes them and ours can be fetched from outside.
-    fn by_document(&self, server: &AuthorizationServer, issuer: &str, redirect_uri: &str) -> Option<Registration> {
+    fn by_document(
+        &self,
+        server: &AuthorizationServer,
+        issuer: &str,
+        redirect_uri: &str,
+    ) -> Option<Registration> {
         let client_id = match &self.client_metadata_url {
             Some(url) => url.clone(),
             None if self.is_https => format!("{}/oauth/client/{issuer}.json", self.origin),
             None => return None,
         };
-        server.cimd.then(|| Registration { client_id, client_secret: None, auth_method: AuthMethod::None, redirect_uri: redirect_uri.to_owned(), expires_at: None })
+        server.cimd.then(|| Registration {
+            client_id,
+            client_secret: None,
+            auth_method: AuthMethod::None,
+            redirect_uri: redirect_uri.to_owned(),
+            expires_at: None,
+        })
     }
 
     /// The document for one issuer.
     pub fn document(&self, issuer_key: &str) -> Document {
-        self.describe(format!("{}/oauth/client/{issuer_key}.json", self.origin), vec![self.redirect_uri(issuer_key)])
+        self.describe(
+            format!("{}/oauth/client/{issuer_key}.json", self.origin),
+            vec![self.redirect_uri(issuer_key)],
+        )
     }
 
     /// The document for all issuers we have dealt with: for who names it as `oauth_client.client_metadata_url`.
     pub async fn common_document(&self) -> Result<Document, RecordError> {
         let known = self.records.scan::<Registration>().await?;
-        let mut redirect_uris: Vec<String> = known.into_iter().map(|(_, known)| known.value.redirect_uri).collect();
+        let mut redirect_uris: Vec<String> = known
+            .into_iter()
+            .map(|(_, known)| known.value.redirect_uri)
+            .collect();
         redirect_uris.sort();
         redirect_uris.dedup();
         Ok(self.describe(format!("{}/oauth/client.json", self.origin), redirect_uris))
@@ -118,7 +159,12 @@ impl Connector {
     }
 }
 
-fn configured(oauth: &OauthCredential, client_id: &str, server: &AuthorizationServer, redirect_uri: &str) -> Registration {
+fn configured(
+    oauth: &OauthCredential,
+    client_id: &str,
+    server: &AuthorizationServer,
+    redirect_uri: &str,
+) -> Registration {
     let auth_method = match oauth.token_endpoint_auth_method {
         Some(TokenEndpointAuthMethod::None) => AuthMethod::None,
         Some(TokenEndpointAuthMethod::ClientSecretPost) => AuthMethod::ClientSecretPost,
@@ -126,14 +172,36 @@ fn configured(oauth: &OauthCredential, client_id: &str, server: &AuthorizationSe
         None => AuthMethod::for_configured_client(server, oauth.client_secret.is_some()),
     };
     let (client_id, client_secret) = (client_id.to_owned(), oauth.client_secret.clone());
-    Registration { client_id, client_secret, auth_method, redirect_uri: redirect_uri.to_owned(), expires_at: None }
+    Registration {
+        client_id,
+        client_secret,
+        auth_method,
+        redirect_uri: redirect_uri.to_owned(),
+        expires_at: None,
+    }
 }
 
 /// Whether a stored registration still says what is wanted. `wanted` is absent where any registered id will do.
-fn is_current(stored: &Registration, wanted: Option<&Registration>, redirect_uri: &str, now: SystemTime) -> bool {
-    let secret = |registration: &Registration| registration.client_secret.as_ref().map(|secret| secret.expose_secret().to_owned());
-    let same = |wanted: &Registration| stored.client_id == wanted.client_id && stored.auth_method == wanted.auth_method && secret(stored) == secret(wanted);
+fn is_current(
+    stored: &Registration,
+    wanted: Option<&Registration>,
+    redirect_uri: &str,
+    now: SystemTime,
+) -> bool {
+    let secret = |registration: &Registration| {
+        registration
+            .client_secret
+            .as_ref()
+            .map(|secret| secret.expose_secret().to_owned())
+    };
+    let same = |wanted: &Registration| {
+        stored.client_id == wanted.client_id
+            && stored.auth_method == wanted.auth_method
+            && secret(stored) == secret(wanted)
+    };
     // An id that is a URL was ours by document; where documents are no longer taken it is of no use.
     let any = || !stored.client_id.starts_with("https://");
-    stored.redirect_uri == redirect_uri && stored.expires_at.is_none_or(|end| end > now + SECRET_MARGIN) && wanted.map_or_else(any, same)
+    stored.redirect_uri == redirect_uri
+        && stored.expires_at.is_none_or(|end| end > now + SECRET_MARGIN)
+        && wanted.map_or_else(any, same)
 }

@@ -79,13 +79,30 @@ pub enum Refused {
 }
 
 /// Checks the request. Needs no user, so that a bad request is refused before anybody signs in.
-pub async fn validate(authority: &Authority, snapshot: &Snapshot, query: &str) -> Result<(Request, Client), Refused> {
+pub async fn validate(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    query: &str,
+) -> Result<(Request, Client), Refused> {
     let params = Params::parse(query).map_err(|refusal| Refused::Page(refusal.description))?;
-    let client_id = params.value("client_id").ok_or(Refused::Page("The application did not say which one it is (client_id is missing)."))?;
+    let client_id = params.value("client_id").ok_or(Refused::Page(
+        "The application did not say which one it is (client_id is missing).",
+    ))?;
     let cimd = &snapshot.config.oauth_server.cimd;
-    let found = authority.clients.find(&authority.records, &authority.connector.outbound, cimd, client_id, authority.clock.now()).await;
+    let found = authority
+        .clients
+        .find(
+            &authority.records,
+            &authority.connector.outbound,
+            cimd,
+            client_id,
+            authority.clock.now(),
+        )
+        .await;
     let client = found.map_err(|error| match error {
-        ClientError::Unknown => Refused::Page("This application is not registered here. Remove this server from it, add it again, and retry."),
+        ClientError::Unknown => Refused::Page(
+            "This application is not registered here. Remove this server from it, add it again, and retry.",
+        ),
         ClientError::Document(why) => {
             tracing::info!(target: "postern::oauth", why, "client document refused");
             Refused::Page("The application's metadata document cannot be used.")
@@ -94,26 +111,57 @@ pub async fn validate(authority: &Authority, snapshot: &Snapshot, query: &str) -
     })?;
     let redirect_uri = match (params.value("redirect_uri"), client.redirect_uris.as_slice()) {
         (Some(asked), _) if client.allows(asked) => asked.to_owned(),
-        (Some(_), _) => return Err(Refused::Page("The application wants the answer sent to an address it has not registered.")),
+        (Some(_), _) => {
+            return Err(Refused::Page(
+                "The application wants the answer sent to an address it has not registered.",
+            ));
+        }
         (None, [only]) => only.clone(),
-        (None, _) => return Err(Refused::Page("The application did not say where the answer should go (redirect_uri is missing).")),
+        (None, _) => {
+            return Err(Refused::Page(
+                "The application did not say where the answer should go (redirect_uri is missing).",
+            ));
+        }
     };
     let state = params.value("state").map(str::to_owned);
     match check(&params, snapshot) {
         Ok((route, challenge, scopes)) => {
             let (resource, route) = (route.resource.clone(), route.name.clone());
-            Ok((Request { client_id: client.id.clone(), redirect_uri, state, challenge, route, resource, scopes }, client))
+            Ok((
+                Request {
+                    client_id: client.id.clone(),
+                    redirect_uri,
+                    state,
+                    challenge,
+                    route,
+                    resource,
+                    scopes,
+                },
+                client,
+            ))
         }
-        Err(refusal) => Err(Refused::Redirect(error_redirect(snapshot, &redirect_uri, state.as_deref(), refusal))),
+        Err(refusal) => Err(Refused::Redirect(error_redirect(
+            snapshot,
+            &redirect_uri,
+            state.as_deref(),
+            refusal,
+        ))),
     }
 }
 
-fn check<'s>(params: &Params, snapshot: &'s Snapshot) -> Result<(&'s Arc<Route>, String, Vec<String>), Refusal> {
+fn check<'s>(
+    params: &Params,
+    snapshot: &'s Snapshot,
+) -> Result<(&'s Arc<Route>, String, Vec<String>), Refusal> {
     if params.value("request").is_some() || params.value("request_uri").is_some() {
-        return Err(Refusal::request_not_supported("request objects are not supported"));
+        return Err(Refusal::request_not_supported(
+            "request objects are not supported",
+        ));
     }
     if params.required("response_type", "response_type is required")? != "code" {
-        return Err(Refusal::unsupported_response_type("only response_type=code is supported"));
+        return Err(Refusal::unsupported_response_type(
+            "only response_type=code is supported",
+        ));
     }
     if params.value("response_mode").is_some_and(|mode| mode != "query") {
         return Err(Refusal::invalid_request("only response_mode=query is supported"));
@@ -123,14 +171,30 @@ fn check<'s>(params: &Params, snapshot: &'s Snapshot) -> Result<(&'s Arc<Route>,
     if params.value("code_challenge_method") != Some("S256") {
         return Err(Refusal::invalid_request("code_challenge_method must be S256"));
     }
-    if challenge.len() != 43 || !challenge.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
-        return Err(Refusal::invalid_request("code_challenge is not a SHA-256 digest in base64url"));
+    if challenge.len() != 43
+        || !challenge
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+    {
+        return Err(Refusal::invalid_request(
+            "code_challenge is not a SHA-256 digest in base64url",
+        ));
     }
     let route = match params.value("resource") {
-        Some(resource) => snapshot.routes.by_resource(resource).ok_or(Refusal::invalid_target("resource is not one of this server"))?,
-        None => only_route(snapshot).ok_or(Refusal::invalid_target("resource is required: this server has several"))?,
+        Some(resource) => snapshot
+            .routes
+            .by_resource(resource)
+            .ok_or(Refusal::invalid_target("resource is not one of this server"))?,
+        None => only_route(snapshot).ok_or(Refusal::invalid_target(
+            "resource is required: this server has several",
+        ))?,
     };
-    let scopes = params.value("scope").unwrap_or_default().split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned);
+    let scopes = params
+        .value("scope")
+        .unwrap_or_default()
+        .split(' ')
+        .filter(|scope| !scope.is_empty())
+        .map(str::to_owned);
     Ok((route, challenge.to_owned(), scopes.collect()))
 }
 
@@ -141,9 +205,26 @@ fn only_route(snapshot: &Snapshot) -> Option<&Arc<Route>> {
 
 /// Prepares the user's decision: probes the upstream, so that the page can name its authorization server, and stores
 /// the flow.
-pub async fn prepare(authority: &Authority, snapshot: &Snapshot, request: Request, client: Client, browser: &Browser) -> Result<Question, Refused> {
-    let refuse = |refusal| Refused::Redirect(error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal));
-    let route = snapshot.routes.by_name(&request.route).ok_or(Refused::Page("This MCP server is gone."))?.clone();
+pub async fn prepare(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    request: Request,
+    client: Client,
+    browser: &Browser,
+) -> Result<Question, Refused> {
+    let refuse = |refusal| {
+        Refused::Redirect(error_redirect(
+            snapshot,
+            &request.redirect_uri,
+            request.state.as_deref(),
+            refusal,
+        ))
+    };
+    let route = snapshot
+        .routes
+        .by_name(&request.route)
+        .ok_or(Refused::Page("This MCP server is gone."))?
+        .clone();
     let prospect = authority.connector.prospect(&route, &browser.user).await.map_err(|error| {
         tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
         refuse(Refusal::server_error("the MCP server's authorization server cannot be used"))
@@ -151,14 +232,34 @@ pub async fn prepare(authority: &Authority, snapshot: &Snapshot, request: Reques
     let (plan, note) = match prospect {
         Prospect::NotNeeded => (None, None),
         Prospect::Needed(plan) => (Some(plan), None),
-        Prospect::Unknown => (None, Some("The MCP server does not answer just now. You may be asked to connect to it later.")),
+        Prospect::Unknown => (
+            None,
+            Some("The MCP server does not answer just now. You may be asked to connect to it later."),
+        ),
     };
     let scopes = granted(&route, &request.scopes, plan.as_ref());
     let flow = seal::name().map_err(|_| refuse(Refusal::server_error("no randomness")))?;
-    let record =
-        Flow { request: request.clone(), user: browser.user.clone(), session: browser.session.clone(), scopes: scopes.clone(), plan: plan.clone() };
-    authority.records.put(&seal::digest(&flow), 0, &record, FLOW_TTL).await.map_err(|_| Refused::Later("The store cannot be reached just now."))?;
-    Ok(Question { flow, client, redirect_uri: request.redirect_uri, route, scopes, plan, note })
+    let record = Flow {
+        request: request.clone(),
+        user: browser.user.clone(),
+        session: browser.session.clone(),
+        scopes: scopes.clone(),
+        plan: plan.clone(),
+    };
+    authority
+        .records
+        .put(&seal::digest(&flow), 0, &record, FLOW_TTL)
+        .await
+        .map_err(|_| Refused::Later("The store cannot be reached just now."))?;
+    Ok(Question {
+        flow,
+        client,
+        redirect_uri: request.redirect_uri,
+        route,
+        scopes,
+        plan,
+        note,
+    })
 }
 
 /// What is granted of what was asked: the route's own scopes always, since nothing works without them, and of the
@@ -175,8 +276,16 @@ fn granted(route: &Route, asked: &[String], plan: Option<&Plan>) -> Vec<String> 
 }
 
 /// Where the browser goes with an error (RFC 6749 §4.1.2.1, with `iss` of RFC 9207).
-pub fn error_redirect(snapshot: &Snapshot, redirect_uri: &str, state: Option<&str>, refusal: Refusal) -> String {
-    let mut pairs = vec![("error", refusal.code), ("error_description", refusal.description)];
+pub fn error_redirect(
+    snapshot: &Snapshot,
+    redirect_uri: &str,
+    state: Option<&str>,
+    refusal: Refusal,
+) -> String {
+    let mut pairs = vec![
+        ("error", refusal.code),
+        ("error_description", refusal.description),
+    ];
     pairs.extend(state.map(|state| ("state", state)));
     pairs.push(("iss", snapshot.issuer()));
     with_query(redirect_uri, &pairs)
@@ -185,6 +294,9 @@ pub fn error_redirect(snapshot: &Snapshot, redirect_uri: &str, state: Option<&st
 impl Question {
     /// Host of the redirect URI and whether it is this computer.
     pub fn destination(&self) -> (String, bool) {
-        (redirect::host(&self.redirect_uri), redirect::is_loopback(&self.redirect_uri))
+        (
+            redirect::host(&self.redirect_uri),
+            redirect::is_loopback(&self.redirect_uri),
+        )
     }
 }

@@ -84,13 +84,22 @@ struct Document {
 
 impl Default for Clients {
     fn default() -> Self {
-        Self { documents: Cache::new(1024) }
+        Self {
+            documents: Cache::new(1024),
+        }
     }
 }
 
 impl Clients {
     /// The client of that id.
-    pub async fn find(&self, records: &Records, outbound: &Outbound, cimd: &Cimd, id: &str, now: SystemTime) -> Result<Client, ClientError> {
+    pub async fn find(
+        &self,
+        records: &Records,
+        outbound: &Outbound,
+        cimd: &Cimd,
+        id: &str,
+        now: SystemTime,
+    ) -> Result<Client, ClientError> {
         if !id.starts_with("https://") && !id.starts_with("http://") {
             return registered(records, id).await;
         }
@@ -104,14 +113,22 @@ impl Clients {
             }
             self.documents.remove(id);
         }
-        let fetched = self.documents.get_or_insert_async(id, fetch(outbound, &policy, id, now)).await;
+        let fetched = self
+            .documents
+            .get_or_insert_async(id, fetch(outbound, &policy, id, now))
+            .await;
         fetched?.outcome.map_err(ClientError::Document)
     }
 }
 
 async fn registered(records: &Records, id: &str) -> Result<Client, ClientError> {
     match records.get::<Registered>(id).await {
-        Ok(Some(known)) => Ok(Client { id: id.to_owned(), name: known.value.client_name, redirect_uris: known.value.redirect_uris, host: None }),
+        Ok(Some(known)) => Ok(Client {
+            id: id.to_owned(),
+            name: known.value.client_name,
+            redirect_uris: known.value.redirect_uris,
+            host: None,
+        }),
         Ok(None) => Err(ClientError::Unknown),
         Err(RecordError::Unreadable) => Err(ClientError::Unknown),
         Err(_) => Err(ClientError::Unavailable),
@@ -122,19 +139,42 @@ async fn registered(records: &Records, id: &str) -> Result<Client, ClientError> 
 /// `allow_private`, loopback documents may be http.
 fn document_policy(id: &str, allow_private: bool) -> Result<AddressPolicy, &'static str> {
     let url = Url::parse(id).map_err(|_| "client_id is not a URL")?;
-    let host = url.host_str().ok_or("client_id has no host")?.trim_start_matches('[').trim_end_matches(']').to_owned();
+    let host = url
+        .host_str()
+        .ok_or("client_id has no host")?
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
     if url.scheme() != "https" && !(allow_private && redirect::is_loopback(id)) {
         return Err("client_id must be an https URL");
     }
-    if url.as_str() != id || url.path() == "/" || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+    if url.as_str() != id
+        || url.path() == "/"
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+    {
         return Err("client_id must be a plain URL with a path");
     }
-    Ok(if allow_private { AddressPolicy::allowing([host]) } else { AddressPolicy::public() })
+    Ok(if allow_private {
+        AddressPolicy::allowing([host])
+    } else {
+        AddressPolicy::public()
+    })
 }
 
 /// Documents that are wrong are remembered briefly; ones out of reach are not remembered at all.
-async fn fetch(outbound: &Outbound, policy: &AddressPolicy, id: &str, now: SystemTime) -> Result<Remembered, ClientError> {
-    let limits = Limits { total: DOCUMENT_TIME, body: DOCUMENT_MAX, ..Limits::default() };
+async fn fetch(
+    outbound: &Outbound,
+    policy: &AddressPolicy,
+    id: &str,
+    now: SystemTime,
+) -> Result<Remembered, ClientError> {
+    let limits = Limits {
+        total: DOCUMENT_TIME,
+        body: DOCUMENT_MAX,
+        ..Limits::default()
+    };
     let request = Request::get(id).limits(limits);
     let response = match outbound.send(request, policy).await {
         Ok(response) => response,
@@ -148,15 +188,29 @@ async fn fetch(outbound: &Outbound, policy: &AddressPolicy, id: &str, now: Syste
     if response.status != http::StatusCode::OK {
         return Ok(failed("it is not there", now));
     }
-    let remember = max_age(&response.headers).unwrap_or(REMEMBER_DEFAULT).clamp(REMEMBER_MIN, REMEMBER_MAX);
-    Ok(match response.json::<Document>().map_err(|_| "it is not a JSON document with the required fields").and_then(|document| document.check(id)) {
-        Ok(client) => Remembered { outcome: Ok(client), until: now + remember },
-        Err(why) => failed(why, now),
-    })
+    let remember = max_age(&response.headers)
+        .unwrap_or(REMEMBER_DEFAULT)
+        .clamp(REMEMBER_MIN, REMEMBER_MAX);
+    Ok(
+        match response
+            .json::<Document>()
+            .map_err(|_| "it is not a JSON document with the required fields")
+            .and_then(|document| document.check(id))
+        {
+            Ok(client) => Remembered {
+                outcome: Ok(client),
+                until: now + remember,
+            },
+            Err(why) => failed(why, now),
+        },
+    )
 }
 
 fn failed(why: &'static str, now: SystemTime) -> Remembered {
-    Remembered { outcome: Err(why), until: now + REMEMBER_FAILURE }
+    Remembered {
+        outcome: Err(why),
+        until: now + REMEMBER_FAILURE,
+    }
 }
 
 fn max_age(headers: &http::HeaderMap) -> Option<Duration> {
@@ -164,7 +218,9 @@ fn max_age(headers: &http::HeaderMap) -> Option<Duration> {
     if value.contains("no-store") || value.contains("no-cache") {
         return Some(Duration::ZERO);
     }
-    let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("max-age="))?;
+    let seconds = value
+        .split(',')
+        .find_map(|part| part.trim().strip_prefix("max-age="))?;
     seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
@@ -178,13 +234,24 @@ impl Document {
         if self.client_secret.is_some() || self.client_secret_expires_at.is_some() {
             return Err("it carries a secret");
         }
-        if self.token_endpoint_auth_method.is_some_and(|method| method != "none") {
+        if self
+            .token_endpoint_auth_method
+            .is_some_and(|method| method != "none")
+        {
             return Err("only token_endpoint_auth_method none is supported");
         }
-        if self.redirect_uris.is_empty() || self.redirect_uris.len() > 32 || !self.redirect_uris.iter().all(|uri| redirect::acceptable(uri)) {
+        if self.redirect_uris.is_empty()
+            || self.redirect_uris.len() > 32
+            || !self.redirect_uris.iter().all(|uri| redirect::acceptable(uri))
+        {
             return Err("its redirect_uris are missing or not acceptable");
         }
-        Ok(Client { id: id.to_owned(), name: self.client_name, redirect_uris: self.redirect_uris, host: Some(redirect::host(id)) })
+        Ok(Client {
+            id: id.to_owned(),
+            name: self.client_name,
+            redirect_uris: self.redirect_uris,
+            host: Some(redirect::host(id)),
+        })
     }
 }
 
@@ -192,6 +259,8 @@ impl Document {
 
 impl Client {
     pub fn allows(&self, redirect_uri: &str) -> bool {
-        self.redirect_uris.iter().any(|registered| redirect::matches(registered, redirect_uri))
+        self.redirect_uris
+            .iter()
+            .any(|registered| redirect::matches(registered, redirect_uri))
     }
 }

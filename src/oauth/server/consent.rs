@@ -30,9 +30,21 @@ pub enum ConsentError {
 }
 
 /// Carries the decision out. Returns where the browser goes next.
-pub async fn decide(authority: &Authority, snapshot: &Snapshot, browser: &Browser, flow: &str, decision: Decision) -> Result<String, ConsentError> {
+pub async fn decide(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    browser: &Browser,
+    flow: &str,
+    decision: Decision,
+) -> Result<String, ConsentError> {
     let key = seal::digest(flow);
-    let seen = authority.records.get::<Flow>(&key).await.map_err(|_| ConsentError::Unavailable)?.ok_or(ConsentError::Gone)?.value;
+    let seen = authority
+        .records
+        .get::<Flow>(&key)
+        .await
+        .map_err(|_| ConsentError::Unavailable)?
+        .ok_or(ConsentError::Gone)?
+        .value;
     if seen.user != browser.user || seen.session != browser.session {
         return Err(ConsentError::NotYours);
     }
@@ -44,16 +56,28 @@ pub async fn decide(authority: &Authority, snapshot: &Snapshot, browser: &Browse
     let request = flow.request;
     audit("consent", &request, browser, decision == Decision::Allow);
     if decision == Decision::Deny {
-        return Ok(refused(snapshot, &request, Refusal::access_denied("the user said no")));
+        return Ok(refused(
+            snapshot,
+            &request,
+            Refusal::access_denied("the user said no"),
+        ));
     }
     let Some(plan) = flow.plan else {
         return Ok(issue(authority, snapshot, request, &browser.user, flow.scopes).await);
     };
     let Some(route) = snapshot.routes.by_name(&request.route) else {
-        return Ok(refused(snapshot, &request, Refusal::server_error("the MCP server is gone")));
+        return Ok(refused(
+            snapshot,
+            &request,
+            Refusal::server_error("the MCP server is gone"),
+        ));
     };
     let resume = serde_json::to_value((&request, &flow.scopes)).unwrap_or_default();
-    match authority.connector.begin(route, plan, &browser.user, &browser.session, resume).await {
+    match authority
+        .connector
+        .begin(route, plan, &browser.user, &browser.session, resume)
+        .await
+    {
         Ok(url) => Ok(url),
         Err(error) => {
             tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot begin");
@@ -63,8 +87,15 @@ pub async fn decide(authority: &Authority, snapshot: &Snapshot, browser: &Browse
 }
 
 /// Goes on where [`decide`] left for the upstream. `outcome`: how it went there. Returns where the browser goes.
-pub async fn resume(authority: &Authority, snapshot: &Snapshot, resume: serde_json::Value, user: &str, outcome: Result<(), ConnectError>) -> Result<String, ConsentError> {
-    let (request, scopes): (Request, Vec<String>) = serde_json::from_value(resume).map_err(|_| ConsentError::Gone)?;
+pub async fn resume(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    resume: serde_json::Value,
+    user: &str,
+    outcome: Result<(), ConnectError>,
+) -> Result<String, ConsentError> {
+    let (request, scopes): (Request, Vec<String>) =
+        serde_json::from_value(resume).map_err(|_| ConsentError::Gone)?;
     Ok(match outcome {
         Ok(()) => issue(authority, snapshot, request, user, scopes).await,
         Err(error) => {
@@ -74,9 +105,23 @@ pub async fn resume(authority: &Authority, snapshot: &Snapshot, resume: serde_js
     })
 }
 
-async fn issue(authority: &Authority, snapshot: &Snapshot, request: Request, user: &str, scopes: Vec<String>) -> String {
-    let code = Code { client_id: request.client_id.clone(), redirect_uri: request.redirect_uri.clone(), challenge: request.challenge.clone(),
-        route: request.route.clone(), resource: request.resource.clone(), scopes, user: user.to_owned(), grant: String::new() };
+async fn issue(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    request: Request,
+    user: &str,
+    scopes: Vec<String>,
+) -> String {
+    let code = Code {
+        client_id: request.client_id.clone(),
+        redirect_uri: request.redirect_uri.clone(),
+        challenge: request.challenge.clone(),
+        route: request.route.clone(),
+        resource: request.resource.clone(),
+        scopes,
+        user: user.to_owned(),
+        grant: String::new(),
+    };
     match issue_code(authority, code).await {
         Ok(code) => {
             let mut pairs = vec![("code", code.as_str())];
@@ -95,8 +140,12 @@ fn refused(snapshot: &Snapshot, request: &Request, refusal: Refusal) -> String {
 /// What a client hears when the upstream's side failed: never the upstream's own words.
 fn connect_refusal(error: &ConnectError) -> Refusal {
     match error {
-        ConnectError::Denied => Refusal::access_denied("the MCP server's authorization server did not allow it"),
-        ConnectError::Unavailable => Refusal::unavailable("the MCP server's authorization server cannot be reached"),
+        ConnectError::Denied => {
+            Refusal::access_denied("the MCP server's authorization server did not allow it")
+        }
+        ConnectError::Unavailable => {
+            Refusal::unavailable("the MCP server's authorization server cannot be reached")
+        }
         _ => Refusal::server_error("the authorization at the MCP server failed"),
     }
 }

@@ -103,18 +103,33 @@ pub struct Renewal<'a> {
 pub async fn issue_code(authority: &Authority, mut code: Code) -> Result<String, Refusal> {
     let secret = format!("{CODE_PREFIX}{}", fresh_token()?);
     code.grant = seal::name().map_err(|_| Refusal::server_error("no randomness"))?;
-    authority.records.put(&seal::digest(&secret), 0, &code, CODE_TTL).await?;
+    authority
+        .records
+        .put(&seal::digest(&secret), 0, &code, CODE_TTL)
+        .await?;
     Ok(secret)
 }
 
 /// Turns a code into a grant (RFC 6749 §4.1.3). Everything is checked before the code is spent, so that a wrong try
 /// cannot burn somebody's code.
-pub async fn redeem(authority: &Authority, snapshot: &Snapshot, redemption: &Redemption<'_>) -> Result<Answer, Refusal> {
+pub async fn redeem(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    redemption: &Redemption<'_>,
+) -> Result<Answer, Refusal> {
     const INVALID: Refusal = Refusal::invalid_grant("the code is not valid");
     let key = seal::digest(redemption.code);
     let code = authority.records.get::<Code>(&key).await?.ok_or(INVALID)?.value;
-    let verifier_fits = code.challenge.as_bytes().ct_eq(seal::digest(redemption.verifier).as_bytes());
-    if code.client_id != redemption.client_id || redemption.redirect_uri.is_some_and(|uri| uri != code.redirect_uri) || !bool::from(verifier_fits) {
+    let verifier_fits = code
+        .challenge
+        .as_bytes()
+        .ct_eq(seal::digest(redemption.verifier).as_bytes());
+    if code.client_id != redemption.client_id
+        || redemption
+            .redirect_uri
+            .is_some_and(|uri| uri != code.redirect_uri)
+        || !bool::from(verifier_fits)
+    {
         return Err(INVALID);
     }
     check_resource(&code.resource, redemption.resource)?;
@@ -142,7 +157,16 @@ pub async fn redeem(authority: &Authority, snapshot: &Snapshot, redemption: &Red
         retired: Vec::new(),
     };
     let answer = mint(snapshot, &code.grant, &grant, &grant.scopes, &secret, now)?;
-    match authority.records.put(&code.grant, 0, &grant, snapshot.config.oauth_server.refresh_token_ttl).await? {
+    match authority
+        .records
+        .put(
+            &code.grant,
+            0,
+            &grant,
+            snapshot.config.oauth_server.refresh_token_ttl,
+        )
+        .await?
+    {
         Put::Stored => {}
         // Withdrawn between the two writes by a replay of the code.
         Put::Conflict => return Err(INVALID),
@@ -152,13 +176,25 @@ pub async fn redeem(authority: &Authority, snapshot: &Snapshot, redemption: &Red
 }
 
 /// Rotates a refresh token (RFC 6749 §6).
-pub async fn refresh(authority: &Authority, snapshot: &Snapshot, renewal: &Renewal<'_>) -> Result<Answer, Refusal> {
+pub async fn refresh(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    renewal: &Renewal<'_>,
+) -> Result<Answer, Refusal> {
     const INVALID: Refusal = Refusal::invalid_grant("the refresh token is not valid");
-    let (id, secret) = renewal.refresh_token.strip_prefix(REFRESH_PREFIX).and_then(|rest| rest.split_once('.')).ok_or(INVALID)?;
+    let (id, secret) = renewal
+        .refresh_token
+        .strip_prefix(REFRESH_PREFIX)
+        .and_then(|rest| rest.split_once('.'))
+        .ok_or(INVALID)?;
     let presented = seal::digest(secret);
     // A conditional write that loses is decided anew on what the winner wrote.
     for _ in 0..4 {
-        let Versioned { value: mut grant, version, .. } = authority.records.get::<Grant>(id).await?.ok_or(INVALID)?;
+        let Versioned {
+            value: mut grant,
+            version,
+            ..
+        } = authority.records.get::<Grant>(id).await?.ok_or(INVALID)?;
         if grant.client_id != renewal.client_id {
             return Err(INVALID);
         }
@@ -166,7 +202,10 @@ pub async fn refresh(authority: &Authority, snapshot: &Snapshot, renewal: &Renew
         let scopes = narrowed(&grant.scopes, renewal.scope)?;
         let now = authority.clock.now();
         if !same(&grant.current, &presented) {
-            if let Some(previous) = grant.previous.filter(|previous| same(&previous.digest, &presented)) {
+            if let Some(previous) = grant
+                .previous
+                .filter(|previous| same(&previous.digest, &presented))
+            {
                 if seconds(now) < previous.until && previous.asked_scope.as_deref() == renewal.scope {
                     return Ok(previous.answer);
                 }
@@ -178,8 +217,14 @@ pub async fn refresh(authority: &Authority, snapshot: &Snapshot, renewal: &Renew
             return Err(INVALID);
         }
         // Some clients only ever re-authorize when a refresh fails, so while the upstream wants the user again it does.
-        if authority.connector.wants_user(id, &grant.user, &grant.route).await? {
-            return Err(Refusal::invalid_grant("the MCP server asks the user to authorize again"));
+        if authority
+            .connector
+            .wants_user(id, &grant.user, &grant.route)
+            .await?
+        {
+            return Err(Refusal::invalid_grant(
+                "the MCP server asks the user to authorize again",
+            ));
         }
         let next = fresh_token()?;
         let answer = mint(snapshot, id, &grant, &scopes, &next, now)?;
@@ -188,23 +233,53 @@ pub async fn refresh(authority: &Authority, snapshot: &Snapshot, renewal: &Renew
             grant.retired.truncate(RETIRED_MAX);
         }
         let until = seconds(now + snapshot.config.oauth_server.refresh_replay_window);
-        grant.previous = Some(Replay { digest: presented.clone(), asked_scope: renewal.scope.map(str::to_owned), answer: answer.clone(), until });
+        grant.previous = Some(Replay {
+            digest: presented.clone(),
+            asked_scope: renewal.scope.map(str::to_owned),
+            answer: answer.clone(),
+            until,
+        });
         grant.current = seal::digest(&next);
-        match authority.records.put(id, version, &grant, snapshot.config.oauth_server.refresh_token_ttl).await? {
+        match authority
+            .records
+            .put(
+                id,
+                version,
+                &grant,
+                snapshot.config.oauth_server.refresh_token_ttl,
+            )
+            .await?
+        {
             Put::Stored => return Ok(answer),
             Put::Conflict => {}
         }
     }
-    Err(Refusal::unavailable("the grant is being refreshed elsewhere, try again"))
+    Err(Refusal::unavailable(
+        "the grant is being refreshed elsewhere, try again",
+    ))
 }
 
 /// Revokes the grant a token belongs to (RFC 7009). Unknown tokens and other clients' are left alone, silently (§2.2).
-pub async fn revoke(authority: &Authority, snapshot: &Snapshot, client_id: &str, token: &str) -> Result<(), Refusal> {
-    let id = match token.strip_prefix(REFRESH_PREFIX).and_then(|rest| rest.split_once('.')) {
+pub async fn revoke(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    client_id: &str,
+    token: &str,
+) -> Result<(), Refusal> {
+    let id = match token
+        .strip_prefix(REFRESH_PREFIX)
+        .and_then(|rest| rest.split_once('.'))
+    {
         Some((id, secret)) => {
-            let Some(Versioned { value: grant, .. }) = authority.records.get::<Grant>(id).await? else { return Ok(()) };
+            let Some(Versioned { value: grant, .. }) = authority.records.get::<Grant>(id).await? else {
+                return Ok(());
+            };
             let presented = seal::digest(secret);
-            let known = same(&grant.current, &presented) || grant.previous.as_ref().is_some_and(|previous| same(&previous.digest, &presented));
+            let known = same(&grant.current, &presented)
+                || grant
+                    .previous
+                    .as_ref()
+                    .is_some_and(|previous| same(&previous.digest, &presented));
             if !known || grant.client_id != client_id {
                 return Ok(());
             }
@@ -222,31 +297,69 @@ pub async fn revoke(authority: &Authority, snapshot: &Snapshot, client_id: &str,
 /// Ends a grant for good: refresh tokens at once, access tokens as soon as every instance has heard.
 async fn withdraw(authority: &Authority, snapshot: &Snapshot, grant: &str) -> Result<(), Refusal> {
     let remember = snapshot.config.oauth_server.access_token_ttl + Duration::from_secs(60);
-    authority.records.tombstone::<Grant>(grant, remember.max(CODE_TTL)).await?;
+    authority
+        .records
+        .tombstone::<Grant>(grant, remember.max(CODE_TTL))
+        .await?;
     Ok(())
 }
 
-fn mint(snapshot: &Snapshot, id: &str, grant: &Grant, scopes: &[String], secret: &str, now: SystemTime) -> Result<Answer, Refusal> {
+fn mint(
+    snapshot: &Snapshot,
+    id: &str,
+    grant: &Grant,
+    scopes: &[String],
+    secret: &str,
+    now: SystemTime,
+) -> Result<Answer, Refusal> {
     let lifetime = snapshot.config.oauth_server.access_token_ttl;
     let scope = scopes.join(" ");
-    let claims = Claims { audience: &grant.resource, grant: id, subject: &grant.user, client: &grant.client_id, scope: &scope, expires_at: now + lifetime };
-    let access_token = snapshot.keys.seal(&claims).map_err(|_| Refusal::server_error("the token could not be made"))?;
+    let claims = Claims {
+        audience: &grant.resource,
+        grant: id,
+        subject: &grant.user,
+        client: &grant.client_id,
+        scope: &scope,
+        expires_at: now + lifetime,
+    };
+    let access_token = snapshot
+        .keys
+        .seal(&claims)
+        .map_err(|_| Refusal::server_error("the token could not be made"))?;
     let refresh_token = format!("{REFRESH_PREFIX}{id}.{secret}");
-    Ok(Answer { access_token, token_type: "Bearer".to_owned(), expires_in: lifetime.as_secs(), refresh_token, scope })
+    Ok(Answer {
+        access_token,
+        token_type: "Bearer".to_owned(),
+        expires_in: lifetime.as_secs(),
+        refresh_token,
+        scope,
+    })
 }
 
 fn check_resource(granted: &str, asked: Option<&str>) -> Result<(), Refusal> {
     match asked {
-        Some(asked) if asked.trim_end_matches('/') != granted.trim_end_matches('/') => Err(Refusal::invalid_target("the grant is for another resource")),
+        Some(asked) if asked.trim_end_matches('/') != granted.trim_end_matches('/') => {
+            Err(Refusal::invalid_target("the grant is for another resource"))
+        }
         _ => Ok(()),
     }
 }
 
 /// A refresh may ask for less, never for more (RFC 6749 §6).
 fn narrowed(granted: &[String], asked: Option<&str>) -> Result<Vec<String>, Refusal> {
-    let Some(asked) = asked else { return Ok(granted.to_vec()) };
-    let asked: Vec<String> = asked.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect();
-    if asked.iter().all(|scope| granted.contains(scope)) { Ok(asked) } else { Err(Refusal::invalid_scope("scope is wider than what was granted")) }
+    let Some(asked) = asked else {
+        return Ok(granted.to_vec());
+    };
+    let asked: Vec<String> = asked
+        .split(' ')
+        .filter(|scope| !scope.is_empty())
+        .map(str::to_owned)
+        .collect();
+    if asked.iter().all(|scope| granted.contains(scope)) {
+        Ok(asked)
+    } else {
+        Err(Refusal::invalid_scope("scope is wider than what was granted"))
+    }
 }
 
 fn fresh_token() -> Result<String, Refusal> {

@@ -57,14 +57,22 @@ struct OpenId {
 
 pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
     let issuer = snapshot.issuer();
-    let mut scopes: Vec<String> = snapshot.routes.iter().flat_map(|route| route.scopes.iter().cloned()).collect();
+    let mut scopes: Vec<String> = snapshot
+        .routes
+        .iter()
+        .flat_map(|route| route.scopes.iter().cloned())
+        .collect();
     scopes.sort();
     scopes.dedup();
     Server {
         issuer: issuer.to_owned(),
         authorization_endpoint: format!("{issuer}/oauth/authorize"),
         token_endpoint: format!("{issuer}/oauth/token"),
-        registration_endpoint: snapshot.config.oauth_server.dcr_enabled.then(|| format!("{issuer}/oauth/register")),
+        registration_endpoint: snapshot
+            .config
+            .oauth_server
+            .dcr_enabled
+            .then(|| format!("{issuer}/oauth/register")),
         revocation_endpoint: format!("{issuer}/oauth/revoke"),
         jwks_uri: format!("{issuer}/oauth/jwks.json"),
         scopes_supported: scopes,
@@ -76,6 +84,9 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
         code_challenge_methods_supported: ["S256"],
         authorization_response_iss_parameter_supported: true,
         client_id_metadata_document_supported: snapshot.config.oauth_server.cimd.enabled,
-        openid: openid.then_some(OpenId { subject_types_supported: ["public"], id_token_signing_alg_values_supported: ["ES256"] }),
+        openid: openid.then_some(OpenId {
+            subject_types_supported: ["public"],
+            id_token_signing_alg_values_supported: ["ES256"],
+        }),
     }
 }

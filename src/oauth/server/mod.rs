@@ -51,7 +51,13 @@ impl Snapshot {
 
 impl Authority {
     pub fn new(clock: Clock, records: Records, connector: Arc<Connector>, snapshot: Snapshot) -> Self {
-        Self { clock, records, connector, clients: client::Clients::default(), snapshot: ArcSwap::from_pointee(snapshot) }
+        Self {
+            clock,
+            records,
+            connector,
+            clients: client::Clients::default(),
+            snapshot: ArcSwap::from_pointee(snapshot),
+        }
     }
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
