@@ -136,10 +136,19 @@ fn key_bytes(check: &mut Checker<'_>, key: &Key, text: &SecretString) -> Option<
     Some(SecretBox::new(Box::new(*exact)))
 }
 
-/// Whether only the owner can read the file at `path`.
+/// Whether only the owner can get at the file at `path`: by its own mode, or because nobody else gets into its
+/// directory.
 fn private(check: &mut Checker<'_>, key: &Key, path: &Path) -> bool {
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    let shut = check
+        .environment()
+        .mode(directory)
+        .is_ok_and(|mode| mode & 0o077 == 0);
     match check.environment().mode(path) {
-        Ok(mode) if mode & 0o077 != 0 => {
+        Ok(mode) if mode & 0o077 != 0 && !shut => {
             let what = format!("key file {} is readable by others", path.display());
             check.refuse(key, what, format!("run chmod 600 {}", path.display()));
             false

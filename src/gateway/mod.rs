@@ -10,9 +10,13 @@
 //! fail_to_proxy            respond
 //! logging                  access log, metrics
 //! ```
+mod admit;
 pub mod context;
 pub mod local;
+mod record;
+mod rescue;
 mod screen;
+mod verdict;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,25 +25,24 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::ProxyWarnLogContext;
 
-use self::context::{ANSWERED, Context, REFRESHED, Replacement, Target};
-use crate::authn::{self, Revoked};
-use crate::credential::{self, Connections, Source, Unresolved};
-use crate::oauth::client::challenged::Challenge;
+use self::admit::Admitted;
+use self::context::{ANSWERED, Context, REFRESHED, Replacement};
+use self::verdict::Consequence;
+use crate::authn::Revoked;
+use crate::credential::Connections;
 use crate::oauth::server::Authority;
 use crate::respond::{self, Failure, Reply};
-use crate::route::canonical_path;
-use crate::telemetry::access::{Line, Log};
+use crate::telemetry::access::Log;
 use crate::telemetry::{InFlight, Metrics};
-use crate::trap::{self, Verdict};
 use crate::upstream::{peer, resolve::Resolver};
-use crate::{inject, mcp, origin, policy, web};
+use crate::{inject, origin, trap, web};
 
 /// Idle client connections are closed after that long.
 const KEEPALIVE_SECONDS: u64 = 75;
@@ -154,26 +157,14 @@ impl ProxyHttp for Gateway {
         let Some(target) = &mut ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
-        if target.refused.is_some() {
-            let now = self.authority.clock.now();
-            let renewed = match policy::permit(&target.caller, &target.route) {
-                Ok(permit) => {
-                    credential::resolve(&self.connections, &permit, &target.route, target.refused, now)
-                        .await
-                        .map_err(failure_of)
-                }
-                Err(denied) => Err(denied.into()),
-            };
-            match renewed {
-                Ok(credential) => target.credential = credential,
-                Err(failure) => {
-                    if failure == Failure::NeedsUser {
-                        self.remember_challenge(target, Vec::new()).await;
-                    }
-                    ctx.failure = Some(failure);
-                    return Err(Error::explain(ANSWERED, "no newer token"));
-                }
+        if target.refused.is_some()
+            && let Err(failure) = self.renew(target).await
+        {
+            if failure == Failure::NeedsUser {
+                self.remember_challenge(target, Vec::new()).await;
             }
+            ctx.failure = Some(failure);
+            return Err(Error::explain(ANSWERED, "no newer token"));
         }
         match self.resolver.address(&target.route).await {
             Ok(address) => Ok(peer::peer(&target.route, address)),
@@ -250,46 +241,13 @@ impl ProxyHttp for Gateway {
             ctx.attempts,
             replayable,
         );
-        let failure = match verdict {
-            Verdict::Pass => {
-                if upstream.status.is_success()
-                    && self.authority.connector.has_met_challenge(target.caller.grant())
-                {
-                    self.authority.connector.settled(target.caller.grant()).await;
-                }
-                return Ok(());
-            }
-            Verdict::Refresh => {
-                if let Source::Connection { generation, .. } = target.credential.source {
-                    target.refused = Some(generation);
-                }
-                let mut again = Error::explain(REFRESHED, "token refused, trying a newer one");
-                again.as_up();
-                again.set_retry(true);
-                return Err(again);
-            }
-            Verdict::Connect { scopes, refused } => {
-                if refused {
-                    self.connections.refuse(&target.credential.source).await;
-                } else {
-                    self.connections
-                        .renew_refused(&target.route, &target.credential.source);
-                }
-                if refused || target.credential.source == Source::Anonymous {
-                    self.remember_challenge(target, scopes).await;
-                }
-                Failure::NeedsUser
-            }
-            Verdict::StepUp { scopes } => {
-                self.remember_challenge(target, scopes.clone()).await;
-                let mut needed: Vec<String> = target.caller.scopes().map(str::to_owned).collect();
-                needed.extend(scopes.into_iter().filter(|scope| !target.caller.has_scope(scope)));
-                Failure::StepUp { scopes: needed }
-            }
-            Verdict::Misconfigured => {
-                tracing::error!(target: "postern::upstream", route = %target.route.name, status = upstream.status.as_u16(), "the upstream refuses what the route's credential says: check its configuration");
-                Failure::UpstreamRefused
-            }
+        let failure = match self
+            .carry_out(verdict, target, upstream.status.is_success())
+            .await
+        {
+            Consequence::Pass => return Ok(()),
+            Consequence::Again(error) => return Err(error),
+            Consequence::Instead(failure) => failure,
         };
         let route = Arc::clone(&target.route);
         let reply = self.reply(&failure, Some(&route), session, ctx);
@@ -375,68 +333,11 @@ impl ProxyHttp for Gateway {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
-        let failure = match ctx.failure.take() {
-            Some(failure) => failure,
-            None => match (error.esource(), error.etype()) {
-                (ErrorSource::Downstream, ErrorType::HTTPStatus(413)) => Failure::TooLarge,
-                (ErrorSource::Downstream, _) => {
-                    ctx.reason = "client_gone";
-                    return FailToProxy {
-                        error_code: 0,
-                        can_reuse_downstream: false,
-                    };
-                }
-                (
-                    _,
-                    ErrorType::ConnectTimedout
-                    | ErrorType::TLSHandshakeTimedout
-                    | ErrorType::ReadTimedout
-                    | ErrorType::WriteTimedout,
-                ) => Failure::UpstreamTimeout,
-                _ => Failure::UpstreamUnreachable,
-            },
-        };
-        let route = ctx.target.as_ref().map(|target| Arc::clone(&target.route));
-        let reply = self.reply(&failure, route.as_deref(), session, ctx);
-        let status = reply.status.as_u16();
-        if session.response_written().is_none()
-            && let Err(error) = write_error(session, reply).await
-        {
-            tracing::debug!(target: "postern::gateway", etype = error.etype().as_str(), "client left before it was told");
-        }
-        FailToProxy {
-            error_code: status,
-            can_reuse_downstream: false,
-        }
+        self.rescue(session, error, ctx).await
     }
 
     async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
-        self.metrics.active.dec();
-        let status = session
-            .response_written()
-            .map_or(0, |response| response.status.as_u16());
-        if ctx.reason == "ok" && error.is_some() {
-            ctx.reason = "broken_off";
-        }
-        let route = ctx.route().map_or("-", |route| route.name.as_str());
-        let class = match status {
-            200..=299 => "2xx",
-            300..=399 => "3xx",
-            400..=499 => "4xx",
-            500..=599 => "5xx",
-            _ => "none",
-        };
-        self.metrics
-            .requests
-            .with_label_values(&[route, class, ctx.reason])
-            .inc();
-        self.metrics
-            .duration
-            .with_label_values(&[route])
-            .observe(ctx.elapsed().as_secs_f64());
-        if self.access.is_on() {
-            self.write_access_line(session, ctx, status);
-        }
+        self.record(session, error, ctx);
     }
 
     /// Pingora's default has the query in it, where codes and states travel.
@@ -461,139 +362,4 @@ impl ProxyHttp for Gateway {
     ) -> bool {
         error.etype() == &REFRESHED
     }
-}
-
-/// What a request turned out to be.
-enum Admitted {
-    Proxied,
-    Local { path: String, authority: String },
-    Preflight,
-}
-
-/// A refusal, and where the request was headed if that is known.
-type Refused = (Failure, Option<Arc<crate::route::Route>>);
-
-impl Gateway {
-    /// The stages before the upstream, in their order.
-    async fn admit(&self, session: &Session, ctx: &mut Context) -> Result<Admitted, Refused> {
-        let head = session.req_header();
-        let nowhere = |failure: Failure| (failure, None);
-        screen::request(head).map_err(|what| nowhere(Failure::Malformed(what)))?;
-        let snapshot = Arc::clone(&ctx.snapshot);
-        let host = screen::host(head).ok_or(nowhere(Failure::Malformed("exactly one host is needed")))?;
-        let authority = snapshot
-            .routes
-            .authority(host)
-            .map_err(|error| nowhere(error.into()))?;
-        let path = canonical_path(head.uri.path()).map_err(|error| nowhere(error.into()))?;
-        let is_metadata = snapshot.routes.metadata(&authority, &path).is_some();
-        if is_metadata || (snapshot.routes.is_public(&authority) && web::is_local(&path)) {
-            return Ok(Admitted::Local {
-                path: path.into_owned(),
-                authority: authority.into_owned(),
-            });
-        }
-        let matched = snapshot
-            .routes
-            .find(&authority, &path)
-            .map_err(|error| nowhere(error.into()))?;
-        let route = Arc::clone(matched.route);
-        let here = |failure: Failure| (failure, Some(Arc::clone(&route)));
-        ctx.origin = origin::allowed(&head.headers, &snapshot.config.server)
-            .map_err(|error| here(error.into()))?
-            .cloned();
-        if head.method == Method::OPTIONS {
-            return Ok(Admitted::Preflight);
-        }
-        let now = self.authority.clock.now();
-        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.revoked, now)
-            .map_err(|error| here(error.into()))?;
-        let permit = policy::permit(&caller, &route).map_err(|denied| here(denied.into()))?;
-        let credential = credential::resolve(&self.connections, &permit, &route, None, now)
-            .await
-            .map_err(|error| here(failure_of(error)))?;
-        let path = route.upstream.target(matched.rest, head.uri.query());
-        ctx.target = Some(Target {
-            route,
-            caller,
-            credential,
-            path,
-            refused: None,
-        });
-        Ok(Admitted::Proxied)
-    }
-
-    /// Our answer, readable for the origin that asked, and noted for the log.
-    fn reply(
-        &self,
-        failure: &Failure,
-        route: Option<&crate::route::Route>,
-        session: &Session,
-        ctx: &mut Context,
-    ) -> Reply {
-        let mut reply = respond::reply(failure, route, &session.req_header().headers);
-        reply.headers.extend(ctx.origin.iter().flat_map(origin::readable));
-        reply.headers.push((inject::REQUEST_ID, ctx.request_id.clone()));
-        ctx.reason = reply.reason;
-        reply
-    }
-
-    async fn remember_challenge(&self, target: &Target, scopes: Vec<String>) {
-        let incarnation = match &target.credential.source {
-            Source::Connection { incarnation, .. } => Some(incarnation.to_string()),
-            _ => None,
-        };
-        let caller = &target.caller;
-        self.authority
-            .connector
-            .challenged(
-                caller.grant(),
-                caller.subject(),
-                &target.route.name,
-                &Challenge { scopes, incarnation },
-            )
-            .await;
-    }
-
-    fn write_access_line(&self, session: &Session, ctx: &Context, status: u16) {
-        let head = session.req_header();
-        let call = mcp::Call::from_headers(&head.headers);
-        self.access.write(&Line {
-            time: humantime::format_rfc3339_millis(self.authority.clock.now()).to_string(),
-            request_id: ctx.request_id.to_str().unwrap_or_default(),
-            client_ip: session
-                .client_addr()
-                .and_then(|address| address.as_inet())
-                .map(|address| address.ip().to_string()),
-            method: head.method.as_str(),
-            host: screen::host(head).unwrap_or_default(),
-            path: head.uri.path(),
-            route: ctx.route().map(|route| route.name.as_str()),
-            status,
-            reason: ctx.reason,
-            user: ctx.target.as_ref().map(|target| target.caller.subject()),
-            client_id: ctx.target.as_ref().map(|target| target.caller.client()),
-            mcp_method: call.method,
-            mcp_name: call.name,
-            duration_ms: (ctx.elapsed().as_secs_f64() * 1e6).round() / 1e3,
-            bytes_out: session.body_bytes_sent(),
-            attempts: ctx.attempts,
-        });
-    }
-}
-
-fn failure_of(unresolved: Unresolved) -> Failure {
-    match unresolved {
-        Unresolved::NeedsUser => Failure::NeedsUser,
-        Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
-    }
-}
-
-async fn write_error(session: &mut Session, reply: Reply) -> Result<()> {
-    let mut head = ResponseHeader::build(reply.status, Some(reply.headers.len() + 1))?;
-    for (name, value) in reply.headers {
-        head.append_header(name, value)?;
-    }
-    head.insert_header(header::CONTENT_LENGTH, reply.body.len())?;
-    session.write_error_response(head, reply.body).await
 }

@@ -36,7 +36,7 @@ pub struct Plan {
 /// Whether a user has to go to the upstream's authorization server.
 pub enum Prospect {
     NotNeeded,
-    Needed(Plan),
+    Needed(Box<Plan>),
     /// The upstream is out of reach, so nobody can say.
     Unknown,
 }
@@ -162,7 +162,7 @@ impl Connector {
                 scopes.push(scope);
             }
         }
-        Ok(Prospect::Needed(Plan { discovered, scopes }))
+        Ok(Prospect::Needed(Box::new(Plan { discovered, scopes })))
     }
 
     /// Begins an authorization; returns the URL the browser goes to. `resume` comes back from [`Connector::complete`].

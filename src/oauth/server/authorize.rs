@@ -231,7 +231,7 @@ pub async fn prepare(
     })?;
     let (plan, note) = match prospect {
         Prospect::NotNeeded => (None, None),
-        Prospect::Needed(plan) => (Some(plan), None),
+        Prospect::Needed(plan) => (Some(*plan), None),
         Prospect::Unknown => (
             None,
             Some("The MCP server does not answer just now. You may be asked to connect to it later."),

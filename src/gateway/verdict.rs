@@ -1,0 +1,90 @@
+//! What the trap decided, carried out.
+use pingora::Error;
+
+use super::Gateway;
+use super::context::{REFRESHED, Target};
+use crate::credential::Source;
+use crate::oauth::client::challenged::Challenge;
+use crate::respond::Failure;
+use crate::trap::Verdict;
+
+/// What follows for the request.
+pub(super) enum Consequence {
+    Pass,
+    /// The same request again, with another token.
+    Again(Box<Error>),
+    /// An answer of ours in place of the upstream's.
+    Instead(Failure),
+}
+
+impl Gateway {
+    pub(super) async fn carry_out(
+        &self,
+        verdict: Verdict,
+        target: &mut Target,
+        success: bool,
+    ) -> Consequence {
+        let connector = &self.authority.connector;
+        match verdict {
+            Verdict::Pass => {
+                if success && connector.has_met_challenge(target.caller.grant()) {
+                    connector.settled(target.caller.grant()).await;
+                }
+                Consequence::Pass
+            }
+            Verdict::Refresh => {
+                if let Source::Connection { generation, .. } = target.credential.source {
+                    target.refused = Some(generation);
+                }
+                let mut again = Error::explain(REFRESHED, "token refused, trying a newer one");
+                again.as_up();
+                again.set_retry(true);
+                Consequence::Again(again)
+            }
+            Verdict::Connect { scopes, refused } => {
+                if refused {
+                    self.connections.refuse(&target.credential.source).await;
+                } else {
+                    self.connections
+                        .renew_refused(&target.route, &target.credential.source);
+                }
+                if refused || target.credential.source == Source::Anonymous {
+                    self.remember_challenge(target, scopes).await;
+                }
+                Consequence::Instead(Failure::NeedsUser)
+            }
+            Verdict::StepUp { scopes } => {
+                self.remember_challenge(target, scopes.clone()).await;
+                let mut needed: Vec<String> = target.caller.scopes().map(str::to_owned).collect();
+                needed.extend(scopes.into_iter().filter(|scope| !target.caller.has_scope(scope)));
+                Consequence::Instead(Failure::StepUp { scopes: needed })
+            }
+            Verdict::Misconfigured => {
+                tracing::error!(
+                    target: "postern::upstream",
+                    route = %target.route.name,
+                    "the upstream refuses what the route's credential says: check its configuration"
+                );
+                Consequence::Instead(Failure::UpstreamRefused)
+            }
+        }
+    }
+
+    /// The next authorization asks for `scopes` as well, and the grant's next refresh brings the user.
+    pub(super) async fn remember_challenge(&self, target: &Target, scopes: Vec<String>) {
+        let incarnation = match &target.credential.source {
+            Source::Connection { incarnation, .. } => Some(incarnation.to_string()),
+            _ => None,
+        };
+        let caller = &target.caller;
+        self.authority
+            .connector
+            .challenged(
+                caller.grant(),
+                caller.subject(),
+                &target.route.name,
+                &Challenge { scopes, incarnation },
+            )
+            .await;
+    }
+}
