@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 
 use super::{Credential, Source, Unresolved};
 use crate::authn::Caller;
-use crate::oauth::client::refresh::Renewed;
+use crate::oauth::client::refresh::{Outdated, Renewed};
 use crate::oauth::client::{Connector, connection_key};
 use crate::route::Route;
 use crate::store::record::{RecordError, Tokens};
@@ -66,38 +66,43 @@ impl Connections {
         }
     }
 
+    /// `refused`: tokens that the upstream has just turned down.
     pub(super) async fn resolve(
         &self,
         caller: &Caller,
         route: &Arc<Route>,
-        newer_than: Option<u64>,
+        refused: Option<&Outdated>,
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
         let slot = self.slot(caller, &route.name);
-        let mut copy = slot.state.load_full();
-        if matches!(*copy, Known::Unknown) {
-            copy = self.load(&slot).await?;
+        let mut known = slot.state.load_full();
+        // What needs the user is looked at again each time: the user may have been there, and the news be under way.
+        if matches!(*known, Known::Unknown | Known::NeedsUser) {
+            known = self.load(&slot).await?;
         }
-        match (&*copy, newer_than) {
-            (Known::Absent, _) => Ok(Credential {
+        match &*known {
+            Known::Absent => Ok(Credential {
                 header: None,
                 source: Source::Anonymous,
             }),
-            (Known::NeedsUser | Known::Unknown, _) => Err(Unresolved::NeedsUser),
-            (Known::Token(token), Some(refused)) if token.generation <= refused => {
-                self.renewed(&slot, route, refused, false, now).await
+            Known::NeedsUser | Known::Unknown => Err(Unresolved::NeedsUser),
+            Known::Token(token) if refused.is_some_and(|refused| token.is_covered_by(refused)) => {
+                self.renewed(&slot, route, token, false, now).await
             }
-            (Known::Token(token), _) if token.dead_at.is_none_or(|end| now < end) => {
+            Known::Token(token) if token.dead_at.is_none_or(|end| now < end) => {
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
-                    self.renew_ahead(&slot, route, token.generation);
+                    self.renew_ahead(&slot, route, token.outdated());
                 }
                 Ok(token.credential(&slot.key))
             }
-            (Known::Token(token), _) => {
-                self.renewed(&slot, route, token.generation, token.refreshable, now)
-                    .await
-            }
+            Known::Token(token) => self.renewed(&slot, route, token, token.refreshable, now).await,
         }
+    }
+
+    /// Whether a user whom we took for not connected is, by now: the news from the store may still be under way.
+    pub async fn has_appeared(&self, caller: &Caller, route: &Route) -> bool {
+        let slot = self.slot(caller, &route.name);
+        matches!(self.load(&slot).await.as_deref(), Ok(Known::Token(_)))
     }
 
     /// The upstream refused the token of this generation, and there is no newer one: never used again.
@@ -132,11 +137,14 @@ impl Connections {
 
     /// Fetches a newer token than the one refused, for calls to come.
     pub fn renew_refused(&self, route: &Arc<Route>, source: &Source) {
-        let Source::Connection { key, generation, .. } = source else {
+        let Source::Connection { key, .. } = source else {
             return;
         };
-        if let Some(slot) = self.by_key.get(&**key).map(|slot| Arc::clone(&slot)) {
-            self.renew_ahead(&slot, route, *generation);
+        if let (Some(slot), Some(outdated)) = (
+            self.by_key.get(&**key).map(|slot| Arc::clone(&slot)),
+            source.outdated(),
+        ) {
+            self.renew_ahead(&slot, route, outdated);
         }
     }
 
@@ -191,23 +199,22 @@ impl Connections {
         &self,
         slot: &Arc<Slot>,
         route: &Arc<Route>,
-        newer_than: u64,
-        refreshable: bool,
+        token: &Token,
+        patient: bool,
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
-        // Without a refresh token nothing but a newer authorization helps; the store may have one we have not heard of.
-        let renewed = self.connector.renew(route, &slot.key, newer_than).await;
-        match renewed {
+        let outdated = token.outdated();
+        match self.connector.renew(route, &slot.key, &outdated).await {
             Renewed::Tokens(tokens) => {
-                let copy = Arc::new(Known::of(&tokens.0, &tokens.1));
-                slot.state.store(Arc::clone(&copy));
-                match &*copy {
+                let known = Arc::new(Known::of(&tokens.0, &tokens.1));
+                slot.state.store(Arc::clone(&known));
+                match &*known {
                     Known::Token(token)
-                        if token.generation > newer_than && token.dead_at.is_none_or(|end| now < end) =>
+                        if !token.is_covered_by(&outdated) && token.dead_at.is_none_or(|end| now < end) =>
                     {
                         Ok(token.credential(&slot.key))
                     }
-                    Known::Token(_) if refreshable => Err(Unresolved::Unavailable { retry_after: RETRY }),
+                    Known::Token(_) if patient => Err(Unresolved::Unavailable { retry_after: RETRY }),
                     _ => Err(Unresolved::NeedsUser),
                 }
             }
@@ -219,10 +226,10 @@ impl Connections {
         }
     }
 
-    fn renew_ahead(&self, slot: &Arc<Slot>, route: &Arc<Route>, newer_than: u64) {
+    fn renew_ahead(&self, slot: &Arc<Slot>, route: &Arc<Route>, outdated: Outdated) {
         let (connector, slot, route) = (Arc::clone(&self.connector), Arc::clone(slot), Arc::clone(route));
         tokio::spawn(async move {
-            if let Renewed::Tokens(tokens) = connector.renew(&route, &slot.key, newer_than).await {
+            if let Renewed::Tokens(tokens) = connector.renew(&route, &slot.key, &outdated).await {
                 slot.state.store(Arc::new(Known::of(&tokens.0, &tokens.1)));
             }
         });
@@ -265,6 +272,17 @@ fn window(from: SystemTime, until: SystemTime) -> (SystemTime, SystemTime) {
 // === impl Token ===
 
 impl Token {
+    fn outdated(&self) -> Outdated {
+        Outdated {
+            incarnation: Arc::clone(&self.incarnation),
+            generation: self.generation,
+        }
+    }
+
+    fn is_covered_by(&self, outdated: &Outdated) -> bool {
+        self.incarnation == outdated.incarnation && self.generation <= outdated.generation
+    }
+
     fn credential(&self, key: &Arc<str>) -> Credential {
         let source = Source::Connection {
             key: Arc::clone(key),

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderName, HeaderValue};
 
 use crate::config;
+use crate::oauth::client::refresh::Outdated;
 use crate::policy::Permit;
 use crate::route::Route;
 
@@ -46,12 +47,29 @@ pub enum Unresolved {
     Unavailable { retry_after: Duration },
 }
 
-/// The credential for the permitted call. `newer_than`: the generation that the upstream has just refused.
+impl Source {
+    /// The tokens it came from, to ask for newer ones.
+    pub fn outdated(&self) -> Option<Outdated> {
+        match self {
+            Source::Connection {
+                incarnation,
+                generation,
+                ..
+            } => Some(Outdated {
+                incarnation: Arc::clone(incarnation),
+                generation: *generation,
+            }),
+            _ => None,
+        }
+    }
+}
+
+/// The credential for the permitted call. `refused`: the tokens that the upstream has just turned down.
 pub async fn resolve(
     connections: &Connections,
     permit: &Permit<'_>,
     route: &Arc<Route>,
-    newer_than: Option<u64>,
+    refused: Option<&Outdated>,
     now: SystemTime,
 ) -> Result<Credential, Unresolved> {
     match &permit.route().credential {
@@ -63,6 +81,6 @@ pub async fn resolve(
             header: route.fixed.clone(),
             source: Source::Fixed,
         }),
-        config::Credential::Oauth(_) => connections.resolve(permit.caller(), route, newer_than, now).await,
+        config::Credential::Oauth(_) => connections.resolve(permit.caller(), route, refused, now).await,
     }
 }

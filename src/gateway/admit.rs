@@ -67,6 +67,7 @@ impl Gateway {
             credential,
             path,
             refused: None,
+            again: false,
         });
         Ok(Admitted::Proxied)
     }
@@ -75,9 +76,16 @@ impl Gateway {
     pub(super) async fn renew(&self, target: &mut Target) -> Result<(), Failure> {
         let now = self.authority.clock.now();
         let permit = policy::permit(&target.caller, &target.route)?;
-        let renewed =
-            credential::resolve(&self.connections, &permit, &target.route, target.refused, now).await;
+        let renewed = credential::resolve(
+            &self.connections,
+            &permit,
+            &target.route,
+            target.refused.as_ref(),
+            now,
+        )
+        .await;
         target.credential = renewed.map_err(failure_of)?;
+        target.again = false;
         Ok(())
     }
 }

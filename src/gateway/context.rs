@@ -8,6 +8,7 @@ use pingora::ErrorType;
 
 use crate::authn::Caller;
 use crate::credential::Credential;
+use crate::oauth::client::refresh::Outdated;
 use crate::oauth::server::Snapshot;
 use crate::respond::{Failure, Reply};
 use crate::route::Route;
@@ -44,8 +45,10 @@ pub struct Target {
     pub credential: Credential,
     /// Path and query at the upstream.
     pub path: String,
-    /// The generation that was refused, once one was.
-    pub refused: Option<u64>,
+    /// The tokens that were refused, once some were.
+    pub refused: Option<Outdated>,
+    /// The credential is looked up again before the next attempt.
+    pub again: bool,
 }
 
 /// An answer of ours, sent in place of an upstream's.

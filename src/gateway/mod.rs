@@ -157,7 +157,7 @@ impl ProxyHttp for Gateway {
         let Some(target) = &mut ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
-        if target.refused.is_some()
+        if target.again
             && let Err(failure) = self.renew(target).await
         {
             if failure == Failure::NeedsUser {
@@ -242,7 +242,12 @@ impl ProxyHttp for Gateway {
             replayable,
         );
         let failure = match self
-            .carry_out(verdict, target, upstream.status.is_success())
+            .carry_out(
+                verdict,
+                target,
+                upstream.status.is_success(),
+                ctx.attempts == 1 && replayable,
+            )
             .await
         {
             Consequence::Pass => return Ok(()),

@@ -18,11 +18,13 @@ pub(super) enum Consequence {
 }
 
 impl Gateway {
+    /// `replayable`: the request can and may be sent once more.
     pub(super) async fn carry_out(
         &self,
         verdict: Verdict,
         target: &mut Target,
         success: bool,
+        replayable: bool,
     ) -> Consequence {
         let connector = &self.authority.connector;
         match verdict {
@@ -33,22 +35,24 @@ impl Gateway {
                 Consequence::Pass
             }
             Verdict::Refresh => {
-                if let Source::Connection { generation, .. } = target.credential.source {
-                    target.refused = Some(generation);
-                }
-                let mut again = Error::explain(REFRESHED, "token refused, trying a newer one");
-                again.as_up();
-                again.set_retry(true);
-                Consequence::Again(again)
+                target.refused = target.credential.source.outdated();
+                Consequence::Again(again(target))
             }
             Verdict::Connect { scopes, refused } => {
-                if refused {
-                    self.connections.refuse(&target.credential.source).await;
-                } else {
-                    self.connections
-                        .renew_refused(&target.route, &target.credential.source);
+                let source = &target.credential.source;
+                let anonymous = *source == Source::Anonymous;
+                if anonymous
+                    && replayable
+                    && self.connections.has_appeared(&target.caller, &target.route).await
+                {
+                    return Consequence::Again(again(target));
                 }
-                if refused || target.credential.source == Source::Anonymous {
+                if refused {
+                    self.connections.refuse(source).await;
+                } else {
+                    self.connections.renew_refused(&target.route, source);
+                }
+                if refused || anonymous {
                     self.remember_challenge(target, scopes).await;
                 }
                 Consequence::Instead(Failure::NeedsUser)
@@ -87,4 +91,13 @@ impl Gateway {
             )
             .await;
     }
+}
+
+/// Ends this attempt and asks for another one, with the credential looked up anew.
+fn again(target: &mut Target) -> Box<Error> {
+    target.again = true;
+    let mut again = Error::explain(REFRESHED, "token refused, trying a newer one");
+    again.as_up();
+    again.set_retry(true);
+    again
 }

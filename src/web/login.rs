@@ -103,6 +103,11 @@ pub async fn sign_in(
             "The user name or the password is not right.",
         );
     };
+    if let Some(old) = web.cookies.session(&headers)
+        && let Err(error) = web.authority.records.remove::<Session>(&seal::digest(old)).await
+    {
+        tracing::warn!(%error, "the session before this one stays until it expires");
+    }
     match begin(&web.authority.records, &web.cookies, &user).await {
         Ok(cookie) => {
             tracing::info!(target: "audit", event = "sign_in", user = %user, client_ip = ?about.client);

@@ -39,18 +39,33 @@ pub enum Renewed {
     },
 }
 
+/// The tokens that a caller cannot use any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outdated {
+    pub incarnation: Arc<str>,
+    pub generation: u64,
+}
+
+impl Outdated {
+    /// Whether a connection has still nothing better. Generations count anew with every authorization by the user, so
+    /// they compare within one incarnation only.
+    fn covers(&self, connection: &Connection) -> bool {
+        connection.incarnation == *self.incarnation && connection.generation <= self.generation
+    }
+}
+
 impl Connector {
-    /// Tokens newer than generation `newer_than`. Concurrent callers share one attempt.
-    pub async fn renew(self: &Arc<Self>, route: &Arc<Route>, key: &str, newer_than: u64) -> Renewed {
-        // A shared attempt may have begun for an older generation than ours; then there is one more.
+    /// Tokens newer than the outdated ones. Concurrent callers share one attempt.
+    pub async fn renew(self: &Arc<Self>, route: &Arc<Route>, key: &str, outdated: &Outdated) -> Renewed {
+        // A shared attempt may have begun for older tokens than ours; then there is one more.
         for _ in 0..2 {
-            let mut outcome = self.flight(route, key, newer_than);
+            let mut outcome = self.flight(route, key, outdated);
             let renewed = match outcome.wait_for(Option::is_some).await {
                 Ok(renewed) => renewed.clone(),
                 Err(_) => None,
             };
             match renewed {
-                Some(Renewed::Tokens(tokens)) if tokens.0.generation <= newer_than => {}
+                Some(Renewed::Tokens(tokens)) if outdated.covers(&tokens.0) => {}
                 Some(renewed) => return renewed,
                 None => break,
             }
@@ -62,21 +77,26 @@ impl Connector {
         self: &Arc<Self>,
         route: &Arc<Route>,
         key: &str,
-        newer_than: u64,
+        outdated: &Outdated,
     ) -> watch::Receiver<Option<Renewed>> {
         match self.refreshing.entry(key.to_owned()) {
             dashmap::Entry::Occupied(flight) => flight.get().clone(),
             dashmap::Entry::Vacant(vacant) => {
                 let (sender, receiver) = watch::channel(None);
                 vacant.insert(receiver.clone());
-                let (this, route, key) = (Arc::clone(self), Arc::clone(route), key.to_owned());
+                let (this, route, key, outdated) = (
+                    Arc::clone(self),
+                    Arc::clone(route),
+                    key.to_owned(),
+                    outdated.clone(),
+                );
                 tokio::spawn(async move {
                     let _under_way = this.in_flight.start();
                     let landing = Landing {
                         connector: &this,
                         key: &key,
                     };
-                    let renewed = this.attempt(&route, &key, newer_than).await;
+                    let renewed = this.attempt(&route, &key, &outdated).await;
                     drop(landing);
                     let _ = sender.send(Some(renewed));
                 });
@@ -85,13 +105,33 @@ impl Connector {
         }
     }
 
-    async fn attempt(&self, route: &Route, key: &str, newer_than: u64) -> Renewed {
+    async fn attempt(&self, route: &Route, key: &str, outdated: &Outdated) -> Renewed {
         let Ok(id) = seal::name() else {
             return Renewed::Later { retry_after: BACKOFF };
         };
         let give_up = self.clock.now() + PATIENCE;
         loop {
-            match self.records.store().acquire(key, &id, newer_than, LEASE).await {
+            match self
+                .records
+                .store()
+                .acquire(key, &id, outdated.generation, LEASE)
+                .await
+            {
+                Ok(Acquired::Owner { connection, .. }) if !outdated.covers(&connection) => {
+                    // The user has authorized anew meanwhile: what is there has not been tried yet.
+                    let now = Release::Transient {
+                        not_before: self.clock.now(),
+                    };
+                    if let Err(error) = self
+                        .records
+                        .store()
+                        .release(key, &id, connection.fence, now)
+                        .await
+                    {
+                        tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
+                    }
+                    return self.read(key, connection);
+                }
                 Ok(Acquired::Owner { connection, .. }) => {
                     return self.redeem_refresh_token(route, key, connection).await;
                 }
