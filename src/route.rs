@@ -271,8 +271,9 @@ impl Upstream {
 
 /// The canonical form of a request path: slashes that repeat become one, one at the end goes, the root is empty.
 ///
-/// Refused: anything not beginning with a slash, dot segments, backslashes, control bytes and bytes above ASCII,
-/// and every percent escape that hides a separator, a dot, a control byte or another percent sign.
+/// Refused: anything not beginning with a slash, dot segments (with parameters too), backslashes, control bytes and
+/// bytes above ASCII, every percent escape that hides a separator, a dot, a control byte or another percent sign, and
+/// escapes that are not UTF-8.
 pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
     if !raw.starts_with('/')
         || raw
@@ -281,16 +282,23 @@ pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
     {
         return Err(RouteError::BadPath);
     }
-    for escape in raw.split('%').skip(1) {
-        let byte = escape
-            .get(..2)
-            .and_then(|hex| u8::from_str_radix(hex, 16).ok())
-            .ok_or(RouteError::BadPath)?;
+    let mut decoded = Vec::new();
+    for piece in raw.split('%').skip(1) {
+        let (hex, plain) = piece.split_at_checked(2).ok_or(RouteError::BadPath)?;
+        let byte = u8::from_str_radix(hex, 16).map_err(|_| RouteError::BadPath)?;
         if byte < 0x20 || byte == 0x7f || matches!(byte, b'/' | b'\\' | b'.' | b'%') {
             return Err(RouteError::BadPath);
         }
+        decoded.push(byte);
+        decoded.extend_from_slice(plain.as_bytes());
     }
-    if raw.split('/').any(|segment| segment == "." || segment == "..") {
+    // Overlong UTF-8 is one more way to write a dot or a slash.
+    if std::str::from_utf8(&decoded).is_err() {
+        return Err(RouteError::BadPath);
+    }
+    // Servlet containers cut off what follows a semicolon before they look for dots.
+    let is_dots = |segment: &str| matches!(segment.split(';').next(), Some("." | ".."));
+    if raw.split('/').any(is_dots) {
         return Err(RouteError::BadPath);
     }
     if !raw.contains("//") {
@@ -321,6 +329,7 @@ mod tests {
         assert_eq!(canonical_path("/a//b/").unwrap(), "/a/b");
         assert_eq!(canonical_path("/a%20b").unwrap(), "/a%20b");
         assert_eq!(canonical_path("/a%C3%A9").unwrap(), "/a%C3%A9");
+        assert_eq!(canonical_path("/...;a/b;..").unwrap(), "/...;a/b;..");
     }
 
     #[test]
@@ -343,6 +352,11 @@ mod tests {
             "/a%4",
             "/a%zz",
             "/a%25",
+            "/a%+1",
+            "/a%ff",
+            "/a/%c0%ae%c0%ae/b",
+            "/a/..;/b",
+            "/a/.;x=1/b",
             "/a#b",
             "/a?b",
             "/a b",

@@ -21,12 +21,12 @@ pub enum Verdict {
     Misconfigured,
 }
 
-/// `attempt` counts from one; `replayable`: the request body is still held completely.
+/// `refreshed`: a newer token was fetched for this request already; `replayable`: the request can be sent once more.
 pub fn judge(
     status: StatusCode,
     headers: &HeaderMap,
     sent: &Source,
-    attempt: u32,
+    refreshed: bool,
     replayable: bool,
 ) -> Verdict {
     if status != StatusCode::UNAUTHORIZED && status != StatusCode::FORBIDDEN {
@@ -41,19 +41,25 @@ pub fn judge(
             scopes,
             refused: false,
         },
-        (Judgement::Connect { scopes }, Source::Connection { refreshable, .. }) => {
-            match (refreshable, attempt) {
-                (true, 1) if replayable => Verdict::Refresh,
-                (true, 1) => Verdict::Connect {
+        (
+            Judgement::Connect { scopes },
+            Source::Connection {
+                refreshable: true, ..
+            },
+        ) if !refreshed => {
+            if replayable {
+                Verdict::Refresh
+            } else {
+                Verdict::Connect {
                     scopes,
                     refused: false,
-                },
-                _ => Verdict::Connect {
-                    scopes,
-                    refused: true,
-                },
+                }
             }
         }
+        (Judgement::Connect { scopes }, Source::Connection { .. }) => Verdict::Connect {
+            scopes,
+            refused: true,
+        },
     }
 }
 
@@ -89,46 +95,52 @@ mod tests {
     #[test]
     fn a_refused_token_is_refreshed_once_then_the_user_is_asked() {
         let challenge = headers("Bearer error=\"invalid_token\"");
-        let judge = |source, attempt, replayable| {
-            judge(StatusCode::UNAUTHORIZED, &challenge, &source, attempt, replayable)
+        let judge = |source, refreshed, replayable| {
+            judge(
+                StatusCode::UNAUTHORIZED,
+                &challenge,
+                &source,
+                refreshed,
+                replayable,
+            )
         };
-        assert_eq!(judge(connection(true), 1, true), Verdict::Refresh);
+        assert_eq!(judge(connection(true), false, true), Verdict::Refresh);
         assert_eq!(
-            judge(connection(true), 1, false),
+            judge(connection(true), false, false),
             Verdict::Connect {
                 scopes: vec![],
                 refused: false
             }
         );
         assert_eq!(
-            judge(connection(true), 2, true),
+            judge(connection(true), true, true),
             Verdict::Connect {
                 scopes: vec![],
                 refused: true
             }
         );
         assert_eq!(
-            judge(connection(false), 1, true),
+            judge(connection(false), false, true),
             Verdict::Connect {
                 scopes: vec![],
                 refused: true
             }
         );
         assert_eq!(
-            judge(Source::Anonymous, 1, true),
+            judge(Source::Anonymous, false, true),
             Verdict::Connect {
                 scopes: vec![],
                 refused: false
             }
         );
-        assert_eq!(judge(Source::Fixed, 1, true), Verdict::Misconfigured);
-        assert_eq!(judge(Source::None, 1, true), Verdict::Misconfigured);
+        assert_eq!(judge(Source::Fixed, false, true), Verdict::Misconfigured);
+        assert_eq!(judge(Source::None, false, true), Verdict::Misconfigured);
     }
 
     #[test]
     fn a_403_is_a_challenge_only_when_it_says_so() {
         let step_up = headers("Bearer error=\"insufficient_scope\", scope=\"files:write files:read\"");
-        let verdict = judge(StatusCode::FORBIDDEN, &step_up, &connection(true), 1, true);
+        let verdict = judge(StatusCode::FORBIDDEN, &step_up, &connection(true), false, true);
         assert_eq!(
             verdict,
             Verdict::StepUp {
@@ -140,13 +152,13 @@ mod tests {
                 StatusCode::FORBIDDEN,
                 &HeaderMap::new(),
                 &connection(true),
-                1,
+                false,
                 true
             ),
             Verdict::Pass
         );
         assert_eq!(
-            judge(StatusCode::NOT_FOUND, &step_up, &connection(true), 1, true),
+            judge(StatusCode::NOT_FOUND, &step_up, &connection(true), false, true),
             Verdict::Pass
         );
         // A 401 needs no header at all to be one.
@@ -155,7 +167,7 @@ mod tests {
                 StatusCode::UNAUTHORIZED,
                 &HeaderMap::new(),
                 &connection(true),
-                1,
+                false,
                 true
             ),
             Verdict::Refresh

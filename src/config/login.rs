@@ -19,6 +19,13 @@ pub struct Login {
     pub one_click: Option<String>,
 }
 
+impl Login {
+    /// Whether there is a user of that name.
+    pub fn knows(&self, username: &str) -> bool {
+        self.users.iter().any(|user| user.username == username)
+    }
+}
+
 /// A local user.
 pub struct User {
     pub username: String,

@@ -59,13 +59,14 @@ impl Upstream {
 }
 
 /// First path segments of Postern's own endpoints.
-const LOCAL: [&str; 9] = [
+const LOCAL: [&str; 10] = [
     "oauth",
     "login",
     "logout",
     "connections",
     "api",
     ".well-known",
+    "favicon.ico",
     "healthz",
     "readyz",
     "metrics",

@@ -1,10 +1,11 @@
 //! The token of the user's own connection.
 //!
 //! Memory is a copy of the store: a slot per connection, found by the caller's grant without touching anything else,
-//! emptied by the store's events and filled again by the next call. A fresh token costs two map look-ups and no lock
-//! that outlives them.
+//! emptied by the store's events and filled again by the next call. A fresh token costs one map look-up and no lock
+//! that outlives it.
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use dashmap::DashMap;
@@ -32,14 +33,18 @@ pub struct Connections {
 
 struct Slot {
     key: Arc<str>,
-    state: ArcSwap<Known>,
+    known: ArcSwap<Known>,
+    /// A refresh ahead of expiry is under way: one is enough.
+    renewing: AtomicBool,
+    /// No refresh before that moment, milliseconds of the epoch.
+    quiet_until: AtomicU64,
 }
 
 /// What we know of a connection.
 enum Known {
     Unknown,
     Absent,
-    NeedsUser,
+    NeedsUser { incarnation: Option<Arc<str>> },
     Token(Token),
 }
 
@@ -75,9 +80,9 @@ impl Connections {
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
         let slot = self.slot(caller, &route.name);
-        let mut known = slot.state.load_full();
+        let mut known = slot.known.load_full();
         // What needs the user is looked at again each time: the user may have been there, and the news be under way.
-        if matches!(*known, Known::Unknown | Known::NeedsUser) {
+        if matches!(*known, Known::Unknown | Known::NeedsUser { .. }) {
             known = self.load(&slot).await?;
         }
         match &*known {
@@ -85,17 +90,20 @@ impl Connections {
                 header: None,
                 source: Source::Anonymous,
             }),
-            Known::NeedsUser | Known::Unknown => Err(Unresolved::NeedsUser),
+            Known::Unknown => Err(Unresolved::NeedsUser { incarnation: None }),
+            Known::NeedsUser { incarnation } => Err(Unresolved::NeedsUser {
+                incarnation: incarnation.clone(),
+            }),
             Known::Token(token) if refused.is_some_and(|refused| token.is_covered_by(refused)) => {
-                self.renewed(&slot, route, token, false, now).await
+                self.renewed(&slot, route, &known, token, now).await
             }
             Known::Token(token) if token.dead_at.is_none_or(|end| now < end) => {
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
-                    self.renew_ahead(&slot, route, token.outdated());
+                    self.renew_ahead(&slot, route, token.outdated(), now);
                 }
                 Ok(token.credential(&slot.key))
             }
-            Known::Token(token) => self.renewed(&slot, route, token, token.refreshable, now).await,
+            Known::Token(token) => self.renewed(&slot, route, &known, token, now).await,
         }
     }
 
@@ -127,37 +135,41 @@ impl Connections {
         }
         // Whether or not the store could be told, this process knows.
         if let Some(slot) = self.by_key.get(&**key) {
-            let current = slot.state.load();
-            if matches!(&**current, Known::Token(token) if token.generation == *generation && token.incarnation == *incarnation)
-            {
-                slot.state.store(Arc::new(Known::NeedsUser));
+            let known = slot.known.load_full();
+            let is_refused =
+                |token: &Token| token.generation == *generation && token.incarnation == *incarnation;
+            if matches!(&*known, Known::Token(token) if is_refused(token)) {
+                slot.replace(
+                    &known,
+                    Known::NeedsUser {
+                        incarnation: Some(Arc::clone(incarnation)),
+                    },
+                );
             }
         }
     }
 
     /// Fetches a newer token than the one refused, for calls to come.
-    pub fn renew_refused(&self, route: &Arc<Route>, source: &Source) {
+    pub fn renew_refused(&self, route: &Arc<Route>, source: &Source, now: SystemTime) {
         let Source::Connection { key, .. } = source else {
             return;
         };
-        if let (Some(slot), Some(outdated)) = (
-            self.by_key.get(&**key).map(|slot| Arc::clone(&slot)),
-            source.outdated(),
-        ) {
-            self.renew_ahead(&slot, route, outdated);
+        let slot = self.by_key.get(&**key).map(|slot| Arc::clone(&slot));
+        if let (Some(slot), Some(outdated)) = (slot, source.outdated()) {
+            self.renew_ahead(&slot, route, outdated, now);
         }
     }
 
     /// The store says this connection may have changed.
     pub fn changed(&self, key: &str) {
         if let Some(slot) = self.by_key.get(key) {
-            slot.state.store(Arc::new(Known::Unknown));
+            slot.known.store(Arc::new(Known::Unknown));
+            slot.quiet_until.store(0, Ordering::Relaxed);
         }
     }
 
     /// Events were missed, or there are too many copies: every one is read again.
     pub fn forget_all(&self) {
-        // In this order, so that no slot stays findable by grant that no event can reach.
         self.by_key.clear();
         self.by_grant.clear();
     }
@@ -170,69 +182,126 @@ impl Connections {
             self.forget_all();
         }
         let key = connection_key(caller.subject(), route);
-        let fresh = || {
-            Arc::new(Slot {
-                key: key.as_str().into(),
-                state: ArcSwap::from_pointee(Known::Unknown),
-            })
-        };
-        let slot = Arc::clone(&self.by_key.entry(key.as_str().into()).or_insert_with(fresh));
+        let slot = Arc::clone(
+            &self
+                .by_key
+                .entry(key.as_str().into())
+                .or_insert_with(|| Slot::new(&key)),
+        );
         self.by_grant.insert(caller.grant().into(), Arc::clone(&slot));
+        // A slot that is found by grant alone would hear of nothing any more.
+        if !self.by_key.contains_key(key.as_str()) {
+            self.by_grant.remove(caller.grant());
+        }
         slot
     }
 
     async fn load(&self, slot: &Slot) -> Result<Arc<Known>, Unresolved> {
-        let before = slot.state.load_full();
-        let copy = match self.connector.records.connection(&slot.key).await {
+        let before = slot.known.load_full();
+        let known = match self.connector.records.connection(&slot.key).await {
             Ok(None) => Known::Absent,
             Ok(Some((connection, tokens))) => Known::of(&connection, &tokens),
-            Err(RecordError::Unreadable) => Known::NeedsUser,
+            Err(RecordError::Unreadable) => {
+                let connection = self.connector.records.store().connection(&slot.key).await;
+                let incarnation = connection
+                    .ok()
+                    .flatten()
+                    .map(|connection| connection.incarnation.as_str().into());
+                Known::NeedsUser { incarnation }
+            }
             Err(_) => return Err(Unresolved::Unavailable { retry_after: RETRY }),
         };
-        let copy = Arc::new(copy);
-        // A change that came in between empties the slot again: then this copy serves this call alone.
-        slot.state.compare_and_swap(&before, Arc::clone(&copy));
-        Ok(copy)
+        Ok(slot.replace(&before, known))
     }
 
     async fn renewed(
         &self,
         slot: &Arc<Slot>,
         route: &Arc<Route>,
+        before: &Arc<Known>,
         token: &Token,
-        patient: bool,
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
+        if let Some(retry_after) = slot.quiet(now) {
+            return Err(Unresolved::Unavailable { retry_after });
+        }
         let outdated = token.outdated();
+        let needs_user = || Unresolved::NeedsUser {
+            incarnation: Some(Arc::clone(&token.incarnation)),
+        };
         match self.connector.renew(route, &slot.key, &outdated).await {
-            Renewed::Tokens(tokens) => {
-                let known = Arc::new(Known::of(&tokens.0, &tokens.1));
-                slot.state.store(Arc::clone(&known));
-                match &*known {
-                    Known::Token(token)
-                        if !token.is_covered_by(&outdated) && token.dead_at.is_none_or(|end| now < end) =>
-                    {
-                        Ok(token.credential(&slot.key))
-                    }
-                    Known::Token(_) if patient => Err(Unresolved::Unavailable { retry_after: RETRY }),
-                    _ => Err(Unresolved::NeedsUser),
+            Renewed::Tokens(tokens) => match &*slot.replace(before, Known::of(&tokens.0, &tokens.1)) {
+                Known::Token(newer) if newer.is_covered_by(&outdated) => Err(needs_user()),
+                Known::Token(newer) if newer.dead_at.is_none_or(|end| now < end) => {
+                    Ok(newer.credential(&slot.key))
                 }
-            }
+                Known::Token(_) => Err(Unresolved::Unavailable { retry_after: RETRY }),
+                _ => Err(needs_user()),
+            },
             Renewed::NeedsUser => {
-                slot.state.store(Arc::new(Known::NeedsUser));
-                Err(Unresolved::NeedsUser)
+                slot.replace(
+                    before,
+                    Known::NeedsUser {
+                        incarnation: Some(Arc::clone(&token.incarnation)),
+                    },
+                );
+                Err(needs_user())
             }
-            Renewed::Later { retry_after } => Err(Unresolved::Unavailable { retry_after }),
+            Renewed::Later { retry_after } => {
+                slot.be_quiet(now, retry_after);
+                Err(Unresolved::Unavailable { retry_after })
+            }
         }
     }
 
-    fn renew_ahead(&self, slot: &Arc<Slot>, route: &Arc<Route>, outdated: Outdated) {
+    fn renew_ahead(&self, slot: &Arc<Slot>, route: &Arc<Route>, outdated: Outdated, now: SystemTime) {
+        if slot.quiet(now).is_some() || slot.renewing.swap(true, Ordering::AcqRel) {
+            return;
+        }
         let (connector, slot, route) = (Arc::clone(&self.connector), Arc::clone(slot), Arc::clone(route));
         tokio::spawn(async move {
-            if let Renewed::Tokens(tokens) = connector.renew(&route, &slot.key, &outdated).await {
-                slot.state.store(Arc::new(Known::of(&tokens.0, &tokens.1)));
+            let before = slot.known.load_full();
+            match connector.renew(&route, &slot.key, &outdated).await {
+                Renewed::Tokens(tokens) => {
+                    slot.replace(&before, Known::of(&tokens.0, &tokens.1));
+                }
+                // What is there serves until it expires.
+                Renewed::NeedsUser => {}
+                Renewed::Later { retry_after } => slot.be_quiet(now, retry_after),
             }
+            slot.renewing.store(false, Ordering::Release);
         });
+    }
+}
+
+// === impl Slot ===
+
+impl Slot {
+    fn new(key: &str) -> Arc<Self> {
+        Arc::new(Self {
+            key: key.into(),
+            known: ArcSwap::from_pointee(Known::Unknown),
+            renewing: AtomicBool::new(false),
+            quiet_until: AtomicU64::new(0),
+        })
+    }
+
+    /// Remembers `known`, unless something came in since `before` was read: then it serves its reader alone.
+    fn replace(&self, before: &Arc<Known>, known: Known) -> Arc<Known> {
+        let known = Arc::new(known);
+        self.known.compare_and_swap(before, Arc::clone(&known));
+        known
+    }
+
+    fn quiet(&self, now: SystemTime) -> Option<Duration> {
+        let until = UNIX_EPOCH + Duration::from_millis(self.quiet_until.load(Ordering::Relaxed));
+        until.duration_since(now).ok().filter(|left| !left.is_zero())
+    }
+
+    fn be_quiet(&self, now: SystemTime, wait: Duration) {
+        let until = now.duration_since(UNIX_EPOCH).unwrap_or_default() + wait;
+        self.quiet_until
+            .store(u64::try_from(until.as_millis()).unwrap_or(0), Ordering::Relaxed);
     }
 }
 
@@ -240,12 +309,15 @@ impl Connections {
 
 impl Known {
     fn of(connection: &Connection, tokens: &Tokens) -> Self {
+        let needs_user = Self::NeedsUser {
+            incarnation: Some(connection.incarnation.as_str().into()),
+        };
         if connection.state == State::NeedsReauth {
-            return Self::NeedsUser;
+            return needs_user;
         }
         let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", tokens.access_token.expose_secret()))
         else {
-            return Self::NeedsUser;
+            return needs_user;
         };
         value.set_sensitive(true);
         let window = tokens.expires_at.map(|end| window(tokens.obtained_at, end));

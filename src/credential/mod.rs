@@ -41,13 +41,21 @@ pub enum Source {
 /// Why there is no credential.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Unresolved {
+    /// `incarnation`: of the connection that is good for nothing any more, if there is one.
     #[error("the user has to authorize at the upstream")]
-    NeedsUser,
+    NeedsUser { incarnation: Option<Arc<str>> },
     #[error("no valid token just now")]
     Unavailable { retry_after: Duration },
 }
 
 impl Source {
+    pub fn incarnation(&self) -> Option<Arc<str>> {
+        match self {
+            Source::Connection { incarnation, .. } => Some(Arc::clone(incarnation)),
+            _ => None,
+        }
+    }
+
     /// The tokens it came from, to ask for newer ones.
     pub fn outdated(&self) -> Option<Outdated> {
         match self {

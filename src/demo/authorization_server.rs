@@ -5,7 +5,6 @@
 //! verifier.
 
 use std::collections::HashMap;
-use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -17,9 +16,9 @@ use axum::{Json, Router};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use url::{Host, Url};
 
-use super::{Client, Demo, NoRandomness, SCOPE, authorize, no_store, random_text, token};
+use super::client::{BadRedirectUris, Client};
+use super::{Demo, NoRandomness, SCOPE, authorize, no_store, random_text, token};
 
 pub(super) fn routes() -> Router<Arc<Demo>> {
     Router::new()
@@ -83,6 +82,12 @@ impl From<NoRandomness> for Refusal {
     }
 }
 
+impl From<BadRedirectUris> for Refusal {
+    fn from(BadRedirectUris(why): BadRedirectUris) -> Self {
+        Refusal::new("invalid_redirect_uri", why)
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let body = Json(json!({ "error": self.error, "error_description": self.description }));
@@ -113,18 +118,6 @@ async fn register(State(demo): State<Arc<Demo>>, body: Bytes) -> Result<Response
             "the body is not client metadata in JSON",
         )
     })?;
-    if request.redirect_uris.is_empty() || request.redirect_uris.len() > 10 {
-        return Err(Refusal::new(
-            "invalid_redirect_uri",
-            "give one to ten redirect URIs",
-        ));
-    }
-    if !request.redirect_uris.iter().all(|uri| is_redirect_uri(uri)) {
-        return Err(Refusal::new(
-            "invalid_redirect_uri",
-            "https, or http on loopback, and no fragment",
-        ));
-    }
     let lacks =
         |list: &Option<Vec<String>>, item| list.as_ref().is_some_and(|list| !list.iter().any(|i| i == item));
     if lacks(&request.grant_types, "authorization_code") || lacks(&request.response_types, "code") {
@@ -133,7 +126,11 @@ async fn register(State(demo): State<Arc<Demo>>, body: Bytes) -> Result<Response
             "only the authorization code flow is supported",
         ));
     }
-    let client_id = random_text()?;
+    let client = Client::new(
+        random_text()?,
+        request.client_name.as_deref(),
+        request.redirect_uris,
+    )?;
     let issued_at = demo
         .clock
         .now()
@@ -141,40 +138,18 @@ async fn register(State(demo): State<Arc<Demo>>, body: Bytes) -> Result<Response
         .unwrap_or_default()
         .as_secs();
     let mut answer = json!({
-        "client_id": client_id,
+        "client_id": client.id(),
         "client_id_issued_at": issued_at,
-        "redirect_uris": request.redirect_uris,
+        "redirect_uris": client.redirect_uris,
         "grant_types": ["authorization_code", "refresh_token"],
         "response_types": ["code"],
         "token_endpoint_auth_method": "none",
         "scope": SCOPE,
     });
-    let name: Option<String> = request.client_name.map(|name| name.chars().take(80).collect());
-    if let (Some(fields), Some(name)) = (answer.as_object_mut(), &name) {
+    if let (Some(fields), Some(name)) = (answer.as_object_mut(), &client.name) {
         fields.insert("client_name".to_owned(), json!(name));
     }
-    demo.tables().clients.insert(
-        client_id,
-        Client {
-            name,
-            redirect_uris: request.redirect_uris,
-        },
-    );
     Ok(no_store((StatusCode::CREATED, Json(answer))))
-}
-
-fn is_redirect_uri(uri: &str) -> bool {
-    if uri.len() > 2048 || !uri.is_ascii() || uri.contains('#') || uri.chars().any(|c| c.is_control()) {
-        return false;
-    }
-    let Ok(url) = Url::parse(uri) else { return false };
-    match (url.scheme(), url.host()) {
-        ("https", Some(_)) => true,
-        ("http", Some(Host::Domain(name))) => name == "localhost",
-        ("http", Some(Host::Ipv4(ip))) => ip == Ipv4Addr::LOCALHOST,
-        ("http", Some(Host::Ipv6(ip))) => ip == Ipv6Addr::LOCALHOST,
-        _ => false,
-    }
 }
 
 /// Parameters by name; `None` when one comes twice (RFC 6749 §3.1). Empty ones count as absent.

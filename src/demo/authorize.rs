@@ -12,7 +12,8 @@ use bytes::Bytes;
 use url::Url;
 
 use super::authorization_server::parameters;
-use super::{Client, Code, Demo, Grant, Pending, SCOPE, digest_of, header_text, no_store, random_text};
+use super::client::Client;
+use super::{Code, Demo, Grant, Pending, SCOPE, digest_of, header_text, no_store, random_text};
 
 const CODE_LIFETIME: Duration = Duration::from_secs(60);
 const PENDING_LIFETIME: Duration = Duration::from_secs(10 * 60);
@@ -63,18 +64,22 @@ fn problem_page(status: StatusCode, problem: &str) -> Response {
     )
 }
 
-fn question_page(
-    ticket: &str,
-    pending: &Pending,
-    client: &Client,
-    account: &str,
-    problem: Option<&str>,
-) -> Response {
-    let url = Url::parse(&pending.redirect_uri);
+fn question_page(ticket: &str, pending: &Pending, account: &str, problem: Option<&str>) -> Response {
+    let url = Url::parse(&pending.redirect_uri).ok();
+    let host = url.as_ref().and_then(Url::host_str).unwrap_or_default();
+    // On one computer only the port tells the programs apart.
+    let redirect_host = match url.as_ref().and_then(Url::port) {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
     let question = Question {
-        client: client.name.as_deref().unwrap_or("An application without a name"),
+        client: pending
+            .client
+            .name
+            .as_deref()
+            .unwrap_or("An application without a name"),
         scope: SCOPE,
-        redirect_host: url.as_ref().ok().and_then(Url::host_str).unwrap_or_default(),
+        redirect_host: &redirect_host,
         ticket,
         account,
     };
@@ -99,12 +104,8 @@ pub(super) async fn ask(State(demo): State<Arc<Demo>>, RawQuery(query): RawQuery
     };
     let value = |name: &str| asked.get(name).map(String::as_str);
     let client_id = value("client_id").unwrap_or_default();
-    let Some(client) = demo.tables().clients.find(client_id).cloned() else {
-        return problem_page(
-            StatusCode::BAD_REQUEST,
-            "The application is not registered here. Demo tools forgets everything when it restarts; \
-             the application has to register again.",
-        );
+    let Some(client) = Client::of_id(client_id) else {
+        return problem_page(StatusCode::BAD_REQUEST, "The application is not registered here.");
     };
     let Some(redirect_uri) =
         value("redirect_uri").filter(|uri| client.redirect_uris.iter().any(|own| own == uri))
@@ -141,13 +142,13 @@ pub(super) async fn ask(State(demo): State<Arc<Demo>>, RawQuery(query): RawQuery
         return refused("server_error", "try again later");
     };
     let pending = Pending {
-        client_id: client_id.to_owned(),
         redirect_uri: redirect_uri.to_owned(),
         code_challenge: code_challenge.to_owned(),
         state: value("state").map(str::to_owned),
         expires: demo.clock.now() + PENDING_LIFETIME,
+        client,
     };
-    let response = question_page(&ticket, &pending, &client, DEFAULT_ACCOUNT, None);
+    let response = question_page(&ticket, &pending, DEFAULT_ACCOUNT, None);
     demo.tables().pending.insert(ticket, pending);
     response
 }
@@ -176,13 +177,8 @@ pub(super) async fn answer(State(demo): State<Arc<Demo>>, headers: HeaderMap, bo
         );
     };
     if value("decision") == Some("allow") && !is_account(account) {
-        let nameless = Client {
-            name: None,
-            redirect_uris: Vec::new(),
-        };
-        let client = tables.clients.find(&pending.client_id).unwrap_or(&nameless);
         let problem = "An account name has up to 32 letters, digits, dots, dashes or underscores.";
-        return question_page(ticket, &pending, client, account, Some(problem));
+        return question_page(ticket, &pending, account, Some(problem));
     }
     tables.pending.remove(ticket);
     let state = pending.state.as_deref();
@@ -204,7 +200,7 @@ pub(super) async fn answer(State(demo): State<Arc<Demo>>, headers: HeaderMap, bo
     tables.grants.insert(
         grant.clone(),
         Grant {
-            client_id: pending.client_id.clone(),
+            client_id: pending.client.id(),
             account: account.to_owned(),
         },
     );

@@ -2,11 +2,13 @@
 //! server it trusts, both on one loopback listener.
 //!
 //! It stands in for a service of somebody else, so it uses nothing of the gateway but the clock. It keeps
-//! everything in memory, bounded, and forgets it when it ends. Anyone who reaches its page may be anyone there:
-//! that is why [`serve`] takes only loopback listeners.
+//! everything in memory, bounded, and forgets it when it ends; only clients it knows ever after, for all it knows
+//! of one stands in the client's id. Anyone who reaches its page may be anyone there: that is why [`serve`] takes
+//! only loopback listeners.
 
 mod authorization_server;
 mod authorize;
+mod client;
 mod mcp_server;
 mod token;
 
@@ -122,7 +124,6 @@ impl Demo {
 /// All state. Codes and tokens are found by their [`digest_of`], never kept themselves.
 #[derive(Default)]
 struct Tables {
-    clients: Table<Client>,
     /// Requests waiting for the user's answer, by ticket.
     pending: Table<Pending>,
     codes: Table<Code>,
@@ -132,17 +133,10 @@ struct Tables {
     refresh: Table<RefreshToken>,
 }
 
-/// A registered client. All clients are public ones.
-#[derive(Clone)]
-struct Client {
-    name: Option<String>,
-    redirect_uris: Vec<String>,
-}
-
 /// An authorization request that passed all checks.
 #[derive(Clone)]
 struct Pending {
-    client_id: String,
+    client: client::Client,
     redirect_uri: String,
     code_challenge: String,
     state: Option<String>,

@@ -340,6 +340,51 @@ async fn registration_takes_only_safe_redirect_uris() {
 }
 
 #[tokio::test]
+async fn a_client_is_still_known_after_a_restart() {
+    let (client_id, access, refresh) = Tester::new().tokens().await;
+    let restarted = Tester::new();
+    assert!(!restarted.opens(&access).await);
+    refused(&restarted.refresh(&client_id, &refresh).await, "invalid_grant");
+    let code = restarted.code(&client_id).await;
+    let (access, _) = pair(&restarted.redeem(&client_id, &code, &[]).await);
+    assert!(restarted.opens(&access).await);
+}
+
+#[tokio::test]
+async fn each_registration_is_a_client_of_its_own() {
+    let tester = Tester::new();
+    let (one, other) = (tester.register().await, tester.register().await);
+    assert_ne!(one, other);
+    let code = tester.code(&one).await;
+    refused(&tester.redeem(&other, &code, &[]).await, "invalid_grant");
+}
+
+#[tokio::test]
+async fn an_id_made_up_by_hand_gives_no_more_than_a_registration() {
+    let tester = Tester::new();
+    let id = |text: &str| BASE64URL_NOPAD.encode(text.as_bytes());
+    let honest = format!(r#"{{"salt":"s","name":null,"redirect_uris":["{CALLBACK}"]}}"#);
+    assert_eq!(tester.ask(&id(&honest), &[]).await.status, 200);
+    let long = format!("https://a.example/{}", "x".repeat(2000));
+    for made_up in [
+        honest.replace(CALLBACK, "http://evil.example/cb"),
+        honest.replace(CALLBACK, "javascript:alert(1)"),
+        honest.replace(&format!("\"{CALLBACK}\""), ""),
+        honest.replace(':', ": "),
+        honest.replace("null", r#"null,"more":1"#),
+        honest.replace(CALLBACK, &format!(r#"{CALLBACK}","{long}","{long}"#)),
+    ] {
+        let answer = tester.ask(&id(&made_up), &[]).await;
+        assert_eq!((answer.status, answer.header("location")), (400, ""), "{made_up}");
+    }
+    let body = json!({ "redirect_uris": [long, long] }).to_string();
+    refused(
+        &tester.send("POST", "/register", &[], body).await,
+        "invalid_redirect_uri",
+    );
+}
+
+#[tokio::test]
 async fn the_page_asks_in_plain_text_and_cannot_be_framed() {
     let tester = Tester::new();
     let client_id = tester.register().await;

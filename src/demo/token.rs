@@ -12,6 +12,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::authorization_server::{Refusal, parameters};
+use super::client::Client;
 use super::{
     ACCESS_LIFETIME, AccessToken, Demo, RefreshToken, SCOPE, Tables, digest_of, header_text, no_store,
     random_text,
@@ -56,7 +57,7 @@ pub(super) async fn endpoint(
     let (access, refresh) = (random_text()?, random_text()?);
     let now = demo.clock.now();
     let mut tables = demo.tables();
-    if tables.clients.find(client_id).is_none() {
+    if Client::of_id(client_id).is_none() {
         return Err(Refusal {
             status: StatusCode::UNAUTHORIZED,
             ..Refusal::new("invalid_client", "the client is not registered")

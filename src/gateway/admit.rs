@@ -8,7 +8,7 @@ use super::context::{Context, Target};
 use super::{Gateway, screen};
 use crate::credential::{self, Unresolved};
 use crate::respond::Failure;
-use crate::route::{Route, canonical_path};
+use crate::route::canonical_path;
 use crate::{authn, origin, policy, web};
 
 /// What a request turned out to be.
@@ -18,48 +18,47 @@ pub(super) enum Admitted {
     Preflight,
 }
 
-/// A refusal, and where the request was headed if that is known.
-pub(super) type Refused = (Failure, Option<Arc<Route>>);
-
 impl Gateway {
     /// Says what becomes of a request.
-    pub(super) async fn admit(&self, session: &Session, ctx: &mut Context) -> Result<Admitted, Refused> {
+    pub(super) async fn admit(&self, session: &Session, ctx: &mut Context) -> Result<Admitted, Failure> {
         let head = session.req_header();
-        let nowhere = |failure: Failure| (failure, None);
-        screen::request(head).map_err(|what| nowhere(Failure::Malformed(what)))?;
+        screen::request(head).map_err(Failure::Malformed)?;
         let snapshot = Arc::clone(&ctx.snapshot);
-        let host = screen::host(head).ok_or(nowhere(Failure::Malformed("exactly one host is needed")))?;
-        let authority = snapshot
-            .routes
-            .authority(host)
-            .map_err(|error| nowhere(error.into()))?;
-        let path = canonical_path(head.uri.path()).map_err(|error| nowhere(error.into()))?;
+        let host = screen::host(head).ok_or(Failure::Malformed("exactly one host is needed"))?;
+        let authority = snapshot.routes.authority(host)?;
+        let path = canonical_path(head.uri.path())?;
         let is_metadata = snapshot.routes.metadata(&authority, &path).is_some();
-        if is_metadata || (snapshot.routes.is_public(&authority) && web::is_local(&path)) {
+        // A route at the root stands where our home page would.
+        let is_home_taken = path.is_empty() && snapshot.routes.find(&authority, &path).is_ok();
+        let is_local = snapshot.routes.is_public(&authority) && web::is_local(&path) && !is_home_taken;
+        if is_metadata || is_local {
             return Ok(Admitted::Local {
                 path: path.into_owned(),
                 authority: authority.into_owned(),
             });
         }
-        let matched = snapshot
-            .routes
-            .find(&authority, &path)
-            .map_err(|error| nowhere(error.into()))?;
+        let matched = snapshot.routes.find(&authority, &path)?;
         let route = Arc::clone(matched.route);
-        let here = |failure: Failure| (failure, Some(Arc::clone(&route)));
-        ctx.origin = origin::allowed(&head.headers, &snapshot.config.server)
-            .map_err(|error| here(error.into()))?
-            .cloned();
+        ctx.route = Some(Arc::clone(&route));
+        ctx.origin = origin::allowed(&head.headers, &snapshot.config.server)?.cloned();
         if head.method == Method::OPTIONS {
             return Ok(Admitted::Preflight);
         }
         let now = self.authority.clock.now();
-        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.revoked, now)
-            .map_err(|error| here(error.into()))?;
-        let permit = policy::permit(&caller, &route).map_err(|denied| here(denied.into()))?;
-        let credential = credential::resolve(&self.connections, &permit, &route, None, now)
-            .await
-            .map_err(|error| here(failure_of(error)))?;
+        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.revoked, now)?;
+        let permit = policy::permit(&caller, &route)?;
+        let resolved = credential::resolve(&self.connections, &permit, &route, None, now).await;
+        let credential = match resolved {
+            Ok(credential) => credential,
+            Err(unresolved) => {
+                // Told once more, the client may answer with a refresh: then that has to fail.
+                if let Unresolved::NeedsUser { incarnation } = &unresolved {
+                    self.remember_challenge(&caller, &route, incarnation.clone(), Vec::new())
+                        .await;
+                }
+                return Err(failure_of(unresolved));
+            }
+        };
         let path = route.upstream.target(matched.rest, head.uri.query());
         ctx.target = Some(Target {
             route,
@@ -84,6 +83,10 @@ impl Gateway {
             now,
         )
         .await;
+        if let Err(Unresolved::NeedsUser { incarnation }) = &renewed {
+            self.remember_challenge(&target.caller, &target.route, incarnation.clone(), Vec::new())
+                .await;
+        }
         target.credential = renewed.map_err(failure_of)?;
         target.again = false;
         Ok(())
@@ -92,7 +95,7 @@ impl Gateway {
 
 fn failure_of(unresolved: Unresolved) -> Failure {
     match unresolved {
-        Unresolved::NeedsUser => Failure::NeedsUser,
+        Unresolved::NeedsUser { .. } => Failure::NeedsUser,
         Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
     }
 }

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::ErrorType;
 
+use super::screen::SHORT;
 use crate::authn::Caller;
 use crate::credential::Credential;
 use crate::oauth::client::refresh::Outdated;
@@ -24,6 +25,8 @@ pub struct Context {
     pub request_id: HeaderValue,
     /// Taken once; everything about this request is decided on it.
     pub snapshot: Arc<Snapshot>,
+    /// Where the request is headed, as soon as that is known.
+    pub route: Option<Arc<Route>>,
     pub target: Option<Target>,
     /// The origin that may read the answer.
     pub origin: Option<HeaderValue>,
@@ -59,16 +62,9 @@ pub struct Replacement {
     discarded: usize,
 }
 
-/// More unwanted upstream body than that is not waited for.
-const DISCARD_MAX: usize = 64 * 1024;
-
 // === impl Context ===
 
 impl Context {
-    pub fn route(&self) -> Option<&Route> {
-        self.target.as_ref().map(|target| &*target.route)
-    }
-
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
@@ -96,7 +92,7 @@ impl Replacement {
     /// connection stays usable, then ours. A body that does not end soon is not waited for.
     pub fn exchange(&mut self, piece: Option<&Bytes>, end: bool) -> Bytes {
         self.discarded += piece.map_or(0, Bytes::len);
-        if end || self.discarded > DISCARD_MAX {
+        if end || self.discarded > SHORT {
             std::mem::take(&mut self.body)
         } else {
             Bytes::new()

@@ -49,7 +49,10 @@ pub async fn serve(session: &mut Session, router: &Router, path: &str, about: Ab
         return Ok(status);
     }
     loop {
+        // What is ready goes first: a client that has its answer may send its next request at once, and that must not
+        // be taken for data after the end of this one.
         let frame = tokio::select! {
+            biased;
             frame = body.frame() => frame,
             gone = session.read_body_or_idle(true) => { gone?; return Ok(status); }
         };

@@ -29,7 +29,7 @@ use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
@@ -44,6 +44,10 @@ use crate::telemetry::{InFlight, Metrics};
 use crate::upstream::{peer, resolve::Resolver};
 use crate::{inject, origin, trap, web};
 
+/// All tries of a request together: other addresses, a connection that was just closing, one newer token.
+pub const TRIES: u32 = 5;
+/// Of them, how many may be spent on connections that do not come about.
+const CONNECTS: u32 = 3;
 /// Idle client connections are closed after that long.
 const KEEPALIVE_SECONDS: u64 = 75;
 /// How long an unread request body may take to arrive once it is answered.
@@ -73,13 +77,11 @@ impl ProxyHttp for Gateway {
         reason = "how long a request took is measured, nothing is decided by it"
     )]
     fn new_ctx(&self) -> Context {
-        let (process, count) = &self.request_ids;
-        let id = format!("{process}-{:x}", count.fetch_add(1, Ordering::Relaxed));
-        self.metrics.active.inc();
         Context {
             started: std::time::Instant::now(),
-            request_id: HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-")),
+            request_id: HeaderValue::from_static("-"),
             snapshot: self.authority.snapshot(),
+            route: None,
             target: None,
             origin: None,
             attempts: 0,
@@ -98,12 +100,10 @@ impl ProxyHttp for Gateway {
         }
         session.set_total_drain_timeout(Some(DRAIN));
         session.set_write_timeout(Some(WRITE));
-        if let Some(id) = session
+        let sent = session
             .get_header(inject::REQUEST_ID)
-            .filter(|id| screen::is_request_id(id))
-        {
-            ctx.request_id = id.clone();
-        }
+            .filter(|id| screen::is_request_id(id));
+        ctx.request_id = sent.cloned().unwrap_or_else(|| self.new_request_id());
         Ok(())
     }
 
@@ -143,7 +143,8 @@ impl ProxyHttp for Gateway {
                 .await?;
                 Ok(true)
             }
-            Err((failure, route)) => {
+            Err(failure) => {
+                let route = ctx.route.clone();
                 let reply = self.reply(&failure, route.as_deref(), session, ctx);
                 local::answer(session, &reply).await?;
                 Ok(true)
@@ -160,9 +161,6 @@ impl ProxyHttp for Gateway {
         if target.again
             && let Err(failure) = self.renew(target).await
         {
-            if failure == Failure::NeedsUser {
-                self.remember_challenge(target, Vec::new()).await;
-            }
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "no newer token"));
         }
@@ -230,30 +228,28 @@ impl ProxyHttp for Gateway {
         let Some(target) = &mut ctx.target else {
             return Ok(());
         };
+        if upstream.status == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for it: `Upgrade` never gets past us.
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "protocol switched unasked").into_up());
+        }
         if upstream.status.is_informational() {
             return Ok(());
         }
-        let replayable = !session.as_ref().retry_buffer_truncated();
-        let verdict = trap::judge(
-            upstream.status,
-            &upstream.headers,
-            &target.credential.source,
-            ctx.attempts,
-            replayable,
-        );
-        let failure = match self
-            .carry_out(
-                verdict,
-                target,
-                upstream.status.is_success(),
-                ctx.attempts == 1 && replayable,
-            )
-            .await
-        {
+        let replayable = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
+        let refreshed = target.refused.is_some();
+        let source = &target.credential.source;
+        let verdict = trap::judge(upstream.status, &upstream.headers, source, refreshed, replayable);
+        let success = upstream.status.is_success();
+        let failure = match self.carry_out(verdict, target, success, replayable).await {
             Consequence::Pass => return Ok(()),
             Consequence::Again(error) => return Err(error),
             Consequence::Instead(failure) => failure,
         };
+        // Nothing is sent before the upstream's body has ended, so a body of unknown length is not waited for.
+        if !ctx.header_only && !screen::is_short(&upstream.headers) {
+            ctx.failure = Some(failure);
+            return Err(Error::explain(ANSWERED, "an answer of ours instead"));
+        }
         let route = Arc::clone(&target.route);
         let reply = self.reply(&failure, Some(&route), session, ctx);
         ctx.replacement = Some(Replacement::new(reply, ctx.header_only));
@@ -267,17 +263,17 @@ impl ProxyHttp for Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         if response.status.is_informational() {
+            // Early hints would act on our origin.
+            clear(response);
             return Ok(());
         }
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
         if let Some(replacement) = &ctx.replacement {
-            let all: Vec<HeaderName> = response.headers.keys().cloned().collect();
-            for name in &all {
-                response.remove_header(name);
-            }
+            clear(response);
             response.set_status(replacement.status)?;
+            response.set_reason_phrase(None)?;
             for (name, value) in &replacement.headers {
                 response.append_header(name.clone(), value.clone())?;
             }
@@ -295,7 +291,7 @@ impl ProxyHttp for Gateway {
         for (name, value) in respond::isolation() {
             response.insert_header(name, value)?;
         }
-        if respond::is_attachment(response.headers.get(header::CONTENT_TYPE)) {
+        if respond::is_attachment(response.headers.get_all(header::CONTENT_TYPE).iter()) {
             response.insert_header(header::CONTENT_DISPOSITION, "attachment")?;
         }
         for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
@@ -317,6 +313,21 @@ impl ProxyHttp for Gateway {
         Ok(None)
     }
 
+    /// Nothing was sent yet, so whatever the method, another address may be tried.
+    fn fail_to_connect(
+        &self,
+        _session: &mut Session,
+        _peer: &HttpPeer,
+        ctx: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
+        if let Some(target) = &ctx.target {
+            self.resolver.failed(&target.route);
+        }
+        error.set_retry(ctx.attempts < CONNECTS);
+        error
+    }
+
     fn error_while_proxy(
         &self,
         _peer: &HttpPeer,
@@ -326,8 +337,12 @@ impl ProxyHttp for Gateway {
         reused: bool,
     ) -> Box<Error> {
         let complete = !session.as_ref().retry_buffer_truncated();
-        if error.etype() == &REFRESHED {
-            // A 401 means that nothing was carried out, so a POST may be sent again, as long as all of it is still here.
+        // What Pingora has decided may be sent again was not carried out: a stream refused, or a connection that said
+        // good-bye before it (RFC 9113 §8.7). A broken frame proves nothing.
+        let untouched =
+            matches!(error.retry, RetryType::Decided(true)) && error.etype() != &ErrorType::InvalidH2;
+        if error.etype() == &REFRESHED || untouched {
+            // Nor was a request that was answered 401; so even a POST may go again, as long as all of it is still here.
             error.set_retry(complete);
         } else if !complete || !session.req_header().method.is_idempotent() {
             error.set_retry(false);
@@ -366,5 +381,20 @@ impl ProxyHttp for Gateway {
         _kind: ProxyWarnLogContext,
     ) -> bool {
         error.etype() == &REFRESHED
+    }
+}
+
+impl Gateway {
+    fn new_request_id(&self) -> HeaderValue {
+        let (process, count) = &self.request_ids;
+        let id = format!("{process}-{:x}", count.fetch_add(1, Ordering::Relaxed));
+        HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
+    }
+}
+
+fn clear(response: &mut ResponseHeader) {
+    let all: Vec<HeaderName> = response.headers.keys().cloned().collect();
+    for name in &all {
+        response.remove_header(name);
     }
 }

@@ -9,14 +9,14 @@ use crate::telemetry::access::Line;
 
 impl Gateway {
     pub(super) fn record(&self, session: &Session, error: Option<&Error>, ctx: &mut Context) {
-        self.metrics.active.dec();
-        let status = session
-            .response_written()
-            .map_or(0, |response| response.status.as_u16());
+        let status = match session.response_written() {
+            Some(head) if !head.status.is_informational() => head.status.as_u16(),
+            _ => 0,
+        };
         if ctx.reason == "ok" && error.is_some() {
             ctx.reason = "broken_off";
         }
-        let route = ctx.route().map_or("-", |route| route.name.as_str());
+        let route = ctx.route.as_ref().map_or("-", |route| route.name.as_str());
         let class = match status {
             200..=299 => "2xx",
             300..=399 => "3xx",
@@ -50,7 +50,7 @@ impl Gateway {
             method: head.method.as_str(),
             host: screen::host(head).unwrap_or_default(),
             path: head.uri.path(),
-            route: ctx.route().map(|route| route.name.as_str()),
+            route: ctx.route.as_ref().map(|route| route.name.as_str()),
             status,
             reason: ctx.reason,
             user: ctx.target.as_ref().map(|target| target.caller.subject()),

@@ -1,5 +1,5 @@
 //! Answers of ours on the proxied path: asked for at `respond`, written here.
-use std::sync::Arc;
+use std::time::Duration;
 
 use http::header;
 use pingora::http::ResponseHeader;
@@ -11,6 +11,9 @@ use super::context::Context;
 use crate::respond::{self, Failure, Reply};
 use crate::route::Route;
 use crate::{inject, origin};
+
+/// After a fault of ours the client may try again.
+const RETRY: Duration = Duration::from_secs(1);
 
 impl Gateway {
     /// Our answer, readable for the origin that asked, and noted for the log.
@@ -42,10 +45,13 @@ impl Gateway {
                 can_reuse_downstream: false,
             };
         };
-        let route = ctx.target.as_ref().map(|target| Arc::clone(&target.route));
+        let route = ctx.route.clone();
         let reply = self.reply(&failure, route.as_deref(), session, ctx);
         let error_code = reply.status.as_u16();
-        if session.response_written().is_none()
+        // A 100 that went by is no answer yet.
+        if session
+            .response_written()
+            .is_none_or(|head| head.status.is_informational())
             && let Err(error) = write_error(session, reply).await
         {
             tracing::debug!(target: "postern::gateway", etype = error.etype().as_str(), "client left before it was told");
@@ -59,14 +65,26 @@ impl Gateway {
 
 /// Whose fault it is. `None`: the client's own connection, and then there is nobody left to tell.
 fn blame(error: &Error) -> Option<Failure> {
-    use ErrorType::{ConnectTimedout, HTTPStatus, ReadTimedout, TLSHandshakeTimedout, WriteTimedout};
+    use ErrorSource::{Downstream, Internal, Unset, Upstream};
+    use ErrorType::{
+        ConnectTimedout, ConnectionClosed, H2Error, HTTPStatus, ReadError, ReadTimedout,
+        TLSHandshakeTimedout, WriteError, WriteTimedout,
+    };
     match (error.esource(), error.etype()) {
-        (ErrorSource::Downstream, HTTPStatus(413)) => Some(Failure::TooLarge),
-        (ErrorSource::Downstream, _) => None,
-        (_, ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout) => {
+        (Downstream, HTTPStatus(413)) => Some(Failure::TooLarge),
+        (Downstream, ConnectionClosed | H2Error | ReadError | ReadTimedout | WriteError | WriteTimedout) => {
+            None
+        }
+        (Downstream, _) => Some(Failure::Malformed("the request body is malformed")),
+        (Upstream, ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout) => {
             Some(Failure::UpstreamTimeout)
         }
-        _ => Some(Failure::UpstreamUnreachable),
+        (Upstream, _) => Some(Failure::UpstreamUnreachable),
+        (Internal | Unset, ConnectTimedout | TLSHandshakeTimedout) => Some(Failure::UpstreamTimeout),
+        (Internal | Unset, ErrorType::InternalError | ErrorType::InvalidHTTPHeader) => {
+            Some(Failure::Unavailable { retry_after: RETRY })
+        }
+        (Internal | Unset, _) => Some(Failure::UpstreamUnreachable),
     }
 }
 

@@ -1,6 +1,9 @@
 //! What Pingora lets through and we do not: requests that two servers could read in two ways.
-use http::{HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, header};
 use pingora::http::RequestHeader;
+
+/// More unwanted body than that is not read to its end, bytes.
+pub const SHORT: usize = 64 * 1024;
 
 /// Says what is wrong with the request, if anything is.
 pub fn request(head: &RequestHeader) -> Result<(), &'static str> {
@@ -45,6 +48,14 @@ pub fn host(head: &RequestHeader) -> Option<&str> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let host = hosts.next()?.to_str().ok()?;
     hosts.next().is_none().then_some(host)
+}
+
+/// Whether an answer's body is short and says so.
+pub fn is_short(headers: &HeaderMap) -> bool {
+    let length = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    length.is_some_and(|length| length <= SHORT)
 }
 
 /// Whether a request id of the client can be used as ours: short and harmless in any log.

@@ -1,11 +1,15 @@
 //! What the trap decided, carried out.
+use std::sync::Arc;
+
 use pingora::Error;
 
 use super::Gateway;
 use super::context::{REFRESHED, Target};
+use crate::authn::Caller;
 use crate::credential::Source;
 use crate::oauth::client::challenged::Challenge;
 use crate::respond::Failure;
+use crate::route::Route;
 use crate::trap::Verdict;
 
 /// What follows for the request.
@@ -50,15 +54,19 @@ impl Gateway {
                 if refused {
                     self.connections.refuse(source).await;
                 } else {
-                    self.connections.renew_refused(&target.route, source);
+                    self.connections
+                        .renew_refused(&target.route, source, self.authority.clock.now());
                 }
                 if refused || anonymous {
-                    self.remember_challenge(target, scopes).await;
+                    self.remember_challenge(&target.caller, &target.route, source.incarnation(), scopes)
+                        .await;
                 }
                 Consequence::Instead(Failure::NeedsUser)
             }
             Verdict::StepUp { scopes } => {
-                self.remember_challenge(target, scopes.clone()).await;
+                let incarnation = target.credential.source.incarnation();
+                self.remember_challenge(&target.caller, &target.route, incarnation, scopes.clone())
+                    .await;
                 let mut needed: Vec<String> = target.caller.scopes().map(str::to_owned).collect();
                 needed.extend(scopes.into_iter().filter(|scope| !target.caller.has_scope(scope)));
                 Consequence::Instead(Failure::StepUp { scopes: needed })
@@ -74,21 +82,22 @@ impl Gateway {
         }
     }
 
-    /// The next authorization asks for `scopes` as well, and the grant's next refresh brings the user.
-    pub(super) async fn remember_challenge(&self, target: &Target, scopes: Vec<String>) {
-        let incarnation = match &target.credential.source {
-            Source::Connection { incarnation, .. } => Some(incarnation.to_string()),
-            _ => None,
+    /// The next authorization asks for `scopes` as well, and the grant's next refresh brings the user. `incarnation`:
+    /// of the connection that was not enough, if there is one.
+    pub(super) async fn remember_challenge(
+        &self,
+        caller: &Caller,
+        route: &Route,
+        incarnation: Option<Arc<str>>,
+        scopes: Vec<String>,
+    ) {
+        let challenge = Challenge {
+            scopes,
+            incarnation: incarnation.map(|incarnation| incarnation.to_string()),
         };
-        let caller = &target.caller;
         self.authority
             .connector
-            .challenged(
-                caller.grant(),
-                caller.subject(),
-                &target.route.name,
-                &Challenge { scopes, incarnation },
-            )
+            .challenged(caller.grant(), caller.subject(), &route.name, &challenge)
             .await;
     }
 }

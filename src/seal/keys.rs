@@ -83,7 +83,11 @@ pub fn generate() -> Result<SecretString, super::SealError> {
 /// Errors, with a message for the operator: the file is missing although a store exists, others may
 /// read it, it is no key, or the file system refused.
 pub fn load_or_generate(data_dir: &Path) -> io::Result<SealingKey> {
-    DirBuilder::new().recursive(true).mode(0o700).create(data_dir)?;
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(data_dir)
+        .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", data_dir.display())))?;
     let path = data_dir.join(KEY_FILE);
     match load(&path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -16,7 +16,7 @@ use pingora::services::background::BackgroundService;
 use tokio::sync::Mutex;
 
 use crate::store::Store;
-use crate::telemetry::Metrics;
+use crate::telemetry::{InFlight, Metrics};
 
 const STORE_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -30,6 +30,7 @@ struct Endpoints {
     metrics: Arc<Metrics>,
     store: Arc<dyn Store>,
     draining: Arc<AtomicBool>,
+    in_flight: InFlight,
 }
 
 impl Admin {
@@ -38,6 +39,7 @@ impl Admin {
         metrics: Arc<Metrics>,
         store: Arc<dyn Store>,
         draining: Arc<AtomicBool>,
+        in_flight: InFlight,
     ) -> Self {
         Self {
             socket: Mutex::new(Some(socket)),
@@ -45,6 +47,7 @@ impl Admin {
                 metrics,
                 store,
                 draining,
+                in_flight,
             }),
         }
     }
@@ -85,7 +88,7 @@ async fn ready(State(endpoints): State<Arc<Endpoints>>) -> Response {
 async fn metrics(State(endpoints): State<Arc<Endpoints>>) -> Response {
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        endpoints.metrics.text(),
+        endpoints.metrics.text(endpoints.in_flight.count()),
     )
         .into_response()
 }

@@ -16,7 +16,7 @@ use crate::config::Server;
 /// A socket that listens.
 pub struct Bound {
     pub socket: TcpListener,
-    /// As configured: the name Pingora knows it by.
+    /// The name Pingora knows it by: `actual` as text, which is unique where the configured address need not be (port 0).
     pub address: String,
     /// Where it really listens.
     pub actual: SocketAddr,
@@ -53,7 +53,7 @@ pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
         let actual = socket.local_addr().map_err(failed)?;
         bound.push(Bound {
             socket,
-            address: address.to_owned(),
+            address: actual.to_string(),
             actual,
             tls,
             is_admin,

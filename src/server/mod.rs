@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pingora::apps::HttpServerOptions;
+use pingora::listeners::TcpSocketOptions;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
@@ -18,8 +19,10 @@ use pingora_proxy::ProxyServiceBuilder;
 
 use self::admin::Admin;
 use self::listeners::{Bound, OnSockets};
+use self::shutdown::Flush;
 use crate::background::Upkeep;
 use crate::config::Config;
+use crate::{gateway, upstream};
 
 /// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
 const UPSTREAM_POOL: usize = 2048;
@@ -53,7 +56,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let tls = tls::certificates(&config.server);
     let conf = ServerConf {
         threads: config.server.threads,
-        grace_period_seconds: Some(config.server.drain_timeout.as_secs()),
+        grace_period_seconds: Some(config.server.drain_timeout.as_millis().div_ceil(1000) as u64),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         upgrade_sock: config
@@ -63,7 +66,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
             .to_string_lossy()
             .into_owned(),
         ca_file: parts::ca_bundle(&config)?,
-        max_retries: 2,
+        max_retries: gateway::TRIES as usize,
         ..ServerConf::default()
     };
     let admin_address = bound
@@ -75,10 +78,11 @@ pub fn run(config: Config) -> Result<(), StartError> {
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
+    let flush = Flush::new(parts.flush);
     let draining = shutdown::watch(
         server.watch_execution_phase(),
         parts.in_flight.clone(),
-        parts.flush,
+        flush.clone(),
     );
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
@@ -110,19 +114,32 @@ pub fn run(config: Config) -> Result<(), StartError> {
             continue;
         }
         match tls.as_ref().filter(|_| with_tls) {
-            Some(tls) => service.add_tls_with_settings(&address, None, tls.listener()?),
-            None => service.add_tcp(&address),
+            Some(tls) => service.add_tls_with_settings(&address, Some(sockets_options()), tls.listener()?),
+            None => service.add_tcp_with_settings(&address, sockets_options()),
         }
         sockets.push((address, socket));
     }
     server.add_service(OnSockets::new(service, sockets));
     server.add_service(background_service("upkeep", upkeep));
     if let Some(socket) = admin {
-        let endpoints = Admin::new(socket, metrics, authority.records.store().clone(), draining);
+        let endpoints = Admin::new(
+            socket,
+            metrics,
+            authority.records.store().clone(),
+            draining,
+            parts.in_flight,
+        );
         server.add_service(background_service("admin", endpoints));
     }
     server.run(RunArgs {
         shutdown_signal: Box::new(shutdown::Signals),
     });
+    flush.now();
     Ok(())
+}
+
+fn sockets_options() -> TcpSocketOptions {
+    let mut options = TcpSocketOptions::default();
+    options.tcp_keepalive = Some(upstream::peer::keepalive());
+    options
 }

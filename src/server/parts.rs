@@ -1,5 +1,6 @@
 //! Puts the parts together, and reads from the store what must be known before the first request.
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -208,7 +209,11 @@ pub fn ca_bundle(config: &Config) -> Result<Option<String>, StartError> {
         }
         bundle.push_str("-----END CERTIFICATE-----\n");
     }
-    std::fs::create_dir_all(&config.server.data_dir).map_err(StartError::DataDir)?;
+    let private = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.server.data_dir);
+    private.map_err(StartError::DataDir)?;
     let path = config.server.data_dir.join("ca-bundle.pem");
     std::fs::write(&path, bundle).map_err(StartError::DataDir)?;
     Ok(Some(path.to_string_lossy().into_owned()))

@@ -1,6 +1,6 @@
 //! The end. Pingora sleeps its whole grace period whatever happens, so this leaves as soon as nothing is under way.
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +13,20 @@ use tracing_appender::non_blocking::WorkerGuard;
 use crate::telemetry::InFlight;
 
 const POLL: Duration = Duration::from_millis(10);
+
+/// Writes out the rest of the access log: whichever way the process ends.
+#[derive(Clone)]
+pub struct Flush(Arc<Mutex<Option<WorkerGuard>>>);
+
+impl Flush {
+    pub fn new(guard: Option<WorkerGuard>) -> Self {
+        Self(Arc::new(Mutex::new(guard)))
+    }
+
+    pub fn now(&self) {
+        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
 
 /// SIGTERM and SIGQUIT drain, SIGINT ends at once.
 pub struct Signals;
@@ -43,7 +57,7 @@ impl ShutdownSignalWatch for Signals {
 pub fn watch(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     in_flight: InFlight,
-    flush: Option<WorkerGuard>,
+    flush: Flush,
 ) -> Arc<AtomicBool> {
     let draining = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&draining);
@@ -60,7 +74,7 @@ pub fn watch(
                     while in_flight.count() > 0 {
                         std::thread::sleep(POLL);
                     }
-                    end(flush);
+                    end(&flush);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -80,8 +94,8 @@ fn tell(state: &[NotifyState<'_>]) {
     clippy::disallowed_methods,
     reason = "nothing is in flight and what was to be written is written"
 )]
-fn end(flush: Option<WorkerGuard>) -> ! {
-    drop(flush);
+fn end(flush: &Flush) -> ! {
+    flush.now();
     tracing::info!("stopped");
     std::process::exit(0)
 }

@@ -72,7 +72,7 @@ impl Log {
 }
 
 impl Line<'_> {
-    /// For a terminal. Every field is quoted where it could break the line.
+    /// For a terminal: no character in it moves the cursor or ends the line.
     fn text(&self) -> String {
         let user = self.user.unwrap_or("-");
         let Self {
@@ -87,6 +87,6 @@ impl Line<'_> {
             ..
         } = self;
         format!("{time} {status} {method} {host}{path} {duration_ms:.1}ms {bytes_out}B {reason} {user:?}")
-            .replace(['\n', '\r', '\u{1b}'], "?")
+            .replace(char::is_control, "?")
     }
 }

@@ -8,8 +8,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
+use tracing::Level;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::FmtSpan;
+use tracing_subscriber::filter::FilterFn;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The metrics of the process, all `postern_…`.
 pub struct Metrics {
@@ -18,8 +21,7 @@ pub struct Metrics {
     pub requests: IntCounterVec,
     /// Seconds from the request's arrival to the end of the answer, by route.
     pub duration: HistogramVec,
-    /// Requests and streams under way.
-    pub active: IntGauge,
+    in_flight: IntGauge,
     /// By outcome.
     pub refreshes: IntCounterVec,
     /// Our OAuth endpoints, by endpoint and result.
@@ -70,8 +72,8 @@ impl Metrics {
         .buckets(buckets);
         let duration = HistogramVec::new(options, &["route"])?;
         registry.register(Box::new(duration.clone()))?;
-        let active = IntGauge::new("postern_active_requests", "Requests and streams under way.")?;
-        registry.register(Box::new(active.clone()))?;
+        let in_flight = IntGauge::new("postern_in_flight", "Requests, streams and refreshes under way.")?;
+        registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(
             prometheus::process_collector::ProcessCollector::for_self(),
         ))?;
@@ -79,14 +81,15 @@ impl Metrics {
             registry,
             requests,
             duration,
-            active,
+            in_flight,
             refreshes,
             oauth,
         })
     }
 
-    /// In Prometheus's text format.
-    pub fn text(&self) -> Vec<u8> {
+    /// In Prometheus's text format. `in_flight`: what is under way at this moment.
+    pub fn text(&self, in_flight: usize) -> Vec<u8> {
+        self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
         let mut text = Vec::new();
         if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics cannot be written");
@@ -114,34 +117,38 @@ impl Drop for Guard {
     }
 }
 
-/// Starts the log: JSON lines on standard error. `RUST_LOG` chooses levels, but never below info for libraries whose
-/// finer lines carry headers and codes.
+/// Libraries whose finer lines carry headers, codes and raw bytes.
+const TALKATIVE: [&str; 8] = [
+    "h2",
+    "hyper",
+    "pingora",
+    "reqwest",
+    "rustls",
+    "tokio_rustls",
+    "tower",
+    "want",
+];
+
+/// Starts the log: JSON lines on standard error. `RUST_LOG` chooses levels, but nothing makes a talkative library say
+/// more than info.
 pub fn log() {
-    let mut filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    for quiet in [
-        "hyper=info",
-        "hyper_util=info",
-        "reqwest=info",
-        "h2=info",
-        "rustls=info",
-        "pingora=info",
-        "pingora_core=info",
-        "pingora_proxy=info",
-        "tungstenite=info",
-    ] {
-        if let Ok(directive) = quiet.parse() {
-            filter = filter.add_directive(directive);
-        }
-    }
-    let started = tracing_subscriber::fmt()
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let discreet = FilterFn::new(|line| {
+        *line.level() <= Level::INFO || !TALKATIVE.iter().any(|library| line.target().starts_with(library))
+    });
+    let lines = tracing_subscriber::fmt::layer()
         .json()
         .flatten_event(true)
-        .with_span_events(FmtSpan::NONE)
         .with_current_span(false)
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .try_init();
-    if started.is_err() {
+        .with_span_list(false)
+        .with_writer(std::io::stderr);
+    if tracing_subscriber::registry()
+        .with(filter)
+        .with(discreet)
+        .with(lines)
+        .try_init()
+        .is_err()
+    {
         tracing::debug!("a log is set up already");
     }
 }

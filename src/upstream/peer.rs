@@ -3,6 +3,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 
 use crate::route::Route;
@@ -12,6 +13,8 @@ const CONNECT_TLS: Duration = Duration::from_secs(10);
 /// Below what servers keep idle connections for (Node and uvicorn: 5 s): a POST on a connection that is just being
 /// closed is lost.
 const IDLE: Duration = Duration::from_secs(4);
+/// A stream that says nothing for so long is ended; a call that takes longer is answered 504.
+const SILENCE: Duration = Duration::from_secs(3600);
 const STREAMS_PER_CONNECTION: usize = 100;
 
 /// A peer for `route` at `address`, which has been vetted.
@@ -29,6 +32,8 @@ pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     peer.options.connection_timeout = Some(CONNECT);
     peer.options.total_connection_timeout = Some(CONNECT_TLS);
     peer.options.idle_timeout = Some(IDLE);
+    peer.options.read_timeout = Some(SILENCE);
+    peer.options.tcp_keepalive = Some(keepalive());
     peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
     if upstream.tls {
         peer.options.alpn = ALPN::H2H1;
@@ -36,4 +41,14 @@ pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
         peer.options.h2_ping_interval = Some(Duration::from_secs(30));
     }
     Box::new(peer)
+}
+
+/// Finds out within two minutes that the other side is gone without a word. For both sides of the proxy.
+pub fn keepalive() -> TcpKeepalive {
+    TcpKeepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(15),
+        count: 4,
+        user_timeout: Duration::ZERO,
+    }
 }

@@ -39,7 +39,8 @@ impl Resolver {
         }
     }
 
-    /// One address of the route's upstream; several are used in turn.
+    /// The address of the route's upstream: of several the first, in the order of the name service (RFC 6724), until
+    /// it does not answer.
     pub async fn address(self: &Arc<Self>, route: &Arc<Route>) -> Result<SocketAddr, outbound::Error> {
         let now = self.clock.now();
         let known = self.known.get(&route.name).map(|entry| Arc::clone(&entry));
@@ -55,10 +56,17 @@ impl Resolver {
                 });
             }
             if age < STALE {
-                return entry.one().ok_or(no_address(route));
+                return entry.one().ok_or_else(|| no_address(route));
             }
         }
         self.look_up(route).await
+    }
+
+    /// No connection to the address came about: from now on the next one is used.
+    pub fn failed(&self, route: &Route) {
+        if let Some(entry) = self.known.get(&route.name) {
+            entry.next.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     async fn look_up(&self, route: &Route) -> Result<SocketAddr, outbound::Error> {
@@ -73,7 +81,7 @@ impl Resolver {
             next: AtomicUsize::new(0),
             renewing: AtomicBool::new(false),
         };
-        let first = entry.one().ok_or(no_address(route))?;
+        let first = entry.one().ok_or_else(|| no_address(route))?;
         self.known.insert(route.name.clone(), Arc::new(entry));
         Ok(first)
     }
@@ -81,7 +89,7 @@ impl Resolver {
 
 impl Entry {
     fn one(&self) -> Option<SocketAddr> {
-        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let turn = self.next.load(Ordering::Relaxed);
         self.addresses.get(turn % self.addresses.len().max(1)).copied()
     }
 }

@@ -6,7 +6,7 @@ use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin};
-use super::session::{SignedIn, current};
+use super::session::SignedIn;
 use super::{About, Shared, Web, moved, page, pages};
 use crate::oauth::client::connect::{CallbackError, Returning};
 use crate::oauth::server::authorize::{Question, Refused, prepare, validate};
@@ -31,10 +31,7 @@ pub async fn authorize(State(web): Shared, RawQuery(query): RawQuery, headers: H
     let outcome = async {
         let (request, client) = validate(&web.authority, &snapshot, &query).await?;
         let unavailable = |_| Refused::Later("The store cannot be reached just now.");
-        let Some(session) = current(&web.authority.records, &web.cookies, &headers)
-            .await
-            .map_err(unavailable)?
-        else {
+        let Some(session) = web.session(&headers).await.map_err(unavailable)? else {
             return Ok(to_sign_in(&query));
         };
         let question = prepare(&web.authority, &snapshot, request, client, &session.browser).await?;
@@ -71,7 +68,7 @@ pub async fn consent(
     };
     let snapshot = web.authority.snapshot();
     if !is_same_origin(&headers, snapshot.issuer()) || !is_same(&session.csrf, &answer.csrf) {
-        tracing::warn!(target: "audit", event = "forged_form", user = %session.browser.user, client_ip = ?about.client);
+        tracing::warn!(target: "audit", event = "forged_form", user = %session.browser.user, client_ip = about.client.map(tracing::field::display));
         return page(
             StatusCode::FORBIDDEN,
             "That did not come from here",
@@ -232,7 +229,7 @@ fn refuse(error: ConsentError) -> Response {
 
 impl Web {
     async fn signed_in(&self, headers: &HeaderMap) -> Result<SignedIn, Box<Response>> {
-        match current(&self.authority.records, &self.cookies, headers).await {
+        match self.session(headers).await {
             Ok(Some(session)) => Ok(session),
             Ok(None) => Err(Box::new(page(
                 StatusCode::FORBIDDEN,

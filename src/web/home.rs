@@ -3,15 +3,11 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{Html, IntoResponse, Response};
 
-use super::session::current;
 use super::{Shared, pages};
 
 /// `GET /`: what this is, and whether you are signed in. A store out of reach looks like being signed out.
 pub async fn home(State(web): Shared, headers: HeaderMap) -> Response {
-    let session = current(&web.authority.records, &web.cookies, &headers)
-        .await
-        .ok()
-        .flatten();
+    let session = web.session(&headers).await.ok().flatten();
     let snapshot = web.authority.snapshot();
     let mut servers: Vec<pages::Server<'_>> = Vec::new();
     if session.is_some() {

@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin, local_path};
-use super::session::{Session, begin, current};
+use super::session::{Session, begin};
 use super::{About, Shared, Web, moved, page, pages};
 use crate::config::Config;
 use crate::seal;
@@ -97,10 +97,10 @@ pub async fn sign_in(
         }
     };
     let Some(user) = user else {
-        tracing::warn!(target: "audit", event = "sign_in_failed", user = %pages::plain(&fields.username), client_ip = ?about.client);
+        tracing::warn!(target: "audit", event = "sign_in_failed", user = %pages::plain(&fields.username), client_ip = about.client.map(tracing::field::display));
         return again(
             StatusCode::UNAUTHORIZED,
-            "The user name or the password is not right.",
+            "The username or the password is not right.",
         );
     };
     if let Some(old) = web.cookies.session(&headers)
@@ -108,9 +108,16 @@ pub async fn sign_in(
     {
         tracing::warn!(%error, "the session before this one stays until it expires");
     }
+    // Two tabs may both have shown the form. The second keeps the session of the first, or what the first tab asks
+    // meanwhile would be somebody else's. A session of another user, or none of ours, is always replaced.
+    if let Ok(Some(session)) = web.session(&headers).await
+        && session.browser.user == user
+    {
+        return moved(next);
+    }
     match begin(&web.authority.records, &web.cookies, &user).await {
         Ok(cookie) => {
-            tracing::info!(target: "audit", event = "sign_in", user = %user, client_ip = ?about.client);
+            tracing::info!(target: "audit", event = "sign_in", user = %user, client_ip = about.client.map(tracing::field::display));
             let mut response = moved(next);
             response.headers_mut().append(header::SET_COOKIE, cookie);
             response
@@ -129,7 +136,7 @@ pub async fn sign_out(
     Form(SignOut { csrf }): Form<SignOut>,
 ) -> Response {
     let records = &web.authority.records;
-    let session = match current(records, &web.cookies, &headers).await {
+    let session = match web.session(&headers).await {
         Ok(Some(session)) => session,
         Ok(None) => return Html(pages::signed_out()).into_response(),
         Err(_) => {

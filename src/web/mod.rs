@@ -16,13 +16,15 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
+use self::session::SignedIn;
 use crate::oauth::server::Authority;
+use crate::store::record::RecordError;
 use crate::telemetry::Metrics;
 
 /// What the gateway tells the router about a request.
@@ -46,6 +48,20 @@ pub struct Web {
 type Shared = axum::extract::State<Arc<Web>>;
 
 const HASHES_AT_A_TIME: usize = 2;
+
+impl Web {
+    /// Who is at the browser, if anybody is signed in.
+    async fn session(&self, headers: &HeaderMap) -> Result<Option<SignedIn>, RecordError> {
+        let snapshot = self.authority.snapshot();
+        session::current(
+            &self.authority.records,
+            &self.cookies,
+            &snapshot.config.login,
+            headers,
+        )
+        .await
+    }
+}
 
 /// Whether a canonical path on the public host is one of ours.
 pub fn is_local(path: &str) -> bool {

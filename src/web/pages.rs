@@ -161,25 +161,6 @@ impl Problem<'_> {
     }
 }
 
-/// What a person sees who opens an MCP address in a browser.
-#[derive(Template)]
-#[template(path = "unauthorized.html")]
-pub struct Unauthorized<'a> {
-    /// The route's canonical URL.
-    pub resource: &'a str,
-    /// The route's name.
-    pub name: &'a str,
-}
-
-impl Unauthorized<'_> {
-    /// The configuration form that most clients read.
-    fn snippet(&self) -> String {
-        let name = serde_json::Value::from(self.name);
-        let resource = serde_json::Value::from(self.resource);
-        format!("{{\n  \"mcpServers\": {{\n    {name}: {{\n      \"url\": {resource}\n    }}\n  }}\n}}")
-    }
-}
-
 #[derive(Template)]
 #[template(path = "signed_out.html")]
 struct SignedOut;
@@ -229,11 +210,6 @@ pub fn moved(url: &str) -> String {
 
 /// The error page.
 pub fn problem(page: &Problem<'_>) -> String {
-    render(page)
-}
-
-/// The page behind a 401 for a browser.
-pub fn unauthorized(page: &Unauthorized<'_>) -> String {
     render(page)
 }
 
@@ -421,10 +397,6 @@ mod tests {
             message: SCRIPT,
             request_id: Some(SCRIPT),
         }));
-        assert_tame(&unauthorized(&Unauthorized {
-            resource: SCRIPT,
-            name: SCRIPT,
-        }));
         assert_tame(&home(&Home {
             csrf: SCRIPT,
             user: Some(SCRIPT),
@@ -558,19 +530,6 @@ mod tests {
         ] {
             assert!(!moved(bad).contains("http-equiv"), "{bad:?} was followed");
         }
-    }
-
-    #[test]
-    fn the_snippet_is_json_whatever_the_name() {
-        let page = Unauthorized {
-            resource: "https://mcp.example.com/files",
-            name: "a\"b\\",
-        };
-        let value: serde_json::Value = serde_json::from_str(&page.snippet()).unwrap();
-        assert_eq!(
-            value["mcpServers"]["a\"b\\"]["url"],
-            "https://mcp.example.com/files"
-        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use crate::config::PublicUrl;
+use crate::config::{Login, PublicUrl};
 use crate::oauth::server::authorize::Browser;
 use crate::seal;
 use crate::store::Kind;
@@ -109,10 +109,11 @@ fn value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
         .filter(|value| !value.is_empty())
 }
 
-/// The session of the request, if it has a live one.
+/// The session of the request, if it has a live one of a user that there still is.
 pub async fn current(
     records: &Records,
     cookies: &Cookies,
+    login: &Login,
     headers: &HeaderMap,
 ) -> Result<Option<SignedIn>, RecordError> {
     let Some(cookie) = cookies.session(headers) else {
@@ -120,15 +121,18 @@ pub async fn current(
     };
     let key = seal::digest(cookie);
     match records.get::<Session>(&key).await {
-        Ok(Some(session)) => Ok(Some(SignedIn {
-            browser: Browser {
+        Ok(Some(session)) if login.knows(&session.value.user) => {
+            let browser = Browser {
                 user: session.value.user,
                 session: key,
-            },
-            csrf: session.value.csrf,
-        })),
-        // Nobody can read it any more: signing in again makes a new one.
-        Ok(None) | Err(RecordError::Unreadable) => Ok(None),
+            };
+            Ok(Some(SignedIn {
+                browser,
+                csrf: session.value.csrf,
+            }))
+        }
+        // Unreadable: signing in again makes a new one.
+        Ok(_) | Err(RecordError::Unreadable) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -2,18 +2,23 @@
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
 
-const ARGUMENTS = [
-  '--no-sandbox',
-  '--disable-gpu',
-  '--disable-quic',
-  '--no-first-run',
-  '--disable-background-networking',
-  '--disable-component-update',
-  '--disable-sync',
-  '--no-proxy-server',
-  // Pages may name fonts or pictures elsewhere; only this machine is ever asked.
-  '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1',
-];
+/** How Chromium is started here. */
+export const launching = {
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  headless: true,
+  args: [
+    '--no-sandbox',
+    '--disable-gpu',
+    '--disable-quic',
+    '--no-first-run',
+    '--disable-background-networking',
+    '--disable-component-update',
+    '--disable-sync',
+    '--no-proxy-server',
+    // Pages may name fonts or pictures elsewhere; only this machine is ever asked.
+    '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE localhost, EXCLUDE 127.0.0.1',
+  ],
+};
 const FORWARD = /^(sign[ -]?in|log[ -]?in|allow|continue|authorize|approve|accept)\b/i;
 const MOST_PAGES = 12;
 const PATIENCE = 15_000;
@@ -23,11 +28,7 @@ const PATIENCE = 15_000;
  * `screenshots` is a directory for pictures of every page with a form, or nothing.
  */
 export async function startPerson({ directory, credentials, screenshots, defer }) {
-  const context = await chromium.launchPersistentContext(join(directory, 'profile'), {
-    executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
-    headless: true,
-    args: ARGUMENTS,
-  });
+  const context = await chromium.launchPersistentContext(join(directory, 'profile'), launching);
   defer(() => context.close());
   const trips = [];
   return {

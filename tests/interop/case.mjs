@@ -21,9 +21,7 @@ export const cases = Object.keys(clients).flatMap(client =>
   ['dcr', 'cimd'].flatMap(registration =>
     Object.keys(upstreams).map(upstream => ({
       name: `${client}-${registration}-${upstream}`,
-      client,
-      registration,
-      upstream,
+      run: options => runCase({ client, registration, upstream }, options),
     })),
   ),
 );
@@ -37,7 +35,7 @@ function expect(condition, message) {
  * harness itself. `defer` takes what has to be stopped afterwards, `say` takes a line for the reader.
  * Returns false when there is nothing to run.
  */
-export async function runCase({ client, registration, upstream }, { binary, directory, screenshots, defer, say }) {
+async function runCase({ client, registration, upstream }, { binary, directory, screenshots, defer, say }) {
   const byDocument = registration === 'cimd';
   if (!binary && byDocument && !upstreams[upstream].facts.authorizationServerTakesDocuments) return false;
   if (screenshots) await mkdir(screenshots, { recursive: true });

@@ -1,5 +1,5 @@
 // The gateway under test: one route to the upstream, one local user, a store of its own.
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { start } from './child.mjs';
 import { nextLook, withFreePorts } from './ports.mjs';
@@ -33,6 +33,7 @@ function configuration({ port, admin, directory, upstreamUrl, authority }) {
   };
 }
 
+/** Waits until the gateway says that it is ready. */
 async function ready(child, admin) {
   const deadline = Date.now() + 20_000;
   while (!child.reason) {
@@ -53,6 +54,24 @@ export function startPostern({ binary, directory, upstreamUrl, authority, defer 
     const written = configuration({ port, admin, directory: home, upstreamUrl, authority });
     await writeFile(file, JSON.stringify(written, null, 2));
     const child = start('postern', binary, ['run', '--config', file], { cwd: home });
+    defer(() => child.stop());
+    await ready(child, admin);
+    return { origin: `http://127.0.0.1:${port}`, url: `http://127.0.0.1:${port}/demo`, child };
+  });
+}
+
+/**
+ * Starts `postern demo` with its own configuration, moved to free ports and a directory of its own. `more` is
+ * YAML to add at the end.
+ */
+export async function startDemo({ binary, directory, more = '', defer }) {
+  const shipped = await readFile(new URL('../../conf/demo.yaml', import.meta.url), 'utf8');
+  return withFreePorts(3, async ([port, upstream, admin]) => {
+    const moved = { 8080: port, 8081: upstream, 9090: admin, './postern-data': join(directory, 'data') };
+    const written = Object.entries(moved).reduce((text, [from, to]) => text.replaceAll(from, to), shipped);
+    const file = join(directory, 'demo.yaml');
+    await writeFile(file, `${written}\n${more}`);
+    const child = start('postern', binary, ['demo', '--config', file], { cwd: directory });
     defer(() => child.stop());
     await ready(child, admin);
     return { origin: `http://127.0.0.1:${port}`, url: `http://127.0.0.1:${port}/demo`, child };

@@ -2,7 +2,7 @@
 //
 // POSTERN_BIN   the built gateway (not needed with --direct: the client then talks to the upstream itself)
 // WORK_DIR      where the cases keep their files; a new temporary directory when absent, removed afterwards
-// SCREENSHOTS=1 keep pictures of the pages in WORK_DIR/screenshots
+// SCREENSHOTS   a directory for pictures of the pages; none are taken when absent
 // CHROMIUM      the browser, /usr/bin/chromium when absent
 import { spawnSync } from 'node:child_process';
 import { mkdir, mkdtemp, rm } from 'node:fs/promises';
@@ -19,7 +19,8 @@ if (names.length === 0) stop('usage: run.mjs CASE…|all|list [--direct]');
 
 const setup = spawnSync(fileURLToPath(new URL('setup.sh', import.meta.url)), { stdio: ['ignore', 2, 2] });
 if (setup.status !== 0) stop(`setup.sh failed: ${setup.error?.message ?? `status ${setup.status}`}`);
-const { cases, runCase } = await import('./case.mjs');
+const files = await Promise.all([import('./case.mjs'), import('./pages.mjs')]);
+const cases = files.flatMap(file => file.cases);
 
 if (names[0] === 'list') {
   cases.forEach(({ name }) => console.log(name));
@@ -64,10 +65,10 @@ async function passes(each) {
   try {
     await mkdir(work, { recursive: true });
     const directory = await mkdtemp(join(work, `${each.name}-`));
-    const screenshots = process.env.SCREENSHOTS === '1' ? join(work, 'screenshots', each.name) : undefined;
+    const screenshots = process.env.SCREENSHOTS && join(resolve(process.env.SCREENSHOTS), each.name);
     const options = { binary, directory, screenshots, defer: end => cleanup.unshift(end), say: line => lines.push(line) };
-    const ran = await Promise.race([runCase(each, options), late, interrupted]);
-    outcome = ran ? 'pass' : 'skip (the upstream takes no client documents)';
+    const ran = await Promise.race([each.run(options), late, interrupted]);
+    outcome = ran ? 'pass' : 'skip (nothing to run without the gateway, or without client documents)';
   } catch (error) {
     outcome = `FAIL: ${error.stack ?? error}`;
     // Some errors carry the reason one level down.

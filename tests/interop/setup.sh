@@ -14,7 +14,7 @@ if ! cmp -s "$here/package-lock.json" "$here/node_modules/.installed"; then
   cp "$here/package-lock.json" "$here/node_modules/.installed"
 fi
 if ! cmp -s "$here/requirements.txt" "$venv/.installed"; then
-  python3 -m venv "$venv"
+  python3 -m venv --clear "$venv"
   "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
   cp "$here/requirements.txt" "$venv/.installed"
 fi

@@ -25,6 +25,7 @@ pub mod html;
 pub mod ledger;
 pub mod mcp;
 pub mod mcp_server;
+pub mod node;
 pub mod page;
 pub mod params;
 pub mod process;

@@ -35,15 +35,37 @@ impl Connector {
         }
         self.met.insert(grant.into());
         for key in [of_grant(grant), of_connection(&connection_key(user, route))] {
-            // A challenge that was answered or is older makes room for this one.
-            let stored = async {
-                self.records.remove::<Challenge>(&key).await?;
-                self.records.put(&key, 0, challenge, REMEMBERED).await
-            };
-            if let Err(error) = stored.await {
+            if let Err(error) = self.remember(&key, challenge).await {
                 tracing::warn!(target: "postern::oauth", %error, "an upstream challenge could not be remembered");
             }
         }
+    }
+
+    /// One that says nothing new costs no write; scopes add up while nobody has answered.
+    async fn remember(&self, key: &str, challenge: &Challenge) -> Result<(), RecordError> {
+        let mut challenge = challenge.clone();
+        let mut expected = 0;
+        match self.records.get::<Challenge>(key).await? {
+            Some(open) if !open.spent && open.value.incarnation == challenge.incarnation => {
+                let mut scopes = open.value.scopes.clone();
+                scopes.extend(
+                    challenge
+                        .scopes
+                        .into_iter()
+                        .filter(|scope| !open.value.scopes.contains(scope)),
+                );
+                if scopes == open.value.scopes {
+                    return Ok(());
+                }
+                challenge.scopes = scopes;
+                expected = open.version;
+            }
+            Some(_) => self.records.remove::<Challenge>(key).await?,
+            None => {}
+        }
+        // Who loses the race was told much the same by the same upstream.
+        self.records.put(key, expected, &challenge, REMEMBERED).await?;
+        Ok(())
     }
 
     /// Whether a call of this grant met a challenge here lately: spares every other call a look into the store.

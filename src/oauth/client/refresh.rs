@@ -183,9 +183,16 @@ impl Connector {
         };
         let registration = match self.records.get::<Registration>(&tokens.registration).await {
             Ok(Some(registration)) => registration.value,
+            // Ours to lose, not the user's: nothing is given up over it.
             Ok(None) | Err(RecordError::Unreadable) => {
-                release(Release::NeedsReauth).await;
-                return self.outcome("no_registration", Renewed::NeedsUser);
+                tracing::error!(target: "postern::refresh", issuer = %tokens.issuer, "our registration at this issuer is missing or unreadable");
+                release(later(BACKOFF_CONFIG)).await;
+                return self.outcome(
+                    "no_registration",
+                    Renewed::Later {
+                        retry_after: BACKOFF_CONFIG,
+                    },
+                );
             }
             Err(_) => {
                 release(later(BACKOFF)).await;
@@ -306,12 +313,12 @@ impl Drop for Landing<'_> {
 }
 
 /// The tokens after a refresh: what the answer leaves out stays (RFC 6749 §6). An access token that cannot be sent
-/// counts as expired, but the refresh token beside it is kept.
+/// counts as long expired, so that the old one is not sent either, but the refresh token beside it is kept.
 fn merged(old: Tokens, response: TokenResponse, now: std::time::SystemTime) -> Tokens {
     let expires_at = if response.usable {
         response.expires_in.map(|lifetime| now + lifetime)
     } else {
-        Some(now)
+        Some(std::time::UNIX_EPOCH)
     };
     Tokens {
         access_token: if response.usable {

@@ -15,7 +15,8 @@ use crate::store::Kind;
 use crate::store::record::{RecordError, Typed};
 
 const NAME: &str = "Postern";
-const REMEMBERED: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Longer than any connection lives without a new authorization, which writes them anew.
+const REMEMBERED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A secret this close to its end is replaced.
 const SECRET_MARGIN: Duration = Duration::from_secs(60);
 
@@ -52,15 +53,16 @@ impl Connector {
                 .map(|id| configured(oauth, id, server, &redirect_uri)),
             _ => None,
         };
-        let key = match &configured {
-            Some(registration) => format!("{issuer}/{}", seal::digest(&registration.client_id)),
+        // Which identity is in force here. Each one also stays under its own name, for the tokens issued to it.
+        let current = match &configured {
+            Some(registration) => by_id(&issuer, &registration.client_id),
             None => issuer.clone(),
         };
         // One at a time: concurrent first calls register once.
-        let turn = self.registering.entry(key.clone()).or_default().clone();
+        let turn = self.registering.entry(current.clone()).or_default().clone();
         let _turn = turn.lock().await;
         let now = self.clock.now();
-        let stored = match self.records.get::<Registration>(&key).await {
+        let stored = match self.records.get::<Registration>(&current).await {
             Ok(stored) => stored,
             Err(RecordError::Unreadable) => None,
             Err(_) => return Err(RegisterError::Unavailable),
@@ -69,7 +71,7 @@ impl Connector {
         if let Some(stored) = &stored
             && is_current(&stored.value, wanted.as_ref(), &redirect_uri, now)
         {
-            return Ok((key, stored.value.clone()));
+            return Ok((by_id(&issuer, &stored.value.client_id), stored.value.clone()));
         }
         let registration = match wanted {
             Some(registration) => registration,
@@ -86,22 +88,31 @@ impl Connector {
                 .await?
             }
         };
-        let version = match &stored {
-            Some(stored) => stored.version,
-            None => {
-                self.records
-                    .remove::<Registration>(&key)
-                    .await
-                    .map_err(|_| RegisterError::Unavailable)?;
-                0
-            }
-        };
-        self.records
-            .put(&key, version, &registration, REMEMBERED)
+        let own = by_id(&issuer, &registration.client_id);
+        self.replace(&own, &registration)
             .await
             .map_err(|_| RegisterError::Unavailable)?;
+        if own != current {
+            self.replace(&current, &registration)
+                .await
+                .map_err(|_| RegisterError::Unavailable)?;
+        }
         tracing::info!(target: "audit", event = "registered_upstream", issuer = %server.issuer, client_id = %registration.client_id);
-        Ok((key, registration))
+        Ok((own, registration))
+    }
+
+    /// Writes over whatever is there, readable or not.
+    async fn replace(&self, key: &str, registration: &Registration) -> Result<(), RecordError> {
+        let version = match self.records.get::<Registration>(key).await {
+            Ok(stored) => stored.map_or(0, |stored| stored.version),
+            Err(RecordError::Unreadable) => {
+                self.records.remove::<Registration>(key).await?;
+                0
+            }
+            Err(error) => return Err(error),
+        };
+        self.records.put(key, version, registration, REMEMBERED).await?;
+        Ok(())
     }
 
     /// By Client ID Metadata Document, where the server takes them and ours can be fetched from outside.
@@ -179,6 +190,11 @@ fn configured(
         redirect_uri: redirect_uri.to_owned(),
         expires_at: None,
     }
+}
+
+/// The name of one identity at one issuer.
+fn by_id(issuer: &str, client_id: &str) -> String {
+    format!("{issuer}/{}", seal::digest(client_id))
 }
 
 /// Whether a stored registration still says what is wanted. `wanted` is absent where any registered id will do.

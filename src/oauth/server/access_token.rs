@@ -16,8 +16,8 @@ use crate::seal;
 /// What every access token begins with.
 pub const PREFIX: &str = "postern_at_";
 const KEY_ID_LEN: usize = 4;
-/// Longer strings are refused before they are decoded; ours stay far below.
-const MAX_LEN: usize = 4096;
+/// Longer ones are neither made nor decoded: they would not fit into a header everywhere.
+const MAX_LEN: usize = 7 * 1024;
 /// Keeps these ciphertexts apart from any other use of a key; the key id needs no place here, it selects the key.
 const CONTEXT: &[u8] = b"postern access token 1";
 
@@ -110,7 +110,11 @@ impl Keys {
         .map_err(|_| SealError)?;
         let mut token = PREFIX.to_owned();
         BASE64URL_NOPAD.encode_append(&[id.as_slice(), &nonce, &plain].concat(), &mut token);
-        Ok(token)
+        if token.len() > MAX_LEN {
+            Err(SealError)
+        } else {
+            Ok(token)
+        }
     }
 
     /// Opens `token` at `now`. Anything that is not exactly a token of ours is [`OpenError::Foreign`].

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use http::header;
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use url::Url;
 
 use super::redirect;
@@ -56,23 +57,37 @@ const DOCUMENT_TIME: Duration = Duration::from_secs(5);
 const REMEMBER_MIN: Duration = Duration::from_secs(60);
 const REMEMBER_DEFAULT: Duration = Duration::from_secs(300);
 const REMEMBER_MAX: Duration = Duration::from_secs(24 * 3600);
+/// A registration nobody uses for so long is forgotten.
+const REGISTRATION_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Documents fetched at the same time; whoever comes later is told to try again.
+const FETCHES: usize = 16;
+/// Longer ids are refused.
+const ID_MAX: usize = 2048;
 const REMEMBER_FAILURE: Duration = Duration::from_secs(15);
 
 /// Looks clients up. Documents are fetched once for all who ask at the same time.
 pub struct Clients {
     documents: Cache<String, Remembered>,
+    fetching: Semaphore,
 }
 
 #[derive(Clone)]
 struct Remembered {
-    outcome: Result<Client, &'static str>,
+    outcome: Result<Client, Failed>,
     until: SystemTime,
+}
+
+#[derive(Clone, Copy)]
+enum Failed {
+    Document(&'static str),
+    Unavailable,
 }
 
 #[derive(Deserialize)]
 struct Document {
     client_id: String,
-    client_name: Option<String>,
+    /// Required by MCP (Client ID Metadata Documents).
+    client_name: String,
     #[serde(default)]
     redirect_uris: Vec<String>,
     token_endpoint_auth_method: Option<String>,
@@ -86,6 +101,7 @@ impl Default for Clients {
     fn default() -> Self {
         Self {
             documents: Cache::new(1024),
+            fetching: Semaphore::new(FETCHES),
         }
     }
 }
@@ -100,6 +116,9 @@ impl Clients {
         id: &str,
         now: SystemTime,
     ) -> Result<Client, ClientError> {
+        if id.len() > ID_MAX {
+            return Err(ClientError::Unknown);
+        }
         if !id.starts_with("https://") && !id.starts_with("http://") {
             return registered(records, id).await;
         }
@@ -109,15 +128,41 @@ impl Clients {
         let policy = document_policy(id, cimd.allow_private).map_err(ClientError::Document)?;
         if let Some(known) = self.documents.get(id) {
             if known.until > now {
-                return known.outcome.map_err(ClientError::Document);
+                return known.outcome.map_err(ClientError::from);
             }
             self.documents.remove(id);
         }
-        let fetched = self
-            .documents
-            .get_or_insert_async(id, fetch(outbound, &policy, id, now))
-            .await;
-        fetched?.outcome.map_err(ClientError::Document)
+        let fetched = self.documents.get_or_insert_async(id, async {
+            let _turn = self
+                .fetching
+                .try_acquire()
+                .map_err(|_| ClientError::Unavailable)?;
+            Ok::<_, ClientError>(fetch(outbound, &policy, id, now).await)
+        });
+        fetched.await?.outcome.map_err(ClientError::from)
+    }
+}
+
+impl From<Failed> for ClientError {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Document(why) => Self::Document(why),
+            Failed::Unavailable => Self::Unavailable,
+        }
+    }
+}
+
+/// A registration that is used is kept: called when tokens are issued to the client.
+pub async fn keep(records: &Records, id: &str, now: SystemTime) {
+    let stored = match records.get::<Registered>(id).await {
+        Ok(Some(stored)) if stored.expires_at < now + REGISTRATION_TTL / 2 => stored,
+        _ => return,
+    };
+    if let Err(error) = records
+        .put(id, stored.version, &stored.value, REGISTRATION_TTL)
+        .await
+    {
+        tracing::warn!(target: "postern::oauth", %error, "a client's registration could not be kept longer");
     }
 }
 
@@ -163,53 +208,45 @@ fn document_policy(id: &str, allow_private: bool) -> Result<AddressPolicy, &'sta
     })
 }
 
-/// Documents that are wrong are remembered briefly; ones out of reach are not remembered at all.
-async fn fetch(
-    outbound: &Outbound,
-    policy: &AddressPolicy,
-    id: &str,
-    now: SystemTime,
-) -> Result<Remembered, ClientError> {
+/// Failures are remembered too, for a moment: nobody can make us ask somebody else again and again.
+async fn fetch(outbound: &Outbound, policy: &AddressPolicy, id: &str, now: SystemTime) -> Remembered {
+    let failed = |failure| Remembered {
+        outcome: Err(failure),
+        until: now + REMEMBER_FAILURE,
+    };
     let limits = Limits {
         total: DOCUMENT_TIME,
         body: DOCUMENT_MAX,
         ..Limits::default()
     };
-    let request = Request::get(id).limits(limits);
-    let response = match outbound.send(request, policy).await {
+    let response = match outbound.send(Request::get(id).limits(limits), policy).await {
         Ok(response) => response,
-        Err(outbound::Error::Refused { .. }) => return Ok(failed("its address is not allowed", now)),
-        Err(outbound::Error::TooLarge { .. }) => return Ok(failed("it is too large", now)),
-        Err(_) => return Err(ClientError::Unavailable),
+        Err(outbound::Error::Refused { .. }) => {
+            return failed(Failed::Document("its address is not allowed"));
+        }
+        Err(outbound::Error::TooLarge { .. }) => return failed(Failed::Document("it is too large")),
+        Err(_) => return failed(Failed::Unavailable),
     };
     if response.status.is_server_error() || response.status == http::StatusCode::TOO_MANY_REQUESTS {
-        return Err(ClientError::Unavailable);
+        return failed(Failed::Unavailable);
     }
     if response.status != http::StatusCode::OK {
-        return Ok(failed("it is not there", now));
+        return failed(Failed::Document("it is not there"));
     }
-    let remember = max_age(&response.headers)
-        .unwrap_or(REMEMBER_DEFAULT)
-        .clamp(REMEMBER_MIN, REMEMBER_MAX);
-    Ok(
-        match response
-            .json::<Document>()
-            .map_err(|_| "it is not a JSON document with the required fields")
-            .and_then(|document| document.check(id))
-        {
-            Ok(client) => Remembered {
+    let document = response
+        .json::<Document>()
+        .map_err(|_| "it is not a JSON document with the required fields");
+    match document.and_then(|document| document.check(id)) {
+        Ok(client) => {
+            let remember = max_age(&response.headers)
+                .unwrap_or(REMEMBER_DEFAULT)
+                .clamp(REMEMBER_MIN, REMEMBER_MAX);
+            Remembered {
                 outcome: Ok(client),
                 until: now + remember,
-            },
-            Err(why) => failed(why, now),
-        },
-    )
-}
-
-fn failed(why: &'static str, now: SystemTime) -> Remembered {
-    Remembered {
-        outcome: Err(why),
-        until: now + REMEMBER_FAILURE,
+            }
+        }
+        Err(why) => failed(Failed::Document(why)),
     }
 }
 
@@ -248,7 +285,7 @@ impl Document {
         }
         Ok(Client {
             id: id.to_owned(),
-            name: self.client_name,
+            name: Some(self.client_name),
             redirect_uris: self.redirect_uris,
             host: Some(redirect::host(id)),
         })

@@ -9,6 +9,7 @@ use super::params::with_query;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::oauth::client::connect::ConnectError;
+use crate::oauth::client::register::RegisterError;
 use crate::seal;
 use crate::store::record::Take;
 
@@ -143,7 +144,7 @@ fn connect_refusal(error: &ConnectError) -> Refusal {
         ConnectError::Denied => {
             Refusal::access_denied("the MCP server's authorization server did not allow it")
         }
-        ConnectError::Unavailable => {
+        ConnectError::Unavailable | ConnectError::Register(RegisterError::Unavailable) => {
             Refusal::unavailable("the MCP server's authorization server cannot be reached")
         }
         _ => Refusal::server_error("the authorization at the MCP server failed"),

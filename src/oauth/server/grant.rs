@@ -14,7 +14,7 @@ use subtle::ConstantTimeEq;
 
 use super::access_token::Claims;
 use super::refusal::Refusal;
-use super::{Authority, Snapshot};
+use super::{Authority, Snapshot, client};
 use crate::seal;
 use crate::store::record::{Take, Typed, Versioned};
 use crate::store::{Kind, Put};
@@ -119,7 +119,9 @@ pub async fn redeem(
 ) -> Result<Answer, Refusal> {
     const INVALID: Refusal = Refusal::invalid_grant("the code is not valid");
     let key = seal::digest(redemption.code);
-    let code = authority.records.get::<Code>(&key).await?.ok_or(INVALID)?.value;
+    let Versioned {
+        value: code, spent, ..
+    } = authority.records.get::<Code>(&key).await?.ok_or(INVALID)?;
     let verifier_fits = code
         .challenge
         .as_bytes()
@@ -133,16 +135,6 @@ pub async fn redeem(
         return Err(INVALID);
     }
     check_resource(&code.resource, redemption.resource)?;
-    let code = match authority.records.take::<Code>(&key).await? {
-        Take::Fresh(code) => code.value,
-        Take::Spent(Versioned { value: code, .. }) => {
-            // Somebody has the code who should not: what the first use got is withdrawn (RFC 6749 §4.1.2).
-            tracing::warn!(target: "audit", event = "code_replayed", user = %code.user, client = %code.client_id);
-            withdraw(authority, snapshot, &code.grant).await?;
-            return Err(INVALID);
-        }
-        Take::Absent => return Err(INVALID),
-    };
     let now = authority.clock.now();
     let secret = fresh_token()?;
     let grant = Grant {
@@ -157,20 +149,19 @@ pub async fn redeem(
         retired: Vec::new(),
     };
     let answer = mint(snapshot, &code.grant, &grant, &grant.scopes, &secret, now)?;
-    match authority
-        .records
-        .put(
-            &code.grant,
-            0,
-            &grant,
-            snapshot.config.oauth_server.refresh_token_ttl,
-        )
-        .await?
-    {
-        Put::Stored => {}
-        // Withdrawn between the two writes by a replay of the code.
-        Put::Conflict => return Err(INVALID),
+    // The grant is written before the code is spent: of many who redeem at once just one writes it, whatever the rest
+    // do meanwhile.
+    let ttl = snapshot.config.oauth_server.refresh_token_ttl;
+    let first = !spent
+        && authority.records.put(&code.grant, 0, &grant, ttl).await? == Put::Stored
+        && matches!(authority.records.take::<Code>(&key).await?, Take::Fresh(_));
+    if !first {
+        // Somebody has the code who should not: what the first use got is withdrawn (RFC 6749 §4.1.2).
+        tracing::warn!(target: "audit", event = "code_replayed", user = %grant.user, client = %grant.client_id);
+        withdraw(authority, snapshot, &code.grant).await?;
+        return Err(INVALID);
     }
+    client::keep(&authority.records, &grant.client_id, now).await;
     tracing::info!(target: "audit", event = "grant", user = %grant.user, client = %grant.client_id, route = %grant.route);
     Ok(answer)
 }
@@ -216,6 +207,9 @@ pub async fn refresh(
             withdraw(authority, snapshot, id).await?;
             return Err(INVALID);
         }
+        if !snapshot.config.login.knows(&grant.user) {
+            return Err(Refusal::invalid_grant("the user is no longer known here"));
+        }
         // Some clients only ever re-authorize when a refresh fails, so while the upstream wants the user again it does.
         if authority
             .connector
@@ -250,7 +244,10 @@ pub async fn refresh(
             )
             .await?
         {
-            Put::Stored => return Ok(answer),
+            Put::Stored => {
+                client::keep(&authority.records, &grant.client_id, now).await;
+                return Ok(answer);
+            }
             Put::Conflict => {}
         }
     }

@@ -34,12 +34,15 @@ pub fn is_loopback(uri: &str) -> bool {
     Url::parse(uri).is_ok_and(|url| is_this_computer(&url))
 }
 
-/// The host a person is told.
+/// The host a person is told, with its port where that is not the scheme's own.
 pub fn host(uri: &str) -> String {
-    Url::parse(uri)
-        .ok()
-        .and_then(|url| url.host_str().map(str::to_owned))
-        .unwrap_or_default()
+    let Ok(url) = Url::parse(uri) else {
+        return String::new();
+    };
+    match (url.host_str(), url.port()) {
+        (Some(host), Some(port)) => format!("{host}:{port}"),
+        (host, _) => host.unwrap_or_default().to_owned(),
+    }
 }
 
 fn is_this_computer(url: &Url) -> bool {

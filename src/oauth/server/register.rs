@@ -12,8 +12,8 @@ use super::refusal::Refusal;
 use crate::seal;
 use crate::store::record::Records;
 
-/// A registration nobody uses for so long is forgotten.
-pub const REGISTRATION_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+/// A registration that no user has ever used is forgotten soon; anybody can make one.
+const UNUSED_TTL: Duration = Duration::from_secs(24 * 3600);
 const MAX_REDIRECT_URIS: usize = 32;
 const MAX_NAME: usize = 200;
 
@@ -55,7 +55,7 @@ pub async fn register(records: &Records, body: &[u8], now: SystemTime) -> Result
         redirect_uris: asked.redirect_uris,
         issued_at,
     };
-    records.put(&client_id, 0, &client, REGISTRATION_TTL).await?;
+    records.put(&client_id, 0, &client, UNUSED_TTL).await?;
     Ok(Answer {
         client_id,
         client_id_issued_at: issued_at,

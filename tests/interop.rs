@@ -1,0 +1,65 @@
+//! Clients and upstreams nobody here wrote go through the whole flow: the client signs in once, its person passes
+//! the pages in headless Chromium, and a tool of an upstream that demands its own token is called.
+//!
+//! The work is done by `tests/interop/run.mjs`; a test here is one of its cases, `client_registration_upstream`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic
+)]
+
+mod support;
+
+use support::node;
+use tokio::sync::Semaphore;
+
+/// A case is a browser, a client and two servers: more than two at once starve one another on a small machine.
+static TURNS: Semaphore = Semaphore::const_new(2);
+
+async fn passes(name: &str) {
+    let _turn = TURNS.acquire().await.expect("never closed");
+    let lines = node::run("run.mjs", &[name]).await;
+    let passed = format!("{name}: pass");
+    assert!(
+        lines.iter().any(|line| line.starts_with(&passed)),
+        "skipped: {lines:?}"
+    );
+}
+
+macro_rules! cases {
+    ($($name:ident)*) => {
+        const CASES: &[&str] = &[$(stringify!($name)),*];
+
+        $(#[tokio::test]
+        async fn $name() {
+            passes(&stringify!($name).replace('_', "-")).await;
+        })*
+    };
+}
+
+cases! {
+    sdk1_dcr_example
+    sdk1_dcr_oidc
+    sdk1_cimd_example
+    sdk1_cimd_oidc
+    sdk2_dcr_example
+    sdk2_dcr_oidc
+    sdk2_cimd_example
+    sdk2_cimd_oidc
+    mcp_remote_dcr_example
+    mcp_remote_dcr_oidc
+    mcp_remote_cimd_example
+    mcp_remote_cimd_oidc
+    python_dcr_example
+    python_dcr_oidc
+    python_cimd_example
+    python_cimd_oidc
+}
+
+#[tokio::test]
+async fn every_case_of_the_script_has_its_test() {
+    let listed = node::run("run.mjs", &["list"]).await;
+    let tested: Vec<String> = CASES.iter().map(|name| name.replace('_', "-")).collect();
+    assert_eq!(tested, listed);
+}
