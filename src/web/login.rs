@@ -1,4 +1,6 @@
 //! Signing in and out. Local users with argon2 password hashes, and in the demo one button.
+use std::time::Duration;
+
 use argon2::{Argon2, PasswordHash, PasswordVerifier};
 use axum::Form;
 use axum::extract::{Extension, Query, State};
@@ -39,6 +41,11 @@ pub struct SignOut {
     csrf: String,
 }
 
+/// Too many passwords are waiting to be checked.
+struct Busy;
+
+/// How long a sign-in waits for its turn.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// A hash to verify against when there is no such user, so that the answer takes as long.
 const NOBODY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8";
@@ -89,31 +96,48 @@ pub async fn sign_in(
     if !is_same_origin(&headers, snapshot.issuer()) || !made_here {
         return again(StatusCode::FORBIDDEN, "This form had expired. Please try again.");
     }
+    let now = web.authority.clock.now();
+    if web.throttle.wait(&fields.username, about.client, now).is_some() {
+        return again(
+            StatusCode::TOO_MANY_REQUESTS,
+            "That was wrong too often. Please wait a few minutes.",
+        );
+    }
     let user = match &fields.one_click {
         Some(_) => one_click(&snapshot.config, &about).map(str::to_owned),
-        None => {
-            web.verify(&snapshot.config, &fields.username, fields.password.clone())
-                .await
-        }
+        None => match web
+            .verify(&snapshot.config, &fields.username, fields.password.clone())
+            .await
+        {
+            Ok(user) => user,
+            Err(Busy) => {
+                return again(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "Too many people are signing in just now. Please try again.",
+                );
+            }
+        },
     };
     let Some(user) = user else {
         tracing::warn!(target: "audit", event = "sign_in_failed", user = %pages::plain(&fields.username), client_ip = about.client.map(tracing::field::display));
+        web.throttle.failed(&fields.username, about.client, now);
         return again(
             StatusCode::UNAUTHORIZED,
             "The username or the password is not right.",
         );
     };
-    if let Some(old) = web.cookies.session(&headers)
-        && let Err(error) = web.authority.records.remove::<Session>(&seal::digest(old)).await
-    {
-        tracing::warn!(%error, "the session before this one stays until it expires");
-    }
+    web.throttle.succeeded(&fields.username, about.client);
     // Two tabs may both have shown the form. The second keeps the session of the first, or what the first tab asks
     // meanwhile would be somebody else's. A session of another user, or none of ours, is always replaced.
     if let Ok(Some(session)) = web.session(&headers).await
         && session.browser.user == user
     {
         return moved(next);
+    }
+    if let Some(old) = web.cookies.session(&headers)
+        && let Err(error) = web.authority.records.remove::<Session>(&seal::digest(old)).await
+    {
+        tracing::warn!(%error, "the session before this one stays until it expires");
     }
     match begin(&web.authority.records, &web.cookies, &user).await {
         Ok(cookie) => {
@@ -224,20 +248,26 @@ fn one_click<'c>(config: &'c Config, about: &About) -> Option<&'c str> {
 
 impl Web {
     /// The user of that name, if the password is theirs. Takes the same time whether or not there is such a user.
-    async fn verify(&self, config: &Config, username: &str, password: SecretString) -> Option<String> {
+    async fn verify(
+        &self,
+        config: &Config,
+        username: &str,
+        password: SecretString,
+    ) -> Result<Option<String>, Busy> {
         let known = config.login.users.iter().find(|user| user.username == username);
         let hash = known.map_or_else(
             || NOBODY.to_owned(),
             |user| user.password_hash.expose_secret().to_owned(),
         );
-        let _turn = self.hashing.acquire().await.ok()?;
+        let turn = tokio::time::timeout(PATIENCE, self.hashing.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(Busy) };
         let verified = tokio::task::spawn_blocking(move || {
             let hash = PasswordHash::new(&hash).ok()?;
             Argon2::default()
                 .verify_password(password.expose_secret().as_bytes(), &hash)
                 .ok()
         });
-        verified.await.ok().flatten()?;
-        known.map(|user| user.username.clone())
+        let right = verified.await.ok().flatten().is_some();
+        Ok(known.filter(|_| right).map(|user| user.username.clone()))
     }
 }

@@ -11,6 +11,7 @@ mod home;
 mod login;
 pub mod pages;
 mod session;
+mod throttle;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ pub struct Web {
     metrics: Arc<Metrics>,
     /// Password hashing is slow on purpose; more at a time would starve everything else of memory and processor.
     hashing: Semaphore,
+    throttle: throttle::Throttle,
     cookies: session::Cookies,
 }
 
@@ -80,6 +82,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         authority,
         metrics,
         hashing: Semaphore::new(HASHES_AT_A_TIME),
+        throttle: throttle::Throttle::default(),
         cookies,
     });
     let open = Router::new()
