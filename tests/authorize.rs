@@ -782,6 +782,27 @@ async fn a_wrong_password_is_refused_as_an_unknown_user_is() {
 }
 
 #[tokio::test]
+async fn guessing_a_password_is_slowed_down() {
+    let rig = Rig::start().await;
+    let mut browser = Browser::new();
+    let page = browser.go(&rig.gateway.url("/login")).await.page();
+    let form = page.form_to("/login");
+    let mut try_once = async |username: &str, password: &str| {
+        let fields = [("username", username), ("password", password)];
+        browser.submit_once(&page, &form, &fields).await.status
+    };
+    for _ in 0..10 {
+        assert_eq!(try_once("alice", "wrong").await, 401);
+    }
+    assert_eq!(
+        try_once("alice", "pw").await,
+        429,
+        "not even the right one counts now"
+    );
+    assert_eq!(try_once("bob", "pw").await, 200, "others are not kept out");
+}
+
+#[tokio::test]
 async fn sr_t05_sign_in_takes_our_own_form_in_this_very_browser() {
     let rig = Rig::start().await;
     let mut browser = Browser::new();

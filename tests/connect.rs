@@ -285,7 +285,7 @@ async fn sr_cl_10_resource_goes_out_byte_for_byte() {
             assert_eq!(sent.len(), 1, "{route} {grant}");
             assert_eq!(
                 sent[0].form_values("resource"),
-                [resource.clone()],
+                std::slice::from_ref(resource),
                 "{route} {grant}"
             );
         }

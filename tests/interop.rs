@@ -59,7 +59,8 @@ cases! {
 
 #[tokio::test]
 async fn every_case_of_the_script_has_its_test() {
-    let listed = node::run("run.mjs", &["list"]).await;
+    let mut listed = node::run("run.mjs", &["list"]).await;
+    listed.retain(|name| !name.starts_with("pages-")); // those are tests/pages.rs
     let tested: Vec<String> = CASES.iter().map(|name| name.replace('_', "-")).collect();
     assert_eq!(tested, listed);
 }

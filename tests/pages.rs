@@ -41,3 +41,16 @@ async fn narrow_without_script() {
 async fn wide_without_script() {
     walk("pages-wide-without-script").await;
 }
+
+#[tokio::test]
+async fn every_window_of_the_script_has_its_test() {
+    let mut listed = node::run("run.mjs", &["list"]).await;
+    listed.retain(|name| name.starts_with("pages-"));
+    let tested = [
+        "pages-narrow",
+        "pages-wide",
+        "pages-narrow-without-script",
+        "pages-wide-without-script",
+    ];
+    assert_eq!(listed, tested);
+}

@@ -118,7 +118,7 @@ fn body_of(length: usize) -> String {
 async fn sr_r01_fifty_callers_at_the_end_of_a_token_cause_one_refresh() {
     let rig = Connected::with(|script| script.access_token_lifetime = Duration::from_secs(2)).await;
     assert_eq!(rig.generation().await, 1);
-    // Until no call renews it any more: from then on only its end can.
+    // No call comes while it could be renewed ahead: all of them find it ended.
     let end = Instant::now() + Duration::from_secs(2);
     tokio::time::sleep_until(end.into()).await;
     let calls: Vec<_> = (0..50)
@@ -186,8 +186,7 @@ async fn tokens_of_two_seconds_are_used_without_a_gap() {
         newest = generation(&answer);
         assert!(begun.elapsed() < PATIENCE);
     }
-    let refused = rig.upstream.calls_with_token().len();
-    assert!(refused > 10);
+    assert!(rig.upstream.calls_with_token().len() > 10);
     assert_eq!(rig.upstream.authorization.refreshes(), 2);
 }
 
@@ -900,7 +899,8 @@ async fn sr_r04_a_crash_in_the_middle_of_a_refresh_costs_no_connection() {
     rig.gateway.kill9().await;
     gate.open();
     rig.gateway.restart().await;
-    eventually(PATIENCE, || async {
+    // Nobody waits for the lease of a process that is gone.
+    eventually(Duration::from_secs(5), || async {
         let answer = rig.whoami().await;
         assert!(
             matches!(answer.status, 200 | 503),

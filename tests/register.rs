@@ -10,8 +10,15 @@
 mod support;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use postern::clock::Clock;
+use postern::config::Cimd;
+use postern::oauth::server::client::{ClientError, Clients};
+use postern::outbound::{Outbound, Settings};
+use postern::seal::{Sealer, SealingKey};
+use postern::store::embedded::Embedded;
+use postern::store::record::Records;
 use serde_json::{Value, json};
 use support::body::endless;
 use support::browser::{Arrival, Browser, Page};
@@ -639,25 +646,87 @@ async fn sr_as_70_private_addresses_are_not_asked_for_documents() {
 }
 
 #[tokio::test]
-async fn sr_as_71_a_document_out_of_reach_is_no_reason_to_forget_the_client() {
+async fn sr_as_71_a_document_out_of_reach_is_not_a_client_unknown() {
     let (upstream, documents) = (Upstream::open().await, ClientDocuments::start().await);
     let gateway = reading_documents(&upstream).await;
     let uri = "https://client.example/cb";
-    let client = Client::known_as(&gateway, &documents.publish("/c", uri), uri);
-    for status in [500, 502, 503, 429] {
-        documents.publish_answer("/c", status, &[("content-type", "application/json")], "{}");
-        let page = ask(&client).await;
-        assert_local(&page, 503, &status.to_string());
-        assert!(page.header("retry-after").is_some());
+    let known = Client::known_as(&gateway, &documents.publish("/known", uri), uri);
+    assert_known(&ask(&known).await);
+    let later = async |path: &str| {
+        let page = ask(&Client::known_as(
+            &gateway,
+            &format!("{}{path}", documents.origin),
+            uri,
+        ))
+        .await;
+        assert_local(&page, 503, path);
+        assert!(page.header("retry-after").is_some(), "{path}");
+    };
+    for status in [500, 502, 503, 504, 429] {
+        let path = format!("/{status}");
+        documents.publish_answer(&path, status, &[("content-type", "application/json")], "{}");
+        later(&path).await;
     }
     documents.server.stop();
-    assert_local(&ask(&client).await, 503, "nobody listens");
-    documents.server.resume().await;
-    documents.publish("/c", uri);
-    assert_known(&ask(&client).await);
+    later("/nobody-listens").await;
     // Once read it is remembered, whatever becomes of it.
-    documents.server.stop();
-    assert_known(&ask(&client).await);
+    assert_known(&ask(&known).await);
+}
+
+/// The clock of the program cannot be moved from outside, so this drives the same function with one that can.
+#[tokio::test]
+async fn sr_as_71_what_is_remembered_of_a_document_ends_in_time() {
+    let (documents, directory) = (ClientDocuments::start().await, tempfile::tempdir().unwrap());
+    let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
+    let store = Embedded::open(directory.path(), Clock::manual(start)).unwrap();
+    let key = SealingKey::new("k", postern::seal::random().unwrap()).unwrap();
+    let records = Records::new(Arc::new(store), Arc::new(Sealer::new(vec![key]).unwrap()));
+    let settings = Settings {
+        ca_certificates: Vec::new(),
+        forbidden: Vec::new(),
+    };
+    let outbound = Outbound::new(settings).unwrap();
+    let cimd = Cimd {
+        enabled: true,
+        allow_private: true,
+    };
+    let clients = Clients::default();
+    let find = async |path: &str, seconds: u64| {
+        let (id, now) = (
+            format!("{}{path}", documents.origin),
+            start + Duration::from_secs(seconds),
+        );
+        clients.find(&records, &outbound, &cimd, &id, now).await
+    };
+    let publish = |path: &str, cache: &[(&str, &str)]| {
+        let id = format!("{}{path}", documents.origin);
+        let body =
+            json!({"client_id": id, "client_name": "x", "redirect_uris": ["https://client.example/cb"]});
+        let headers = [&[("content-type", "application/json")], cache].concat();
+        documents.publish_answer(path, 200, &headers, &body.to_string());
+    };
+    // How long, in seconds: at least a minute, at most a day.
+    for (path, cache, remembered) in [
+        ("/silent", &[][..], 300),
+        ("/short", &[("cache-control", "max-age=5")], 60),
+        ("/never", &[("cache-control", "no-store")], 60),
+        ("/hour", &[("cache-control", "public, max-age=3600")], 3600),
+        ("/year", &[("cache-control", "max-age=31536000")], 86_400),
+    ] {
+        publish(path, cache);
+        for (at, reads) in [(0, 1), (remembered - 1, 1), (remembered, 2)] {
+            assert!(find(path, at).await.is_ok(), "{path}");
+            assert_eq!(documents.reads(path), reads, "{path} after {at} seconds");
+        }
+    }
+    // What failed gets a new chance within a minute.
+    documents.publish_answer("/down", 503, &[], "");
+    assert!(matches!(find("/down", 0).await, Err(ClientError::Unavailable)));
+    assert!(matches!(find("/absent", 0).await, Err(ClientError::Document(_))));
+    for path in ["/down", "/absent"] {
+        publish(path, &[]);
+        assert!(find(path, 60).await.is_ok(), "{path}");
+    }
 }
 
 #[tokio::test]
@@ -753,8 +822,6 @@ async fn sr_as_70_a_document_that_does_not_come_is_given_up() {
     documents.hold(&gate);
     let page = within(Duration::from_secs(8), ask(&client)).await;
     assert_local(&page, 503, "silent");
-    gate.open();
-    assert_known(&ask(&client).await);
 }
 
 #[tokio::test]

@@ -27,7 +27,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 /// What "at once" means on a busy machine; every drain timeout here that must not matter is far longer.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 const ECHO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"message":"late"}}}"#;
 
@@ -224,7 +224,7 @@ async fn at_the_drain_timeout_what_is_left_is_cut() {
         let took = begun.elapsed();
         assert_eq!(status.code(), Some(0), "{status:?}");
         assert!(
-            took >= least && took < least + Duration::from_millis(1500),
+            took >= least && took < least + Duration::from_millis(2500),
             "{timeout}: {took:?}"
         );
         support::within(AT_ONCE, reading).await.unwrap();

@@ -555,6 +555,21 @@ async fn sr_t28_the_rotation_is_remembered_over_a_restart_and_a_crash() {
     assert_refused(&rig.client.refresh(&third.refresh_token).await, "invalid_grant");
 }
 
+#[tokio::test]
+async fn a_user_who_was_taken_away_gets_no_more_tokens() {
+    let mut rig = Rig::start().await;
+    let tokens = rig.tokens().await;
+    let users = json!([{"username": "bob", "password_hash": PASSWORD_HASH}]);
+    rig.gateway.reconfigure("login.local.users", users);
+    rig.gateway.restart().await;
+    assert_refused(&rig.client.refresh(&tokens.refresh_token).await, "invalid_grant");
+    let page = rig.browser.peek(&rig.client.authorization("demo").url()).await;
+    assert!(
+        page.header("location").unwrap().starts_with("/login?"),
+        "the session has ended too"
+    );
+}
+
 // === revocation ===
 
 #[tokio::test]

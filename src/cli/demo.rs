@@ -76,7 +76,9 @@ fn introduce(config: &Config) {
          VS Code:      code --add-mcp '{{\"name\":\"{name}\",\"type\":\"http\",\"url\":\"{url}\"}}'\n\
          Anything else that speaks stdio:  npx mcp-remote {url}\n\n\
          The client opens a browser: sign in with one click, allow the client, allow Postern at the demo's own\n\
-         authorization server, and you are back. Then call the tool `whoami`. Stop with Ctrl+C.\n",
+         authorization server, and you are back. Then call the tool `whoami`. Stop with Ctrl+C; what you allowed is\n\
+         kept in {data}, but the demo's MCP server forgets its tokens, so it asks once more after a restart.\n",
+        data = config.server.data_dir.display(),
         name = route.name,
     ));
 }

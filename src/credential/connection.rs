@@ -149,13 +149,24 @@ impl Connections {
         }
     }
 
-    /// Fetches a newer token than the one refused, for calls to come.
+    /// Fetches a newer token than the one refused, for calls to come; they wait for it.
     pub fn renew_refused(&self, route: &Arc<Route>, source: &Source, now: SystemTime) {
         let Source::Connection { key, .. } = source else {
             return;
         };
         let slot = self.by_key.get(&**key).map(|slot| Arc::clone(&slot));
         if let (Some(slot), Some(outdated)) = (slot, source.outdated()) {
+            let known = slot.known.load_full();
+            if let Known::Token(token) = &*known
+                && token.is_covered_by(&outdated)
+            {
+                let dead_at = Some(UNIX_EPOCH);
+                let token = Token {
+                    dead_at,
+                    ..token.clone()
+                };
+                slot.replace(&known, Known::Token(token));
+            }
             self.renew_ahead(&slot, route, outdated, now);
         }
     }

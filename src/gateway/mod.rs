@@ -264,14 +264,14 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if response.status.is_informational() {
             // Early hints would act on our origin.
-            clear(response);
+            remove(response, |_| true);
             return Ok(());
         }
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
         if let Some(replacement) = &ctx.replacement {
-            clear(response);
+            remove(response, |_| true);
             response.set_status(replacement.status)?;
             response.set_reason_phrase(None)?;
             for (name, value) in &replacement.headers {
@@ -279,15 +279,7 @@ impl ProxyHttp for Gateway {
             }
             return response.insert_header(header::CONTENT_LENGTH, replacement.length());
         }
-        let dropped: Vec<HeaderName> = response
-            .headers
-            .keys()
-            .filter(|name| respond::is_dropped(name))
-            .cloned()
-            .collect();
-        for name in &dropped {
-            response.remove_header(name);
-        }
+        remove(response, respond::is_dropped);
         for (name, value) in respond::isolation() {
             response.insert_header(name, value)?;
         }
@@ -369,8 +361,14 @@ impl ProxyHttp for Gateway {
         )
     }
 
-    fn suppress_error_log(&self, _session: &Session, _ctx: &Context, error: &Error) -> bool {
-        error.etype() == &ANSWERED || *error.esource() == ErrorSource::Downstream
+    fn suppress_error_log(&self, _session: &Session, ctx: &Context, error: &Error) -> bool {
+        // Pingora's line would quote the answer that could not be read, cookies and all.
+        let is_unreadable = error.root_etype() == &ErrorType::InvalidHTTPHeader;
+        if is_unreadable {
+            let route = ctx.route.as_ref().map(|route| route.name.as_str());
+            tracing::error!(target: "postern::upstream", route, "the head of the upstream's answer is malformed");
+        }
+        is_unreadable || error.etype() == &ANSWERED || *error.esource() == ErrorSource::Downstream
     }
 
     fn suppress_proxy_warn_log(
@@ -392,9 +390,9 @@ impl Gateway {
     }
 }
 
-fn clear(response: &mut ResponseHeader) {
-    let all: Vec<HeaderName> = response.headers.keys().cloned().collect();
-    for name in &all {
-        response.remove_header(name);
+fn remove(response: &mut ResponseHeader, is_unwanted: impl Fn(&HeaderName) -> bool) {
+    let names = response.headers.keys().filter(|name| is_unwanted(name));
+    for name in names.cloned().collect::<Vec<_>>() {
+        response.remove_header(&name);
     }
 }

@@ -31,15 +31,17 @@ const SWEEP: usize = 500;
 /// The embedded store. Dropping it closes the file.
 pub struct Embedded {
     file: DatabaseFile,
+    opened: SystemTime,
     changes: broadcast::Sender<Change>,
 }
 
 impl Embedded {
     /// Opens or creates the store in `data_dir`. Blocks, and reads the whole file to check it.
     pub fn open(data_dir: &Path, clock: Clock) -> Result<Embedded, OpenError> {
-        let file = DatabaseFile::open(data_dir, clock)?;
+        let file = DatabaseFile::open(data_dir, clock.clone())?;
         Ok(Embedded {
             file,
+            opened: clock.now(),
             changes: broadcast::Sender::new(CHANGES),
         })
     }
@@ -275,9 +277,16 @@ impl Store for Embedded {
         newer_than: u64,
         lease: Duration,
     ) -> Result<Acquired, StoreError> {
-        let attempt_id = attempt_id.to_owned();
-        let step =
-            move |connection: &mut Connection, now| connection.acquire(&attempt_id, newer_than, lease, now);
+        let (attempt_id, opened) = (attempt_id.to_owned(), self.opened);
+        let step = move |connection: &mut Connection, now| {
+            // One process at a time has the file, so whoever held a lease before this one opened it is gone.
+            if let Some(attempt) = &mut connection.attempt
+                && attempt.lease_until < opened + lease
+            {
+                attempt.lease_until = attempt.lease_until.min(now);
+            }
+            connection.acquire(&attempt_id, newer_than, lease, now)
+        };
         self.step(key, Acquired::Absent, None, false, step).await
     }
 

@@ -129,10 +129,13 @@ const TALKATIVE: [&str; 8] = [
     "want",
 ];
 
+/// What is said without `RUST_LOG`. Pingora's info is about its own start and end, which we announce ourselves.
+const USUAL: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn";
+
 /// Starts the log: JSON lines on standard error. `RUST_LOG` chooses levels, but nothing makes a talkative library say
 /// more than info.
 pub fn log() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(USUAL));
     let discreet = FilterFn::new(|line| {
         *line.level() <= Level::INFO || !TALKATIVE.iter().any(|library| line.target().starts_with(library))
     });

@@ -113,6 +113,7 @@ impl Web {
                     serde_json::json!({"error": refusal.code, "error_description": refusal.description});
                 let mut response = (refusal.status(), Json(body)).into_response();
                 if refusal.status() == StatusCode::UNAUTHORIZED {
+                    // RFC 6749 §5.2: whoever tried the Authorization header is answered in kind.
                     let scheme =
                         axum::http::HeaderValue::from_static("Basic realm=\"clients are public here\"");
                     response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
@@ -121,11 +122,6 @@ impl Web {
                     response
                         .headers_mut()
                         .insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("1"));
-                }
-                if refusal.status() == StatusCode::UNAUTHORIZED {
-                    // RFC 6749 §5.2: whoever tried the Authorization header is answered in kind.
-                    let challenge = axum::http::HeaderValue::from_static("Basic realm=\"postern\"");
-                    response.headers_mut().insert(header::WWW_AUTHENTICATE, challenge);
                 }
                 response
             }

@@ -35,6 +35,11 @@ export class Memory {
   saveDiscoveryState(discovery) {
     this.#kept.discovery = discovery;
   }
+  /** Asked for when the server has refused what is kept: `all`, `tokens`, `client`, `verifier` or `discovery`. */
+  invalidateCredentials(which) {
+    if (which === 'all') this.#kept = {};
+    else delete this.#kept[which];
+  }
   codeVerifier() {
     return this.#kept.verifier;
   }
