@@ -66,11 +66,7 @@ pub fn authenticate(
         OpenError::Foreign => AuthnError::Invalid,
         OpenError::Expired => AuthnError::Expired,
     })?;
-    if revoked.contains(token.grant()) {
-        Err(AuthnError::Revoked)
-    } else {
-        Ok(Caller { token })
-    }
+    if revoked.contains(token.grant()) { Err(AuthnError::Revoked) } else { Ok(Caller { token }) }
 }
 
 // === impl Caller ===
@@ -123,12 +119,7 @@ pub fn remember_revoked(access_token_ttl: Duration) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use crate::oauth::server::access_token::Claims;
     use http::HeaderValue;
@@ -162,12 +153,7 @@ mod tests {
         for value in ["Bearer TOKEN", "bearer TOKEN", "BEARER  TOKEN"] {
             let caller = judge(&[value], &Revoked::default()).ok().unwrap();
             assert_eq!(
-                (
-                    caller.subject(),
-                    caller.audience(),
-                    caller.has_scope("x"),
-                    caller.has_scope("mcp")
-                ),
+                (caller.subject(), caller.audience(), caller.has_scope("x"), caller.has_scope("mcp")),
                 ("alice", "r", true, false)
             );
         }
@@ -177,10 +163,7 @@ mod tests {
     fn anything_else_is_not() {
         let none = Revoked::default();
         assert_eq!(judge(&[], &none).err(), Some(AuthnError::Missing));
-        for two in [
-            &["Bearer TOKEN", "Bearer TOKEN"][..],
-            &["Bearer TOKEN, Bearer TOKEN"],
-        ] {
+        for two in [&["Bearer TOKEN", "Bearer TOKEN"][..], &["Bearer TOKEN, Bearer TOKEN"]] {
             assert_eq!(judge(two, &none).err(), Some(AuthnError::Malformed), "{two:?}");
         }
         for invalid in ["Bearer xTOKEN", "Bearer", "Bearer "] {
@@ -195,10 +178,7 @@ mod tests {
     fn a_revoked_grant_takes_its_tokens_along() {
         let revoked = Revoked::default();
         revoked.insert("g".into(), UNIX_EPOCH + Duration::from_secs(1_800_000_010));
-        assert_eq!(
-            judge(&["Bearer TOKEN"], &revoked).err(),
-            Some(AuthnError::Revoked)
-        );
+        assert_eq!(judge(&["Bearer TOKEN"], &revoked).err(), Some(AuthnError::Revoked));
         revoked.sweep(UNIX_EPOCH + Duration::from_secs(1_800_000_011));
         assert!(judge(&["Bearer TOKEN"], &revoked).is_ok());
     }

@@ -85,8 +85,7 @@ impl Upkeep {
 
     fn revoke(&self, grant: String) {
         let ttl = self.authority.snapshot().config.oauth_server.access_token_ttl;
-        self.revoked
-            .insert(grant, self.authority.clock.now() + remember_revoked(ttl));
+        self.revoked.insert(grant, self.authority.clock.now() + remember_revoked(ttl));
     }
 
     async fn sweep(&self) {

@@ -34,11 +34,7 @@ pub struct Bearer {
 impl Bearer {
     /// The scope tokens, in order.
     pub fn scopes(&self) -> impl Iterator<Item = &str> {
-        self.scope
-            .as_deref()
-            .unwrap_or_default()
-            .split(' ')
-            .filter(|token| !token.is_empty())
+        self.scope.as_deref().unwrap_or_default().split(' ').filter(|token| !token.is_empty())
     }
 }
 
@@ -78,11 +74,7 @@ pub enum Judgement {
 /// Judges an answer by its status and its `Bearer` challenge. Every 401 counts, even without a challenge; a 403
 /// counts only when it says that scope is what is missing.
 pub fn judge(status: StatusCode, bearer: Option<&Bearer>) -> Judgement {
-    let scopes = || {
-        bearer
-            .map(|bearer| bearer.scopes().map(str::to_owned).collect())
-            .unwrap_or_default()
-    };
+    let scopes = || bearer.map(|bearer| bearer.scopes().map(str::to_owned).collect()).unwrap_or_default();
     let error = bearer.and_then(|bearer| bearer.error.as_deref());
     match (status, error) {
         (StatusCode::UNAUTHORIZED, _) => Judgement::Connect { scopes: scopes() },
@@ -122,15 +114,9 @@ impl Print<'_> {
             push_parameter(&mut text, "error", error.chars().filter(|char| is_text(*char)));
         }
         if let Some(description) = self.error_description {
-            let plain = description
-                .chars()
-                .map(|char| if char == '"' { '\'' } else { char });
+            let plain = description.chars().map(|char| if char == '"' { '\'' } else { char });
             text.push_str(", ");
-            push_parameter(
-                &mut text,
-                "error_description",
-                plain.filter(|char| is_text(*char)),
-            );
+            push_parameter(&mut text, "error_description", plain.filter(|char| is_text(*char)));
         }
         // Only visible ASCII and spaces got this far, which every header value may hold.
         HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static("Bearer"))
@@ -166,15 +152,8 @@ fn is_scope_token(token: &str) -> bool {
 
 /// Scope tokens that are accepted, one space between; nothing when none is.
 fn scope_of(text: &str, accepted: impl Fn(&str) -> bool) -> Option<String> {
-    let tokens: Vec<&str> = text
-        .split(' ')
-        .filter(|token| !token.is_empty() && accepted(token))
-        .collect();
-    if tokens.is_empty() {
-        None
-    } else {
-        Some(tokens.join(" "))
-    }
+    let tokens: Vec<&str> = text.split(' ').filter(|token| !token.is_empty() && accepted(token)).collect();
+    if tokens.is_empty() { None } else { Some(tokens.join(" ")) }
 }
 
 /// One challenge as read, parameters in order, names in lower case, values without their quoting.
@@ -188,11 +167,7 @@ struct Challenge {
 
 impl Challenge {
     fn new(scheme: &str) -> Self {
-        Self {
-            scheme: scheme.to_owned(),
-            parameters: Vec::new(),
-            broken: false,
-        }
+        Self { scheme: scheme.to_owned(), parameters: Vec::new(), broken: false }
     }
 
     /// The same parameter twice makes the whole challenge void (RFC 9110 §11.2): which one counts would depend on
@@ -249,13 +224,7 @@ fn strict(text: &str) -> Option<Vec<Challenge>> {
             .collect(),
         ..Challenge::new(challenge.scheme)
     };
-    Some(
-        http_auth::parse_challenges(text)
-            .ok()?
-            .into_iter()
-            .map(own)
-            .collect(),
-    )
+    Some(http_auth::parse_challenges(text).ok()?.into_iter().map(own).collect())
 }
 
 /// Word by word, once through. A word before `=` is a parameter of the challenge at hand, a word of its own opens
@@ -267,11 +236,7 @@ fn lenient(text: &str) -> Vec<Challenge> {
         let word = scan.take_while(|char| !is_separator(char) && !matches!(char, '=' | '"'));
         let after_word = scan.rest;
         scan.take_while(is_blank);
-        let value = if !word.is_empty() && scan.skip('=') {
-            Some(scan.value())
-        } else {
-            None
-        };
+        let value = if !word.is_empty() && scan.skip('=') { Some(scan.value()) } else { None };
         match (value, challenges.last_mut()) {
             (Some(Value::Is(value)), Some(challenge)) if is_token(word) => {
                 challenge.parameters.push((word.to_ascii_lowercase(), value));
@@ -371,11 +336,7 @@ impl<'a> Scan<'a> {
             }
         }
         self.rest = chars.as_str();
-        if self.take_while(|char| !is_separator(char)).is_empty() {
-            Value::Is(value)
-        } else {
-            Value::Broken
-        }
+        if self.take_while(|char| !is_separator(char)).is_empty() { Value::Is(value) } else { Value::Broken }
     }
 }
 
@@ -390,27 +351,18 @@ fn is_separator(char: char) -> bool {
 /// RFC 9110 §5.6.2.
 fn is_token(word: &str) -> bool {
     !word.is_empty()
-        && word
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
+        && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use proptest::prelude::*;
 
     fn read_all(values: &[&str]) -> Option<Bearer> {
-        let values: Vec<HeaderValue> = values
-            .iter()
-            .map(|value| HeaderValue::from_bytes(value.as_bytes()).unwrap())
-            .collect();
+        let values: Vec<HeaderValue> =
+            values.iter().map(|value| HeaderValue::from_bytes(value.as_bytes()).unwrap()).collect();
         bearer(values.iter())
     }
 
@@ -439,19 +391,10 @@ mod tests {
                 r#"Bearer resource_metadata="https://a.test/m", scope="a b", error="invalid_token""#,
                 Some((URL, Some("a b"), Some("invalid_token"))),
             ),
-            (
-                r#"bEARER Resource_Metadata = "https://a.test/m" , SCOPE=a"#,
-                Some((URL, Some("a"), None)),
-            ),
+            (r#"bEARER Resource_Metadata = "https://a.test/m" , SCOPE=a"#, Some((URL, Some("a"), None))),
             (r#"Bearer scope="a:\b \/c""#, Some((None, Some("a:b /c"), None))),
-            (
-                r#"Basic realm="Bearer scope=\"x\"", Bearer scope="y""#,
-                Some((None, Some("y"), None)),
-            ),
-            (
-                r#"Bearer scope="a, Basic realm=b""#,
-                Some((None, Some("a, Basic realm=b"), None)),
-            ),
+            (r#"Basic realm="Bearer scope=\"x\"", Bearer scope="y""#, Some((None, Some("y"), None))),
+            (r#"Bearer scope="a, Basic realm=b""#, Some((None, Some("a, Basic realm=b"), None))),
             (r#", ,Bearer error=x,,"#, Some((None, None, Some("x")))),
             (r#"Basic realm="a""#, None),
             (r#"Bearers scope="a""#, None),
@@ -468,50 +411,23 @@ mod tests {
                 r#"Bearer error="x" scope="a b" resource_metadata="https://a.test/m""#,
                 Some((URL, Some("a b"), Some("x"))),
             ),
-            (
-                r#"Bearer error="x"; scope="a""#,
-                Some((None, Some("a"), Some("x"))),
-            ),
-            (
-                r#"Bearer  error="x",scope="a""#,
-                Some((None, Some("a"), Some("x"))),
-            ),
+            (r#"Bearer error="x"; scope="a""#, Some((None, Some("a"), Some("x")))),
+            (r#"Bearer  error="x",scope="a""#, Some((None, Some("a"), Some("x")))),
             (r#"Bearer, error="x""#, Some((None, None, Some("x")))),
             // URLs without quotes.
-            (
-                r#"Bearer resource_metadata=https://a.test/m"#,
-                Some((URL, None, None)),
-            ),
-            (
-                r#"Bearer resource_metadata=https://a.test/m, scope=a"#,
-                Some((URL, Some("a"), None)),
-            ),
+            (r#"Bearer resource_metadata=https://a.test/m"#, Some((URL, None, None))),
+            (r#"Bearer resource_metadata=https://a.test/m, scope=a"#, Some((URL, Some("a"), None))),
             (
                 r#"Bearer resource_metadata=https://a.test/m?x=y;z scope=a"#,
                 Some((Some("https://a.test/m?x=y;z"), Some("a"), None)),
             ),
             // Token68 of other schemes.
-            (
-                r#"Negotiate YII/b2U==, Bearer scope="a""#,
-                Some((None, Some("a"), None)),
-            ),
-            (
-                r#"Negotiate YII=, Bearer scope="a""#,
-                Some((None, Some("a"), None)),
-            ),
-            (
-                r#"Negotiate YII/b, Bearer scope="a""#,
-                Some((None, Some("a"), None)),
-            ),
+            (r#"Negotiate YII/b2U==, Bearer scope="a""#, Some((None, Some("a"), None))),
+            (r#"Negotiate YII=, Bearer scope="a""#, Some((None, Some("a"), None))),
+            (r#"Negotiate YII/b, Bearer scope="a""#, Some((None, Some("a"), None))),
             // Text outside ASCII next to what matters.
-            (
-                "Bearer realm=\"Größe\", scope=\"a\"",
-                Some((None, Some("a"), None)),
-            ),
-            (
-                "Bearer scope=\"a\",\terror=\"x\"",
-                Some((None, Some("a"), Some("x"))),
-            ),
+            ("Bearer realm=\"Größe\", scope=\"a\"", Some((None, Some("a"), None))),
+            ("Bearer scope=\"a\",\terror=\"x\"", Some((None, Some("a"), Some("x")))),
         ]);
     }
 
@@ -526,24 +442,12 @@ mod tests {
                 r#"Basic realm="b", scope="c" resource_metadata=https://a.test/m, Bearer error="x" "#,
                 Some((None, None, Some("x"))),
             ),
-            (
-                r#"Bearer scope="a" Basic error="b" error="c""#,
-                Some((None, Some("a"), None)),
-            ),
+            (r#"Bearer scope="a" Basic error="b" error="c""#, Some((None, Some("a"), None))),
             (r#"scope="a", Bearer error="x" y"#, Some((None, None, Some("x")))),
-            (
-                r#"Bearer error="x" stray scope="b""#,
-                Some((None, None, Some("x"))),
-            ),
+            (r#"Bearer error="x" stray scope="b""#, Some((None, None, Some("x")))),
         ]);
         let split = [r#"Bearer scope="a""#, r#"Basic realm="b""#, r#"Bearer error="x""#];
-        assert_eq!(
-            read_all(&split).unwrap(),
-            Bearer {
-                scope: Some("a".into()),
-                ..Bearer::default()
-            }
-        );
+        assert_eq!(read_all(&split).unwrap(), Bearer { scope: Some("a".into()), ..Bearer::default() });
     }
 
     #[test]
@@ -552,10 +456,7 @@ mod tests {
             (r#"Bearer scope="a", scope="a""#, None),
             (r#"Bearer scope="a" SCOPE="b""#, None),
             (r#"Bearer realm="a", realm="b", scope="c""#, None),
-            (
-                r#"Bearer scope="a", scope="b", Bearer scope="c""#,
-                Some((None, Some("c"), None)),
-            ),
+            (r#"Bearer scope="a", scope="b", Bearer scope="c""#, Some((None, Some("c"), None))),
             (r#"Bearer scope="never ends"#, None),
             (r#"Bearer scope="a"b", error="x""#, None),
             (r#"Bearer error="x" scope="a"error="y""#, None),
@@ -574,18 +475,9 @@ mod tests {
             (r#"Bearer scope="   ""#, Some((None, None, None))),
             ("Bearer scope=\"a\tb\"", Some((None, None, None))),
             ("Bearer scope=\"ä\"", Some((None, None, None))),
-            (
-                r#"Bearer resource_metadata="https://a.test/ m""#,
-                Some((None, None, None)),
-            ),
-            (
-                "Bearer resource_metadata=\"https://ä.test/\"",
-                Some((None, None, None)),
-            ),
-            (
-                r#"Bearer resource_metadata="", error="""#,
-                Some((None, None, None)),
-            ),
+            (r#"Bearer resource_metadata="https://a.test/ m""#, Some((None, None, None))),
+            ("Bearer resource_metadata=\"https://ä.test/\"", Some((None, None, None))),
+            (r#"Bearer resource_metadata="", error="""#, Some((None, None, None))),
         ]);
         for (name, limit) in [
             ("resource_metadata", URL_LIMIT),
@@ -605,34 +497,17 @@ mod tests {
         let metadata = r#"Bearer resource_metadata="https://a.test/m""#;
         let insufficient = r#"Bearer error="insufficient_scope", scope="b""#;
         assert_eq!(read_all(&["Bearer", scope]).unwrap().scope.as_deref(), Some("a"));
-        assert_eq!(
-            read_all(&[scope, metadata]).unwrap().resource_metadata.as_deref(),
-            URL
-        );
-        assert_eq!(
-            read_all(&[metadata, insufficient]).unwrap().scope.as_deref(),
-            Some("b")
-        );
-        assert_eq!(
-            read_all(&[insufficient, metadata]).unwrap().scope.as_deref(),
-            Some("b")
-        );
-        assert_eq!(
-            read_all(&[scope, r#"Bearer scope="b""#])
-                .unwrap()
-                .scope
-                .as_deref(),
-            Some("a")
-        );
+        assert_eq!(read_all(&[scope, metadata]).unwrap().resource_metadata.as_deref(), URL);
+        assert_eq!(read_all(&[metadata, insufficient]).unwrap().scope.as_deref(), Some("b"));
+        assert_eq!(read_all(&[insufficient, metadata]).unwrap().scope.as_deref(), Some("b"));
+        assert_eq!(read_all(&[scope, r#"Bearer scope="b""#]).unwrap().scope.as_deref(), Some("a"));
         assert_eq!(read_all(&[]), None);
     }
 
     /// T54: long values are bounded or linear. Only the work is checked here, so the limit is passed by.
     #[test]
     fn sr_t54_long_values() {
-        for unit in [
-            "a=\"", "a=", ",", "Bearer ", "a=b ", "\\\"", "a=\"\\", "=", "\"", "a =", "x=y,",
-        ] {
+        for unit in ["a=\"", "a=", ",", "Bearer ", "a=b ", "\\\"", "a=\"\\", "=", "\"", "a =", "x=y,"] {
             let text = unit.repeat(1024 * 1024 / unit.len());
             lenient(&text);
             let value = HeaderValue::from_str(&format!("Bearer scope=a {text}")).unwrap();
@@ -655,20 +530,8 @@ mod tests {
         let insufficient = with(Some("insufficient_scope"));
         for (status, bearer, expected) in [
             (401, None, Judgement::Connect { scopes: vec![] }),
-            (
-                401,
-                Some(with(None)),
-                Judgement::Connect {
-                    scopes: scopes.clone(),
-                },
-            ),
-            (
-                401,
-                Some(insufficient.clone()),
-                Judgement::Connect {
-                    scopes: scopes.clone(),
-                },
-            ),
+            (401, Some(with(None)), Judgement::Connect { scopes: scopes.clone() }),
+            (401, Some(insufficient.clone()), Judgement::Connect { scopes: scopes.clone() }),
             (403, Some(insufficient.clone()), Judgement::StepUp { scopes }),
             (403, Some(with(Some("invalid_token"))), Judgement::NotChallenged),
             (403, Some(with(None)), Judgement::NotChallenged),
@@ -693,10 +556,7 @@ mod tests {
             error: None,
             error_description: None,
         };
-        assert_eq!(
-            print.header_value(),
-            r#"Bearer resource_metadata="https://a.test/m""#
-        );
+        assert_eq!(print.header_value(), r#"Bearer resource_metadata="https://a.test/m""#);
         let full = Print {
             scope: Some("mcp:access  b"),
             error: Some("invalid_token"),
@@ -712,10 +572,7 @@ mod tests {
             scope: Some(r#"a" , error="x b\ c"#),
             ..print
         };
-        assert_eq!(
-            hostile.header_value(),
-            r#"Bearer resource_metadata="https://a.test/\"\\", scope=", c""#
-        );
+        assert_eq!(hostile.header_value(), r#"Bearer resource_metadata="https://a.test/\"\\", scope=", c""#);
     }
 
     fn scheme() -> impl Strategy<Value = String> {

@@ -14,10 +14,7 @@ pub struct Clock(Source);
 #[derive(Clone, Debug)]
 enum Source {
     System,
-    Manual {
-        start: SystemTime,
-        moved_millis: Arc<AtomicU64>,
-    },
+    Manual { start: SystemTime, moved_millis: Arc<AtomicU64> },
 }
 
 impl Clock {
@@ -28,17 +25,11 @@ impl Clock {
 
     /// A clock that stands at `start` until [`Clock::advance`] moves it.
     pub fn manual(start: SystemTime) -> Clock {
-        Clock(Source::Manual {
-            start,
-            moved_millis: Arc::new(AtomicU64::new(0)),
-        })
+        Clock(Source::Manual { start, moved_millis: Arc::new(AtomicU64::new(0)) })
     }
 
     /// The time now.
-    #[allow(
-        clippy::disallowed_methods,
-        reason = "this is the one place that asks the machine"
-    )]
+    #[allow(clippy::disallowed_methods, reason = "this is the one place that asks the machine")]
     pub fn now(&self) -> SystemTime {
         match &self.0 {
             Source::System => SystemTime::now(),

@@ -53,21 +53,13 @@ pub fn additions(
     request_id: &HeaderValue,
     credential: &Credential,
 ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-    let proto = HeaderValue::from_static(if route.resource.starts_with("https:") {
-        "https"
-    } else {
-        "http"
-    });
+    let proto = HeaderValue::from_static(if route.resource.starts_with("https:") { "https" } else { "http" });
     [
-        HeaderValue::from_str(&route.upstream.authority)
-            .ok()
-            .map(|host| (header::HOST, host)),
+        HeaderValue::from_str(&route.upstream.authority).ok().map(|host| (header::HOST, host)),
         client
             .and_then(|client| HeaderValue::from_str(&client.to_string()).ok())
             .map(|client| (FORWARDED_FOR, client)),
-        HeaderValue::from_str(&route.authority)
-            .ok()
-            .map(|host| (FORWARDED_HOST, host)),
+        HeaderValue::from_str(&route.authority).ok().map(|host| (FORWARDED_HOST, host)),
         Some((FORWARDED_PROTO, proto)),
         Some((REQUEST_ID, request_id.clone())),
         credential.header.clone(),
@@ -78,12 +70,7 @@ pub fn additions(
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     #[test]

@@ -55,8 +55,7 @@ impl<'a> Call<'a> {
     /// Whether the revision obliges the server to refuse a request whose headers and body differ. Without that promise
     /// the headers say nothing a policy may rest on (SEP-2243).
     pub fn is_mirrored(&self) -> bool {
-        self.revision
-            .is_some_and(|revision| is_revision(revision) && revision >= MIRRORED_SINCE)
+        self.revision.is_some_and(|revision| is_revision(revision) && revision >= MIRRORED_SINCE)
     }
 
     /// The JSON-RPC method, where it can be trusted.
@@ -137,20 +136,13 @@ fn decoded(value: &str) -> Option<Cow<'_, str>> {
     let Some(encoded) = value.strip_prefix("=?base64?") else {
         return Some(Cow::Borrowed(value));
     };
-    let bytes = data_encoding::BASE64
-        .decode(encoded.strip_suffix("?=")?.as_bytes())
-        .ok()?;
+    let bytes = data_encoding::BASE64.decode(encoded.strip_suffix("?=")?.as_bytes()).ok()?;
     String::from_utf8(bytes).ok().map(Cow::Owned)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use http::{HeaderName, HeaderValue};
 
     use super::*;
@@ -173,11 +165,7 @@ mod tests {
             ("9999", false),
             ("zzzz-zz-zz", false),
         ] {
-            let map = headers(&[
-                (PROTOCOL_VERSION, revision),
-                (METHOD, "tools/call"),
-                (NAME, "add"),
-            ]);
+            let map = headers(&[(PROTOCOL_VERSION, revision), (METHOD, "tools/call"), (NAME, "add")]);
             let call = Call::from_headers(&map);
             assert_eq!(call.mirrored_method().is_some(), trusted, "{revision}");
             assert_eq!(call.mirrored_name().is_some(), trusted, "{revision}");
@@ -206,11 +194,7 @@ mod tests {
             ("=?base64?/w==?=", None),
         ] {
             let map = headers(&[(PROTOCOL_VERSION, "2026-07-28"), (NAME, sent)]);
-            assert_eq!(
-                Call::from_headers(&map).mirrored_name().as_deref(),
-                read,
-                "{sent}"
-            );
+            assert_eq!(Call::from_headers(&map).mirrored_name().as_deref(), read, "{sent}");
         }
     }
 
@@ -218,19 +202,10 @@ mod tests {
     fn the_probe_is_a_complete_request_of_its_revision() {
         let request = probe_request();
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
-        let header = |name: &str| {
-            request
-                .headers
-                .iter()
-                .find(|(n, _)| *n == name)
-                .map(|(_, value)| *value)
-        };
+        let header = |name: &str| request.headers.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
         assert_eq!(header(METHOD), body["method"].as_str());
         let meta = &body["params"]["_meta"];
-        assert_eq!(
-            header(PROTOCOL_VERSION),
-            meta["io.modelcontextprotocol/protocolVersion"].as_str()
-        );
+        assert_eq!(header(PROTOCOL_VERSION), meta["io.modelcontextprotocol/protocolVersion"].as_str());
         assert!(meta["io.modelcontextprotocol/clientCapabilities"].is_object());
         assert!(meta["io.modelcontextprotocol/clientInfo"]["name"].is_string());
         assert!(header("accept").unwrap().contains("text/event-stream"));
@@ -242,11 +217,6 @@ mod tests {
         let request = session_era_probe_request();
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
         assert_eq!(body["method"], "tools/list");
-        assert!(
-            request
-                .headers
-                .iter()
-                .all(|(name, _)| *name != SESSION_ID && *name != METHOD)
-        );
+        assert!(request.headers.iter().all(|(name, _)| *name != SESSION_ID && *name != METHOD));
     }
 }

@@ -55,11 +55,7 @@ pub fn readable(origin: &HeaderValue) -> [(HeaderName, HeaderValue); 3] {
 /// Headers of the answer to a preflight request, besides those of [`readable`]. Names the page asked for are granted
 /// when they are MCP's own (`Mcp-Param-*` of revision 2026-07-28 is an open set).
 pub fn preflight(asked: Option<&HeaderValue>) -> [(HeaderName, HeaderValue); 3] {
-    let mcp = |name: &str| {
-        name.trim()
-            .get(..4)
-            .is_some_and(|start| start.eq_ignore_ascii_case("mcp-"))
-    };
+    let mcp = |name: &str| name.trim().get(..4).is_some_and(|start| start.eq_ignore_ascii_case("mcp-"));
     let params = asked
         .and_then(|asked| asked.to_str().ok())
         .into_iter()

@@ -25,9 +25,7 @@ pub fn permit<'a>(caller: &'a Caller, route: &'a Route) -> Result<Permit<'a>, De
         return Err(Denied::Audience);
     }
     if route.scopes.iter().any(|scope| !caller.has_scope(scope)) {
-        return Err(Denied::Scope {
-            needed: route.scopes.clone(),
-        });
+        return Err(Denied::Scope { needed: route.scopes.clone() });
     }
     Ok(Permit { caller, route })
 }

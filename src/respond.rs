@@ -70,20 +70,16 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
         reply_headers.push((header::WWW_AUTHENTICATE, challenge));
     }
     if let Failure::Unavailable { retry_after } = failure {
-        reply_headers.push((
-            header::RETRY_AFTER,
-            HeaderValue::from(retry_after.as_secs().max(1)),
-        ));
+        reply_headers.push((header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1))));
     }
     let (kind, body) = match route.filter(|_| wants_html(headers)) {
         Some(route) => {
             let problem = (*failure != Failure::Authn(AuthnError::Missing)).then(|| failure.to_string());
             (HTML, page::page(route, problem.as_deref()))
         }
-        None => (
-            JSON,
-            serde_json::json!({"error": code, "error_description": failure.to_string()}).to_string(),
-        ),
+        None => {
+            (JSON, serde_json::json!({"error": code, "error_description": failure.to_string()}).to_string())
+        }
     };
     reply_headers.push((header::CONTENT_TYPE, HeaderValue::from_static(kind)));
     let policy = (kind == HTML).then(page::policy).flatten();
@@ -91,22 +87,15 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
         Some(policy) if name == header::CONTENT_SECURITY_POLICY => (name, policy.clone()),
         _ => (name, value),
     }));
-    Reply {
-        status,
-        headers: reply_headers,
-        body: body.into(),
-        reason,
-    }
+    Reply { status, headers: reply_headers, body: body.into(), reason }
 }
 
 fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
     match failure {
         Failure::Authn(AuthnError::Missing) => (StatusCode::UNAUTHORIZED, "unauthorized", "no_token"),
-        Failure::Authn(AuthnError::Malformed) => (
-            StatusCode::BAD_REQUEST,
-            "invalid_request",
-            "malformed_authorization",
-        ),
+        Failure::Authn(AuthnError::Malformed) => {
+            (StatusCode::BAD_REQUEST, "invalid_request", "malformed_authorization")
+        }
         Failure::Authn(AuthnError::Invalid) => (StatusCode::UNAUTHORIZED, "invalid_token", "invalid_token"),
         Failure::Authn(AuthnError::Expired) => (StatusCode::UNAUTHORIZED, "invalid_token", "expired_token"),
         Failure::Authn(AuthnError::Revoked) => (StatusCode::UNAUTHORIZED, "invalid_token", "revoked_token"),
@@ -126,11 +115,9 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         }
         Failure::StepUp { .. } => (StatusCode::FORBIDDEN, "insufficient_scope", "step_up"),
         Failure::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", "too_large"),
-        Failure::Unavailable { .. } => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "temporarily_unavailable",
-            "unavailable",
-        ),
+        Failure::Unavailable { .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")
+        }
         Failure::UpstreamRefused => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_refused"),
         Failure::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout"),
         Failure::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable"),
@@ -150,21 +137,13 @@ fn challenge(failure: &Failure, route: &Route) -> Option<HeaderValue> {
         _ => return None,
     };
     Some(
-        Print {
-            resource_metadata: &route.metadata_url,
-            scope: Some(&scope),
-            error,
-            error_description: None,
-        }
-        .header_value(),
+        Print { resource_metadata: &route.metadata_url, scope: Some(&scope), error, error_description: None }
+            .header_value(),
     )
 }
 
 fn wants_html(headers: &HeaderMap) -> bool {
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|accept| accept.to_str().ok())
-        .unwrap_or_default();
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
     accept.contains("text/html")
         && !accept.contains("application/json")
         && !accept.contains("text/event-stream")
@@ -201,14 +180,8 @@ pub fn is_dropped(name: &HeaderName) -> bool {
 /// What every answer on a route carries.
 pub fn isolation() -> [(HeaderName, HeaderValue); 2] {
     [
-        (
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        ),
-        (
-            header::CONTENT_SECURITY_POLICY,
-            HeaderValue::from_static("sandbox; default-src 'none'"),
-        ),
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'")),
     ]
 }
 
@@ -218,14 +191,8 @@ pub fn is_attachment<'h>(mut content_types: impl Iterator<Item = &'h HeaderValue
     let Some(value) = content_types.next() else {
         return false;
     };
-    let essence = value
-        .to_str()
-        .unwrap_or_default()
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim()
-        .to_ascii_lowercase();
+    let essence =
+        value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let is_json =
         essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
     content_types.next().is_some() || !(is_json || essence == "text/event-stream")

@@ -84,19 +84,12 @@ impl Table {
         let mut by_authority: HashMap<String, Vec<Arc<Route>>> = HashMap::new();
         for configured in routes {
             let route = Arc::new(Route::new(public, configured));
-            by_authority
-                .entry(route.authority.clone())
-                .or_default()
-                .push(route);
+            by_authority.entry(route.authority.clone()).or_default().push(route);
         }
         for routes in by_authority.values_mut() {
             routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         }
-        Self {
-            by_authority,
-            public_authority,
-            default_port,
-        }
+        Self { by_authority, public_authority, default_port }
     }
 
     /// `host` of the request in the form authorities are compared in: lower case, default port left out.
@@ -144,18 +137,14 @@ impl Table {
     pub fn metadata(&self, authority: &str, path: &str) -> Option<Result<&Arc<Route>, RouteError>> {
         let below = path.strip_prefix(RESOURCE_METADATA)?;
         let exact = |routes: &'_ Vec<Arc<Route>>| routes.iter().position(|route| route.path == below);
-        let found = self
-            .by_authority
-            .get(authority)
-            .and_then(|routes| routes.get(exact(routes)?));
+        let found = self.by_authority.get(authority).and_then(|routes| routes.get(exact(routes)?));
         Some(found.ok_or(RouteError::NotFound))
     }
 
     /// The route that a client means by `resource` (RFC 8707). A trailing slash makes no difference (MCP: canonical URI).
     pub fn by_resource(&self, resource: &str) -> Option<&Arc<Route>> {
         let wanted = resource.trim_end_matches('/');
-        self.iter()
-            .find(|route| route.resource.trim_end_matches('/') == wanted)
+        self.iter().find(|route| route.resource.trim_end_matches('/') == wanted)
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
@@ -179,13 +168,7 @@ impl Route {
         };
         let origin = format!("{scheme}://{authority}");
         let mut scopes = vec![ACCESS_SCOPE.to_owned()];
-        scopes.extend(
-            configured
-                .scopes
-                .iter()
-                .filter(|scope| *scope != ACCESS_SCOPE)
-                .cloned(),
-        );
+        scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
         Self {
             name: configured.name.clone(),
             resource: format!("{origin}{}", configured.path),
@@ -255,11 +238,7 @@ impl Upstream {
         let mut target = String::with_capacity(
             self.base_path.len() + rest.len() + query.map_or(0, |query| query.len() + 1),
         );
-        target.push_str(if rest.is_empty() {
-            &self.base_path
-        } else {
-            self.base_path.trim_end_matches('/')
-        });
+        target.push_str(if rest.is_empty() { &self.base_path } else { self.base_path.trim_end_matches('/') });
         target.push_str(rest);
         if let Some(query) = query {
             target.push('?');
@@ -276,9 +255,7 @@ impl Upstream {
 /// escapes that are not UTF-8.
 pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
     if !raw.starts_with('/')
-        || raw
-            .bytes()
-            .any(|byte| !(0x21..0x7f).contains(&byte) || matches!(byte, b'\\' | b'#' | b'?'))
+        || raw.bytes().any(|byte| !(0x21..0x7f).contains(&byte) || matches!(byte, b'\\' | b'#' | b'?'))
     {
         return Err(RouteError::BadPath);
     }
@@ -310,12 +287,7 @@ pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     #[test]

@@ -37,58 +37,33 @@ pub fn judge(
         (Judgement::NotChallenged, _) => Verdict::Pass,
         (_, Source::None | Source::Fixed) => Verdict::Misconfigured,
         (Judgement::StepUp { scopes }, _) => Verdict::StepUp { scopes },
-        (Judgement::Connect { scopes }, Source::Anonymous) => Verdict::Connect {
-            scopes,
-            refused: false,
-        },
-        (
-            Judgement::Connect { scopes },
-            Source::Connection {
-                refreshable: true, ..
-            },
-        ) if !refreshed => {
+        (Judgement::Connect { scopes }, Source::Anonymous) => Verdict::Connect { scopes, refused: false },
+        (Judgement::Connect { scopes }, Source::Connection { refreshable: true, .. }) if !refreshed => {
             if replayable {
                 Verdict::Refresh
             } else {
-                Verdict::Connect {
-                    scopes,
-                    refused: false,
-                }
+                Verdict::Connect { scopes, refused: false }
             }
         }
-        (Judgement::Connect { scopes }, Source::Connection { .. }) => Verdict::Connect {
-            scopes,
-            refused: true,
-        },
+        (Judgement::Connect { scopes }, Source::Connection { .. }) => {
+            Verdict::Connect { scopes, refused: true }
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use http::HeaderValue;
 
     fn connection(refreshable: bool) -> Source {
-        Source::Connection {
-            key: "k".into(),
-            incarnation: "i".into(),
-            generation: 3,
-            refreshable,
-        }
+        Source::Connection { key: "k".into(), incarnation: "i".into(), generation: 3, refreshable }
     }
 
     fn headers(challenge: &str) -> HeaderMap {
         let mut headers = HeaderMap::new();
-        headers.insert(
-            header::WWW_AUTHENTICATE,
-            HeaderValue::from_str(challenge).unwrap(),
-        );
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_str(challenge).unwrap());
         headers
     }
 
@@ -96,42 +71,18 @@ mod tests {
     fn a_refused_token_is_refreshed_once_then_the_user_is_asked() {
         let challenge = headers("Bearer error=\"invalid_token\"");
         let judge = |source, refreshed, replayable| {
-            judge(
-                StatusCode::UNAUTHORIZED,
-                &challenge,
-                &source,
-                refreshed,
-                replayable,
-            )
+            judge(StatusCode::UNAUTHORIZED, &challenge, &source, refreshed, replayable)
         };
         assert_eq!(judge(connection(true), false, true), Verdict::Refresh);
         assert_eq!(
             judge(connection(true), false, false),
-            Verdict::Connect {
-                scopes: vec![],
-                refused: false
-            }
+            Verdict::Connect { scopes: vec![], refused: false }
         );
-        assert_eq!(
-            judge(connection(true), true, true),
-            Verdict::Connect {
-                scopes: vec![],
-                refused: true
-            }
-        );
-        assert_eq!(
-            judge(connection(false), false, true),
-            Verdict::Connect {
-                scopes: vec![],
-                refused: true
-            }
-        );
+        assert_eq!(judge(connection(true), true, true), Verdict::Connect { scopes: vec![], refused: true });
+        assert_eq!(judge(connection(false), false, true), Verdict::Connect { scopes: vec![], refused: true });
         assert_eq!(
             judge(Source::Anonymous, false, true),
-            Verdict::Connect {
-                scopes: vec![],
-                refused: false
-            }
+            Verdict::Connect { scopes: vec![], refused: false }
         );
         assert_eq!(judge(Source::Fixed, false, true), Verdict::Misconfigured);
         assert_eq!(judge(Source::None, false, true), Verdict::Misconfigured);
@@ -141,35 +92,15 @@ mod tests {
     fn a_403_is_a_challenge_only_when_it_says_so() {
         let step_up = headers("Bearer error=\"insufficient_scope\", scope=\"files:write files:read\"");
         let verdict = judge(StatusCode::FORBIDDEN, &step_up, &connection(true), false, true);
+        assert_eq!(verdict, Verdict::StepUp { scopes: vec!["files:write".into(), "files:read".into()] });
         assert_eq!(
-            verdict,
-            Verdict::StepUp {
-                scopes: vec!["files:write".into(), "files:read".into()]
-            }
-        );
-        assert_eq!(
-            judge(
-                StatusCode::FORBIDDEN,
-                &HeaderMap::new(),
-                &connection(true),
-                false,
-                true
-            ),
+            judge(StatusCode::FORBIDDEN, &HeaderMap::new(), &connection(true), false, true),
             Verdict::Pass
         );
-        assert_eq!(
-            judge(StatusCode::NOT_FOUND, &step_up, &connection(true), false, true),
-            Verdict::Pass
-        );
+        assert_eq!(judge(StatusCode::NOT_FOUND, &step_up, &connection(true), false, true), Verdict::Pass);
         // A 401 needs no header at all to be one.
         assert_eq!(
-            judge(
-                StatusCode::UNAUTHORIZED,
-                &HeaderMap::new(),
-                &connection(true),
-                false,
-                true
-            ),
+            judge(StatusCode::UNAUTHORIZED, &HeaderMap::new(), &connection(true), false, true),
             Verdict::Refresh
         );
     }

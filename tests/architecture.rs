@@ -1,11 +1,6 @@
 //! Holds the floor plan of `src/lib.rs`: imports point downwards, Pingora stays on the ground floor,
 //! no module is a drawer for everything, no file outgrows its reader.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -37,9 +32,7 @@ const FLOORS: &[&[&str]] = &[
 const ANNEXES: &[(&str, &[&str], &[&str])] = &[("demo", &["cli"], &["seal", "clock"])];
 
 const MAY_NAME_PINGORA: &[&str] = &["server", "gateway", "upstream", "background"];
-const DRAWERS: &[&str] = &[
-    "utils", "util", "common", "types", "helpers", "helper", "prelude", "misc",
-];
+const DRAWERS: &[&str] = &["utils", "util", "common", "types", "helpers", "helper", "prelude", "misc"];
 const LONGEST_FILE: usize = 400;
 
 #[test]
@@ -82,29 +75,16 @@ fn violations(sources: &[Source]) -> Vec<String> {
         }
         let lines = before_tests(text).lines().count();
         if lines > LONGEST_FILE {
-            found.push(format!(
-                "{file}: {lines} lines before its tests, {LONGEST_FILE} are enough"
-            ));
+            found.push(format!("{file}: {lines} lines before its tests, {LONGEST_FILE} are enough"));
         }
         let code = code_of(before_tests(text));
-        let from = if file == "main.rs" {
-            Some("main".to_owned())
-        } else {
-            module(&path)
-        };
-        if names_pingora(&code)
-            && !from
-                .as_deref()
-                .is_some_and(|from| MAY_NAME_PINGORA.contains(&from))
-        {
+        let from = if file == "main.rs" { Some("main".to_owned()) } else { module(&path) };
+        if names_pingora(&code) && !from.as_deref().is_some_and(|from| MAY_NAME_PINGORA.contains(&from)) {
             found.push(format!("{file}: names pingora off the ground floor"));
         }
         // The floor plan itself (lib.rs) and the mere directory (oauth) have no floor.
         let Some(from) = from else { continue };
-        for target in imports(&code, &path, file == "main.rs")
-            .iter()
-            .filter_map(|target| module(target))
-        {
+        for target in imports(&code, &path, file == "main.rs").iter().filter_map(|target| module(target)) {
             if target != from {
                 if let Err(why) = judge(&from, &target) {
                     found.push(format!("{file}: {why}"));
@@ -113,14 +93,9 @@ fn violations(sources: &[Source]) -> Vec<String> {
             }
         }
     }
-    for (from, to) in arrows
-        .iter()
-        .filter(|(from, to)| floor(from) == floor(to) && floor(from).is_some())
-    {
+    for (from, to) in arrows.iter().filter(|(from, to)| floor(from) == floor(to) && floor(from).is_some()) {
         if reaches(&arrows, to, from) {
-            found.push(format!(
-                "{from} and {to} name each other, on one floor only one way is allowed"
-            ));
+            found.push(format!("{from} and {to} name each other, on one floor only one way is allowed"));
         }
     }
     found
@@ -155,12 +130,7 @@ fn reaches(arrows: &BTreeSet<(String, String)>, from: &str, to: &str) -> bool {
             return true;
         }
         if floor(&here) == floor(to) && seen.insert(here.clone()) {
-            open.extend(
-                arrows
-                    .iter()
-                    .filter(|(start, _)| *start == here)
-                    .map(|(_, end)| end.clone()),
-            );
+            open.extend(arrows.iter().filter(|(start, _)| *start == here).map(|(_, end)| end.clone()));
         }
     }
     false
@@ -169,10 +139,7 @@ fn reaches(arrows: &BTreeSet<(String, String)>, from: &str, to: &str) -> bool {
 /// `oauth/server/token.rs` → `[oauth, server, token]`.
 fn module_path(file: &str) -> Vec<String> {
     let path = file.trim_end_matches(".rs").trim_end_matches("/mod");
-    path.split('/')
-        .filter(|name| !matches!(*name, "lib" | "main" | "mod"))
-        .map(str::to_owned)
-        .collect()
+    path.split('/').filter(|name| !matches!(*name, "lib" | "main" | "mod")).map(str::to_owned).collect()
 }
 
 /// The entry of the floor plan a path belongs to; none for items of the crate root and for `oauth` as such.
@@ -188,13 +155,8 @@ fn module(path: &[String]) -> Option<String> {
 fn before_tests(text: &str) -> &str {
     let is_tests =
         |rest: &str| rest.trim_start().starts_with("mod ") && rest.split(';').next().unwrap().contains('{');
-    let marks = text
-        .match_indices("#[cfg(test)]")
-        .map(|(at, mark)| (at, &text[at + mark.len()..]));
-    marks
-        .into_iter()
-        .find(|(_, rest)| is_tests(rest))
-        .map_or(text, |(at, _)| &text[..at])
+    let marks = text.match_indices("#[cfg(test)]").map(|(at, mark)| (at, &text[at + mark.len()..]));
+    marks.into_iter().find(|(_, rest)| is_tests(rest)).map_or(text, |(at, _)| &text[..at])
 }
 
 /// Files that are compiled for tests only: `#[cfg(test)] mod name;` in the file above them.
@@ -202,14 +164,8 @@ fn test_files(sources: &[Source]) -> BTreeSet<String> {
     let mut files = BTreeSet::new();
     for (file, text) in sources {
         for rest in text.split("#[cfg(test)]").skip(1) {
-            let declared = rest
-                .trim_start()
-                .trim_start_matches("pub ")
-                .trim_start_matches("pub(crate) ");
-            let Some((name, _)) = declared
-                .strip_prefix("mod ")
-                .and_then(|rest| rest.split_once(';'))
-            else {
+            let declared = rest.trim_start().trim_start_matches("pub ").trim_start_matches("pub(crate) ");
+            let Some((name, _)) = declared.strip_prefix("mod ").and_then(|rest| rest.split_once(';')) else {
                 continue;
             };
             let path = [module_path(file), vec![name.to_owned()]].concat().join("/");
@@ -222,10 +178,7 @@ fn test_files(sources: &[Source]) -> BTreeSet<String> {
 /// Without comments: what they mention binds nobody.
 fn code_of(text: &str) -> String {
     let code = |line: &str| {
-        line.split(" //")
-            .next()
-            .filter(|line| !line.trim_start().starts_with("//"))
-            .map(str::to_owned)
+        line.split(" //").next().filter(|line| !line.trim_start().starts_with("//")).map(str::to_owned)
     };
     text.lines().filter_map(code).collect::<Vec<_>>().join("\n")
 }
@@ -243,9 +196,7 @@ fn words(code: &str) -> impl Iterator<Item = (usize, &str, &str)> {
         Some(first.then_some(at))
     });
     starts.flatten().map(move |at| {
-        let end = code[at..]
-            .find(|c| !part(c))
-            .map_or(code.len(), |length| at + length);
+        let end = code[at..].find(|c| !part(c)).map_or(code.len(), |length| at + length);
         (at, &code[at..end], &code[end..])
     })
 }
@@ -261,11 +212,7 @@ fn imports(code: &str, here: &[String], is_main: bool) -> Vec<Vec<String>> {
         match word {
             "crate" => tree(&rest[2..], &[], &mut found),
             "postern" if is_main => tree(&rest[2..], &[], &mut found),
-            "super" => tree(
-                &rest[2..],
-                here.split_last().map_or(&[], |(_, above)| above),
-                &mut found,
-            ),
+            "super" => tree(&rest[2..], here.split_last().map_or(&[], |(_, above)| above), &mut found),
             _ => {}
         }
     }
@@ -307,32 +254,19 @@ fn tree(text: &str, base: &[String], found: &mut Vec<Vec<String>>) {
 
 /// What the check says about files planted here.
 fn planted(files: &[(&str, &str)]) -> String {
-    violations(
-        &files
-            .iter()
-            .map(|(file, text)| (file.to_string(), text.to_string()))
-            .collect::<Vec<_>>(),
-    )
-    .join("\n")
+    violations(&files.iter().map(|(file, text)| (file.to_string(), text.to_string())).collect::<Vec<_>>())
+        .join("\n")
 }
 
 #[test]
 fn what_is_allowed_passes() {
-    let long_tests = format!(
-        "//! x\n#[cfg(test)]\nmod tests {{ use crate::cli::Run;\n{}}}",
-        "\n".repeat(500)
-    );
+    let long_tests =
+        format!("//! x\n#[cfg(test)]\nmod tests {{ use crate::cli::Run;\n{}}}", "\n".repeat(500));
     let said = planted(&[
         ("lib.rs", "pub mod cli;\npub mod oauth;"),
         ("main.rs", "fn main() -> ExitCode { postern::cli::run() }"),
-        (
-            "cli/mod.rs",
-            "use crate::{demo, server::{self, Server}};\nuse super::config::Config;",
-        ),
-        (
-            "server.rs",
-            "use pingora_core::services::Service;\nuse crate::gateway::Gateway;",
-        ),
+        ("cli/mod.rs", "use crate::{demo, server::{self, Server}};\nuse super::config::Config;"),
+        ("server.rs", "use pingora_core::services::Service;\nuse crate::gateway::Gateway;"),
         (
             "credential/mod.rs",
             "use crate::policy::Permit;\nuse crate::oauth::client::refresh;\npub mod resolve;",
@@ -345,16 +279,10 @@ fn what_is_allowed_passes() {
             "oauth/client/discover.rs",
             "use crate::outbound::Outbound; use super::super::client::x; // crate::web::y",
         ),
-        (
-            "store/embedded.rs",
-            "fn f() -> crate::seal::Sealer<'_> { crate::clock::now() }",
-        ),
+        ("store/embedded.rs", "fn f() -> crate::seal::Sealer<'_> { crate::clock::now() }"),
         ("store/mod.rs", "#[cfg(test)]\npub mod suite;\npub mod embedded;"),
         ("store/suite.rs", "use crate::server::Server;"),
-        (
-            "demo/mod.rs",
-            "use crate::seal::random; use crate::clock::Clock; use axum::Router;",
-        ),
+        ("demo/mod.rs", "use crate::seal::random; use crate::clock::Clock; use axum::Router;"),
         ("telemetry.rs", "const QUIET: &str = \"pingora_core=warn\";"),
         ("challenge.rs", &long_tests),
     ]);
@@ -367,11 +295,7 @@ fn what_is_planted_is_found() {
     let cases: &[(&str, &str, &str)] = &[
         ("store/mod.rs", "use crate::server::Server;", "store names server"),
         ("authn.rs", "use crate::policy::Permit;", "authn names policy"),
-        (
-            "trap.rs",
-            "fn f() { crate::respond::reply() }",
-            "trap names respond",
-        ),
+        ("trap.rs", "fn f() { crate::respond::reply() }", "trap names respond"),
         ("seal.rs", "use crate::{clock, web::pages};", "seal names web"),
         (
             "config/file.rs",
@@ -383,31 +307,11 @@ fn what_is_planted_is_found() {
             "use super::super::server::token::Code;",
             "oauth::client names oauth::server",
         ),
-        (
-            "policy.rs",
-            "use super::credential::resolve;",
-            "policy names credential",
-        ),
-        (
-            "inject.rs",
-            "use pingora_http::RequestHeader;",
-            "pingora off the ground floor",
-        ),
-        (
-            "lib.rs",
-            "pub fn f(_: pingora::Error) {}",
-            "pingora off the ground floor",
-        ),
-        (
-            "demo/mod.rs",
-            "use crate::config::Config;",
-            "demo may not name config",
-        ),
-        (
-            "gateway/mod.rs",
-            "use crate::demo::run;",
-            "gateway may not name demo",
-        ),
+        ("policy.rs", "use super::credential::resolve;", "policy names credential"),
+        ("inject.rs", "use pingora_http::RequestHeader;", "pingora off the ground floor"),
+        ("lib.rs", "pub fn f(_: pingora::Error) {}", "pingora off the ground floor"),
+        ("demo/mod.rs", "use crate::config::Config;", "demo may not name config"),
+        ("gateway/mod.rs", "use crate::demo::run;", "gateway may not name demo"),
         ("route.rs", "use crate::attic::Box;", "attic has no place"),
         ("attic.rs", "use crate::clock::Clock;", "attic has no place"),
         ("web/utils.rs", "", "named utils"),
@@ -422,10 +326,7 @@ fn what_is_planted_is_found() {
 
 #[test]
 fn rings_on_one_floor_are_found() {
-    let two = planted(&[
-        ("store.rs", "use crate::seal::Seal;"),
-        ("seal.rs", "use crate::store::Store;"),
-    ]);
+    let two = planted(&[("store.rs", "use crate::seal::Seal;"), ("seal.rs", "use crate::store::Store;")]);
     assert!(two.contains("name each other"), "{two}");
     let three = planted(&[
         ("store.rs", "use crate::seal::Seal;"),

@@ -1,11 +1,6 @@
 //! The authorization endpoint, sign-in and consent: who may ask, what is told to whom, and that only the user in
 //! their own browser can say yes.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -31,10 +26,7 @@ struct Rig {
 impl Rig {
     async fn start() -> Self {
         let upstream = Upstream::open().await;
-        let gateway = Gateway::builder()
-            .route(Route::open("demo", &upstream))
-            .start()
-            .await;
+        let gateway = Gateway::builder().route(Route::open("demo", &upstream)).start().await;
         Rig { gateway, upstream }
     }
 
@@ -42,11 +34,7 @@ impl Rig {
     async fn client(&self, redirect_uris: &[&str]) -> Client {
         let answer = Client::register_with(&self.gateway, &json!({"redirect_uris": redirect_uris})).await;
         assert_eq!(answer.status, 201, "{}", answer.body);
-        Client::known_as(
-            &self.gateway,
-            answer.json()["client_id"].as_str().unwrap(),
-            redirect_uris[0],
-        )
+        Client::known_as(&self.gateway, answer.json()["client_id"].as_str().unwrap(), redirect_uris[0])
     }
 
     /// Somebody who is signed in already.
@@ -73,12 +61,8 @@ impl Rig {
         headers: &[(&str, &str)],
         fields: &[(&str, &str)],
     ) -> McpAnswer {
-        let cookies: Vec<String> = browser
-            .jar
-            .all()
-            .iter()
-            .map(|cookie| format!("{}={}", cookie.name, cookie.value))
-            .collect();
+        let cookies: Vec<String> =
+            browser.jar.all().iter().map(|cookie| format!("{}={}", cookie.name, cookie.value)).collect();
         let mut request = self.gateway.http.post(self.gateway.url(path));
         if !cookies.is_empty() {
             request = request.header("cookie", cookies.join("; "));
@@ -86,12 +70,9 @@ impl Rig {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let form = fields
-            .iter()
-            .fold(Params::new(), |form, (name, value)| form.and(name, value));
-        let request = request
-            .header("content-type", "application/x-www-form-urlencoded")
-            .body(form.encoded());
+        let form = fields.iter().fold(Params::new(), |form, (name, value)| form.and(name, value));
+        let request =
+            request.header("content-type", "application/x-www-form-urlencoded").body(form.encoded());
         McpAnswer::of(request.send().await.unwrap()).await
     }
 
@@ -123,9 +104,8 @@ fn assert_asked_to_sign_in(page: &Page) {
 /// What a client hears at its redirect URI: once each, and never a code beside an error.
 #[track_caller]
 fn assert_error(page: &Page, request: &AuthorizationRequest, issuer: &str, error: &str) {
-    let location = page
-        .header("location")
-        .unwrap_or_else(|| panic!("{error}: {} {}", page.status, page.text()));
+    let location =
+        page.header("location").unwrap_or_else(|| panic!("{error}: {} {}", page.status, page.text()));
     assert_eq!(page.status, 303);
     assert_error_at(&Url::parse(location).unwrap(), request, issuer, error);
 }
@@ -139,10 +119,7 @@ fn assert_error_at(url: &Url, request: &AuthorizationRequest, issuer: &str, erro
     let told: Vec<&str> = callback.params.0.iter().map(|(name, _)| name.as_str()).collect();
     assert_eq!(told, names, "{url}");
     assert_eq!(callback.error(), Some(error), "{url}");
-    assert_eq!(
-        (callback.state(), callback.iss()),
-        (Some(request.state.as_str()), Some(issuer))
-    );
+    assert_eq!((callback.state(), callback.iss()), (Some(request.state.as_str()), Some(issuer)));
 }
 
 fn consent_form(page: &Page) -> Form {
@@ -200,35 +177,20 @@ async fn sr_t10_sr_as_10_a_foreign_redirect_uri_is_told_on_a_page_and_sent_nowhe
     for browser in [&mut Browser::new(), &mut regular] {
         assert_local(&browser.peek(&doubled.url()).await, 400, "twice");
         // Nor is anything else that is wrong told to a stranger.
-        let bad = client
-            .authorization("demo")
-            .with("redirect_uri", "https://evil.test/cb");
-        assert_local(
-            &browser.peek(&bad.without("response_type").url()).await,
-            400,
-            "both wrong",
-        );
+        let bad = client.authorization("demo").with("redirect_uri", "https://evil.test/cb");
+        assert_local(&browser.peek(&bad.without("response_type").url()).await, 400, "both wrong");
     }
 }
 
 #[tokio::test]
 async fn sr_as_11_sr_t14_on_literal_loopback_the_port_may_differ_and_nothing_else() {
     let rig = Rig::start().await;
-    let client = rig
-        .client(&[
-            "http://127.0.0.1/cb",
-            "http://[::1]:7/cb",
-            "http://localhost:7/cb",
-        ])
-        .await;
+    let client = rig.client(&["http://127.0.0.1/cb", "http://[::1]:7/cb", "http://localhost:7/cb"]).await;
     let at = |uri: &str| client.authorization("demo").with("redirect_uri", uri).url();
     let mut browser = Browser::new();
-    for uri in [
-        "http://127.0.0.1/cb",
-        "http://127.0.0.1:51234/cb",
-        "http://[::1]:51234/cb",
-        "http://localhost:7/cb",
-    ] {
+    for uri in
+        ["http://127.0.0.1/cb", "http://127.0.0.1:51234/cb", "http://[::1]:51234/cb", "http://localhost:7/cb"]
+    {
         assert_asked_to_sign_in(&browser.peek(&at(uri)).await);
     }
     for uri in [
@@ -259,10 +221,8 @@ async fn sr_as_11_sr_t14_on_literal_loopback_the_port_may_differ_and_nothing_els
 #[tokio::test]
 async fn one_registered_redirect_uri_needs_no_repeating() {
     let rig = Rig::start().await;
-    let (one, two) = (
-        rig.client(&[REDIRECT]).await,
-        rig.client(&[REDIRECT, "https://client.example/2"]).await,
-    );
+    let (one, two) =
+        (rig.client(&[REDIRECT]).await, rig.client(&[REDIRECT, "https://client.example/2"]).await);
     let mut browser = Browser::new();
     let request = one.authorization("demo").without("redirect_uri");
     let callback = browser.authorize(REDIRECT, &request.url()).await;
@@ -276,14 +236,9 @@ async fn a_redirect_uri_keeps_the_query_it_was_registered_with() {
     let rig = Rig::start().await;
     let client = rig.client(&["https://client.example/cb?tenant=a%20b&x"]).await;
     let request = client.authorization("demo");
-    let callback = Browser::new()
-        .authorize(&client.redirect_uri, &request.url())
-        .await;
+    let callback = Browser::new().authorize(&client.redirect_uri, &request.url()).await;
     assert!(
-        callback
-            .url
-            .as_str()
-            .starts_with("https://client.example/cb?tenant=a%20b&x&code="),
+        callback.url.as_str().starts_with("https://client.example/cb?tenant=a%20b&x&code="),
         "{}",
         callback.url
     );
@@ -343,33 +298,17 @@ async fn sr_as_13_sr_as_21_only_the_code_flow_by_query_is_spoken() {
         ("response_mode", "form_post", "invalid_request"),
         ("response_mode", "query.jwt", "invalid_request"),
         ("request", "e30.e30.", "request_not_supported"),
-        (
-            "request_uri",
-            "https://evil.test/request",
-            "request_not_supported",
-        ),
-        (
-            "request_uri",
-            "urn:ietf:params:oauth:request_uri:x",
-            "request_not_supported",
-        ),
+        ("request_uri", "https://evil.test/request", "request_not_supported"),
+        ("request_uri", "urn:ietf:params:oauth:request_uri:x", "request_not_supported"),
     ] {
         let bad = request.clone().with(name, value);
         assert_error(&Browser::new().peek(&bad.url()).await, &bad, issuer, error);
     }
     let bad = request.clone().without("response_type");
-    assert_error(
-        &Browser::new().peek(&bad.url()).await,
-        &bad,
-        issuer,
-        "invalid_request",
-    );
+    assert_error(&Browser::new().peek(&bad.url()).await, &bad, issuer, "invalid_request");
     // Unknown is ignored and empty is absent (RFC 6749 §3.1).
-    let fine = request
-        .with("response_mode", "query")
-        .with("request", "")
-        .with("prompt", "none")
-        .with("x", "y");
+    let fine =
+        request.with("response_mode", "query").with("request", "").with("prompt", "none").with("x", "y");
     assert_asked_to_sign_in(&Browser::new().peek(&fine.url()).await);
 }
 
@@ -382,9 +321,7 @@ async fn sr_as_12_a_parameter_sent_twice_is_refused() {
         doubled.params = doubled.params.with(&name, &value).and(&name, &value);
         assert_local(&Browser::new().peek(&doubled.url()).await, 400, &name);
     }
-    let many = (0..100).fold(client.authorization("demo"), |request, n| {
-        request.with(&format!("p{n}"), "1")
-    });
+    let many = (0..100).fold(client.authorization("demo"), |request, n| request.with(&format!("p{n}"), "1"));
     assert_local(&Browser::new().peek(&many.url()).await, 400, "too many");
 }
 
@@ -408,12 +345,7 @@ async fn sr_as_15_the_resource_is_one_of_ours() {
         rig.upstream.url(),
     ] {
         let bad = client.authorization("demo").with("resource", &resource);
-        assert_error(
-            &Browser::new().peek(&bad.url()).await,
-            &bad,
-            issuer,
-            "invalid_target",
-        );
+        assert_error(&Browser::new().peek(&bad.url()).await, &bad, issuer, "invalid_target");
     }
     // With a single route there is no doubt which one is meant.
     let request = client.authorization("demo").without("resource");
@@ -431,12 +363,7 @@ async fn sr_as_15_with_several_routes_the_resource_has_to_be_named() {
     let rig = Rig { gateway, upstream };
     let client = rig.client(&[REDIRECT]).await;
     let bad = client.authorization("demo").without("resource");
-    assert_error(
-        &Browser::new().peek(&bad.url()).await,
-        &bad,
-        &rig.gateway.public_url,
-        "invalid_target",
-    );
+    assert_error(&Browser::new().peek(&bad.url()).await, &bad, &rig.gateway.public_url, "invalid_target");
     client.sign_in(&mut Browser::new(), "other").await;
 }
 
@@ -445,30 +372,18 @@ async fn sr_as_16_sr_t18_state_and_issuer_come_back_as_they_are() {
     let rig = Rig::start().await;
     let client = rig.client(&[REDIRECT]).await;
     let mut browser = rig.signed_in("alice").await;
-    for state in [
-        "x",
-        "a b+c%20d",
-        "&iss=https://evil.test&code=x",
-        "#\"'<>\\é\u{1f600}\u{0}\r\n",
-        &"s".repeat(2000),
-    ] {
+    for state in
+        ["x", "a b+c%20d", "&iss=https://evil.test&code=x", "#\"'<>\\é\u{1f600}\u{0}\r\n", &"s".repeat(2000)]
+    {
         let request = client.authorization("demo").with("state", state);
         let callback = browser.authorize(REDIRECT, &request.url()).await;
         let names: Vec<&str> = callback.params.0.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["code", "state", "iss"]);
-        assert_eq!(
-            (callback.state(), callback.iss()),
-            (Some(state), Some(rig.gateway.public_url.as_str()))
-        );
+        assert_eq!((callback.state(), callback.iss()), (Some(state), Some(rig.gateway.public_url.as_str())));
         assert_eq!(callback.url.fragment(), None);
     }
-    let callback = browser
-        .authorize(REDIRECT, &client.authorization("demo").without("state").url())
-        .await;
-    assert_eq!(
-        (callback.state(), callback.iss()),
-        (None, Some(rig.gateway.public_url.as_str()))
-    );
+    let callback = browser.authorize(REDIRECT, &client.authorization("demo").without("state").url()).await;
+    assert_eq!((callback.state(), callback.iss()), (None, Some(rig.gateway.public_url.as_str())));
 }
 
 #[tokio::test]
@@ -481,17 +396,12 @@ async fn scopes_are_the_routes_own_whatever_is_asked() {
         request.clone().without("scope"),
         request.clone().with("scope", ""),
         request.clone().with("scope", "openid admin unknown"),
-        request
-            .clone()
-            .with("scope", &format!("{ACCESS_SCOPE}  {ACCESS_SCOPE} ")),
+        request.clone().with("scope", &format!("{ACCESS_SCOPE}  {ACCESS_SCOPE} ")),
     ] {
         let page = browser.go_to_consent(REDIRECT, &request.url()).await;
         assert!(!page.text().contains("admin"), "{}", page.text());
         let callback = Callback::of(&browser.consent_allow(&page).await.client());
-        assert_eq!(
-            client.redeem(&callback.code(), &request).await.tokens().scope,
-            ACCESS_SCOPE
-        );
+        assert_eq!(client.redeem(&callback.code(), &request).await.tokens().scope, ACCESS_SCOPE);
     }
 }
 
@@ -533,19 +443,11 @@ async fn sr_as_17_the_consent_page_says_who_asks_for_what_and_where_it_leads() {
 #[tokio::test]
 async fn sr_as_22_a_loopback_client_is_warned_about() {
     let rig = Rig::start().await;
-    for uri in [
-        "http://127.0.0.1:7/cb",
-        "http://localhost:7/cb",
-        "http://[::1]:7/cb",
-    ] {
+    for uri in ["http://127.0.0.1:7/cb", "http://localhost:7/cb", "http://[::1]:7/cb"] {
         let client = rig.client(&[uri]).await;
         let url = client.authorization("demo").url();
         let page = rig.signed_in("alice").await.go_to_consent(uri, &url).await;
-        assert!(
-            page.text().contains("A program on this computer gets the access"),
-            "{}",
-            page.text()
-        );
+        assert!(page.text().contains("A program on this computer gets the access"), "{}", page.text());
     }
 }
 
@@ -585,11 +487,8 @@ async fn sr_as_18_an_answer_counts_once() {
     // Also when both come at once.
     let (_, _, page) = rig.consent(&mut browser).await;
     let form = consent_form(&page);
-    let fields = [
-        ("csrf", form.value("csrf").unwrap()),
-        ("flow", form.value("flow").unwrap()),
-        ("decision", "allow"),
-    ];
+    let fields =
+        [("csrf", form.value("csrf").unwrap()), ("flow", form.value("flow").unwrap()), ("decision", "allow")];
     let own = [("sec-fetch-site", "same-origin")];
     let post = || rig.post("/oauth/consent", &browser, &own, &fields);
     let (a, b, c) = tokio::join!(post(), post(), post());
@@ -617,18 +516,9 @@ async fn sr_t04_consent_takes_our_own_page_in_this_very_session() {
     for forged in ["", "x", theirs.as_str(), anonymous.as_str(), flow] {
         let fields = [("csrf", forged), ("flow", flow), ("decision", "allow")];
         let answer = rig.post("/oauth/consent", &browser, &own, &fields).await;
-        assert_eq!(
-            (answer.status, meta_refresh(&answer.body)),
-            (403, None),
-            "{forged}"
-        );
+        assert_eq!((answer.status, meta_refresh(&answer.body)), (403, None), "{forged}");
     }
-    assert_eq!(
-        rig.post("/oauth/consent", &browser, &own, &good[1..])
-            .await
-            .status,
-        403
-    );
+    assert_eq!(rig.post("/oauth/consent", &browser, &own, &good[1..]).await.status, 403);
     for headers in [
         &[][..],
         &[("sec-fetch-site", "cross-site"), ("origin", origin)],
@@ -639,32 +529,15 @@ async fn sr_t04_consent_takes_our_own_page_in_this_very_session() {
         &[("origin", "http://127.0.0.1")],
     ] {
         let answer = rig.post("/oauth/consent", &browser, headers, &good).await;
-        assert_eq!(
-            (answer.status, meta_refresh(&answer.body)),
-            (403, None),
-            "{headers:?}"
-        );
+        assert_eq!((answer.status, meta_refresh(&answer.body)), (403, None), "{headers:?}");
     }
-    assert_eq!(
-        rig.post("/oauth/consent", &Browser::new(), &own, &good)
-            .await
-            .status,
-        403,
-        "no session"
-    );
+    assert_eq!(rig.post("/oauth/consent", &Browser::new(), &own, &good).await.status, 403, "no session");
     for neither in ["", "yes", "ALLOW"] {
         let fields = [("csrf", csrf), ("flow", flow), ("decision", neither)];
-        assert_eq!(
-            rig.post("/oauth/consent", &browser, &own, &fields).await.status,
-            400,
-            "{neither}"
-        );
+        assert_eq!(rig.post("/oauth/consent", &browser, &own, &fields).await.status, 400, "{neither}");
     }
     let got = browser
-        .peek(
-            &rig.gateway
-                .url(&format!("/oauth/consent?csrf={csrf}&flow={flow}&decision=allow")),
-        )
+        .peek(&rig.gateway.url(&format!("/oauth/consent?csrf={csrf}&flow={flow}&decision=allow")))
         .await;
     assert_eq!(got.status, 405);
     // None of it has used the flow up.
@@ -683,13 +556,8 @@ async fn sr_t02_sr_t03_nobody_else_can_answer_a_consent_page() {
         let mut other = rig.signed_in(username).await;
         let (_, _, own_page) = rig.consent(&mut other).await;
         let form = consent_form(&own_page);
-        let answer = other
-            .submit_once(
-                &own_page,
-                &form,
-                &[("flow", flow.as_str()), ("decision", "allow")],
-            )
-            .await;
+        let answer =
+            other.submit_once(&own_page, &form, &[("flow", flow.as_str()), ("decision", "allow")]).await;
         assert_local(&answer, 403, username);
     }
     let callback = Callback::of(&browser.consent_allow(&page).await.client());
@@ -703,9 +571,7 @@ async fn sr_t02_sr_t03_nobody_else_can_answer_a_consent_page() {
     let (_, _, own_page) = rig.consent(&mut next).await;
     let csrf = consent_form(&own_page).value("csrf").unwrap().to_owned();
     let form = consent_form(&page);
-    let answer = next
-        .submit_once(&page, &form, &[("csrf", csrf.as_str()), ("decision", "allow")])
-        .await;
+    let answer = next.submit_once(&page, &form, &[("csrf", csrf.as_str()), ("decision", "allow")]).await;
     assert_local(&answer, 403, "bob at alice's page");
 }
 
@@ -723,14 +589,8 @@ async fn sr_t07_two_tabs_from_sign_in_to_token() {
     let consent_two = browser.sign_in(&sign_in_two).await.page();
     let second_code = Callback::of(&browser.consent_allow(&consent_two).await.client());
     let first_code = Callback::of(&browser.consent_allow(&consent_one).await.client());
-    assert_eq!(
-        (first_code.state(), second_code.state()),
-        (Some(&*first.state), Some(&*second.state))
-    );
-    assert_eq!(
-        two.redeem(&first_code.code(), &first).await.error().as_deref(),
-        Some("invalid_grant")
-    );
+    assert_eq!((first_code.state(), second_code.state()), (Some(&*first.state), Some(&*second.state)));
+    assert_eq!(two.redeem(&first_code.code(), &first).await.error().as_deref(), Some("invalid_grant"));
     one.redeem(&first_code.code(), &first).await.tokens();
     two.redeem(&second_code.code(), &second).await.tokens();
 }
@@ -744,38 +604,22 @@ async fn a_wrong_password_is_refused_as_an_unknown_user_is() {
     let page = browser.go(&rig.gateway.url("/login")).await.page();
     let form = page.form_to("/login");
     let mut said = Vec::new();
-    for (username, password) in [
-        ("alice", "wrong"),
-        ("mallory", "pw"),
-        ("", ""),
-        ("alice", ""),
-        ("ALICE", "pw"),
-    ] {
-        let answer = browser
-            .submit_once(&page, &form, &[("username", username), ("password", password)])
-            .await;
-        assert_eq!(
-            (answer.status, answer.header("set-cookie")),
-            (401, None),
-            "{username}"
-        );
+    for (username, password) in
+        [("alice", "wrong"), ("mallory", "pw"), ("", ""), ("alice", ""), ("ALICE", "pw")]
+    {
+        let answer =
+            browser.submit_once(&page, &form, &[("username", username), ("password", password)]).await;
+        assert_eq!((answer.status, answer.header("set-cookie")), (401, None), "{username}");
         assert_eq!(answer.form_to("/login").value("password"), Some(""));
         said.push(answer.text());
     }
     said.dedup();
     assert_eq!(said.len(), 1, "the same words: {said:?}");
     let shown = browser
-        .submit_once(
-            &page,
-            &form,
-            &[("username", "\"><script>alert(1)</script>"), ("password", "x")],
-        )
+        .submit_once(&page, &form, &[("username", "\"><script>alert(1)</script>"), ("password", "x")])
         .await;
     assert!(!shown.body.contains("<script"), "{}", shown.body);
-    assert_eq!(
-        shown.form_to("/login").value("username"),
-        Some("\"><script>alert(1)</script>")
-    );
+    assert_eq!(shown.form_to("/login").value("username"), Some("\"><script>alert(1)</script>"));
     // The right one still works.
     browser.sign_in(&page).await;
     assert!(browser.jar.find(&rig.cookie("session")).is_some());
@@ -794,11 +638,7 @@ async fn guessing_a_password_is_slowed_down() {
     for _ in 0..10 {
         assert_eq!(try_once("alice", "wrong").await, 401);
     }
-    assert_eq!(
-        try_once("alice", "pw").await,
-        429,
-        "not even the right one counts now"
-    );
+    assert_eq!(try_once("alice", "pw").await, 429, "not even the right one counts now");
     assert_eq!(try_once("bob", "pw").await, 200, "others are not kept out");
 }
 
@@ -815,23 +655,13 @@ async fn sr_t05_sign_in_takes_our_own_form_in_this_very_browser() {
         let fields = who.iter().chain([&("csrf", "")]);
         fields
             .map(|(name, value)| {
-                (
-                    (*name).into(),
-                    if *name == "csrf" {
-                        csrf.into()
-                    } else {
-                        (*value).into()
-                    },
-                )
+                ((*name).into(), if *name == "csrf" { csrf.into() } else { (*value).into() })
             })
             .collect()
     };
     let own = [("sec-fetch-site", "same-origin")];
     let evil = [("origin", "https://evil.test")];
-    let cross = [
-        ("sec-fetch-site", "cross-site"),
-        ("origin", rig.gateway.public_url.as_str()),
-    ];
+    let cross = [("sec-fetch-site", "cross-site"), ("origin", rig.gateway.public_url.as_str())];
     let nobody = Browser::new();
     for (headers, csrf, browser) in [
         (&own[..], "", &browser),
@@ -843,25 +673,17 @@ async fn sr_t05_sign_in_takes_our_own_form_in_this_very_browser() {
         (&cross, &csrf, &browser),
     ] {
         let fields = with(csrf);
-        let fields: Vec<(&str, &str)> = fields
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()))
-            .collect();
+        let fields: Vec<(&str, &str)> =
+            fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         let answer = rig.post("/login", browser, headers, &fields).await;
         assert_eq!(answer.status, 403, "{headers:?} {csrf}");
         let cookies = answer.headers.get_all("set-cookie").iter();
         let session = rig.cookie("session");
-        assert!(
-            !cookies
-                .into_iter()
-                .any(|cookie| cookie.to_str().unwrap().starts_with(&session))
-        );
+        assert!(!cookies.into_iter().any(|cookie| cookie.to_str().unwrap().starts_with(&session)));
     }
     let fields = with(&csrf);
-    let fields: Vec<(&str, &str)> = fields
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()))
-        .collect();
+    let fields: Vec<(&str, &str)> =
+        fields.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     assert_eq!(rig.post("/login", &browser, &own, &fields).await.status, 200);
     // Older browsers send no Sec-Fetch-Site.
     let origin = [("origin", rig.gateway.public_url.as_str())];
@@ -900,9 +722,7 @@ async fn sr_t05_signing_in_makes_a_new_session_whatever_was_there() {
     victim.sign_in(&page).await;
     assert_ne!(victim.jar.find(&planted.name).unwrap().value, bobs.value);
     let shown = async |browser: &mut Browser| {
-        let page = browser
-            .go_to_consent(REDIRECT, &client.authorization("demo").url())
-            .await;
+        let page = browser.go_to_consent(REDIRECT, &client.authorization("demo").url()).await;
         page.text()
     };
     assert!(shown(&mut victim).await.contains("signed in as alice"));
@@ -926,11 +746,7 @@ async fn sr_t06_a_session_cookie_that_comes_twice_counts_for_nothing() {
         tossed.jar.plant(planted.clone());
         assert_asked_to_sign_in(&tossed.peek(&url).await);
         let form = consent_form(&page);
-        assert_local(
-            &tossed.submit_once(&page, &form, &[("decision", "allow")]).await,
-            403,
-            value,
-        );
+        assert_local(&tossed.submit_once(&page, &form, &[("decision", "allow")]).await, 403, value);
     }
     // A name that only looks like ours is somebody else's.
     let port = rig.gateway.address.port();
@@ -941,10 +757,7 @@ async fn sr_t06_a_session_cookie_that_comes_twice_counts_for_nothing() {
         "__Host-postern-session".into(),
     ] {
         let mut other = Browser::new();
-        other.jar.plant(Stored {
-            name,
-            ..session.clone()
-        });
+        other.jar.plant(Stored { name, ..session.clone() });
         assert_asked_to_sign_in(&other.peek(&url).await);
     }
     // The cookie that binds the sign-in form is read as strictly.
@@ -954,9 +767,7 @@ async fn sr_t06_a_session_cookie_that_comes_twice_counts_for_nothing() {
     second.path = "/login".into();
     tossed.jar.plant(second);
     let form = page.form_to("/login");
-    let answer = tossed
-        .submit_once(&page, &form, &[("username", "alice"), ("password", "pw")])
-        .await;
+    let answer = tossed.submit_once(&page, &form, &[("username", "alice"), ("password", "pw")]).await;
     assert_eq!(answer.status, 403);
 }
 
@@ -989,26 +800,17 @@ async fn sr_t13_sign_in_leads_to_our_own_pages_only() {
         "",
     ] {
         let query = Params::new().with("next", next).encoded();
-        let page = browser
-            .go(&rig.gateway.url(&format!("/login?{query}")))
-            .await
-            .page();
+        let page = browser.go(&rig.gateway.url(&format!("/login?{query}"))).await.page();
         assert_eq!(page.form_to("/login").value("next"), Some("/"), "{next:?}");
         let fields: Vec<(&str, &str)> = who.into_iter().chain([("next", next)]).collect();
         let answer = browser.submit_once(&home, &form, &fields).await;
-        assert_eq!(
-            (answer.status, answer.header("location")),
-            (200, None),
-            "{next:?}"
-        );
+        assert_eq!((answer.status, answer.header("location")), (200, None), "{next:?}");
         assert_eq!(meta_refresh(&answer.body).as_deref(), Some("/"), "{next:?}");
     }
     // What looks odd but stays here is kept as it is.
-    for next in [
-        "/oauth/authorize?a=b%2F%2Fc&x=https://elsewhere.test",
-        "/%0d%0aLocation:x",
-        "/?next=//evil.test",
-    ] {
+    for next in
+        ["/oauth/authorize?a=b%2F%2Fc&x=https://elsewhere.test", "/%0d%0aLocation:x", "/?next=//evil.test"]
+    {
         let fields: Vec<(&str, &str)> = who.into_iter().chain([("next", next)]).collect();
         let answer = browser.submit_once(&home, &form, &fields).await;
         let target = meta_refresh(&answer.body).unwrap();
@@ -1036,10 +838,7 @@ async fn signing_out_ends_the_session_itself() {
     assert_eq!(forged.status, 403);
     let out = browser.submit_once(&home, &form, &[]).await;
     assert_eq!(out.status, 200);
-    assert!(
-        browser.jar.find(&stolen.name).is_none(),
-        "the cookie is taken away"
-    );
+    assert!(browser.jar.find(&stolen.name).is_none(), "the cookie is taken away");
     let client = rig.client(&[REDIRECT]).await;
     browser.jar.plant(stolen);
     assert_asked_to_sign_in(&browser.peek(&client.authorization("demo").url()).await);
@@ -1050,44 +849,21 @@ async fn signing_out_ends_the_session_itself() {
 #[tokio::test]
 async fn sr_t06_cookies_over_https_are_host_cookies() {
     let upstream = Upstream::open().await;
-    let gateway = Gateway::builder()
-        .route(Route::open("demo", &upstream))
-        .tls()
-        .start()
-        .await;
+    let gateway = Gateway::builder().route(Route::open("demo", &upstream)).tls().start().await;
     let client = Client::register(&gateway).await;
     let mut browser = Browser::new().trusting(&gateway.roots);
     client.sign_in(&mut browser, "demo").await;
-    let mut names: Vec<&str> = browser
-        .jar
-        .all()
-        .iter()
-        .map(|cookie| cookie.name.as_str())
-        .collect();
+    let mut names: Vec<&str> = browser.jar.all().iter().map(|cookie| cookie.name.as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, ["__Host-postern-session", "__Host-postern-sign-in"]);
     let mut set = 0;
-    for cookie in browser
-        .hops
-        .iter()
-        .flat_map(|hop| hop.headers.get_all("set-cookie"))
-    {
-        let attributes: Vec<String> = cookie
-            .to_str()
-            .unwrap()
-            .split(';')
-            .map(|part| part.trim().to_lowercase())
-            .collect();
+    for cookie in browser.hops.iter().flat_map(|hop| hop.headers.get_all("set-cookie")) {
+        let attributes: Vec<String> =
+            cookie.to_str().unwrap().split(';').map(|part| part.trim().to_lowercase()).collect();
         for wanted in ["secure", "httponly", "samesite=lax", "path=/"] {
-            assert!(
-                attributes.iter().any(|attribute| attribute == wanted),
-                "{wanted}: {cookie:?}"
-            );
+            assert!(attributes.iter().any(|attribute| attribute == wanted), "{wanted}: {cookie:?}");
         }
-        assert!(
-            !attributes.iter().any(|attribute| attribute.starts_with("domain")),
-            "{cookie:?}"
-        );
+        assert!(!attributes.iter().any(|attribute| attribute.starts_with("domain")), "{cookie:?}");
         set += 1;
     }
     assert_eq!(set, 2);
@@ -1101,16 +877,8 @@ async fn cookies_on_a_loopback_address_keep_ports_apart() {
         let client = rig.client(&[REDIRECT]).await;
         client.sign_in(&mut browser, "demo").await;
     }
-    let sign_ins = browser
-        .hops
-        .iter()
-        .filter(|hop| hop.method == "POST" && hop.url.path() == "/login");
-    assert_eq!(
-        sign_ins.count(),
-        2,
-        "each gateway has kept its own session: {:?}",
-        browser.trail()
-    );
+    let sign_ins = browser.hops.iter().filter(|hop| hop.method == "POST" && hop.url.path() == "/login");
+    assert_eq!(sign_ins.count(), 2, "each gateway has kept its own session: {:?}", browser.trail());
     for rig in [&one, &two] {
         let session = browser.jar.find(&rig.cookie("session")).unwrap();
         assert!(session.http_only && !session.secure && session.path == "/");
@@ -1127,18 +895,9 @@ async fn sr_t16_forms_are_answered_with_pages_that_move_on() {
     let mut browser = Browser::new();
     client.sign_in(&mut browser, "demo").await;
     let mut posts = Vec::new();
-    for hop in browser
-        .hops
-        .iter()
-        .filter(|hop| hop.url.as_str().starts_with(&gateway.public_url))
-    {
+    for hop in browser.hops.iter().filter(|hop| hop.url.as_str().starts_with(&gateway.public_url)) {
         if hop.method == "POST" {
-            assert_eq!(
-                (hop.status, hop.headers.get("location")),
-                (200, None),
-                "{}",
-                hop.url
-            );
+            assert_eq!((hop.status, hop.headers.get("location")), (200, None), "{}", hop.url);
             assert_eq!(hop.headers["cache-control"], "no-store");
             assert!(hop.next.is_some(), "{}", hop.url);
             posts.push(hop.url.path());
@@ -1158,16 +917,8 @@ async fn sr_as_19_every_page_is_guarded() {
     let mut pages = vec![consent.clone()];
     let form = consent_form(&consent);
     pages.push(browser.submit_once(&consent, &form, &[("csrf", "x")]).await);
-    pages.push(
-        browser
-            .submit_once(&consent, &form, &[("decision", "allow")])
-            .await,
-    );
-    pages.push(
-        browser
-            .submit_once(&consent, &form, &[("decision", "allow")])
-            .await,
-    );
+    pages.push(browser.submit_once(&consent, &form, &[("decision", "allow")]).await);
+    pages.push(browser.submit_once(&consent, &form, &[("decision", "allow")]).await);
     for path in [
         "/",
         "/login",
@@ -1178,24 +929,12 @@ async fn sr_as_19_every_page_is_guarded() {
     ] {
         pages.push(browser.peek(&url(path)).await);
     }
-    pages.push(
-        browser
-            .peek(&request.clone().without("response_type").url())
-            .await,
-    );
+    pages.push(browser.peek(&request.clone().without("response_type").url()).await);
     pages.push(Browser::new().peek(&client.authorization("demo").url()).await);
     let login = browser.go(&url("/login")).await.page();
     let form = login.form_to("/login");
-    pages.push(
-        browser
-            .submit_once(&login, &form, &[("username", "x"), ("password", "x")])
-            .await,
-    );
-    pages.push(
-        browser
-            .submit_once(&login, &form, &[("username", "alice"), ("password", "pw")])
-            .await,
-    );
+    pages.push(browser.submit_once(&login, &form, &[("username", "x"), ("password", "x")]).await);
+    pages.push(browser.submit_once(&login, &form, &[("username", "alice"), ("password", "pw")]).await);
     let mut seen: Vec<u16> = pages.iter().map(|page| page.status).collect();
     seen.sort_unstable();
     seen.dedup();
@@ -1203,12 +942,8 @@ async fn sr_as_19_every_page_is_guarded() {
     for page in &pages {
         let about = format!("{} {}", page.url, page.status);
         let policy = page.header("content-security-policy").unwrap_or_default();
-        for part in [
-            "default-src 'none'",
-            "frame-ancestors 'none'",
-            "form-action 'self'",
-            "base-uri 'none'",
-        ] {
+        for part in ["default-src 'none'", "frame-ancestors 'none'", "form-action 'self'", "base-uri 'none'"]
+        {
             assert!(policy.contains(part), "{about}: {policy}");
         }
         assert!(!policy.contains("unsafe"), "{about}: {policy}");
@@ -1221,10 +956,7 @@ async fn sr_as_19_every_page_is_guarded() {
             assert_eq!(page.header(name), Some(value), "{about}: {name}");
         }
         assert_eq!(page.header("access-control-allow-origin"), None, "{about}");
-        assert!(
-            !page.body.contains("<script") && !page.body.contains("style="),
-            "{about}"
-        );
+        assert!(!page.body.contains("<script") && !page.body.contains("style="), "{about}");
     }
 }
 
@@ -1233,10 +965,7 @@ async fn a_link_from_another_site_leads_to_the_question_and_not_to_a_code() {
     let rig = Rig::start().await;
     let mut browser = Browser::new();
     let (_, request, _) = rig.consent(&mut browser).await;
-    let page = browser
-        .follow_from("https://evil.test/", &request.url())
-        .await
-        .page();
+    let page = browser.follow_from("https://evil.test/", &request.url()).await.page();
     assert_eq!(page.status, 200);
     page.form_with_button("allow");
 }

@@ -1,12 +1,7 @@
 //! One browser trip connects a user to Postern and to the upstream behind it: what happens before consent and after,
 //! who Postern is at the upstream's authorization server, whose answer counts at the callback, and that a trip
 //! survives a restart in its middle.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -48,12 +43,7 @@ impl Rig {
     async fn around(upstream: Upstream, gateway: Gateway) -> Self {
         let client = Client::register(&gateway).await;
         let browser = Browser::new().trusting(&gateway.roots);
-        Rig {
-            upstream,
-            gateway,
-            client,
-            browser,
-        }
+        Rig { upstream, gateway, client, browser }
     }
 
     async fn sign_in(&mut self) -> Tokens {
@@ -155,10 +145,7 @@ async fn one_trip_does_it_all_and_nothing_leaves_before_consent() {
     let mut rig = Rig::around(upstream, gateway).await;
 
     let request = rig.client.authorization("demo");
-    let page = rig
-        .browser
-        .go_to_consent(&rig.client.redirect_uri, &request.url())
-        .await;
+    let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
     let text = page.text();
     for named in ["localhost", "files:read", "files:list", "mcp:access", "127.0.0.1"] {
         assert!(text.contains(named), "{named}: {text}");
@@ -171,42 +158,27 @@ async fn one_trip_does_it_all_and_nothing_leaves_before_consent() {
         ["GET /.well-known/oauth-authorization-server"],
         "the authorization server hears nothing of the user before consent"
     );
-    assert!(
-        !page.body.contains(&issuer),
-        "no way to the upstream before consent"
-    );
+    assert!(!page.body.contains(&issuer), "no way to the upstream before consent");
 
     let callback = Callback::of(&rig.browser.consent_allow(&page).await.client());
     assert_eq!(callback.iss(), Some(rig.gateway.public_url.as_str()));
     let tokens = rig.client.redeem(&callback.code(), &request).await.tokens();
     assert_eq!(rig.whoami(&tokens).await.tool_text(), "upstream-user");
     assert_eq!(server.codes_redeemed(), 1);
-    assert_eq!(
-        authorization(&server).parameter("scope").unwrap(),
-        "files:read files:list"
-    );
+    assert_eq!(authorization(&server).parameter("scope").unwrap(), "files:read files:list");
 }
 
 #[tokio::test]
 async fn sr_t01_a_user_who_says_no_is_sent_nowhere() {
     let mut rig = Rig::new().await;
     let request = rig.client.authorization("demo");
-    let page = rig
-        .browser
-        .go_to_consent(&rig.client.redirect_uri, &request.url())
-        .await;
+    let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
     let callback = Callback::of(&rig.browser.press(&page, "deny").await.client());
     assert_eq!(callback.error(), Some("access_denied"));
     let asked = &rig.upstream.authorization.requests;
-    assert_eq!(
-        asked.count("/authorize") + asked.count("/register") + asked.count("/token"),
-        0
-    );
+    assert_eq!(asked.count("/authorize") + asked.count("/register") + asked.count("/token"), 0);
     // Nor does a second answer to the same page change anything.
-    let again = rig
-        .browser
-        .submit_once(&page, &consent_form(&page), &[("decision", "allow")])
-        .await;
+    let again = rig.browser.submit_once(&page, &consent_form(&page), &[("decision", "allow")]).await;
     assert_eq!(again.status, 400);
     assert_eq!(asked.count("/authorize") + asked.count("/register"), 0);
 }
@@ -218,15 +190,9 @@ async fn sr_cl_09_every_trip_has_its_own_state_and_verifier() {
     let (request, second) = rig.answer().await;
     let seen = rig.upstream.authorization.requests.to("/authorize");
     for parameter in ["state", "code_challenge"] {
-        let values: Vec<_> = seen
-            .iter()
-            .map(|seen| seen.parameter(parameter).unwrap())
-            .collect();
+        let values: Vec<_> = seen.iter().map(|seen| seen.parameter(parameter).unwrap()).collect();
         assert_ne!(values[0], values[1], "{parameter}");
-        assert!(
-            values.iter().all(|value| value.len() >= 22),
-            "{parameter}: {values:?}"
-        );
+        assert!(values.iter().all(|value| value.len() >= 22), "{parameter}: {values:?}");
     }
     // Two tabs: the later one first, then the earlier one, each with its own code only.
     let crossed = bent(&first, |params| {
@@ -276,18 +242,11 @@ async fn sr_cl_10_resource_goes_out_byte_for_byte() {
         upstream.refuse_current_tokens();
         assert_eq!(whoami(&gateway, route, &tokens).await.status, 200);
         let server = &upstream.authorization;
-        assert_eq!(
-            authorization(server).parameter("resource").as_ref(),
-            Some(resource)
-        );
+        assert_eq!(authorization(server).parameter("resource").as_ref(), Some(resource));
         for grant in ["authorization_code", "refresh_token"] {
             let sent = server.token_requests(grant);
             assert_eq!(sent.len(), 1, "{route} {grant}");
-            assert_eq!(
-                sent[0].form_values("resource"),
-                std::slice::from_ref(resource),
-                "{route} {grant}"
-            );
+            assert_eq!(sent[0].form_values("resource"), std::slice::from_ref(resource), "{route} {grant}");
         }
     }
 }
@@ -314,20 +273,8 @@ async fn sr_cl_13_scopes_are_of_configuration_challenge_or_metadata_in_this_orde
         case(None, Some("chal chal2"), published, None, Some("chal chal2")),
         case(None, None, published, None, Some("p1 p2")),
         case(None, None, None, Some(&["of-the-server"]), None),
-        case(
-            None,
-            Some("chal"),
-            None,
-            Some(&["chal", "offline_access"]),
-            Some("chal offline_access"),
-        ),
-        case(
-            None,
-            None,
-            Some(&["p1", "offline_access"]),
-            Some(&["p1"]),
-            Some("p1"),
-        ),
+        case(None, Some("chal"), None, Some(&["chal", "offline_access"]), Some("chal offline_access")),
+        case(None, None, Some(&["p1", "offline_access"]), Some(&["p1"]), Some("p1")),
     ];
     let mut gateway = Gateway::builder();
     let mut upstreams = Vec::new();
@@ -361,25 +308,10 @@ async fn sr_cl_13_scopes_are_of_configuration_challenge_or_metadata_in_this_orde
 #[tokio::test]
 async fn sr_cl_06_a_configured_client_authenticates_as_configured() {
     let cases = [
-        (
-            "r0",
-            Some("CANARY_configured_secret_1 +/%"),
-            "client_secret_basic",
-            None,
-        ),
-        (
-            "r1",
-            Some("CANARY_configured_secret_2"),
-            "client_secret_post",
-            Some("client_secret_post"),
-        ),
+        ("r0", Some("CANARY_configured_secret_1 +/%"), "client_secret_basic", None),
+        ("r1", Some("CANARY_configured_secret_2"), "client_secret_post", Some("client_secret_post")),
         ("r2", None, "none", None),
-        (
-            "r3",
-            Some("CANARY_configured_secret_3"),
-            "client_secret_post",
-            None,
-        ),
+        ("r3", Some("CANARY_configured_secret_3"), "client_secret_post", None),
     ];
     let mut gateway = Gateway::builder();
     let mut upstreams = Vec::new();
@@ -407,18 +339,9 @@ async fn sr_cl_06_a_configured_client_authenticates_as_configured() {
     for ((name, ..), upstream) in cases.into_iter().zip(&upstreams) {
         let tokens = client.sign_in(&mut browser, name).await;
         upstream.refuse_current_tokens();
-        assert_eq!(
-            whoami(&gateway, name, &tokens).await.tool_text(),
-            "upstream-user",
-            "{name}"
-        );
+        assert_eq!(whoami(&gateway, name, &tokens).await.tool_text(), "upstream-user", "{name}");
         assert_eq!(upstream.authorization.registrations(), 0, "{name}");
-        assert_eq!(
-            authorization(&upstream.authorization)
-                .parameter("client_id")
-                .as_deref(),
-            Some("our id")
-        );
+        assert_eq!(authorization(&upstream.authorization).parameter("client_id").as_deref(), Some("our id"));
     }
     gateway.output.assert_no_secret();
 }
@@ -428,11 +351,7 @@ async fn dynamic_registration_does_as_the_server_says() {
     // What the server offers, and what it gives to the client in the end.
     let cases: [(&[&str], Option<&str>, &str); 5] = [
         (&["none", "client_secret_basic"], None, "none"),
-        (
-            &["client_secret_post", "client_secret_basic"],
-            None,
-            "client_secret_basic",
-        ),
+        (&["client_secret_post", "client_secret_basic"], None, "client_secret_basic"),
         (&["client_secret_post"], None, "client_secret_post"),
         (&["none"], Some("client_secret_basic"), "client_secret_basic"),
         (&["none"], Some("client_secret_post"), "client_secret_post"),
@@ -443,10 +362,8 @@ async fn dynamic_registration_does_as_the_server_says() {
         let upstream = Upstream::start().await;
         upstream.set_authorization(|script| {
             script.metadata_patch = json!({"token_endpoint_auth_methods_supported": offered});
-            script.registration = Some(RegistrationScript {
-                method: given.map(str::to_owned),
-                refusal: None,
-            });
+            script.registration =
+                Some(RegistrationScript { method: given.map(str::to_owned), refusal: None });
         });
         gateway = gateway.route(Route::oauth(&format!("r{number}"), &upstream));
         upstreams.push(upstream);
@@ -458,20 +375,13 @@ async fn dynamic_registration_does_as_the_server_says() {
         let route = format!("r{number}");
         let tokens = client.sign_in(&mut browser, &route).await;
         upstream.refuse_current_tokens();
-        assert_eq!(
-            whoami(&gateway, &route, &tokens).await.status,
-            200,
-            "{offered:?} {method}"
-        );
+        assert_eq!(whoami(&gateway, &route, &tokens).await.status, 200, "{offered:?} {method}");
         let server = &upstream.authorization;
         let registered = server.requests.last_to("/register").json();
         let callback = authorization(server).parameter("redirect_uri").unwrap();
         assert_eq!(registered["redirect_uris"], json!([callback]));
         assert_eq!(registered["application_type"], "native", "http on loopback");
-        assert_eq!(
-            registered["grant_types"],
-            json!(["authorization_code", "refresh_token"])
-        );
+        assert_eq!(registered["grant_types"], json!(["authorization_code", "refresh_token"]));
         assert_eq!(server.registrations(), 1);
     }
     gateway.output.assert_no_secret();
@@ -483,27 +393,19 @@ async fn a_registration_that_is_refused_or_impossible_ends_at_the_client() {
     refused.set_authorization(|script| {
         script.registration = Some(RegistrationScript {
             method: None,
-            refusal: Some((
-                403,
-                json!({"error": "access_denied", "error_description": "CANARY_words"}),
-            )),
+            refusal: Some((403, json!({"error": "access_denied", "error_description": "CANARY_words"}))),
         });
     });
     let without = Upstream::start().await;
     without.set_authorization(|script| script.registration = None);
     let broken = Upstream::start().await;
     broken.set_authorization(|script| {
-        script.registration = Some(RegistrationScript {
-            method: None,
-            refusal: Some((201, json!({"client_id": 7}))),
-        });
+        script.registration =
+            Some(RegistrationScript { method: None, refusal: Some((201, json!({"client_id": 7}))) });
     });
     let down = Upstream::start().await;
     down.set_authorization(|script| {
-        script.registration = Some(RegistrationScript {
-            method: None,
-            refusal: Some((503, json!({}))),
-        });
+        script.registration = Some(RegistrationScript { method: None, refusal: Some((503, json!({}))) });
     });
     let gateway = Gateway::builder()
         .route(Route::oauth("refused", &refused))
@@ -535,10 +437,7 @@ async fn a_registration_that_is_refused_or_impossible_ends_at_the_client() {
 #[tokio::test]
 async fn a_registration_is_kept_per_issuer_over_routes_users_and_restarts() {
     let server = AuthorizationServer::start().await;
-    let (one, two) = (
-        Upstream::relying_on(&server).await,
-        Upstream::relying_on(&server).await,
-    );
+    let (one, two) = (Upstream::relying_on(&server).await, Upstream::relying_on(&server).await);
     let other = Upstream::start().await;
     let mut gateway = Gateway::builder()
         .route(Route::oauth("one", &one))
@@ -556,10 +455,7 @@ async fn a_registration_is_kept_per_issuer_over_routes_users_and_restarts() {
     assert_eq!(server.registrations(), 1);
     let of = |server: &AuthorizationServer, parameter: &str| {
         let seen = server.requests.to("/authorize");
-        let mut values: Vec<_> = seen
-            .iter()
-            .map(|seen| seen.parameter(parameter).unwrap())
-            .collect();
+        let mut values: Vec<_> = seen.iter().map(|seen| seen.parameter(parameter).unwrap()).collect();
         values.dedup();
         assert_eq!(values.len(), 1, "{parameter}: {values:?}");
         values.remove(0)
@@ -567,19 +463,12 @@ async fn a_registration_is_kept_per_issuer_over_routes_users_and_restarts() {
     assert_eq!(server.requests.count("/authorize"), 3);
     of(&server, "client_id");
     // sr_cl_12: no two issuers share a redirect URI.
-    let (ours, theirs) = (
-        of(&server, "redirect_uri"),
-        of(&other.authorization, "redirect_uri"),
-    );
+    let (ours, theirs) = (of(&server, "redirect_uri"), of(&other.authorization, "redirect_uri"));
     assert_ne!(ours, theirs);
     for uri in [&ours, &theirs] {
-        let key = uri
-            .strip_prefix(&gateway.url("/oauth/upstream/callback/"))
-            .unwrap_or_else(|| panic!("{uri}"));
-        assert!(
-            key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_alphanumeric()),
-            "{uri}"
-        );
+        let key =
+            uri.strip_prefix(&gateway.url("/oauth/upstream/callback/")).unwrap_or_else(|| panic!("{uri}"));
+        assert!(key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_alphanumeric()), "{uri}");
     }
 }
 
@@ -611,44 +500,20 @@ async fn concurrent_first_users_register_once() {
 async fn our_client_document_is_used_where_it_is_taken() {
     let upstream = Upstream::start().await;
     upstream.set_authorization(|script| script.cimd = true);
-    let gateway = Gateway::builder()
-        .tls()
-        .route(Route::oauth("demo", &upstream))
-        .start()
-        .await;
+    let gateway = Gateway::builder().tls().route(Route::oauth("demo", &upstream)).start().await;
     let mut rig = Rig::around(upstream, gateway).await;
     // The scripted server does not trust our certificate; what it would have read is checked below.
     let request = rig.client.authorization("demo");
-    let page = rig
-        .browser
-        .go_to_consent(&rig.client.redirect_uri, &request.url())
-        .await;
+    let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
     let stopped = rig.browser.consent_allow(&page).await.page();
     assert_eq!((stopped.status, stopped.body.as_str()), (400, "unknown client"));
     let asked = authorization(&rig.upstream.authorization);
-    let (id, callback) = (
-        asked.parameter("client_id").unwrap(),
-        asked.parameter("redirect_uri").unwrap(),
-    );
+    let (id, callback) = (asked.parameter("client_id").unwrap(), asked.parameter("redirect_uri").unwrap());
     let key = callback.rsplit_once('/').unwrap().1;
     assert_eq!(id, rig.gateway.url(&format!("/oauth/client/{key}.json")));
-    let document: Value = serde_json::from_str(
-        &rig.gateway
-            .http
-            .get(&id)
-            .send()
-            .await
-            .unwrap()
-            .text()
-            .await
-            .unwrap(),
-    )
-    .unwrap();
-    assert_eq!(
-        document["client_id"],
-        json!(id),
-        "spec: the document names its own address"
-    );
+    let document: Value =
+        serde_json::from_str(&rig.gateway.http.get(&id).send().await.unwrap().text().await.unwrap()).unwrap();
+    assert_eq!(document["client_id"], json!(id), "spec: the document names its own address");
     assert_eq!(document["redirect_uris"], json!([callback]));
     assert_eq!(document["token_endpoint_auth_method"], "none");
     assert_eq!(document["application_type"], "web");
@@ -679,29 +544,14 @@ async fn a_client_document_elsewhere_replaces_ours_where_documents_are_taken() {
     assert_eq!(asked.parameter("client_id").as_deref(), Some(ID));
     assert_eq!(taking.authorization.registrations(), 0);
     // The document that the operator publishes there is the one we print.
-    let printed = gateway
-        .http
-        .get(gateway.url("/oauth/client.json"))
-        .send()
-        .await
-        .unwrap();
+    let printed = gateway.http.get(gateway.url("/oauth/client.json")).send().await.unwrap();
     let printed: Value = serde_json::from_str(&printed.text().await.unwrap()).unwrap();
     assert_eq!(printed["client_id"], ID);
     let callback = asked.parameter("redirect_uri").unwrap();
-    assert!(
-        printed["redirect_uris"]
-            .as_array()
-            .unwrap()
-            .contains(&json!(callback)),
-        "{printed}"
-    );
+    assert!(printed["redirect_uris"].as_array().unwrap().contains(&json!(callback)), "{printed}");
 
     client.sign_in(&mut browser, "other").await;
-    assert_eq!(
-        other.authorization.registrations(),
-        1,
-        "where they are not taken, it registers"
-    );
+    assert_eq!(other.authorization.registrations(), 1, "where they are not taken, it registers");
 }
 
 #[tokio::test]
@@ -713,14 +563,8 @@ async fn over_plain_http_our_document_cannot_be_fetched_so_it_registers() {
 
 #[tokio::test]
 async fn sr_t23_a_new_authorization_server_gets_nothing_of_the_old_one() {
-    let (old, new) = (
-        AuthorizationServer::start().await,
-        AuthorizationServer::start().await,
-    );
-    let secret = Some(RegistrationScript {
-        method: Some("client_secret_post".into()),
-        refusal: None,
-    });
+    let (old, new) = (AuthorizationServer::start().await, AuthorizationServer::start().await);
+    let secret = Some(RegistrationScript { method: Some("client_secret_post".into()), refusal: None });
     old.set(|script| script.registration = secret.clone());
     let upstream = Upstream::relying_on(&old).await;
     let gateway = Gateway::before(&upstream).await;
@@ -744,11 +588,7 @@ async fn sr_t23_a_new_authorization_server_gets_nothing_of_the_old_one() {
         let ids = ledger.clients.keys().cloned();
         let refresh = ledger.refresh.keys().cloned();
         let access = ledger.access.keys().cloned();
-        secrets
-            .chain(ids)
-            .chain(refresh)
-            .chain(access)
-            .collect::<Vec<_>>()
+        secrets.chain(ids).chain(refresh).chain(access).collect::<Vec<_>>()
     });
     assert!(issued.len() >= 4);
     for secret in issued {
@@ -778,21 +618,9 @@ async fn sr_t02_an_answer_counts_only_in_the_browser_that_asked() {
         assert_eq!(page.status, 403, "{}", page.text());
     }
     // Two cookies of the right name are none (somebody planted one).
-    let cookie = rig
-        .browser
-        .jar
-        .all()
-        .iter()
-        .find(|cookie| cookie.name.contains("session"))
-        .cloned();
-    let cookie = cookie
-        .map(|cookie| format!("{}={}", cookie.name, cookie.value))
-        .unwrap();
-    let doubled = rig
-        .gateway
-        .http
-        .get(answer.as_str())
-        .header("cookie", format!("{cookie}; {cookie}"));
+    let cookie = rig.browser.jar.all().iter().find(|cookie| cookie.name.contains("session")).cloned();
+    let cookie = cookie.map(|cookie| format!("{}={}", cookie.name, cookie.value)).unwrap();
+    let doubled = rig.gateway.http.get(answer.as_str()).header("cookie", format!("{cookie}; {cookie}"));
     assert_eq!(doubled.send().await.unwrap().status().as_u16(), 403);
     assert_eq!(rig.requests_to_token_endpoint(), 0, "no code was redeemed");
     rig.completes(&request, &answer).await;
@@ -803,16 +631,11 @@ async fn sr_t02_an_answer_counts_only_in_the_browser_that_asked() {
 #[tokio::test]
 async fn sr_t02_the_way_to_the_upstream_is_of_no_use_to_others() {
     let mut rig = Rig::new().await;
-    rig.upstream
-        .set_authorization(|script| script.consent = Consent::Page);
+    rig.upstream.set_authorization(|script| script.consent = Consent::Page);
     let request = rig.client.authorization("demo");
-    let page = rig
-        .browser
-        .go_to_consent(&rig.client.redirect_uri, &request.url())
-        .await;
+    let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
     let at_upstream = rig.browser.consent_allow(&page).await.page();
-    rig.upstream
-        .set_authorization(|script| script.consent = Consent::Approve);
+    rig.upstream.set_authorization(|script| script.consent = Consent::Approve);
     let mut bob = Browser::of("bob");
     let own = rig.client.authorization("demo");
     bob.go_to_consent(&rig.client.redirect_uri, &own.url()).await;
@@ -831,10 +654,7 @@ async fn a_consent_page_counts_only_in_the_browser_that_asked() {
         pages.push(browser.go_to_consent(&rig.client.redirect_uri, &own.url()).await);
     }
     let request = rig.client.authorization("demo");
-    let mine = rig
-        .browser
-        .go_to_consent(&rig.client.redirect_uri, &request.url())
-        .await;
+    let mine = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
     let flow = consent_form(&mine).value("flow").unwrap().to_owned();
     for (browser, page) in browsers.iter_mut().zip(&pages) {
         let fields = [("flow", flow.as_str()), ("decision", "allow")];
@@ -853,10 +673,7 @@ async fn an_answer_counts_once_at_its_own_address_and_undoubled() {
     let (state, code) = (callback.state().unwrap().to_owned(), callback.code());
     let elsewhere = |from: &str, to: &str| Url::parse(&answer.as_str().replacen(from, to, 1)).unwrap();
     let key = answer.path().rsplit_once('/').unwrap().1.to_owned();
-    let wrong_key: String = key
-        .chars()
-        .map(|char| if char == 'a' { 'b' } else { 'a' })
-        .collect();
+    let wrong_key: String = key.chars().map(|char| if char == 'a' { 'b' } else { 'a' }).collect();
     let refused = [
         bent(&answer, |params| params.with("state", "never-issued")),
         bent(&answer, |params| params.with("state", "")),
@@ -930,12 +747,7 @@ async fn sr_t18_an_answer_of_another_issuer_is_dropped_before_its_code_is_sent()
         upstream.set_authorization(|script| script.consent = Consent::Approve);
         let request = client.authorization(&format!("r{number}"));
         let callback = browser.authorize(&client.redirect_uri, &request.url()).await;
-        assert_eq!(
-            callback.error().is_none(),
-            *taken,
-            "case {number}: {}",
-            callback.url
-        );
+        assert_eq!(callback.error().is_none(), *taken, "case {number}: {}", callback.url);
         let sent = upstream.authorization.requests.count("/token");
         assert_eq!(sent, usize::from(*taken), "case {number}");
     }
@@ -945,12 +757,9 @@ async fn sr_t18_an_answer_of_another_issuer_is_dropped_before_its_code_is_sent()
 async fn a_denial_at_the_upstream_reaches_the_client_without_the_upstreams_words() {
     let mut rig = Rig::new().await;
     for word in ["access_denied", "consent_required", "CANARY_<script>"] {
-        rig.upstream
-            .set_authorization(|script| script.consent = Consent::Deny(word.into()));
+        rig.upstream.set_authorization(|script| script.consent = Consent::Deny(word.into()));
         let (request, answer) = rig.answer().await;
-        let answer = bent(&answer, |params| {
-            params.with("error_description", "CANARY_description")
-        });
+        let answer = bent(&answer, |params| params.with("error_description", "CANARY_description"));
         let callback = Callback::of(&rig.come_back(&answer).await.client());
         assert_eq!(callback.error(), Some("access_denied"), "{word}");
         assert_eq!(callback.state(), Some(request.state.as_str()));
@@ -971,30 +780,17 @@ async fn a_code_that_the_upstream_does_not_take_ends_at_the_client() {
     for (fault, error) in [
         (TokenFault::error("invalid_grant"), "server_error"),
         (TokenFault::error("invalid_client"), "server_error"),
-        (
-            TokenFault::answer(200, &json, &unusable),
-            "temporarily_unavailable",
-        ),
+        (TokenFault::answer(200, &json, &unusable), "temporarily_unavailable"),
         (TokenFault::answer(200, &json, &mac), "temporarily_unavailable"),
         (TokenFault::answer(200, &json, "{}"), "temporarily_unavailable"),
-        (
-            TokenFault::answer(500, &[], "<h1>CANARY"),
-            "temporarily_unavailable",
-        ),
-        (
-            TokenFault::answer(429, &[("retry-after", "1")], ""),
-            "temporarily_unavailable",
-        ),
+        (TokenFault::answer(500, &[], "<h1>CANARY"), "temporarily_unavailable"),
+        (TokenFault::answer(429, &[("retry-after", "1")], ""), "temporarily_unavailable"),
         (TokenFault::Hangup, "temporarily_unavailable"),
         (TokenFault::HalfAnswer, "temporarily_unavailable"),
     ] {
-        rig.upstream
-            .set_authorization(|script| script.token_faults.push_back(fault));
+        rig.upstream.set_authorization(|script| script.token_faults.push_back(fault));
         let request = rig.client.authorization("demo");
-        let callback = rig
-            .browser
-            .authorize(&rig.client.redirect_uri, &request.url())
-            .await;
+        let callback = rig.browser.authorize(&rig.client.redirect_uri, &request.url()).await;
         assert_eq!(callback.error(), Some(error), "{}", callback.url);
         assert!(!callback.url.as_str().contains("CANARY"), "{}", callback.url);
     }
@@ -1008,18 +804,11 @@ async fn a_trip_survives_a_crash_and_a_restart_in_its_middle() {
     let mut rig =
         Rig::with(|upstream| upstream.set_authorization(|script| script.consent = Consent::Page)).await;
     let request = rig.client.authorization("demo");
-    let consent = rig
-        .browser
-        .go_to_consent(&rig.client.redirect_uri, &request.url())
-        .await;
+    let consent = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
     rig.gateway.kill9().await;
     rig.gateway.restart().await;
     let at_upstream = rig.browser.consent_allow(&consent).await.page();
-    assert!(
-        at_upstream.text().contains("Upstream consent"),
-        "{}",
-        at_upstream.text()
-    );
+    assert!(at_upstream.text().contains("Upstream consent"), "{}", at_upstream.text());
     rig.gateway.kill9().await;
     rig.gateway.restart().await;
     let callback = Callback::of(&rig.browser.press(&at_upstream, "allow").await.client());
@@ -1072,17 +861,10 @@ async fn sr_t26_each_world_keeps_its_tokens_and_the_log_keeps_none() {
     let replayed = rig.whoami(&tokens).await;
     rig.client.refresh(&tokens.refresh_token).await.tokens();
     assert_eq!((answer.status, replayed.status), (200, 200));
-    let answers = format!(
-        "{:?}{}{:?}{}",
-        answer.headers, answer.body, replayed.headers, replayed.body
-    );
+    let answers = format!("{:?}{}{:?}{}", answer.headers, answer.body, replayed.headers, replayed.body);
     assert!(!answers.contains("CANARY_upstream"), "{answers}");
-    let injected: Vec<_> = rig
-        .upstream
-        .calls_with_token()
-        .iter()
-        .map(|call| call.bearer().unwrap())
-        .collect();
+    let injected: Vec<_> =
+        rig.upstream.calls_with_token().iter().map(|call| call.bearer().unwrap()).collect();
     assert!(injected.len() == 3 && injected.iter().all(|token| token.contains("CANARY_upstream_at")));
     let session = rig.browser.jar.all().iter().map(|cookie| cookie.value.clone());
     let mut ours: Vec<String> = session.collect();
@@ -1096,9 +878,7 @@ async fn sr_t26_each_world_keeps_its_tokens_and_the_log_keeps_none() {
     assert!(from_us.len() >= 4);
     for request in from_us {
         assert!(
-            !ours
-                .iter()
-                .any(|secret| request.everything().contains(secret.as_str())),
+            !ours.iter().any(|secret| request.everything().contains(secret.as_str())),
             "{}",
             request.path
         );
@@ -1106,17 +886,13 @@ async fn sr_t26_each_world_keeps_its_tokens_and_the_log_keeps_none() {
     rig.gateway.stop().await;
     rig.gateway.output.assert_no_secret();
     let log = rig.gateway.output.text();
-    let state = authorization(&rig.upstream.authorization)
-        .parameter("state")
-        .unwrap();
+    let state = authorization(&rig.upstream.authorization).parameter("state").unwrap();
     for secret in ours.iter().chain([&state]) {
         assert!(!log.contains(secret.as_str()), "a secret of ours in the log");
     }
     for file in walk(&rig.gateway.data_dir()) {
         let bytes = std::fs::read(&file).unwrap();
-        let found = bytes
-            .windows(support::CANARY.len())
-            .any(|window| window == support::CANARY.as_bytes());
+        let found = bytes.windows(support::CANARY.len()).any(|window| window == support::CANARY.as_bytes());
         assert!(!found, "a secret in the clear in {}", file.display());
     }
 }
@@ -1137,18 +913,12 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 #[tokio::test]
 async fn each_user_is_somebody_of_their_own_at_the_upstream() {
     let mut rig = Rig::new().await;
-    rig.upstream
-        .set_authorization(|script| script.user = "up-alice".into());
+    rig.upstream.set_authorization(|script| script.user = "up-alice".into());
     let alice = rig.sign_in().await;
-    rig.upstream
-        .set_authorization(|script| script.user = "up-bob".into());
+    rig.upstream.set_authorization(|script| script.user = "up-bob".into());
     let bob = rig.client.sign_in(&mut Browser::of("bob"), "demo").await;
     let calls = (0..20).map(|number| {
-        let (tokens, name) = if number % 2 == 0 {
-            (&alice, "up-alice")
-        } else {
-            (&bob, "up-bob")
-        };
+        let (tokens, name) = if number % 2 == 0 { (&alice, "up-alice") } else { (&bob, "up-bob") };
         let call = rig.gateway.mcp("demo").bearer(&tokens.access_token);
         tokio::spawn(async move { (call.tool("whoami", json!({})).await.tool_text(), name) })
     });
@@ -1178,17 +948,10 @@ async fn an_upstream_that_asks_for_no_token_needs_no_trip() {
     let mut browser = Browser::new();
     for (route, user) in [("unasked", "nobody"), ("open", "nobody"), ("header", "static")] {
         let tokens = client.sign_in(&mut browser, route).await;
-        assert_eq!(
-            whoami(&gateway, route, &tokens).await.tool_text(),
-            user,
-            "{route}"
-        );
+        assert_eq!(whoami(&gateway, route, &tokens).await.tool_text(), user, "{route}");
     }
     assert!(upstream.calls_with_token().is_empty());
-    assert_eq!(
-        upstream.authorization.requests.all().len() + fixed.authorization.requests.all().len(),
-        0
-    );
+    assert_eq!(upstream.authorization.requests.all().len() + fixed.authorization.requests.all().len(), 0);
     gateway.output.assert_no_secret();
 }
 
@@ -1216,10 +979,8 @@ async fn the_authorize_parameters_of_the_operator_are_added() {
         script.metadata_patch =
             json!({"authorization_endpoint": format!("{}/authorize?tenant=a%2Fb&state=evil", upstream.origin)});
     });
-    let route = Route::oauth("demo", &upstream).with(
-        "credential.authorization_params",
-        json!({"audience": "api", "prompt": "login"}),
-    );
+    let route = Route::oauth("demo", &upstream)
+        .with("credential.authorization_params", json!({"audience": "api", "prompt": "login"}));
     let gateway = Gateway::builder().route(route).start().await;
     let mut rig = Rig::around(upstream, gateway).await;
     rig.sign_in().await;

@@ -1,12 +1,7 @@
 //! From an upstream's address to its authorization server: where documents are looked for and in which order, which of
 //! them are believed, and which addresses are never asked whatever a document says. What cannot be used ends as an
 //! error at the client, soon, and never with the user's code or token in foreign hands.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
 mod support;
@@ -39,11 +34,7 @@ impl Visit {
     async fn to(builder: Builder) -> Self {
         let gateway = builder.start().await;
         let client = Client::register(&gateway).await;
-        Visit {
-            gateway,
-            client,
-            browser: Browser::new(),
-        }
+        Visit { gateway, client, browser: Browser::new() }
     }
 
     async fn at(upstream: &Upstream) -> Self {
@@ -81,17 +72,8 @@ impl Visit {
     async fn is_refused(&mut self, route: &str) {
         let begun = Instant::now();
         let callback = self.callback(route).await;
-        assert_eq!(
-            callback.error(),
-            Some("server_error"),
-            "{route}: {}",
-            callback.url
-        );
-        assert!(
-            begun.elapsed() < Duration::from_secs(5),
-            "{route}: {:?}",
-            begun.elapsed()
-        );
+        assert_eq!(callback.error(), Some("server_error"), "{route}: {}", callback.url);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{route}: {:?}", begun.elapsed());
     }
 }
 
@@ -114,21 +96,14 @@ impl Tripwire {
     #[track_caller]
     fn assert_untouched(&self, what: &str) {
         let touched = self.listener.accept();
-        assert!(
-            touched.is_err(),
-            "{what}: a connection from {:?}",
-            touched.map(|(_, from)| from)
-        );
+        assert!(touched.is_err(), "{what}: a connection from {:?}", touched.map(|(_, from)| from));
     }
 }
 
 /// Requests for metadata, as paths in their order.
 fn documents(list: &support::received::Requests) -> Vec<String> {
     let is_document = |request: &support::received::Received| request.path.contains("/.well-known/");
-    list.matching(is_document)
-        .into_iter()
-        .map(|request| request.path)
-        .collect()
+    list.matching(is_document).into_iter().map(|request| request.path).collect()
 }
 
 #[tokio::test]
@@ -161,11 +136,7 @@ async fn sr_cl_01_resource_metadata_is_looked_for_in_order() {
         visit.connects(&format!("r{number}")).await;
         assert_eq!(&documents(&upstream.requests), asked, "case {number}");
         let custom = usize::from(matches!(location, MetadataLocation::At(_)));
-        assert_eq!(
-            upstream.requests.count("/documents/resource.json"),
-            custom,
-            "case {number}"
-        );
+        assert_eq!(upstream.requests.count("/documents/resource.json"), custom, "case {number}");
     }
 }
 
@@ -178,21 +149,9 @@ async fn sr_cl_01_server_metadata_is_looked_for_in_order() {
     let plain = |name: &str| format!("/.well-known/{name}");
     let cases = [
         ("/tenant/one", ServerMetadata::Rfc8414, vec![oauth.clone()]),
-        (
-            "/tenant/one",
-            ServerMetadata::OidcInserted,
-            vec![oauth.clone(), openid.clone()],
-        ),
-        (
-            "/tenant/one",
-            ServerMetadata::OidcAppended,
-            vec![oauth, openid, appended],
-        ),
-        (
-            "",
-            ServerMetadata::Rfc8414,
-            vec![plain("oauth-authorization-server")],
-        ),
+        ("/tenant/one", ServerMetadata::OidcInserted, vec![oauth.clone(), openid.clone()]),
+        ("/tenant/one", ServerMetadata::OidcAppended, vec![oauth, openid, appended]),
+        ("", ServerMetadata::Rfc8414, vec![plain("oauth-authorization-server")]),
         (
             "",
             ServerMetadata::OidcInserted,
@@ -222,10 +181,7 @@ async fn sr_cl_01_server_metadata_is_looked_for_in_order() {
 async fn a_server_of_the_first_revision_is_its_own_authorization_server() {
     let mut builder = Gateway::builder();
     let mut upstreams = Vec::new();
-    for (name, metadata) in [
-        ("described", ServerMetadata::Rfc8414),
-        ("bare", ServerMetadata::Nowhere),
-    ] {
+    for (name, metadata) in [("described", ServerMetadata::Rfc8414), ("bare", ServerMetadata::Nowhere)] {
         let upstream = Upstream::start().await;
         upstream.set(|script| {
             script.resource_metadata.location = MetadataLocation::Nowhere;
@@ -240,16 +196,8 @@ async fn a_server_of_the_first_revision_is_its_own_authorization_server() {
     visit.connects("bare").await;
     for upstream in upstreams {
         assert_eq!(upstream.authorization.registrations(), 1);
-        let resource = upstream
-            .authorization
-            .requests
-            .last_to("/authorize")
-            .parameter("resource");
-        assert_eq!(
-            resource,
-            Some(upstream.url()),
-            "without a document the address is the resource"
-        );
+        let resource = upstream.authorization.requests.last_to("/authorize").parameter("resource");
+        assert_eq!(resource, Some(upstream.url()), "without a document the address is the resource");
     }
 }
 
@@ -261,32 +209,20 @@ async fn configured_endpoints_need_no_document() {
     let upstream = Upstream::relying_on(&server).await;
     upstream.set(|script| script.resource_metadata.location = MetadataLocation::Nowhere);
     let route = Route::oauth("demo", &upstream)
-        .with(
-            "credential.authorization_endpoint",
-            json!(format!("{}/authorize", server.origin)),
-        )
-        .with(
-            "credential.token_endpoint",
-            json!(format!("{}/token", server.origin)),
-        )
+        .with("credential.authorization_endpoint", json!(format!("{}/authorize", server.origin)))
+        .with("credential.token_endpoint", json!(format!("{}/token", server.origin)))
         .with("credential.client_id", json!("by-hand"))
         .with("credential.client_secret", json!({"env": "SECRET"}))
         .with("credential.scopes", json!(["read"]));
     let mut visit = Visit::to(Gateway::builder().route(route).env("SECRET", "CANARY_by_hand")).await;
     visit.connects("demo").await;
-    assert_eq!(
-        documents(&upstream.requests).len() + documents(&server.requests).len(),
-        0
-    );
+    assert_eq!(documents(&upstream.requests).len() + documents(&server.requests).len(), 0);
     visit.gateway.output.assert_no_secret();
 }
 
 #[tokio::test]
 async fn a_configured_issuer_has_to_be_one_of_those_listed() {
-    let (first, second) = (
-        AuthorizationServer::start().await,
-        AuthorizationServer::start().await,
-    );
+    let (first, second) = (AuthorizationServer::start().await, AuthorizationServer::start().await);
     let upstream = Upstream::relying_on(&first).await;
     upstream.set(|script| {
         script.resource_metadata.authorization_servers = Some(vec![first.issuer(), second.issuer()]);
@@ -311,10 +247,7 @@ async fn a_configured_issuer_has_to_be_one_of_those_listed() {
 
 #[tokio::test]
 async fn of_several_authorization_servers_the_first_usable_one_is_taken() {
-    let (unfit, fit) = (
-        AuthorizationServer::start().await,
-        AuthorizationServer::start().await,
-    );
+    let (unfit, fit) = (AuthorizationServer::start().await, AuthorizationServer::start().await);
     unfit.set(|script| script.code_challenge_methods = None);
     let upstream = Upstream::relying_on(&fit).await;
     upstream.set(|script| {
@@ -325,9 +258,8 @@ async fn of_several_authorization_servers_the_first_usable_one_is_taken() {
         let list = std::iter::repeat_n(unfit.issuer(), 1000).chain([fit.issuer()]);
         script.resource_metadata.authorization_servers = Some(list.collect());
     });
-    let builder = Gateway::builder()
-        .route(Route::oauth("demo", &upstream))
-        .route(Route::oauth("many", &many));
+    let builder =
+        Gateway::builder().route(Route::oauth("demo", &upstream)).route(Route::oauth("many", &many));
     let mut visit = Visit::to(builder).await;
     visit.connects("demo").await;
     assert_eq!(fit.codes_redeemed(), 1);
@@ -346,9 +278,7 @@ async fn sr_t20_metadata_for_another_resource_is_not_believed() {
         ("otherpath", |origin| format!("{origin}/other")),
         ("below", |origin| format!("{origin}/mcp/deeper")),
         ("halfsegment", |origin| format!("{origin}/mc")),
-        ("https", |origin| {
-            format!("{}/mcp", origin.replace("http:", "https:"))
-        }),
+        ("https", |origin| format!("{}/mcp", origin.replace("http:", "https:"))),
         ("query", |origin| format!("{origin}/mcp?x=1")),
     ];
     let mut builder = Gateway::builder();
@@ -364,11 +294,7 @@ async fn sr_t20_metadata_for_another_resource_is_not_believed() {
     let mut visit = Visit::to(builder).await;
     for (name, _, server) in &parties {
         visit.is_refused(name).await;
-        assert!(
-            server.requests.all().is_empty(),
-            "{name}: {:?}",
-            server.requests.paths()
-        );
+        assert!(server.requests.all().is_empty(), "{name}: {:?}", server.requests.paths());
     }
 }
 
@@ -376,31 +302,17 @@ async fn sr_t20_metadata_for_another_resource_is_not_believed() {
 async fn sr_cl_03_04_metadata_that_is_not_fit_ends_at_the_client() {
     type Spoil = fn(&mut AuthorizationScript, &str);
     let spoils: [(&str, Spoil); 18] = [
-        ("slash", |script, origin| {
-            script.metadata_patch = json!({"issuer": format!("{origin}/")})
-        }),
-        ("other", |script, _| {
-            script.metadata_patch = json!({"issuer": "https://evil.example"})
-        }),
+        ("slash", |script, origin| script.metadata_patch = json!({"issuer": format!("{origin}/")})),
+        ("other", |script, _| script.metadata_patch = json!({"issuer": "https://evil.example"})),
         ("case", |script, origin| {
             script.metadata_patch = json!({"issuer": origin.replace("http", "HTTP")});
         }),
-        ("noissuer", |script, _| {
-            script.metadata_patch = json!({"issuer": null})
-        }),
+        ("noissuer", |script, _| script.metadata_patch = json!({"issuer": null})),
         ("nopkce", |script, _| script.code_challenge_methods = None),
-        ("plain", |script, _| {
-            script.code_challenge_methods = Some(vec!["plain".into()])
-        }),
-        ("s256", |script, _| {
-            script.code_challenge_methods = Some(vec!["s256".into()])
-        }),
-        ("noauthorize", |script, _| {
-            script.metadata_patch = json!({"authorization_endpoint": null})
-        }),
-        ("notoken", |script, _| {
-            script.metadata_patch = json!({"token_endpoint": null})
-        }),
+        ("plain", |script, _| script.code_challenge_methods = Some(vec!["plain".into()])),
+        ("s256", |script, _| script.code_challenge_methods = Some(vec!["s256".into()])),
+        ("noauthorize", |script, _| script.metadata_patch = json!({"authorization_endpoint": null})),
+        ("notoken", |script, _| script.metadata_patch = json!({"token_endpoint": null})),
         // sr_t19: an honest server's page with a token endpoint of its own.
         ("elsewhere", |script, _| {
             script.metadata_patch = json!({"authorization_endpoint": "https://honest.example/authorize"});
@@ -412,12 +324,8 @@ async fn sr_cl_03_04_metadata_that_is_not_fit_ends_at_the_client() {
         ("tabbed", |script, _| {
             script.metadata_patch = json!({"authorization_endpoint": "java\tscript:alert(1)"});
         }),
-        ("data", |script, _| {
-            script.metadata_patch = json!({"authorization_endpoint": "data:text/html,x"})
-        }),
-        ("file", |script, _| {
-            script.metadata_patch = json!({"token_endpoint": "file:///etc/passwd"})
-        }),
+        ("data", |script, _| script.metadata_patch = json!({"authorization_endpoint": "data:text/html,x"})),
+        ("file", |script, _| script.metadata_patch = json!({"token_endpoint": "file:///etc/passwd"})),
         ("userinfo", |script, origin| {
             let endpoint = origin.replace("http://", "http://a:b@");
             script.metadata_patch = json!({"token_endpoint": format!("{endpoint}/token")});
@@ -425,9 +333,7 @@ async fn sr_cl_03_04_metadata_that_is_not_fit_ends_at_the_client() {
         ("backslash", |script, origin| {
             script.metadata_patch = json!({"authorization_endpoint": format!("{origin}\\@evil.example/")});
         }),
-        ("wrongtype", |script, _| {
-            script.metadata_patch = json!({"token_endpoint": ["x"]})
-        }),
+        ("wrongtype", |script, _| script.metadata_patch = json!({"token_endpoint": ["x"]})),
         ("register", |script, _| {
             script.metadata_patch = json!({"registration_endpoint": "gopher://127.0.0.1/"});
         }),
@@ -446,10 +352,7 @@ async fn sr_cl_03_04_metadata_that_is_not_fit_ends_at_the_client() {
     for (name, _, server) in &parties {
         visit.is_refused(name).await;
         let asked = server.requests.paths();
-        assert!(
-            asked.iter().all(|path| path.contains("/.well-known/")),
-            "{name}: {asked:?}"
-        );
+        assert!(asked.iter().all(|path| path.contains("/.well-known/")), "{name}: {asked:?}");
     }
 }
 
@@ -457,23 +360,15 @@ async fn sr_cl_03_04_metadata_that_is_not_fit_ends_at_the_client() {
 async fn sr_t24_a_bad_document_leaves_no_trace() {
     let server = AuthorizationServer::start().await;
     let (upstream, other) = (Upstream::relying_on(&server).await, Upstream::start().await);
-    let builder = Gateway::builder()
-        .route(Route::oauth("demo", &upstream))
-        .route(Route::oauth("other", &other));
+    let builder =
+        Gateway::builder().route(Route::oauth("demo", &upstream)).route(Route::oauth("other", &other));
     let mut visit = Visit::to(builder).await;
     server.set(|script| script.metadata_patch = json!({"issuer": other.authorization.issuer()}));
     visit.is_refused("demo").await;
     upstream.set(|script| script.resource_metadata.resource = Some(other.url()));
     visit.is_refused("demo").await;
     visit.connects("other").await;
-    assert_eq!(
-        other
-            .authorization
-            .requests
-            .last_to("/authorize")
-            .parameter("resource"),
-        Some(other.url())
-    );
+    assert_eq!(other.authorization.requests.last_to("/authorize").parameter("resource"), Some(other.url()));
     server.set(|script| script.metadata_patch = json!({}));
     upstream.set(|script| script.resource_metadata.resource = None);
     visit.connects("demo").await;
@@ -508,22 +403,9 @@ async fn sr_t61_hostile_metadata_is_an_error_and_soon() {
     let twice = |origin: &str| {
         json_text(good(origin).replace('}', ",\"token_endpoint\":\"https://evil.example/token\"}"))
     };
-    let html = |_: &str| {
-        http_answer(
-            200,
-            &[("content-type".into(), "text/html".into())],
-            "<h1>hello</h1>",
-        )
-    };
+    let html = |_: &str| http_answer(200, &[("content-type".into(), "text/html".into())], "<h1>hello</h1>");
     let redirect = |_: &str| {
-        http_answer(
-            302,
-            &[(
-                "location".into(),
-                "http://169.254.169.254/latest/meta-data".into(),
-            )],
-            "",
-        )
+        http_answer(302, &[("location".into(), "http://169.254.169.254/latest/meta-data".into())], "")
     };
     let error = |_: &str| json_text(r#"{"error":"not_here"}"#.into());
     let array = |_: &str| json_text("[]".into());
@@ -563,16 +445,9 @@ async fn a_silent_authorization_server_is_not_waited_for() {
     let mut visit = Visit::at(&upstream).await;
     let begun = Instant::now();
     let request = visit.client.authorization("demo");
-    let page = visit
-        .browser
-        .go_to_consent(&visit.client.redirect_uri, &request.url())
-        .await;
+    let page = visit.browser.go_to_consent(&visit.client.redirect_uri, &request.url()).await;
     assert!(begun.elapsed() < Duration::from_secs(6), "{:?}", begun.elapsed());
-    assert!(
-        page.text().contains("does not answer just now"),
-        "{}",
-        page.text()
-    );
+    assert!(page.text().contains("does not answer just now"), "{}", page.text());
     gate.open();
     // The sign-in is not lost: the upstream's part follows once it answers.
     let callback = Callback::of(&visit.browser.consent_allow(&page).await.client());
@@ -589,29 +464,19 @@ async fn an_outage_while_the_user_signs_in_is_no_dead_end() {
     broken.set(|script| {
         script.unauthorized = Some(support::script::Answer::http(503, &[], ""));
     });
-    let builder = Gateway::builder()
-        .route(Route::oauth("demo", &upstream))
-        .route(Route::oauth("broken", &broken));
+    let builder =
+        Gateway::builder().route(Route::oauth("demo", &upstream)).route(Route::oauth("broken", &broken));
     let mut visit = Visit::to(builder).await;
     server.stop();
     let tokens = visit.sign_in("demo").await;
     let refused = visit.whoami("demo", &tokens).await;
     assert_eq!(refused.status, 401);
-    assert!(
-        !refused
-            .challenge("resource_metadata")
-            .unwrap()
-            .contains(&upstream.origin)
-    );
+    assert!(!refused.challenge("resource_metadata").unwrap().contains(&upstream.origin));
     server.resume().await;
     visit.connects("demo").await;
 
     let tokens = visit.sign_in("broken").await;
-    assert_eq!(
-        visit.whoami("broken", &tokens).await.status,
-        503,
-        "the upstream's own answer"
-    );
+    assert_eq!(visit.whoami("broken", &tokens).await.status, 503, "the upstream's own answer");
     broken.set(|script| script.unauthorized = None);
     assert_eq!(visit.whoami("broken", &tokens).await.status, 401);
     visit.connects("broken").await;
@@ -649,10 +514,7 @@ async fn sr_t57_a_challenge_cannot_send_us_anywhere() {
         let request = visit.client.authorization("demo");
         let begun = Instant::now();
         // The hint counts for nothing: the document is at its well-known place.
-        let page = visit
-            .browser
-            .go_to_consent(&visit.client.redirect_uri, &request.url())
-            .await;
+        let page = visit.browser.go_to_consent(&visit.client.redirect_uri, &request.url()).await;
         assert!(page.text().contains("One more step"), "{hint}: {}", page.text());
         assert!(begun.elapsed() < Duration::from_secs(2), "{hint}");
         wire.assert_untouched(&hint);
@@ -727,9 +589,7 @@ async fn a_host_is_asked_once_it_is_allowed() {
     });
     let upstream = Upstream::relying_on(&server).await;
     let allowed = Route::oauth("allowed", &upstream).with("upstream.allow_hosts", json!(["localhost"]));
-    let builder = Gateway::builder()
-        .route(Route::oauth("demo", &upstream))
-        .route(allowed);
+    let builder = Gateway::builder().route(Route::oauth("demo", &upstream)).route(allowed);
     let mut visit = Visit::to(builder).await;
     visit.is_refused("demo").await;
     assert!(server.requests.all().is_empty(), "{:?}", server.requests.paths());
@@ -757,11 +617,7 @@ async fn our_own_admin_address_is_never_asked() {
     let upstream = Upstream::start().await;
     // A port that is free now; nobody is given it again so soon.
     let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let to_admin = Route::to(
-        "admin",
-        &format!("http://{admin}/metrics"),
-        json!({"kind": "none"}),
-    );
+    let to_admin = Route::to("admin", &format!("http://{admin}/metrics"), json!({"kind": "none"}));
     let builder = Gateway::builder()
         .with("server.admin", json!(admin.to_string()))
         .route(Route::oauth("demo", &upstream))
@@ -777,10 +633,7 @@ async fn our_own_admin_address_is_never_asked() {
     upstream.set(|script| script.resource_metadata.authorization_servers = Some(vec![issuer]));
     visit.is_refused("demo").await;
     let log = visit.gateway.output.text();
-    assert!(
-        log.contains("address not allowed"),
-        "refused by its address, not for want of a document"
-    );
+    assert!(log.contains("address not allowed"), "refused by its address, not for want of a document");
 }
 
 #[tokio::test]
@@ -789,14 +642,7 @@ async fn the_proxy_environment_changes_nothing() {
     let address = format!("http://127.0.0.1:{}", proxy.port());
     let upstream = Upstream::start().await;
     let mut builder = Gateway::builder().route(Route::oauth("demo", &upstream));
-    for name in [
-        "HTTP_PROXY",
-        "HTTPS_PROXY",
-        "ALL_PROXY",
-        "http_proxy",
-        "https_proxy",
-        "all_proxy",
-    ] {
+    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
         builder = builder.env(name, &address);
     }
     let mut visit = Visit::to(builder.env("NO_PROXY", "").env("no_proxy", "")).await;

@@ -2,12 +2,7 @@
 //! the pages in headless Chromium, and a tool of an upstream that demands its own token is called.
 //!
 //! The work is done by `tests/interop/run.mjs`; a test here is one of its cases, `client_registration_upstream`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -21,10 +16,7 @@ async fn passes(name: &str) {
     let _turn = TURNS.acquire().await.expect("never closed");
     let lines = node::run("run.mjs", &[name]).await;
     let passed = format!("{name}: pass");
-    assert!(
-        lines.iter().any(|line| line.starts_with(&passed)),
-        "skipped: {lines:?}"
-    );
+    assert!(lines.iter().any(|line| line.starts_with(&passed)), "skipped: {lines:?}");
 }
 
 macro_rules! cases {

@@ -1,10 +1,5 @@
 //! What is seen from outside: health, metrics, access log, audit log. And what never is: a secret.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
 mod support;
@@ -37,17 +32,12 @@ impl Metrics {
 
     /// The value of one series, written as in the text; 0 when it is not there.
     fn value(&self, series: &str) -> f64 {
-        let found = self
-            .0
-            .lines()
-            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        let found = self.0.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         found.map_or(0.0, |value| value.parse().unwrap())
     }
 
     fn requests(&self, route: &str, class: &str, reason: &str) -> f64 {
-        self.value(&format!(
-            r#"postern_requests_total{{class="{class}",reason="{reason}",route="{route}"}}"#
-        ))
+        self.value(&format!(r#"postern_requests_total{{class="{class}",reason="{reason}",route="{route}"}}"#))
     }
 
     fn series(&self) -> usize {
@@ -67,10 +57,7 @@ async fn settled(gateway: &Gateway, series: &str, value: f64) -> Metrics {
 /// The access line that is as wanted; it is written a moment after the answer.
 async fn access_line(output: &Output, wanted: impl Fn(&Value) -> bool) -> Value {
     eventually_some(PATIENCE, || {
-        let found = output
-            .records()
-            .into_iter()
-            .find(|line| line["status"].is_u64() && wanted(line));
+        let found = output.records().into_iter().find(|line| line["status"].is_u64() && wanted(line));
         async move { found }
     })
     .await
@@ -79,9 +66,7 @@ async fn access_line(output: &Output, wanted: impl Fn(&Value) -> bool) -> Value 
 /// The audit events of this name, oldest first.
 fn audit(gateway: &Gateway, event: &str) -> Vec<Value> {
     let records = gateway.output.records().into_iter();
-    records
-        .filter(|line| line["target"] == "audit" && line["event"] == event)
-        .collect()
+    records.filter(|line| line["target"] == "audit" && line["event"] == event).collect()
 }
 
 /// The newest audit event of this name.
@@ -125,21 +110,8 @@ async fn requests_are_counted_by_route_class_and_reason() {
     assert_eq!(good.tool("whoami", json!({})).await.status, 200);
     assert_eq!(good.tool("whoami", json!({})).await.status, 200);
     assert_eq!(call.call("ping", json!({})).await.status, 401);
-    assert_eq!(
-        call.clone()
-            .bearer("nonsense")
-            .call("ping", json!({}))
-            .await
-            .status,
-        401
-    );
-    assert_eq!(
-        call.header("origin", "https://evil.test")
-            .call("ping", json!({}))
-            .await
-            .status,
-        403
-    );
+    assert_eq!(call.clone().bearer("nonsense").call("ping", json!({})).await.status, 401);
+    assert_eq!(call.header("origin", "https://evil.test").call("ping", json!({})).await.status, 403);
     assert_eq!(gateway.mcp("nowhere").call("ping", json!({})).await.status, 404);
     upstream.answer_next(Answer::http(500, &[("content-type", "application/json")], "{}"));
     assert_eq!(good.tool("whoami", json!({})).await.status, 500);
@@ -150,12 +122,7 @@ async fn requests_are_counted_by_route_class_and_reason() {
     let metrics = settled(&gateway, last, 1.0).await;
     assert_eq!(metrics.requests("demo", "2xx", "ok"), 2.0, "{}", metrics.0);
     assert_eq!(metrics.requests("demo", "4xx", "no_token"), 1.0, "{}", metrics.0);
-    assert_eq!(
-        metrics.requests("demo", "4xx", "invalid_token"),
-        1.0,
-        "{}",
-        metrics.0
-    );
+    assert_eq!(metrics.requests("demo", "4xx", "invalid_token"), 1.0, "{}", metrics.0);
     assert_eq!(metrics.requests("demo", "4xx", "origin"), 1.0, "{}", metrics.0);
     assert_eq!(metrics.requests("demo", "5xx", "ok"), 1.0, "{}", metrics.0);
     assert_eq!(metrics.requests("-", "4xx", "no_route"), 1.0, "{}", metrics.0);
@@ -173,21 +140,13 @@ async fn refreshes_and_oauth_requests_are_counted_by_outcome() {
     upstream.refuse_current_tokens();
     assert_eq!(call.tool("whoami", json!({})).await.status, 200);
     let metrics = settled(&gateway, r#"postern_refreshes_total{outcome="success"}"#, 1.0).await;
-    assert_eq!(
-        metrics.0.matches("postern_refreshes_total{").count(),
-        1,
-        "{}",
-        metrics.0
-    );
+    assert_eq!(metrics.0.matches("postern_refreshes_total{").count(), 1, "{}", metrics.0);
     upstream.refuse_current_tokens();
     upstream.set_authorization(|script| script.token_fault = Some(TokenFault::error("invalid_grant")));
     assert_eq!(call.tool("whoami", json!({})).await.status, 401);
     settled(&gateway, r#"postern_refreshes_total{outcome="dead"}"#, 1.0).await;
 
-    assert_eq!(
-        client.refresh("nonsense").await.error().as_deref(),
-        Some("invalid_grant")
-    );
+    assert_eq!(client.refresh("nonsense").await.error().as_deref(), Some("invalid_grant"));
     let metrics = Metrics::of(&gateway).await;
     for (endpoint, result) in [("register", "ok"), ("token", "ok"), ("token", "invalid_grant")] {
         let series = format!(r#"postern_oauth_requests_total{{endpoint="{endpoint}",result="{result}"}}"#);
@@ -198,31 +157,22 @@ async fn refreshes_and_oauth_requests_are_counted_by_outcome() {
 #[tokio::test]
 async fn the_process_and_what_is_under_way_are_measured() {
     let upstream = Upstream::open().await;
-    let gateway = Gateway::builder()
-        .route(Route::open("open", &upstream))
-        .start()
-        .await;
+    let gateway = Gateway::builder().route(Route::open("open", &upstream)).start().await;
     let (_, _, tokens) = signed_in(&gateway, "open").await;
     let active = "postern_in_flight";
     let metrics = settled(&gateway, active, 0.0).await;
     let version = format!(r#"postern_build_info{{version="{}"}}"#, env!("CARGO_PKG_VERSION"));
     assert_eq!(metrics.value(&version), 1.0);
-    for series in [
-        "process_resident_memory_bytes",
-        "process_open_fds",
-        "process_start_time_seconds",
-        "process_threads",
-    ] {
+    for series in
+        ["process_resident_memory_bytes", "process_open_fds", "process_start_time_seconds", "process_threads"]
+    {
         assert!(metrics.value(series) > 0.0, "{series}\n{}", metrics.0);
     }
     assert!(metrics.0.contains("process_cpu_seconds_total "));
     for line in metrics.0.lines().filter(|line| line.starts_with("# TYPE")) {
         let name = line.split(' ').nth(2).unwrap();
         assert!(metrics.0.contains(&format!("# HELP {name} ")), "{name}");
-        assert!(
-            name.starts_with("postern_") || name.starts_with("process_"),
-            "{name}"
-        );
+        assert!(name.starts_with("postern_") || name.starts_with("process_"), "{name}");
     }
 
     let gate = Gate::shut();
@@ -241,28 +191,16 @@ async fn strangers_cannot_make_new_series() {
     let upstream = Upstream::open().await;
     let gateway = Gateway::before(&upstream).await;
     let ask = async |number: usize| {
-        for (method, host) in [
-            ("GET", gateway.address.to_string()),
-            ("XYZZY", format!("h{number}.test")),
-        ] {
+        for (method, host) in [("GET", gateway.address.to_string()), ("XYZZY", format!("h{number}.test"))] {
             let bytes = format!(
                 "{method} /p{number}/x HTTP/1.1\r\nHost: {host}\r\nUser-Agent: u{number}\r\nMcp-Method: m{number}\r\nConnection: close\r\n\r\n"
             );
             exchange(gateway.address, bytes, PATIENCE).await.unwrap();
         }
-        let body = [
-            ("grant_type", format!("g{number}")),
-            ("client_id", format!("c{number}")),
-        ];
-        let body = form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(body)
-            .finish();
+        let body = [("grant_type", format!("g{number}")), ("client_id", format!("c{number}"))];
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(body).finish();
         let request = gateway.http.post(gateway.url("/oauth/token")).body(body);
-        request
-            .header("content-type", "application/x-www-form-urlencoded")
-            .send()
-            .await
-            .unwrap();
+        request.header("content-type", "application/x-www-form-urlencoded").send().await.unwrap();
     };
     let counted = async |number: f64| {
         for reason in ["no_route", "unknown_host"] {
@@ -313,9 +251,7 @@ async fn sr_t65_public_and_admin_listeners_serve_only_their_own() {
     let admin = gateway.admin("").trim_start_matches("http://").to_owned();
     let ask = async |connection: &mut RawConnection, method: &str, path: &str, host: &str| {
         connection
-            .send(format!(
-                "{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n"
-            ))
+            .send(format!("{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\n\r\n"))
             .await;
         connection.response(PATIENCE).await.unwrap().status
     };
@@ -331,11 +267,9 @@ async fn sr_t65_public_and_admin_listeners_serve_only_their_own() {
             );
         }
     }
-    for (path, host) in [
-        ("/metrics", admin.as_str()),
-        ("/metrics", "localhost"),
-        ("/healthz", "127.0.0.1:9090"),
-    ] {
+    for (path, host) in
+        [("/metrics", admin.as_str()), ("/metrics", "localhost"), ("/healthz", "127.0.0.1:9090")]
+    {
         assert_eq!(ask(&mut public, "GET", path, host).await, 421, "{host}");
     }
 
@@ -363,19 +297,12 @@ async fn the_access_log_has_the_same_keys_on_every_line_and_no_query() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::before(&upstream).await;
     let (client, _, tokens) = signed_in(&gateway, "demo").await;
-    let call = gateway
-        .mcp("demo?access_token=CANARY_query")
-        .bearer(&tokens.access_token);
-    let call = call
-        .header("mcp-method", "tools/call")
-        .header("mcp-name", "whoami");
+    let call = gateway.mcp("demo?access_token=CANARY_query").bearer(&tokens.access_token);
+    let call = call.header("mcp-method", "tools/call").header("mcp-name", "whoami");
     let answer = call.tool("whoami", json!({})).await;
     assert_eq!(answer.status, 200);
     let id = answer.header("x-request-id").unwrap().to_owned();
-    assert_eq!(
-        upstream.calls().pop().unwrap().header("x-request-id").as_deref(),
-        Some(id.as_str())
-    );
+    assert_eq!(upstream.calls().pop().unwrap().header("x-request-id").as_deref(), Some(id.as_str()));
 
     let line = access_line(&gateway.output, |line| line["request_id"] == id.as_str()).await;
     let expected = [
@@ -405,19 +332,12 @@ async fn the_access_log_has_the_same_keys_on_every_line_and_no_query() {
     gateway.mcp("nowhere").call("ping", json!({})).await;
     access_line(&gateway.output, |line| line["path"] == "/nowhere").await;
     let keys = |line: &Value| line.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
-    let lines: Vec<Value> = gateway
-        .output
-        .records()
-        .into_iter()
-        .filter(|line| line["status"].is_u64())
-        .collect();
+    let lines: Vec<Value> =
+        gateway.output.records().into_iter().filter(|line| line["status"].is_u64()).collect();
     assert!(lines.len() > 6);
     assert!(lines.iter().all(|other| keys(other) == keys(&line)));
     let refused = lines.iter().find(|line| line["reason"] == "no_token").unwrap();
-    assert_eq!(
-        (&refused["route"], &refused["user"]),
-        (&json!("demo"), &Value::Null)
-    );
+    assert_eq!((&refused["route"], &refused["user"]), (&json!("demo"), &Value::Null));
     gateway.output.assert_no_secret();
     assert!(!gateway.output.text().contains("code_challenge"));
 }
@@ -425,10 +345,7 @@ async fn the_access_log_has_the_same_keys_on_every_line_and_no_query() {
 #[tokio::test]
 async fn a_request_keeps_a_harmless_id_of_its_client_and_loses_any_other() {
     let upstream = Upstream::open().await;
-    let gateway = Gateway::builder()
-        .route(Route::open("open", &upstream))
-        .start()
-        .await;
+    let gateway = Gateway::builder().route(Route::open("open", &upstream)).start().await;
     let (_, _, tokens) = signed_in(&gateway, "open").await;
     let call = gateway.mcp("open").bearer(&tokens.access_token);
     let mut seen = BTreeSet::new();
@@ -439,17 +356,10 @@ async fn a_request_keeps_a_harmless_id_of_its_client_and_loses_any_other() {
         ("\"},{\"status\":200", false),
         (&"x".repeat(65), false),
     ] {
-        let answer = call
-            .clone()
-            .header("x-request-id", given)
-            .call("ping", json!({}))
-            .await;
+        let answer = call.clone().header("x-request-id", given).call("ping", json!({})).await;
         let id = answer.header("x-request-id").unwrap().to_owned();
         assert_eq!(id == given, kept, "{given}");
-        assert_eq!(
-            upstream.calls().pop().unwrap().header("x-request-id").as_deref(),
-            Some(id.as_str())
-        );
+        assert_eq!(upstream.calls().pop().unwrap().header("x-request-id").as_deref(), Some(id.as_str()));
         access_line(&gateway.output, |line| line["request_id"] == id.as_str()).await;
         assert!(seen.insert(id), "ids are unique");
     }
@@ -471,33 +381,21 @@ async fn the_access_log_can_be_text_or_off() {
         let (_, _, tokens) = signed_in(&gateway, "open").await;
         let call = gateway.mcp("open?q=CANARY_query").bearer(&tokens.access_token);
         assert_eq!(call.call("ping", json!({})).await.status, 200);
-        settled(
-            &gateway,
-            r#"postern_requests_total{class="2xx",reason="ok",route="open"}"#,
-            1.0,
-        )
-        .await;
+        settled(&gateway, r#"postern_requests_total{class="2xx",reason="ok",route="open"}"#, 1.0).await;
         let wanted = format!(" 200 POST {}/open ", gateway.address);
         let is_line = |line: &&String| line.contains(" 200 POST ");
         if kind == "text" {
             let output = gateway.output.clone();
             let line = eventually_some(PATIENCE, || {
-                let found = output
-                    .lines()
-                    .iter()
-                    .filter(is_line)
-                    .find(|line| line.contains(&wanted))
-                    .cloned();
+                let found =
+                    output.lines().iter().filter(is_line).find(|line| line.contains(&wanted)).cloned();
                 async move { found }
             })
             .await;
             assert!(line.ends_with(" ok \"alice\""), "{line}");
         }
         let records = gateway.output.records();
-        assert!(
-            !records.iter().any(|record| record["status"].is_u64()),
-            "JSON lines"
-        );
+        assert!(!records.iter().any(|record| record["status"].is_u64()), "JSON lines");
         if kind == "off" {
             let lines = gateway.logs();
             assert_eq!(records.len(), lines.len(), "only the log: {lines:?}");
@@ -519,30 +417,20 @@ async fn what_people_and_clients_do_is_audited() {
 
     // A wrong password, then the right one.
     let mut stranger = Browser::of("mallory");
-    let arrival = stranger
-        .authorize_or_stop(&client.redirect_uri, &client.authorization("demo").url())
-        .await;
+    let arrival = stranger.authorize_or_stop(&client.redirect_uri, &client.authorization("demo").url()).await;
     assert!(matches!(arrival, Arrival::Page(page) if page.status == 401));
     let failed = audited(&gateway, "sign_in_failed").await;
-    assert_eq!(
-        (&failed["user"], &failed["client_ip"]),
-        (&json!("mallory"), &json!("127.0.0.1"))
-    );
+    assert_eq!((&failed["user"], &failed["client_ip"]), (&json!("mallory"), &json!("127.0.0.1")));
     assert_eq!(failed["level"], "WARN");
     let mut browser = Browser::new();
     let request = client.authorization("demo");
     let page = browser.go_to_consent(&client.redirect_uri, &request.url()).await;
     let signed = audited(&gateway, "sign_in").await;
-    assert_eq!(
-        (&signed["user"], &signed["client_ip"]),
-        (&json!("alice"), &json!("127.0.0.1"))
-    );
+    assert_eq!((&signed["user"], &signed["client_ip"]), (&json!("alice"), &json!("127.0.0.1")));
 
     // A form that was not made for this browser, a refusal, and then consent.
     let form = page.form_with_button("allow");
-    let forged = browser
-        .submit_once(&page, &form, &[("csrf", "guessed"), ("decision", "allow")])
-        .await;
+    let forged = browser.submit_once(&page, &form, &[("csrf", "guessed"), ("decision", "allow")]).await;
     assert_eq!(forged.status, 403);
     assert_eq!(audited(&gateway, "forged_form").await["user"], "alice");
     browser.press(&page, "deny").await;
@@ -572,10 +460,7 @@ async fn what_people_and_clients_do_is_audited() {
     // An old refresh token, shown again.
     let newer = client.refresh(&tokens.refresh_token).await.tokens();
     client.refresh(&newer.refresh_token).await.tokens();
-    assert_eq!(
-        client.refresh(&tokens.refresh_token).await.error().as_deref(),
-        Some("invalid_grant")
-    );
+    assert_eq!(client.refresh(&tokens.refresh_token).await.error().as_deref(), Some("invalid_grant"));
     let reused = audited(&gateway, "refresh_token_reused").await;
     assert_eq!(
         (&reused["user"], &reused["client"], &reused["level"]),
@@ -584,15 +469,9 @@ async fn what_people_and_clients_do_is_audited() {
 
     // A code, redeemed twice.
     let request = client.authorization("demo");
-    let code = browser
-        .authorize(&client.redirect_uri, &request.url())
-        .await
-        .code();
+    let code = browser.authorize(&client.redirect_uri, &request.url()).await.code();
     client.redeem(&code, &request).await.tokens();
-    assert_eq!(
-        client.redeem(&code, &request).await.error().as_deref(),
-        Some("invalid_grant")
-    );
+    assert_eq!(client.redeem(&code, &request).await.error().as_deref(), Some("invalid_grant"));
     assert_eq!(audited(&gateway, "code_replayed").await["user"], "alice");
 
     let tokens = client.sign_in(&mut browser, "demo").await;
@@ -645,15 +524,10 @@ async fn sr_t66_what_a_stranger_writes_stays_inside_one_line() {
             requests += 5;
             // In the places where HTTP lets it through: as it is, and percent-encoded.
             let encoded: String = form_urlencoded::byte_serialize(hostile.as_bytes()).collect();
-            for (path, name) in [
-                (format!("/{hostile}"), "x"),
-                (format!("/{encoded}"), "x"),
-                ("/open".into(), hostile),
-            ] {
-                let path: String = path
-                    .chars()
-                    .filter(|c| !matches!(c, '\r' | '\n' | '\0' | ' '))
-                    .collect();
+            for (path, name) in
+                [(format!("/{hostile}"), "x"), (format!("/{encoded}"), "x"), ("/open".into(), hostile)]
+            {
+                let path: String = path.chars().filter(|c| !matches!(c, '\r' | '\n' | '\0' | ' ')).collect();
                 let bytes = format!(
                     "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: {name}\r\nX-Request-Id: {name}\r\nMcp-Method: {name}\r\n\
                      Mcp-Name: {name}\r\nAuthorization: Bearer {name}\r\nConnection: close\r\n\r\n",
@@ -676,10 +550,7 @@ async fn sr_t66_what_a_stranger_writes_stays_inside_one_line() {
             "x".repeat(60_000),
             gateway.address
         );
-        assert_eq!(
-            exchange(gateway.address, long, PATIENCE).await.unwrap().status,
-            404
-        );
+        assert_eq!(exchange(gateway.address, long, PATIENCE).await.unwrap().status, 404);
         let is_access = |line: &&String| match kind {
             "json" => serde_json::from_str::<Value>(line).is_ok_and(|line| line["status"].is_u64()),
             _ => !line.starts_with('{'),
@@ -691,22 +562,15 @@ async fn sr_t66_what_a_stranger_writes_stays_inside_one_line() {
         })
         .await;
         for line in gateway.logs() {
-            let control = line
-                .chars()
-                .find(|c| c.is_control() && !matches!(c, '\u{7f}'..='\u{9f}' if kind == "json"));
+            let control =
+                line.chars().find(|c| c.is_control() && !matches!(c, '\u{7f}'..='\u{9f}' if kind == "json"));
             assert_eq!(control, None, "{line:?}");
             if kind == "json" || !is_access(&&line) {
-                assert!(
-                    serde_json::from_str::<Value>(&line).is_ok_and(|line| line.is_object()),
-                    "{line}"
-                );
+                assert!(serde_json::from_str::<Value>(&line).is_ok_and(|line| line.is_object()), "{line}");
             } else {
                 // Time, status, method: what we wrote ourselves comes first on every line.
                 let words: Vec<&str> = line.split(' ').collect();
-                assert!(
-                    words[0].ends_with('Z') && words[1].parse::<u16>().is_ok(),
-                    "{line}"
-                );
+                assert!(words[0].ends_with('Z') && words[1].parse::<u16>().is_ok(), "{line}");
             }
         }
         assert!(audit(&gateway, "sign_in").is_empty(), "an event was forged");
@@ -746,28 +610,17 @@ async fn sr_t66_no_secret_is_ever_printed() {
 
 async fn no_secret_is_printed(log: &str) {
     let (upstream, open) = (Upstream::start().await, Upstream::open().await);
-    let broken = garbage(format!(
-        "HTTP/1.1 200 OK\r\nbad header {}\r\n\r\n",
-        secret("answer")
-    ))
-    .await;
-    let half = garbage(format!(
-        "HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Key: {}\r\n\r\n{{",
-        secret("answer")
-    ))
-    .await;
+    let broken = garbage(format!("HTTP/1.1 200 OK\r\nbad header {}\r\n\r\n", secret("answer"))).await;
+    let half =
+        garbage(format!("HTTP/1.1 200 OK\r\nContent-Length: 9\r\nX-Key: {}\r\n\r\n{{", secret("answer")))
+            .await;
     let fixed = secret("fixed");
     let none = json!({"kind": "none"});
     let gateway = Gateway::builder()
         .env("RUST_LOG", log)
         .env("FIXED", &fixed)
         .route(Route::oauth("demo", &upstream))
-        .route(Route::header(
-            "fixed",
-            &open,
-            "x-api-key",
-            json!({"env": "FIXED"}),
-        ))
+        .route(Route::header("fixed", &open, "x-api-key", json!({"env": "FIXED"})))
         .route(Route::to("broken", &broken, none.clone()))
         .route(Route::to("half", &half, none))
         .start()
@@ -777,11 +630,7 @@ async fn no_secret_is_printed(log: &str) {
     let client = Client::register(&gateway).await;
     let mut browser = Browser::new();
     let login = browser.go(&gateway.url("/login")).await.page();
-    let form = login
-        .forms()
-        .into_iter()
-        .find(|form| form.has_field("password"))
-        .unwrap();
+    let form = login.forms().into_iter().find(|form| form.has_field("password")).unwrap();
     let wrong = [("username", "alice"), ("password", &*secret("password"))];
     browser.submit_once(&login, &form, &wrong).await;
     let request = client.authorization("demo");
@@ -790,31 +639,20 @@ async fn no_secret_is_printed(log: &str) {
     let tokens = client.redeem(&code, &request).await.tokens();
     let newer = client.refresh(&tokens.refresh_token).await.tokens();
     client.redeem(&code, &request).await;
-    let mut hidden = vec![
-        code,
-        request.pkce.verifier.clone(),
-        tokens.access_token.clone(),
-        tokens.refresh_token.clone(),
-    ];
+    let mut hidden =
+        vec![code, request.pkce.verifier.clone(), tokens.access_token.clone(), tokens.refresh_token.clone()];
     hidden.extend([newer.access_token.clone(), newer.refresh_token]);
     let tokens = client.sign_in(&mut browser, "demo").await;
     let call = gateway
         .mcp("demo")
         .bearer(&tokens.access_token)
         .header("cookie", &format!("sid={}", secret("cookie")));
-    assert_eq!(
-        call.tool("whoami", json!({"token": secret("argument")}))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(call.tool("whoami", json!({"token": secret("argument")})).await.status, 200);
     upstream.refuse_current_tokens();
     assert_eq!(call.tool("whoami", json!({})).await.status, 200);
     for route in ["fixed", "broken", "half"] {
         let tokens = client.sign_in(&mut browser, route).await;
-        let call = gateway
-            .mcp(&format!("{route}?key={}", secret("query")))
-            .bearer(&tokens.access_token);
+        let call = gateway.mcp(&format!("{route}?key={}", secret("query"))).bearer(&tokens.access_token);
         let _ = call.try_send("POST", Some("{}")).await.unwrap().bytes().await;
         hidden.push(tokens.access_token);
     }
@@ -841,9 +679,7 @@ async fn no_secret_is_printed(log: &str) {
         upstream.set_authorization(|script| script.token_faults.push_back(fault.clone()));
         call.tool("whoami", json!({})).await;
         upstream.set_authorization(|script| script.token_faults.push_back(fault));
-        browser
-            .authorize_or_stop(&client.redirect_uri, &client.authorization("demo").url())
-            .await;
+        browser.authorize_or_stop(&client.redirect_uri, &client.authorization("demo").url()).await;
         upstream.set_authorization(|script| script.token_faults.clear());
     }
     let answers = format!(
@@ -866,11 +702,7 @@ async fn no_secret_is_printed(log: &str) {
         secret("odd"),
         format!("Bearer a b {}", secret("two")),
     ] {
-        gateway
-            .mcp("demo")
-            .header("authorization", &value)
-            .call("ping", json!({}))
-            .await;
+        gateway.mcp("demo").header("authorization", &value).call("ping", json!({})).await;
     }
     let bearer = secret("malformed");
     for request in [
@@ -899,9 +731,7 @@ async fn no_secret_is_printed(log: &str) {
     // Nobody at the other end, and a caller who hangs up.
     open.server.stop();
     let lost = client.sign_in(&mut browser, "fixed").await;
-    let call = gateway
-        .mcp(&format!("fixed?key={}", secret("query")))
-        .bearer(&lost.access_token);
+    let call = gateway.mcp(&format!("fixed?key={}", secret("query"))).bearer(&lost.access_token);
     assert_eq!(call.call("ping", json!({})).await.status, 502);
     upstream.set_authorization(|script| script.token_fault = None);
     let gate = Gate::shut();
@@ -910,9 +740,7 @@ async fn no_secret_is_printed(log: &str) {
         script.refused_generation = 0;
     });
     let tokens = client.sign_in(&mut browser, "demo").await;
-    let call = gateway
-        .mcp(&format!("demo?key={}", secret("query")))
-        .bearer(&tokens.access_token);
+    let call = gateway.mcp(&format!("demo?key={}", secret("query"))).bearer(&tokens.access_token);
     let leaving = tokio::spawn(async move { call.call("ping", json!({})).await });
     gate.wait_for(1, PATIENCE).await;
     leaving.abort();

@@ -5,12 +5,7 @@
 //! authorization servers, sign-out, dead ends. Each page keeps its policy without a complaint of the browser, does
 //! not scroll sideways, can be read (contrast) and worked by keyboard. `SCREENSHOTS=directory` keeps pictures. The
 //! work is done by `tests/interop/pages.mjs`.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -46,11 +41,6 @@ async fn wide_without_script() {
 async fn every_window_of_the_script_has_its_test() {
     let mut listed = node::run("run.mjs", &["list"]).await;
     listed.retain(|name| name.starts_with("pages-"));
-    let tested = [
-        "pages-narrow",
-        "pages-wide",
-        "pages-narrow-without-script",
-        "pages-wide-without-script",
-    ];
+    let tested = ["pages-narrow", "pages-wide", "pages-narrow-without-script", "pages-wide-without-script"];
     assert_eq!(listed, tested);
 }

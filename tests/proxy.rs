@@ -1,10 +1,5 @@
 //! The proxy: what passes untouched, what is taken away and added on both ways, and which requests are not passed.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -66,10 +61,7 @@ impl Bench {
 
     /// Host and authorization, for requests written by hand.
     fn lines(&self) -> String {
-        format!(
-            "host: {}\r\nauthorization: Bearer {}\r\n",
-            self.gateway.address, self.token
-        )
+        format!("host: {}\r\nauthorization: Bearer {}\r\n", self.gateway.address, self.token)
     }
 
     /// A POST to the route by hand: these header lines and this body, nothing else.
@@ -97,18 +89,11 @@ async fn echo() -> (Server, Requests, Route) {
         seen.add(request.clone());
         async move {
             let kind = request.header("content-type").unwrap_or_default();
-            Response::builder()
-                .header("content-type", kind)
-                .body(Body::from(request.body))
-                .unwrap()
+            Response::builder().header("content-type", kind).body(Body::from(request.body)).unwrap()
         }
     })
     .await;
-    let route = Route::to(
-        "demo",
-        &format!("http://{}/mcp", server.address),
-        json!({"kind": "none"}),
-    );
+    let route = Route::to("demo", &format!("http://{}/mcp", server.address), json!({"kind": "none"}));
     (server, requests, route)
 }
 
@@ -153,49 +138,27 @@ async fn a_2025_session_passes_untouched_from_initialize_to_delete() {
     let upstream = lone_upstream().await;
     upstream.set(|script| script.sessions = true);
     let bench = Bench::before(&upstream).await;
-    let first = bench
-        .call()
-        .call("initialize", json!({"protocolVersion": "2025-11-25"}))
-        .await;
+    let first = bench.call().call("initialize", json!({"protocolVersion": "2025-11-25"})).await;
     assert_eq!(first.result()["protocolVersion"], "2025-11-25");
     let session = first.header("mcp-session-id").unwrap().to_owned();
     let call = bench.call().header("Mcp-Session-Id", &session);
-    assert_eq!(
-        call.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#)
-            .await
-            .status,
-        202
-    );
-    assert_eq!(
-        call.tool("echo", json!({"message": "hi"})).await.tool_text(),
-        "hi"
-    );
+    assert_eq!(call.post(r#"{"jsonrpc":"2.0","method":"notifications/initialized"}"#).await.status, 202);
+    assert_eq!(call.tool("echo", json!({"message": "hi"})).await.tool_text(), "hi");
     upstream.answer_next(Answer::Events(vec!["one".into()]));
     let mut stream = call.header("last-event-id", "ev/41=").events().await;
     assert_eq!(stream.headers["content-type"], "text/event-stream");
     assert_eq!(stream.next(PATIENCE).await.unwrap().data, "one");
     let call = bench.call().header("mcp-session-id", &session);
     assert_eq!(call.delete().await.status, 204);
-    assert_eq!(
-        call.tool("echo", json!({})).await.status,
-        404,
-        "the session is over"
-    );
-    assert_eq!(
-        bench.call().tool("echo", json!({})).await.status,
-        400,
-        "without one"
-    );
+    assert_eq!(call.tool("echo", json!({})).await.status, 404, "the session is over");
+    assert_eq!(bench.call().tool("echo", json!({})).await.status, 400, "without one");
 
     let seen = upstream.requests.all();
     let methods: Vec<&str> = seen.iter().map(|request| request.method.as_str()).collect();
     assert_eq!(methods, ["POST", "POST", "POST", "GET", "DELETE", "POST", "POST"]);
     for request in &seen {
         assert_eq!(request.target(), "/mcp");
-        assert_eq!(
-            request.header("mcp-protocol-version").as_deref(),
-            Some("2025-11-25")
-        );
+        assert_eq!(request.header("mcp-protocol-version").as_deref(), Some("2025-11-25"));
     }
     for request in &seen[1..6] {
         assert_eq!(request.header("mcp-session-id").as_ref(), Some(&session));
@@ -215,10 +178,7 @@ async fn the_headers_of_2026_arrive_as_they_were_sent() {
         ("mcp-param-unknown", "kept"),
         ("accept", "application/json, text/event-stream"),
         ("accept-language", "de, en;q=0.5"),
-        (
-            "traceparent",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-        ),
+        ("traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         ("user-agent", "rig/1"),
     ];
     let mut call = bench.call();
@@ -239,9 +199,7 @@ async fn answers_keep_status_headers_and_body() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     let error = r#"{ "jsonrpc":"2.0", "id":null,"error":{"code":-32020,"message":"x"} }"#;
-    for status in [
-        200, 202, 204, 302, 400, 403, 404, 405, 406, 409, 410, 415, 422, 429, 500, 501, 502, 503,
-    ] {
+    for status in [200, 202, 204, 302, 400, 403, 404, 405, 406, 409, 410, 415, 422, 429, 500, 501, 502, 503] {
         let body = match status {
             202 | 204 => "",
             _ => error,
@@ -298,9 +256,8 @@ async fn bodies_pass_byte_for_byte() {
                 true => "transfer-encoding: chunked\r\n".to_owned(),
                 false => format!("content-length: {}\r\n", body.len()),
             };
-            let mut request = bench
-                .post(&format!("content-type: application/json\r\n{framing}"), "")
-                .into_bytes();
+            let mut request =
+                bench.post(&format!("content-type: application/json\r\n{framing}"), "").into_bytes();
             if chunked {
                 for piece in body.chunks(10_007) {
                     request.extend(format!("{:x}\r\n", piece.len()).into_bytes());
@@ -325,25 +282,14 @@ async fn bodies_pass_byte_for_byte() {
 async fn an_encoded_answer_stays_encoded() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
-    let headers = [
-        ("content-type", "application/json"),
-        ("content-encoding", "gzip"),
-        ("vary", "accept-encoding"),
-    ];
+    let headers =
+        [("content-type", "application/json"), ("content-encoding", "gzip"), ("vary", "accept-encoding")];
     upstream.answer_next(Answer::http(200, &headers, "not really gzip"));
-    let answer = bench
-        .call()
-        .header("accept-encoding", "gzip, br;q=0.5")
-        .post(CALL)
-        .await;
+    let answer = bench.call().header("accept-encoding", "gzip, br;q=0.5").post(CALL).await;
     assert_eq!(answer.body, "not really gzip");
     assert_eq!(answer.header("content-encoding"), Some("gzip"));
     assert_eq!(
-        upstream
-            .requests
-            .last_to("/mcp")
-            .header("accept-encoding")
-            .as_deref(),
+        upstream.requests.last_to("/mcp").header("accept-encoding").as_deref(),
         Some("gzip, br;q=0.5")
     );
 }
@@ -353,10 +299,7 @@ async fn http_2_over_tls_reaches_the_same_route() {
     let upstream = lone_upstream().await;
     let bench = Bench::start(Gateway::builder().tls().route(Route::open("demo", &upstream))).await;
     let answer = bench.call().send("POST", Some(CALL)).await;
-    assert_eq!(
-        (answer.version(), answer.status().as_u16()),
-        (reqwest::Version::HTTP_2, 200)
-    );
+    assert_eq!((answer.version(), answer.status().as_u16()), (reqwest::Version::HTTP_2, 200));
     let seen = upstream.requests.last_to("/mcp");
     let port = bench.gateway.address.port();
     assert_eq!(seen.header("x-forwarded-host"), Some(format!("localhost:{port}")));
@@ -443,9 +386,7 @@ async fn a_slow_reader_is_not_buffered_for_without_end() {
     upstream.answer_next(Answer::Endless(std::sync::Arc::clone(&given)));
     let bench = Bench::before(&upstream).await;
     let mut connection = RawConnection::open(bench.gateway.address).await;
-    connection
-        .send(format!("GET /demo HTTP/1.1\r\n{}\r\n", bench.lines()))
-        .await;
+    connection.send(format!("GET /demo HTTP/1.1\r\n{}\r\n", bench.lines())).await;
     let so_far = || given.load(std::sync::atomic::Ordering::Relaxed);
     // The socket buffers fill up, then the upstream has to wait: nothing more, however often one looks.
     let (mut last, mut looks) = (0, 0);
@@ -457,11 +398,7 @@ async fn a_slow_reader_is_not_buffered_for_without_end() {
         async move { calm }
     })
     .await;
-    assert!(
-        so_far() < 32 * 1024 * 1024,
-        "{} bytes are held somewhere",
-        so_far()
-    );
+    assert!(so_far() < 32 * 1024 * 1024, "{} bytes are held somewhere", so_far());
 }
 
 #[tokio::test]
@@ -486,11 +423,7 @@ async fn an_upstream_that_dies_ends_the_clients_stream_within_a_second() {
             Err(_) => broken = true,
         }
     }
-    assert_eq!(
-        bench.call().tool("whoami", json!({})).await.status,
-        200,
-        "the next call works"
-    );
+    assert_eq!(bench.call().tool("whoami", json!({})).await.status, 200, "the next call works");
 }
 
 // === two worlds ===
@@ -512,15 +445,9 @@ async fn sr_t49_an_answer_cannot_act_on_our_origin() {
         ("strict-transport-security", "max-age=99999999; includeSubDomains"),
         ("refresh", "0; url=https://evil.test/"),
         ("link", "<https://evil.test/x.js>; rel=preload; as=script"),
-        (
-            "www-authenticate",
-            "Bearer resource_metadata=\"https://evil.test/\"",
-        ),
+        ("www-authenticate", "Bearer resource_metadata=\"https://evil.test/\""),
         ("content-security-policy", "default-src *"),
-        (
-            "content-security-policy-report-only",
-            "default-src 'none'; report-uri https://evil.test/",
-        ),
+        ("content-security-policy-report-only", "default-src 'none'; report-uri https://evil.test/"),
         ("nel", "{\"report_to\":\"x\",\"max_age\":9999}"),
         ("report-to", "{\"group\":\"x\",\"endpoints\":[]}"),
         ("reporting-endpoints", "x=\"https://evil.test/\""),
@@ -553,10 +480,7 @@ async fn sr_t49_an_answer_cannot_act_on_our_origin() {
                 assert!(!kept || allowed, "{name}: {value} came through as {kind}");
             }
             assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
-            assert_eq!(
-                answer.header("content-security-policy"),
-                Some("sandbox; default-src 'none'")
-            );
+            assert_eq!(answer.header("content-security-policy"), Some("sandbox; default-src 'none'"));
             let policies = answer.headers.get_all("content-security-policy");
             assert_eq!(policies.iter().count(), 1);
             let attachment = answer.header("content-disposition") == Some("attachment");
@@ -565,18 +489,11 @@ async fn sr_t49_an_answer_cannot_act_on_our_origin() {
             assert_eq!(answer.header("access-control-allow-origin"), None);
         }
     }
-    let headers = [
-        ("access-control-allow-origin", "*"),
-        ("content-type", "application/json"),
-    ];
+    let headers = [("access-control-allow-origin", "*"), ("content-type", "application/json")];
     upstream.answer_next(Answer::http(200, &headers, "{}"));
     let origin = "http://localhost:6274";
     let answer = bench.call().header("origin", origin).post(CALL).await;
-    let allowed: Vec<_> = answer
-        .headers
-        .get_all("access-control-allow-origin")
-        .iter()
-        .collect();
+    let allowed: Vec<_> = answer.headers.get_all("access-control-allow-origin").iter().collect();
     assert_eq!(allowed, [origin], "ours alone");
 }
 
@@ -675,10 +592,7 @@ async fn sr_t38_hop_by_hop_headers_stay_here_and_cannot_remove_ours() {
     upstream.requests.clear();
     let hops = "keep-alive: timeout=9\r\nproxy-connection: keep-alive\r\nte: trailers\r\ntrailer: x-t\r\n\
                 upgrade: h2c\r\nhttp2-settings: AAMAAABkAAQAoAAAAAIAAAAA\r\nconnection: te, upgrade, http2-settings\r\n";
-    let answer = bench
-        .raw(bench.post(&format!("{length}{hops}"), CALL))
-        .await
-        .unwrap();
+    let answer = bench.raw(bench.post(&format!("{length}{hops}"), CALL)).await.unwrap();
     assert_eq!(answer.status, 200);
     let seen = upstream.requests.last_to("/mcp");
     for name in [
@@ -693,13 +607,7 @@ async fn sr_t38_hop_by_hop_headers_stay_here_and_cannot_remove_ours() {
         assert_eq!(seen.header(name), None, "{name}");
     }
     upstream.requests.clear();
-    for nominated in [
-        "mcp-session-id",
-        "Mcp-Protocol-Version",
-        "close, mcp-name",
-        "host",
-        "x,mcp-param-a",
-    ] {
+    for nominated in ["mcp-session-id", "Mcp-Protocol-Version", "close, mcp-name", "host", "x,mcp-param-a"] {
         let more = format!("{length}connection: {nominated}\r\nmcp-session-id: s\r\n");
         let answer = bench.raw(bench.post(&more, CALL)).await.unwrap();
         assert_eq!(answer.status, 400, "{nominated}");
@@ -759,11 +667,7 @@ async fn a_configured_header_is_sent_for_everybody_and_owns_its_name() {
     for (name, format, expected) in [
         ("Authorization", Some("Bearer {value}"), format!("Bearer {key}")),
         ("X-Api-Key", None, key.clone()),
-        (
-            "X-Api-Key",
-            Some("Token token=\"{value}\""),
-            format!("Token token=\"{key}\""),
-        ),
+        ("X-Api-Key", Some("Token token=\"{value}\""), format!("Token token=\"{key}\"")),
     ] {
         for from_file in [false, true] {
             let upstream = lone_upstream().await;
@@ -810,11 +714,7 @@ async fn an_upstream_that_refuses_what_is_configured_is_a_bad_gateway() {
             upstream.answer_next(refusal);
             let answer = bench.call().post(CALL).await;
             assert_eq!(answer.status, 502, "{}", answer.body);
-            assert_eq!(
-                answer.header("www-authenticate"),
-                None,
-                "nothing a client could do"
-            );
+            assert_eq!(answer.header("www-authenticate"), None, "nothing a client could do");
             assert_eq!(answer.json()["error"], "bad_gateway");
             assert!(!answer.body.contains("upstream words"));
             assert!(!answer.body.contains(CANARY));
@@ -840,10 +740,7 @@ async fn an_upstream_that_is_down_is_502_and_comes_back() {
     assert_eq!(down.status, 502);
     assert_eq!(down.json()["error"], "bad_gateway");
     assert_eq!(down.header("www-authenticate"), None);
-    assert_eq!(
-        down.header("content-security-policy"),
-        Some("sandbox; default-src 'none'")
-    );
+    assert_eq!(down.header("content-security-policy"), Some("sandbox; default-src 'none'"));
     assert_eq!(bench.call().get().await.status, 502);
     upstream.server.resume().await;
     assert_eq!(bench.call().post(CALL).await.status, 200);
@@ -868,16 +765,10 @@ async fn sr_t55_a_malformed_upstream_answer_is_502_or_one_well_formed_answer() {
     for (answer, expected) in [
         ("nonsense\r\n\r\n", 502),
         ("HTTP/1.1 OK 200\r\n\r\n", 502),
-        (
-            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc",
-            502,
-        ),
+        ("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\nabc", 502),
         ("HTTP/1.1 200 OK\r\nx: a\0b\r\ncontent-length: 0\r\n\r\n", 502),
         ("HTTP/1.1 200 OK\r\nbad name: x\r\ncontent-length: 0\r\n\r\n", 502),
-        (
-            "HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
-            502,
-        ),
+        ("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n", 502),
         ("", 502),
         ("HTTP/1.1 200", 502),
         ("HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello", 204),
@@ -893,15 +784,10 @@ async fn sr_t55_a_malformed_upstream_answer_is_502_or_one_well_formed_answer() {
         connection.send(bench.post(&length, CALL)).await;
         let all = connection.until_closed(PATIENCE).await;
         let text = String::from_utf8_lossy(&all).into_owned();
-        let finals = text
-            .lines()
-            .filter(|line| line.starts_with("HTTP/1.") && !line.contains(" 103 "))
-            .count();
+        let finals =
+            text.lines().filter(|line| line.starts_with("HTTP/1.") && !line.contains(" 103 ")).count();
         assert_eq!(finals, 1, "{answer:?} became {text:?}");
-        assert!(
-            text.contains(&format!(" {expected} ")),
-            "{answer:?} became {text:?}"
-        );
+        assert!(text.contains(&format!(" {expected} ")), "{answer:?} became {text:?}");
         assert!(!text.contains("evil.js"), "{answer:?} became {text:?}");
         assert!(!text.contains("hello"), "{answer:?} became {text:?}");
     }
@@ -956,18 +842,13 @@ async fn sr_t43_what_follows_an_ambiguous_body_is_never_a_request() {
     let smuggled = format!("GET /demo/smuggled HTTP/1.1\r\n{}\r\n", bench.lines());
     // Both framings at once: at most the chunked one counts, and the connection ends.
     for head in [
-        format!(
-            "content-length: {}\r\ntransfer-encoding: chunked\r\n",
-            5 + smuggled.len()
-        ),
+        format!("content-length: {}\r\ntransfer-encoding: chunked\r\n", 5 + smuggled.len()),
         "transfer-encoding: chunked\r\ncontent-length: 3\r\n".to_owned(),
         "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n".to_owned(),
     ] {
         upstream.requests.clear();
         let mut connection = RawConnection::open(bench.gateway.address).await;
-        connection
-            .send(bench.post(&head, &format!("0\r\n\r\n{smuggled}")))
-            .await;
+        connection.send(bench.post(&head, &format!("0\r\n\r\n{smuggled}"))).await;
         connection.response(PATIENCE).await;
         connection.finish_sending().await;
         connection.closed(PATIENCE).await;
@@ -995,27 +876,18 @@ async fn sr_t43_what_follows_an_ambiguous_body_is_never_a_request() {
 async fn sr_t44_methods_and_upgrades_that_make_tunnels_are_refused() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
-    for line in [
-        "TRACE /demo HTTP/1.1",
-        "CONNECT /demo HTTP/1.1",
-        "CONNECT 127.0.0.1:22 HTTP/1.1",
-    ] {
+    for line in ["TRACE /demo HTTP/1.1", "CONNECT /demo HTTP/1.1", "CONNECT 127.0.0.1:22 HTTP/1.1"] {
         let answer = bench.raw(format!("{line}\r\n{}\r\n", bench.lines())).await;
         let status = answer.map_or(0, |answer| answer.status);
         assert!(matches!(status, 0 | 400 | 405), "{line} gave {status}");
     }
-    let star = bench
-        .raw(format!("OPTIONS * HTTP/1.1\r\n{}\r\n", bench.lines()))
-        .await;
+    let star = bench.raw(format!("OPTIONS * HTTP/1.1\r\n{}\r\n", bench.lines())).await;
     assert_eq!(star.unwrap().status, 400);
     assert!(upstream.requests.all().is_empty());
     for upgrade in ["websocket", "h2c", "foo", "TLS/1.0"] {
         upstream.requests.clear();
         let more = format!("connection: upgrade\r\nupgrade: {upgrade}\r\n");
-        let answer = bench
-            .raw(format!("GET /demo HTTP/1.1\r\n{}{more}\r\n", bench.lines()))
-            .await
-            .unwrap();
+        let answer = bench.raw(format!("GET /demo HTTP/1.1\r\n{}{more}\r\n", bench.lines())).await.unwrap();
         assert_ne!(answer.status, 101, "{upgrade}");
         for seen in upstream.requests.all() {
             assert_eq!(seen.header("upgrade"), None, "{upgrade}");
@@ -1033,18 +905,13 @@ async fn a_401_keeps_the_connection_when_the_body_is_small() {
     for size in [0, 250, 64 * 1024] {
         let body = "x".repeat(size);
         let host = format!("host: {}\r\ncontent-length: {size}\r\n", bench.gateway.address);
-        connection
-            .send(format!("POST /demo HTTP/1.1\r\n{host}\r\n{body}"))
-            .await;
+        connection.send(format!("POST /demo HTTP/1.1\r\n{host}\r\n{body}")).await;
         let answer = connection.response(PATIENCE).await.unwrap();
         assert_eq!(answer.status, 401);
         assert_ne!(answer.header("connection"), Some("close"), "{size}");
         let length = format!("content-length: {}\r\n", CALL.len());
         connection.send(bench.post(&length, CALL)).await;
-        let answer = connection
-            .response(PATIENCE)
-            .await
-            .expect("the connection is kept");
+        let answer = connection.response(PATIENCE).await.expect("the connection is kept");
         assert_eq!(answer.status, 200, "after {size}");
     }
     // A body that was announced but held back is not waited for.
@@ -1101,9 +968,7 @@ async fn http_1_0_is_answered_and_closed() {
     ] {
         let framing = if body.is_empty() { "" } else { length.as_str() };
         let mut connection = RawConnection::open(bench.gateway.address).await;
-        connection
-            .send(format!("{line}\r\n{}{framing}\r\n{body}", bench.lines()))
-            .await;
+        connection.send(format!("{line}\r\n{}{framing}\r\n{body}", bench.lines())).await;
         let answer = connection.response(PATIENCE).await.unwrap();
         assert_eq!(answer.status, status, "{line}");
         assert_ne!(answer.header("connection"), Some("keep-alive"), "{line}");
@@ -1111,10 +976,7 @@ async fn http_1_0_is_answered_and_closed() {
         connection.closed(SOON).await;
     }
     let both = bench
-        .raw(format!(
-            "POST /demo HTTP/1.0\r\n{}transfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-            bench.lines()
-        ))
+        .raw(format!("POST /demo HTTP/1.0\r\n{}transfer-encoding: chunked\r\n\r\n0\r\n\r\n", bench.lines()))
         .await;
     assert_eq!(both.unwrap().status, 400, "HTTP/1.0 has no chunks");
 }
@@ -1124,15 +986,10 @@ async fn h2c_is_off_and_short_requests_are_answered_at_once() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     let mut connection = RawConnection::open(bench.gateway.address).await;
-    connection
-        .send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")
-        .await;
+    connection.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     let all = connection.until_closed(PATIENCE).await;
     let text = String::from_utf8_lossy(&all);
-    assert!(
-        text.is_empty() || text.starts_with("HTTP/1.1 4") || text.starts_with("HTTP/1.1 5"),
-        "{text:?}"
-    );
+    assert!(text.is_empty() || text.starts_with("HTTP/1.1 4") || text.starts_with("HTTP/1.1 5"), "{text:?}");
     // Shorter than the preface of HTTP/2: such a listener would wait for the rest of it.
     for (short, status) in [("GET / HTTP/1.0\r\n\r\n", 400), ("GET /x HTTP/1.1\r\n\r\n", 400)] {
         assert!(short.len() < 24);
@@ -1161,9 +1018,7 @@ async fn many_calls_share_a_connection_on_both_sides() {
 async fn a_request_id_is_made_or_kept_and_is_the_same_everywhere() {
     let upstream = lone_upstream().await;
     let bench = Bench::start(
-        Gateway::builder()
-            .route(Route::open("demo", &upstream))
-            .with("server.access_log", json!("json")),
+        Gateway::builder().route(Route::open("demo", &upstream)).with("server.access_log", json!("json")),
     )
     .await;
     let mut ids = std::collections::HashSet::new();
@@ -1181,19 +1036,12 @@ async fn a_request_id_is_made_or_kept_and_is_the_same_everywhere() {
         };
         upstream.answer_next(Answer::http(
             200,
-            &[
-                ("x-request-id", "of-the-upstream"),
-                ("content-type", "application/json"),
-            ],
+            &[("x-request-id", "of-the-upstream"), ("content-type", "application/json")],
             "{}",
         ));
         let answer = call.post(CALL).await;
         let id = answer.header("x-request-id").unwrap().to_owned();
-        assert_eq!(
-            answer.headers.get_all("x-request-id").iter().count(),
-            1,
-            "{sent:?}"
-        );
+        assert_eq!(answer.headers.get_all("x-request-id").iter().count(), 1, "{sent:?}");
         assert_eq!(sent == Some(id.as_str()), kept, "{sent:?} became {id}");
         assert!(ids.insert(id.clone()), "{id} came twice");
         let seen = upstream.requests.last_to("/mcp");

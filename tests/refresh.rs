@@ -1,11 +1,6 @@
 //! Staying connected: tokens are renewed once for all callers, ahead of their end or when the upstream refuses one;
 //! an outage costs nobody a connection, a dead grant brings the user back, and only the user's own.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
 mod support;
@@ -50,13 +45,7 @@ impl Connected {
         let client = Client::register(&gateway).await;
         let mut browser = Browser::new();
         let tokens = client.sign_in(&mut browser, "demo").await;
-        Connected {
-            upstream,
-            gateway,
-            client,
-            browser,
-            tokens,
-        }
+        Connected { upstream, gateway, client, browser, tokens }
     }
 
     fn call(&self) -> McpRequest {
@@ -73,8 +62,7 @@ impl Connected {
     }
 
     fn fault(&self, fault: TokenFault) {
-        self.upstream
-            .set_authorization(|script| script.token_faults.push_back(fault));
+        self.upstream.set_authorization(|script| script.token_faults.push_back(fault));
     }
 
     fn refreshes_tried(&self) -> usize {
@@ -88,9 +76,7 @@ impl Connected {
 
 #[track_caller]
 fn generation(answer: &McpAnswer) -> u64 {
-    answer.result()["structuredContent"]["generation"]
-        .as_u64()
-        .unwrap_or_else(|| panic!("{}", answer.body))
+    answer.result()["structuredContent"]["generation"].as_u64().unwrap_or_else(|| panic!("{}", answer.body))
 }
 
 /// Asserts the challenge that leads the client back to Postern.
@@ -107,10 +93,7 @@ fn body_of(length: usize) -> String {
     let head =
         r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"message":""#;
     let tail = r#""}}}"#;
-    let filling: String = ('a'..='z')
-        .cycle()
-        .take(length - head.len() - tail.len())
-        .collect();
+    let filling: String = ('a'..='z').cycle().take(length - head.len() - tail.len()).collect();
     format!("{head}{filling}{tail}")
 }
 
@@ -156,8 +139,7 @@ async fn fifty_callers_whose_token_is_refused_cause_one_refresh() {
 async fn sr_r02_a_token_is_renewed_ahead_of_its_end_and_nobody_waits() {
     let rig = Connected::with(|script| script.access_token_lifetime = Duration::from_secs(3)).await;
     let gate = Gate::shut();
-    rig.upstream
-        .set_authorization(|script| script.token_gate = Some(gate.clone()));
+    rig.upstream.set_authorization(|script| script.token_gate = Some(gate.clone()));
     let begun = Instant::now();
     // The authorization server holds the refresh; calls go on with the token they have.
     eventually(PATIENCE, || async {
@@ -197,11 +179,7 @@ async fn a_refused_token_is_renewed_once_and_the_request_replayed_byte_for_byte(
         rig.upstream.refuse_current_tokens();
         let body = body_of(length);
         assert_eq!(body.len(), length);
-        let answer = rig
-            .call()
-            .header("mcp-session-id", "CANARY_session")
-            .post(&body)
-            .await;
+        let answer = rig.call().header("mcp-session-id", "CANARY_session").post(&body).await;
         assert_eq!(generation(&answer), 2);
         assert_eq!(answer.result()["structuredContent"]["body"], body);
         let calls = rig.upstream.calls_with_token();
@@ -241,11 +219,7 @@ async fn a_get_and_a_delete_are_replayed_as_well() {
         rig.upstream.refuse_current_tokens();
         let ok = Answer::http(200, &[("content-type", "application/json")], "{}");
         rig.upstream.answer_next(ok);
-        assert_eq!(
-            rig.call().send(method, None).await.status().as_u16(),
-            200,
-            "{method}"
-        );
+        assert_eq!(rig.call().send(method, None).await.status().as_u16(), 200, "{method}");
     }
     assert_eq!(rig.refreshes_tried(), 2);
 }
@@ -253,8 +227,7 @@ async fn a_get_and_a_delete_are_replayed_as_well() {
 #[tokio::test]
 async fn a_token_refused_right_after_its_refresh_is_never_used_again() {
     let mut rig = Connected::new().await;
-    rig.upstream
-        .set(|script| script.refused_generation = u32::MAX - 1);
+    rig.upstream.set(|script| script.refused_generation = u32::MAX - 1);
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
     let used = rig.upstream.calls_with_token().len();
     assert_eq!((used, rig.refreshes_tried()), (2, 1));
@@ -282,8 +255,7 @@ async fn without_a_refresh_token_the_end_of_the_token_brings_the_user_back() {
     eventually(PATIENCE, || async { rig.whoami().await.status == 401 }).await;
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
     assert_eq!(rig.refreshes_tried(), 0);
-    rig.upstream
-        .set_authorization(|script| script.access_token_lifetime = Duration::from_secs(60));
+    rig.upstream.set_authorization(|script| script.access_token_lifetime = Duration::from_secs(60));
     rig.tokens = rig.connect_again().await;
     assert_eq!(rig.whoami().await.status, 200);
 }
@@ -321,16 +293,10 @@ async fn a_refresh_token_stays_where_the_server_does_not_rotate() {
 async fn a_dead_grant_brings_the_user_back_and_only_this_one() {
     let mut rig = Connected::new().await;
     let bob = rig.client.sign_in(&mut Browser::of("bob"), "demo").await;
-    rig.upstream
-        .authorization
-        .ledger(|ledger| ledger.families[0].dead = true);
+    rig.upstream.authorization.ledger(|ledger| ledger.families[0].dead = true);
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
-    assert_eq!(
-        rig.refreshes_tried(),
-        1,
-        "a dead refresh token is not tried again"
-    );
+    assert_eq!(rig.refreshes_tried(), 1, "a dead refresh token is not tried again");
     let call = rig.gateway.mcp("demo").bearer(&bob.access_token);
     assert_eq!(generation(&call.tool("whoami", json!({})).await), 1);
     rig.tokens = rig.connect_again().await;
@@ -351,10 +317,7 @@ fn outages() -> Vec<(&'static str, TokenFault)> {
         ("page", answer(400, &html, "<h1>invalid_grant</h1>")),
         ("empty", answer(200, &json, "{}")),
         ("garbage", answer(200, &json, r#"{"access_token":"CANARY_x"#)),
-        (
-            "busy",
-            answer(400, &json, r#"{"error":"temporarily_unavailable"}"#),
-        ),
+        ("busy", answer(400, &json, r#"{"error":"temporarily_unavailable"}"#)),
         ("servererror", answer(400, &json, r#"{"error":"server_error"}"#)),
         ("hangup", TokenFault::Hangup),
         ("half", TokenFault::HalfAnswer),
@@ -408,11 +371,7 @@ async fn futures<T>(walks: Vec<impl Future<Output = T>>) -> Vec<T> {
             }
             std::task::Poll::Pending => true,
         });
-        if walks.is_empty() {
-            std::task::Poll::Ready(())
-        } else {
-            std::task::Poll::Pending
-        }
+        if walks.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
     })
     .await;
     done
@@ -461,12 +420,7 @@ async fn outage(
     eventually(PATIENCE, || async {
         let call = gateway.mcp(name).bearer(&tokens.access_token);
         let answer = call.tool("whoami", json!({})).await;
-        assert!(
-            matches!(answer.status, 200 | 503),
-            "{name}: {} {}",
-            answer.status,
-            answer.body
-        );
+        assert!(matches!(answer.status, 200 | 503), "{name}: {} {}", answer.status, answer.body);
         answer.status == 200
     })
     .await;
@@ -487,12 +441,7 @@ async fn an_authorization_server_that_is_gone_or_silent_costs_no_connection() {
     server.stop();
     eventually(PATIENCE, || async {
         let answer = rig.whoami().await;
-        assert!(
-            matches!(answer.status, 200 | 503),
-            "{} {}",
-            answer.status,
-            answer.body
-        );
+        assert!(matches!(answer.status, 200 | 503), "{} {}", answer.status, answer.body);
         answer.status == 503
     })
     .await;
@@ -501,12 +450,7 @@ async fn an_authorization_server_that_is_gone_or_silent_costs_no_connection() {
     server.resume().await;
     eventually(PATIENCE, || async {
         let answer = rig.whoami().await;
-        assert!(
-            matches!(answer.status, 200 | 503),
-            "{} {}",
-            answer.status,
-            answer.body
-        );
+        assert!(matches!(answer.status, 200 | 503), "{} {}", answer.status, answer.body);
         answer.status == 200
     })
     .await;
@@ -569,25 +513,14 @@ async fn sr_t40_an_access_token_that_no_header_can_carry_costs_not_the_refresh_t
     for mut answer in answers {
         let next = secret("upstream_rt");
         answer["refresh_token"] = next.clone().into();
-        let issued = IssuedRefresh {
-            family: 0,
-            spent: false,
-            uses: 0,
-        };
-        rig.upstream
-            .authorization
-            .ledger(|ledger| ledger.refresh.insert(next.clone(), issued));
+        let issued = IssuedRefresh { family: 0, spent: false, uses: 0 };
+        rig.upstream.authorization.ledger(|ledger| ledger.refresh.insert(next.clone(), issued));
         let json = [("content-type", "application/json")];
         rig.fault(TokenFault::answer(200, &json, &answer.to_string()));
         rig.upstream.refuse_current_tokens();
         rig.upstream.requests.clear();
         let first = rig.whoami().await;
-        assert!(
-            matches!(first.status, 200 | 503),
-            "{} {}",
-            first.status,
-            first.body
-        );
+        assert!(matches!(first.status, 200 | 503), "{} {}", first.status, first.body);
         eventually(PATIENCE, || async { rig.whoami().await.status == 200 }).await;
         assert_eq!(rig.upstream.authorization.uses_of(&next), 1, "{answer}");
         for call in rig.upstream.calls() {
@@ -602,27 +535,13 @@ async fn sr_t40_an_access_token_that_no_header_can_carry_costs_not_the_refresh_t
 #[tokio::test]
 async fn sr_t70_strange_lifetimes_neither_lock_out_nor_last_for_ever() {
     let rig = Connected::new().await;
-    for lifetime in [
-        json!(0),
-        json!(-1),
-        json!("3600"),
-        json!(1e300),
-        json!("soon"),
-        json!(null),
-        json!({}),
-    ] {
+    for lifetime in [json!(0), json!(-1), json!("3600"), json!(1e300), json!("soon"), json!(null), json!({})]
+    {
         let token = secret("upstream_at");
         let next = secret("upstream_rt");
-        rig.upstream
-            .set(|script| script.extra_tokens = vec![token.clone()]);
-        let issued = IssuedRefresh {
-            family: 0,
-            spent: false,
-            uses: 0,
-        };
-        rig.upstream
-            .authorization
-            .ledger(|ledger| ledger.refresh.insert(next.clone(), issued));
+        rig.upstream.set(|script| script.extra_tokens = vec![token.clone()]);
+        let issued = IssuedRefresh { family: 0, spent: false, uses: 0 };
+        rig.upstream.authorization.ledger(|ledger| ledger.refresh.insert(next.clone(), issued));
         let answer = json!({
             "access_token": token, "refresh_token": next, "token_type": "bearer", "expires_in": lifetime,
         });
@@ -644,10 +563,7 @@ async fn while_the_user_is_wanted_the_clients_refresh_fails_once_and_uses_nothin
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
     let refresh_token = rig.tokens.refresh_token.clone();
     let refused = rig.client.refresh(&refresh_token).await;
-    assert_eq!(
-        (refused.status(), refused.error().as_deref()),
-        (400, Some("invalid_grant"))
-    );
+    assert_eq!((refused.status(), refused.error().as_deref()), (400, Some("invalid_grant")));
     // Once per challenge: a client that does not take the hint is not locked out.
     rig.tokens = rig.client.refresh(&refresh_token).await.tokens();
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
@@ -672,8 +588,7 @@ async fn while_the_user_is_wanted_the_clients_refresh_fails_once_and_uses_nothin
 async fn a_grant_that_dies_unseen_still_fails_the_clients_next_refresh() {
     // The refresh ahead of the end finds out; no call meets a challenge of the upstream.
     let rig = Connected::with(|script| script.access_token_lifetime = Duration::from_secs(2)).await;
-    rig.upstream
-        .set_authorization(|script| script.token_fault = Some(TokenFault::error("invalid_grant")));
+    rig.upstream.set_authorization(|script| script.token_fault = Some(TokenFault::error("invalid_grant")));
     eventually(PATIENCE, || async { rig.whoami().await.status == 401 }).await;
     let refused = rig.client.refresh(&rig.tokens.refresh_token).await;
     assert_eq!(refused.error().as_deref(), Some("invalid_grant"));
@@ -683,10 +598,7 @@ async fn a_grant_that_dies_unseen_still_fails_the_clients_next_refresh() {
 #[tokio::test]
 async fn every_client_of_the_user_is_told_that_the_user_is_wanted() {
     let mut rig = Connected::new().await;
-    let (idle, other) = (
-        Client::register(&rig.gateway).await,
-        Client::register(&rig.gateway).await,
-    );
+    let (idle, other) = (Client::register(&rig.gateway).await, Client::register(&rig.gateway).await);
     let idle_tokens = idle.sign_in(&mut rig.browser, "demo").await;
     let tokens = other.sign_in(&mut rig.browser, "demo").await;
     rig.upstream.authorization.revoke_everything();
@@ -715,9 +627,7 @@ async fn a_challenge_that_was_answered_meanwhile_no_longer_fails_the_refresh() {
 async fn the_challenge_of_one_grant_does_not_fail_the_refresh_of_another() {
     let rig = Connected::new().await;
     let bob = rig.client.sign_in(&mut Browser::of("bob"), "demo").await;
-    rig.upstream
-        .authorization
-        .ledger(|ledger| ledger.families[0].dead = true);
+    rig.upstream.authorization.ledger(|ledger| ledger.families[0].dead = true);
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
     rig.client.refresh(&bob.refresh_token).await.tokens();
 }
@@ -738,49 +648,21 @@ async fn a_step_up_is_asked_for_here_and_fetched_there() {
     assert!(metadata.starts_with(&rig.gateway.public_url), "{metadata}");
     let scope = refused.challenge("scope").unwrap();
     let named: HashSet<_> = scope.split(' ').collect();
-    assert_eq!(
-        named,
-        HashSet::from(["mcp:access", "files:write"]),
-        "what it has and what it lacks"
-    );
+    assert_eq!(named, HashSet::from(["mcp:access", "files:write"]), "what it has and what it lacks");
     assert_eq!(rig.refreshes_tried(), 0, "a refresh would not help");
     assert_eq!(rig.whoami().await.status, 200, "what was allowed still is");
 
     let request = rig.client.authorization("demo").with("scope", &scope);
-    let callback = rig
-        .browser
-        .authorize(&rig.client.redirect_uri, &request.url())
-        .await;
-    let asked = rig
-        .upstream
-        .authorization
-        .requests
-        .last_to("/authorize")
-        .parameter("scope");
+    let callback = rig.browser.authorize(&rig.client.redirect_uri, &request.url()).await;
+    let asked = rig.upstream.authorization.requests.last_to("/authorize").parameter("scope");
     assert_eq!(asked.as_deref(), Some("files:read files:write"), "the union");
     rig.tokens = rig.client.redeem(&callback.code(), &request).await.tokens();
-    assert!(
-        rig.tokens.scope.split(' ').any(|scope| scope == "files:write"),
-        "{}",
-        rig.tokens.scope
-    );
-    assert_eq!(
-        rig.call()
-            .tool("echo", json!({"message": "written"}))
-            .await
-            .tool_text(),
-        "written"
-    );
+    assert!(rig.tokens.scope.split(' ').any(|scope| scope == "files:write"), "{}", rig.tokens.scope);
+    assert_eq!(rig.call().tool("echo", json!({"message": "written"})).await.tool_text(), "written");
     assert_eq!(rig.whoami().await.status, 200);
     // Somebody who signs in for less later does not lose what the connection has.
     rig.tokens = rig.connect_again().await;
-    assert_eq!(
-        rig.call()
-            .tool("echo", json!({"message": "still"}))
-            .await
-            .tool_text(),
-        "still"
-    );
+    assert_eq!(rig.call().tool("echo", json!({"message": "still"})).await.tool_text(), "still");
 }
 
 #[tokio::test]
@@ -798,12 +680,7 @@ async fn sr_cl_14_a_step_up_is_not_lost_in_a_refresh() {
     rig.gateway.kill9().await;
     rig.gateway.restart().await;
     rig.connect_again().await;
-    let asked = rig
-        .upstream
-        .authorization
-        .requests
-        .last_to("/authorize")
-        .parameter("scope");
+    let asked = rig.upstream.authorization.requests.last_to("/authorize").parameter("scope");
     assert_eq!(asked.as_deref(), Some("files:read files:write"));
 }
 
@@ -811,8 +688,7 @@ async fn sr_cl_14_a_step_up_is_not_lost_in_a_refresh() {
 async fn sr_t68_a_refresh_in_flight_does_not_undo_a_new_authorization() {
     let mut rig = Connected::new().await;
     let gate = Gate::shut();
-    rig.upstream
-        .set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
+    rig.upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
     rig.upstream.refuse_current_tokens();
     let call = rig.call();
     let late = tokio::spawn(async move { call.tool("whoami", json!({})).await });
@@ -832,11 +708,7 @@ async fn sr_t68_a_refresh_in_flight_does_not_undo_a_new_authorization() {
     assert_eq!(rig.whoami().await.tool_text(), "new-user");
     gate.open();
     let late = late.await.unwrap();
-    assert_eq!(
-        late.tool_text(),
-        "new-user",
-        "the late caller gets what counts now"
-    );
+    assert_eq!(late.tool_text(), "new-user", "the late caller gets what counts now");
     assert_eq!(rig.whoami().await.tool_text(), "new-user");
     rig.gateway.kill9().await;
     rig.gateway.restart().await;
@@ -847,8 +719,7 @@ async fn sr_t68_a_refresh_in_flight_does_not_undo_a_new_authorization() {
 async fn a_caller_who_leaves_does_not_lose_the_answer() {
     let rig = Connected::new().await;
     let gate = Gate::shut();
-    rig.upstream
-        .set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
+    rig.upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
     rig.upstream.refuse_current_tokens();
     let call = rig.call();
     let leaving = tokio::spawn(async move { call.tool("whoami", json!({})).await });
@@ -865,8 +736,7 @@ async fn a_caller_who_leaves_does_not_lose_the_answer() {
 async fn a_stop_in_the_middle_of_a_refresh_waits_for_its_answer() {
     let mut rig = Connected::new().await;
     let gate = Gate::shut();
-    rig.upstream
-        .set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
+    rig.upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
     rig.upstream.refuse_current_tokens();
     let call = rig.call();
     let caller = tokio::spawn(async move { call.try_post().await });
@@ -889,8 +759,7 @@ async fn sr_r04_a_crash_in_the_middle_of_a_refresh_costs_no_connection() {
     })
     .await;
     let gate = Gate::shut();
-    rig.upstream
-        .set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
+    rig.upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
     eventually(PATIENCE, || async {
         assert_eq!(rig.whoami().await.status, 200);
         gate.waiting() == 1
@@ -902,12 +771,7 @@ async fn sr_r04_a_crash_in_the_middle_of_a_refresh_costs_no_connection() {
     // Nobody waits for the lease of a process that is gone.
     eventually(Duration::from_secs(5), || async {
         let answer = rig.whoami().await;
-        assert!(
-            matches!(answer.status, 200 | 503),
-            "{} {}",
-            answer.status,
-            answer.body
-        );
+        assert!(matches!(answer.status, 200 | 503), "{} {}", answer.status, answer.body);
         answer.status == 200 && generation(&answer) > 1
     })
     .await;

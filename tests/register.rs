@@ -1,11 +1,6 @@
 //! What the authorization server says about itself, and how clients become known to it: metadata, dynamic
 //! registration (RFC 7591) and client ID metadata documents.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -78,10 +73,7 @@ fn open(upstream: &Upstream) -> Builder {
 /// The same, and client documents may lie on loopback.
 async fn reading_documents(upstream: &Upstream) -> Gateway {
     let allowed = json!({"enabled": true, "allow_private": true});
-    open(upstream)
-        .with("oauth_server.clients.cimd", allowed)
-        .start()
-        .await
+    open(upstream).with("oauth_server.clients.cimd", allowed).start().await
 }
 
 /// What a fresh browser sees at the authorization endpoint when it follows nothing.
@@ -101,12 +93,7 @@ fn assert_local(page: &Page, status: u16, about: &str) {
 #[track_caller]
 fn assert_known(page: &Page) {
     let next = page.header("location").unwrap_or_default();
-    assert!(
-        page.status == 303 && next.starts_with("/login?"),
-        "{} {}",
-        page.status,
-        page.text()
-    );
+    assert!(page.status == 303 && next.starts_with("/login?"), "{} {}", page.status, page.text());
 }
 
 // === metadata ===
@@ -117,10 +104,7 @@ async fn sr_as_01_02_the_metadata_lists_exactly_what_there_is() {
     let second = Route::open("second", &upstream).with("scopes", json!(["second:read"]));
     let gateway = open(&upstream).route(second).start().await;
     let answer = get(&gateway, METADATA).await;
-    assert_eq!(
-        (answer.status, answer.header("content-type")),
-        (200, Some("application/json"))
-    );
+    assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
     let expected = json!({
         "issuer": gateway.public_url,
         "authorization_endpoint": gateway.url("/oauth/authorize"),
@@ -151,23 +135,14 @@ async fn sr_as_03_what_is_listed_works_and_what_is_not_listed_is_refused() {
     let upstream = Upstream::open().await;
     let gateway = open(&upstream).start().await;
     let metadata = get(&gateway, METADATA).await.json();
-    let at = |name: &str| {
-        metadata[name]
-            .as_str()
-            .unwrap()
-            .strip_prefix(&gateway.public_url)
-            .unwrap()
-    };
+    let at = |name: &str| metadata[name].as_str().unwrap().strip_prefix(&gateway.public_url).unwrap();
     assert_eq!(get(&gateway, at("jwks_uri")).await.json(), json!({"keys": []}));
     let client = Client::register(&gateway).await;
     let tokens = client.sign_in(&mut Browser::new(), "demo").await;
     let tokens = client.refresh(&tokens.refresh_token).await.tokens();
     assert_eq!(client.revoke(&tokens.refresh_token).await.status, 200);
     assert_eq!(at("authorization_endpoint"), "/oauth/authorize");
-    assert_eq!(
-        (at("token_endpoint"), at("revocation_endpoint")),
-        ("/oauth/token", "/oauth/revoke")
-    );
+    assert_eq!((at("token_endpoint"), at("revocation_endpoint")), ("/oauth/token", "/oauth/revoke"));
 
     for grant in [
         "password",
@@ -186,22 +161,11 @@ async fn sr_as_03_what_is_listed_works_and_what_is_not_listed_is_refused() {
             "{grant}"
         );
     }
-    for path in [
-        "/oauth/introspect",
-        "/oauth/device",
-        "/oauth/par",
-        "/oauth/userinfo",
-        "/oauth/register/x",
-    ] {
-        let answer = client
-            .form(path, &Params::new().with("token", &tokens.access_token))
-            .await;
+    for path in ["/oauth/introspect", "/oauth/device", "/oauth/par", "/oauth/userinfo", "/oauth/register/x"] {
+        let answer = client.form(path, &Params::new().with("token", &tokens.access_token)).await;
         assert_eq!(answer.status, 404, "{path}");
     }
-    for document in [
-        "/.well-known/oauth-authorization-server/demo",
-        "/.well-known/webfinger",
-    ] {
+    for document in ["/.well-known/oauth-authorization-server/demo", "/.well-known/webfinger"] {
         assert_eq!(get(&gateway, document).await.status, 404, "{document}");
     }
 }
@@ -211,10 +175,7 @@ async fn sr_as_02_what_is_switched_off_is_neither_listed_nor_done() {
     let upstream = Upstream::open().await;
     let documents = ClientDocuments::start().await;
     let clients = json!({"cimd": {"enabled": false, "allow_private": true}, "dcr": {"enabled": false}});
-    let gateway = open(&upstream)
-        .with("oauth_server.clients", clients)
-        .start()
-        .await;
+    let gateway = open(&upstream).with("oauth_server.clients", clients).start().await;
     for path in [METADATA, OPENID] {
         let metadata = get(&gateway, path).await.json();
         assert_eq!(metadata.get("registration_endpoint"), None, "{path}");
@@ -222,10 +183,7 @@ async fn sr_as_02_what_is_switched_off_is_neither_listed_nor_done() {
     }
     let refused =
         Client::register_with(&gateway, &json!({"redirect_uris": ["https://client.example/cb"]})).await;
-    assert_eq!(
-        (refused.status, &refused.json()["error"]),
-        (400, &json!("access_denied"))
-    );
+    assert_eq!((refused.status, &refused.json()["error"]), (400, &json!("access_denied")));
     assert_local(&ask(&documents.client(&gateway)).await, 400, "a document");
     assert_eq!(documents.server.connections_opened(), 0);
 }
@@ -264,10 +222,7 @@ async fn sr_as_60_a_registration_says_what_is_in_force() {
         "unknown": {"member": true},
     });
     let answer = Client::register_with(&gateway, &asked).await;
-    assert_eq!(
-        (answer.status, answer.header("cache-control")),
-        (201, Some("no-store"))
-    );
+    assert_eq!((answer.status, answer.header("cache-control")), (201, Some("no-store")));
     assert_eq!(answer.header("pragma"), Some("no-cache"));
     let mut registered = answer.json();
     let members = registered.as_object_mut().unwrap();
@@ -284,10 +239,7 @@ async fn sr_as_60_a_registration_says_what_is_in_force() {
     });
     assert_eq!(registered, in_force);
     let again = Client::register_with(&gateway, &asked).await.json();
-    assert_ne!(
-        again["client_id"], id,
-        "every registration is a client of its own"
-    );
+    assert_ne!(again["client_id"], id, "every registration is a client of its own");
     let client = Client::known_as(&gateway, id.as_str().unwrap(), "https://client.example/cb");
     client.sign_in(&mut Browser::new(), "demo").await;
 }
@@ -341,70 +293,31 @@ async fn sr_as_61_unusable_metadata_are_refused() {
         (json!({}), "invalid_redirect_uri"),
         (json!({"redirect_uris": []}), "invalid_redirect_uri"),
         (json!({"redirect_uris": many}), "invalid_redirect_uri"),
-        (
-            json!({"redirect_uris": "https://client.example/cb"}),
-            "invalid_client_metadata",
-        ),
+        (json!({"redirect_uris": "https://client.example/cb"}), "invalid_client_metadata"),
         (json!({"redirect_uris": [1]}), "invalid_client_metadata"),
-        (
-            json!({"redirect_uris": uris, "client_name": ["x"]}),
-            "invalid_client_metadata",
-        ),
-        (
-            json!({"redirect_uris": uris, "client_name": "x".repeat(20_000)}),
-            "invalid_client_metadata",
-        ),
-        (
-            json!({"redirect_uris": uris, "grant_types": ["client_credentials"]}),
-            "invalid_client_metadata",
-        ),
-        (
-            json!({"redirect_uris": uris, "grant_types": []}),
-            "invalid_client_metadata",
-        ),
-        (
-            json!({"redirect_uris": uris, "response_types": ["token"]}),
-            "invalid_client_metadata",
-        ),
-        (
-            json!({"redirect_uris": uris, "software_statement": "e30.e30."}),
-            "invalid_client_metadata",
-        ),
+        (json!({"redirect_uris": uris, "client_name": ["x"]}), "invalid_client_metadata"),
+        (json!({"redirect_uris": uris, "client_name": "x".repeat(20_000)}), "invalid_client_metadata"),
+        (json!({"redirect_uris": uris, "grant_types": ["client_credentials"]}), "invalid_client_metadata"),
+        (json!({"redirect_uris": uris, "grant_types": []}), "invalid_client_metadata"),
+        (json!({"redirect_uris": uris, "response_types": ["token"]}), "invalid_client_metadata"),
+        (json!({"redirect_uris": uris, "software_statement": "e30.e30."}), "invalid_client_metadata"),
         (json!([]), "invalid_client_metadata"),
         (json!("client"), "invalid_client_metadata"),
     ] {
         let answer = Client::register_with(&gateway, &document).await;
-        assert_eq!(
-            (answer.status, &answer.json()["error"]),
-            (400, &json!(error)),
-            "{document}"
-        );
+        assert_eq!((answer.status, &answer.json()["error"]), (400, &json!(error)), "{document}");
     }
     let post = async |kind: &str, body: String| {
         let request = gateway.http.post(gateway.url("/oauth/register"));
-        McpAnswer::of(
-            request
-                .header("content-type", kind)
-                .body(body)
-                .send()
-                .await
-                .unwrap(),
-        )
-        .await
+        McpAnswer::of(request.header("content-type", kind).body(body).send().await.unwrap()).await
     };
     let good = json!({"redirect_uris": uris}).to_string();
-    assert_eq!(
-        post("Application/JSON; charset=utf-8", good.clone()).await.status,
-        201
-    );
+    assert_eq!(post("Application/JSON; charset=utf-8", good.clone()).await.status, 201);
     for (kind, body) in [
         ("application/json", "{\"redirect_uris\": ["),
         ("application/json", ""),
         ("text/plain", good.as_str()),
-        (
-            "application/x-www-form-urlencoded",
-            "redirect_uris=https://client.example/cb",
-        ),
+        ("application/x-www-form-urlencoded", "redirect_uris=https://client.example/cb"),
     ] {
         let answer = post(kind, body.into()).await;
         assert_eq!(
@@ -438,10 +351,7 @@ async fn sr_t09_what_a_client_says_about_itself_stays_text() {
         });
         let answer = Client::register_with(&gateway, &document).await;
         assert_eq!(answer.status, 201, "{name}: {}", answer.body);
-        assert_eq!(
-            (answer.json().get("logo_uri"), answer.json().get("client_uri")),
-            (None, None)
-        );
+        assert_eq!((answer.json().get("logo_uri"), answer.json().get("client_uri")), (None, None));
         let id = answer.json()["client_id"].as_str().unwrap().to_owned();
         let client = Client::known_as(&gateway, &id, "https://client.example/cb?a=%3Cscript%3E");
         let url = client.authorization("demo").url();
@@ -491,9 +401,7 @@ async fn a_client_is_known_by_its_document_which_is_read_once() {
     let gateway = reading_documents(&upstream).await;
     let client = documents.client(&gateway);
     let mut browser = Browser::new();
-    let page = browser
-        .go_to_consent(&client.redirect_uri, &client.authorization("demo").url())
-        .await;
+    let page = browser.go_to_consent(&client.redirect_uri, &client.authorization("demo").url()).await;
     let text = page.text();
     assert!(text.contains("Who is asking 127.0.0.1"), "{text}");
     assert!(text.contains("It calls itself “ Rig document client ”"), "{text}");
@@ -539,11 +447,7 @@ async fn sr_as_70_a_document_without_what_it_needs_is_refused() {
         ("/empty-uris", "redirect_uris", json!([])),
         ("/uri-text", "redirect_uris", json!(uri)),
         ("/post", "token_endpoint_auth_method", json!("client_secret_post")),
-        (
-            "/basic",
-            "token_endpoint_auth_method",
-            json!("client_secret_basic"),
-        ),
+        ("/basic", "token_endpoint_auth_method", json!("client_secret_basic")),
         ("/jwt", "token_endpoint_auth_method", json!("client_secret_jwt")),
         ("/secret", "client_secret", json!("hush")),
         ("/secret-end", "client_secret_expires_at", json!(0)),
@@ -653,12 +557,7 @@ async fn sr_as_71_a_document_out_of_reach_is_not_a_client_unknown() {
     let known = Client::known_as(&gateway, &documents.publish("/known", uri), uri);
     assert_known(&ask(&known).await);
     let later = async |path: &str| {
-        let page = ask(&Client::known_as(
-            &gateway,
-            &format!("{}{path}", documents.origin),
-            uri,
-        ))
-        .await;
+        let page = ask(&Client::known_as(&gateway, &format!("{}{path}", documents.origin), uri)).await;
         assert_local(&page, 503, path);
         assert!(page.header("retry-after").is_some(), "{path}");
     };
@@ -681,21 +580,12 @@ async fn sr_as_71_what_is_remembered_of_a_document_ends_in_time() {
     let store = Embedded::open(directory.path(), Clock::manual(start)).unwrap();
     let key = SealingKey::new("k", postern::seal::random().unwrap()).unwrap();
     let records = Records::new(Arc::new(store), Arc::new(Sealer::new(vec![key]).unwrap()));
-    let settings = Settings {
-        ca_certificates: Vec::new(),
-        forbidden: Vec::new(),
-    };
+    let settings = Settings { ca_certificates: Vec::new(), forbidden: Vec::new() };
     let outbound = Outbound::new(settings).unwrap();
-    let cimd = Cimd {
-        enabled: true,
-        allow_private: true,
-    };
+    let cimd = Cimd { enabled: true, allow_private: true };
     let clients = Clients::default();
     let find = async |path: &str, seconds: u64| {
-        let (id, now) = (
-            format!("{}{path}", documents.origin),
-            start + Duration::from_secs(seconds),
-        );
+        let (id, now) = (format!("{}{path}", documents.origin), start + Duration::from_secs(seconds));
         clients.find(&records, &outbound, &cimd, &id, now).await
     };
     let publish = |path: &str, cache: &[(&str, &str)]| {
@@ -734,12 +624,9 @@ async fn sr_as_70_a_document_is_remembered_within_our_own_bounds() {
     let (upstream, documents) = (Upstream::open().await, ClientDocuments::start().await);
     let gateway = reading_documents(&upstream).await;
     let uri = "https://client.example/cb";
-    for (path, cache) in [
-        ("/a", "no-store"),
-        ("/b", "max-age=0"),
-        ("/c", "max-age=99999999999"),
-        ("/d", "max-age=x"),
-    ] {
+    for (path, cache) in
+        [("/a", "no-store"), ("/b", "max-age=0"), ("/c", "max-age=99999999999"), ("/d", "max-age=x")]
+    {
         let id = format!("{}{path}", documents.origin);
         let body = json!({"client_id": id, "client_name": "x", "redirect_uris": [uri]}).to_string();
         documents.publish_answer(
@@ -790,11 +677,7 @@ async fn sr_as_70_a_document_that_is_too_large_is_refused() {
         documents.publish_document(path, &document)
     };
     assert_known(&ask(&Client::known_as(&gateway, &publish("/fits", 60_000), uri)).await);
-    assert_local(
-        &ask(&Client::known_as(&gateway, &publish("/large", 70_000), uri)).await,
-        400,
-        "large",
-    );
+    assert_local(&ask(&Client::known_as(&gateway, &publish("/large", 70_000), uri)).await, 400, "large");
 }
 
 #[tokio::test]
@@ -831,11 +714,9 @@ async fn a_document_client_may_use_another_loopback_port_only() {
     let id = documents.publish("/native.json", "http://127.0.0.1/callback");
     let client = Client::known_as(&gateway, &id, "http://127.0.0.1:51234/callback");
     client.sign_in(&mut Browser::new(), "demo").await;
-    for uri in [
-        "http://127.0.0.1:51234/other",
-        "http://localhost:51234/callback",
-        "https://evil.test/callback",
-    ] {
+    for uri in
+        ["http://127.0.0.1:51234/other", "http://localhost:51234/callback", "https://evil.test/callback"]
+    {
         let page = ask(&Client::known_as(&gateway, &id, uri)).await;
         assert_local(&page, 400, uri);
     }
@@ -845,23 +726,12 @@ async fn a_document_client_may_use_another_loopback_port_only() {
 async fn unknown_clients_are_told_on_a_page() {
     let upstream = Upstream::open().await;
     let gateway = open(&upstream).start().await;
-    for id in [
-        "client_unknown",
-        "",
-        " ",
-        "javascript:alert(1)",
-        "urn:x",
-        "\u{0}",
-        "client_%00",
-        "../x",
-    ] {
+    for id in ["client_unknown", "", " ", "javascript:alert(1)", "urn:x", "\u{0}", "client_%00", "../x"] {
         let client = Client::known_as(&gateway, id, "https://client.example/cb");
         assert_local(&ask(&client).await, 400, id);
     }
     let client = Client::register(&gateway).await;
-    let page = Browser::new()
-        .peek(&client.authorization("demo").without("client_id").url())
-        .await;
+    let page = Browser::new().peek(&client.authorization("demo").without("client_id").url()).await;
     assert_local(&page, 400, "none");
     let arrival = Browser::new().go(&client.authorization("demo").url()).await;
     assert!(matches!(arrival, Arrival::Page(page) if page.url.path() == "/login"));
@@ -877,9 +747,7 @@ async fn a_client_that_asks_again_at_once_keeps_its_connection() {
     let mut connection = RawConnection::open(address).await;
     // The answer has no body, so the next request leaves while the gateway still finishes this one.
     for number in 0..300 {
-        connection
-            .send(format!("GET {target} HTTP/1.1\r\nhost: {address}\r\n\r\n"))
-            .await;
+        connection.send(format!("GET {target} HTTP/1.1\r\nhost: {address}\r\n\r\n")).await;
         let answer = connection.response(PATIENCE).await;
         assert_eq!(answer.map(|answer| answer.status), Some(303), "request {number}");
     }

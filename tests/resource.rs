@@ -1,11 +1,6 @@
 //! Postern as a protected resource: challenges, metadata, CORS, who gets in with which token, and which host and
 //! path mean which route.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -35,29 +30,19 @@ async fn lone_upstream() -> Upstream {
 
 /// A gateway with one route that asks its upstream for nothing.
 async fn open_gateway(upstream: &Upstream) -> Gateway {
-    Gateway::builder()
-        .route(Route::open("demo", upstream))
-        .start()
-        .await
+    Gateway::builder().route(Route::open("demo", upstream)).start().await
 }
 
 /// Signs in for this resource, with this scope.
 async fn tokens(gateway: &Gateway, resource: &str, scope: &str) -> Tokens {
     let client = Client::register(gateway).await;
-    let request = client
-        .authorization("-")
-        .with("resource", resource)
-        .with("scope", scope);
-    let callback = Browser::new()
-        .authorize(&client.redirect_uri, &request.url())
-        .await;
+    let request = client.authorization("-").with("resource", resource).with("scope", scope);
+    let callback = Browser::new().authorize(&client.redirect_uri, &request.url()).await;
     client.redeem(&callback.code(), &request).await.tokens()
 }
 
 async fn token(gateway: &Gateway, path: &str) -> String {
-    tokens(gateway, &gateway.url(path), ACCESS_SCOPE)
-        .await
-        .access_token
+    tokens(gateway, &gateway.url(path), ACCESS_SCOPE).await.access_token
 }
 
 fn at(gateway: &Gateway, path: &str) -> McpRequest {
@@ -85,10 +70,7 @@ fn authority(gateway: &Gateway) -> String {
 fn assert_invalid_token(answer: &McpAnswer, metadata_url: &str) {
     assert_eq!(answer.status, 401, "{}", answer.body);
     assert_eq!(answer.challenge("error").as_deref(), Some("invalid_token"));
-    assert_eq!(
-        answer.challenge("resource_metadata").as_deref(),
-        Some(metadata_url)
-    );
+    assert_eq!(answer.challenge("resource_metadata").as_deref(), Some(metadata_url));
     assert_eq!(answer.challenge("scope").as_deref(), Some(ACCESS_SCOPE));
 }
 
@@ -106,10 +88,7 @@ async fn sr_rs_02_no_token_is_challenged_without_an_error() {
         assert_eq!(answer.status, 401);
         let header = answer.header("www-authenticate").unwrap();
         let metadata = gateway.url(&format!("{WELL_KNOWN}/demo"));
-        assert_eq!(
-            header,
-            format!(r#"Bearer resource_metadata="{metadata}", scope="{ACCESS_SCOPE}""#)
-        );
+        assert_eq!(header, format!(r#"Bearer resource_metadata="{metadata}", scope="{ACCESS_SCOPE}""#));
         assert_eq!(answer.challenge("error"), None);
         assert_eq!(answer.header("cache-control"), Some("no-store"));
         assert_eq!(answer.header("content-type"), Some("application/json"));
@@ -136,10 +115,7 @@ async fn the_body_of_a_challenge_follows_accept() {
             Some(accept) => request.header("accept", accept),
             None => request,
         };
-        for (request, error) in [
-            (request.clone(), None),
-            (request.bearer("x"), Some("invalid_token")),
-        ] {
+        for (request, error) in [(request.clone(), None), (request.bearer("x"), Some("invalid_token"))] {
             let answer = request.get().await;
             assert_eq!(answer.status, 401, "{accept:?}");
             assert_eq!(answer.challenge("error").as_deref(), error, "{accept:?}");
@@ -166,15 +142,7 @@ async fn sr_rs_03_anything_but_a_token_of_ours_is_invalid() {
     let metadata = gateway.url(&format!("{WELL_KNOWN}/demo"));
     let unsigned = "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhbGljZSJ9.";
     let long = format!("{PREFIX}{}", "A".repeat(60_000));
-    for wrong in [
-        "x",
-        PREFIX,
-        "postern_at_AAAA",
-        "postern_at_!!!!",
-        "postern_rt_AAAA",
-        unsigned,
-        &long,
-    ] {
+    for wrong in ["x", PREFIX, "postern_at_AAAA", "postern_at_!!!!", "postern_rt_AAAA", unsigned, &long] {
         let answer = whoami(gateway.mcp("demo").bearer(wrong)).await;
         assert_invalid_token(&answer, &metadata);
     }
@@ -189,10 +157,7 @@ async fn configured_scopes_are_challenged_published_and_granted() {
         .start()
         .await;
     let answer = whoami(gateway.mcp("demo")).await;
-    assert_eq!(
-        answer.challenge("scope").as_deref(),
-        Some("mcp:access files:read")
-    );
+    assert_eq!(answer.challenge("scope").as_deref(), Some("mcp:access files:read"));
     let document = at(&gateway, &format!("{WELL_KNOWN}/demo")).get().await.json();
     assert_eq!(document["scopes_supported"], json!(["mcp:access", "files:read"]));
     let token = token(&gateway, "/demo").await;
@@ -214,14 +179,8 @@ async fn sr_rs_03_a_missing_scope_is_403_and_the_challenge_names_all_that_is_nee
     let answer = whoami(gateway.mcp("demo").bearer(&narrow)).await;
     assert_eq!(answer.status, 403, "{}", answer.body);
     assert_eq!(answer.challenge("error").as_deref(), Some("insufficient_scope"));
-    assert_eq!(
-        answer.challenge("scope").as_deref(),
-        Some("mcp:access files:read")
-    );
-    assert_eq!(
-        answer.challenge("resource_metadata"),
-        Some(gateway.url(&format!("{WELL_KNOWN}/demo")))
-    );
+    assert_eq!(answer.challenge("scope").as_deref(), Some("mcp:access files:read"));
+    assert_eq!(answer.challenge("resource_metadata"), Some(gateway.url(&format!("{WELL_KNOWN}/demo"))));
     assert!(upstream.requests.all().is_empty());
     let wide = token(&gateway, "/demo").await;
     assert_eq!(whoami(gateway.mcp("demo").bearer(&wide)).await.status, 200);
@@ -243,13 +202,7 @@ async fn sr_t39_the_challenge_comes_from_the_configuration_alone() {
             let expected = format!(r#"Bearer resource_metadata="{metadata}", scope="{ACCESS_SCOPE}""#);
             assert_eq!(answer.header("www-authenticate"), Some(expected.as_str()));
         }
-        let document = get(
-            &gateway,
-            &format!("{WELL_KNOWN}/demo"),
-            &authority(&gateway),
-            more,
-        )
-        .await;
+        let document = get(&gateway, &format!("{WELL_KNOWN}/demo"), &authority(&gateway), more).await;
         assert!(!document.text().contains("evil"), "{}", document.text());
     }
 }
@@ -260,12 +213,7 @@ async fn sr_t39_the_challenge_comes_from_the_configuration_alone() {
 async fn spec_rs_1_the_metadata_names_exactly_the_resource_that_was_challenged() {
     let upstream = lone_upstream().await;
     let mut builder = Gateway::builder();
-    for (name, path) in [
-        ("one", "/one"),
-        ("two", "/two/deep"),
-        ("odd", "/odd//path/"),
-        ("v", "/v~1.0"),
-    ] {
+    for (name, path) in [("one", "/one"), ("two", "/two/deep"), ("odd", "/odd//path/"), ("v", "/v~1.0")] {
         builder = builder.route(Route::open(name, &upstream).with("path", json!(path)));
     }
     let gateway = builder.start().await;
@@ -275,10 +223,7 @@ async fn spec_rs_1_the_metadata_names_exactly_the_resource_that_was_challenged()
         let metadata = challenged.challenge("resource_metadata").unwrap();
         assert_eq!(metadata, gateway.url(&format!("{WELL_KNOWN}{path}")));
         let answer = McpRequest::to(&gateway.http, &metadata).get().await;
-        assert_eq!(
-            (answer.status, answer.header("content-type")),
-            (200, Some("application/json"))
-        );
+        assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
         let document = answer.json();
         assert_eq!(document["resource"], gateway.url(path));
         assert_eq!(document["bearer_methods_supported"], json!(["header"]));
@@ -289,18 +234,14 @@ async fn spec_rs_1_the_metadata_names_exactly_the_resource_that_was_challenged()
         );
         assert!(!answer.body.contains("offline_access"));
         // Every spelling of the path leads to the same document.
-        for same in [
-            format!("{WELL_KNOWN}{path}/"),
-            format!("/{WELL_KNOWN}{path}"),
-            format!("{WELL_KNOWN}/{path}"),
-        ] {
+        for same in
+            [format!("{WELL_KNOWN}{path}/"), format!("/{WELL_KNOWN}{path}"), format!("{WELL_KNOWN}/{path}")]
+        {
             assert_eq!(at(&gateway, &same).get().await.json(), document, "{same}");
         }
         issuer = document["authorization_servers"][0].clone();
     }
-    let server = at(&gateway, "/.well-known/oauth-authorization-server")
-        .get()
-        .await;
+    let server = at(&gateway, "/.well-known/oauth-authorization-server").get().await;
     assert_eq!(server.json()["issuer"], issuer);
     for nobody in ["", "/", "/on", "/onee", "/one/more", "/two", "/ONE"] {
         let answer = at(&gateway, &format!("{WELL_KNOWN}{nobody}")).get().await;
@@ -330,10 +271,7 @@ async fn a_preflight_is_answered_before_authentication_and_lets_a_browser_do_all
         .mcp("demo")
         .header("origin", origin)
         .header("access-control-request-method", "DELETE")
-        .header(
-            "access-control-request-headers",
-            "authorization,mcp-session-id,mcp-param-region,x-evil",
-        );
+        .header("access-control-request-headers", "authorization,mcp-session-id,mcp-param-region,x-evil");
     for request in [asked.clone(), asked.bearer("wrong")] {
         let answer = request.options().await;
         assert_eq!((answer.status, answer.body.as_str()), (204, ""));
@@ -361,11 +299,7 @@ async fn a_preflight_is_answered_before_authentication_and_lets_a_browser_do_all
         }
         assert!(!named.contains(&"x-evil") && !named.contains(&"*"), "{named:?}");
     }
-    assert_eq!(
-        gateway.mcp("demo").options().await.status,
-        204,
-        "without an origin"
-    );
+    assert_eq!(gateway.mcp("demo").options().await.status, 204, "without an origin");
     assert!(upstream.requests.all().is_empty());
 }
 
@@ -384,20 +318,13 @@ async fn a_browser_may_read_challenge_and_session_of_every_answer() {
         assert_eq!(answer.status, status);
         assert_eq!(answer.header("access-control-allow-origin"), Some(origin));
         assert_eq!(answer.header("access-control-allow-credentials"), None);
-        let exposed = answer
-            .header("access-control-expose-headers")
-            .unwrap()
-            .to_lowercase();
+        let exposed = answer.header("access-control-expose-headers").unwrap().to_lowercase();
         for name in ["www-authenticate", "mcp-session-id"] {
             assert!(exposed.contains(name), "{exposed}");
         }
     }
     let plain = whoami(gateway.mcp("demo").bearer(&token)).await;
-    assert_eq!(
-        plain.header("access-control-allow-origin"),
-        None,
-        "no origin asked"
-    );
+    assert_eq!(plain.header("access-control-allow-origin"), None, "no origin asked");
 }
 
 #[tokio::test]
@@ -429,10 +356,7 @@ async fn sr_t51_an_origin_that_is_not_allowed_is_403() {
         "http://evil.test#127.0.0.1",
         "https://app.example.test, https://evil.test",
     ] {
-        for request in [
-            call.clone().header("origin", origin),
-            gateway.mcp("demo").header("origin", origin),
-        ] {
+        for request in [call.clone().header("origin", origin), gateway.mcp("demo").header("origin", origin)] {
             let answer = whoami(request.clone()).await;
             assert_eq!(answer.status, 403, "{origin:?}");
             assert_eq!(answer.header("access-control-allow-origin"), None, "{origin:?}");
@@ -447,18 +371,11 @@ async fn sr_t51_an_origin_that_is_not_allowed_is_403() {
     assert_eq!(whoami(twice).await.status, 403);
     assert!(upstream.requests.all().is_empty());
     let own = gateway.public_url.as_str();
-    for origin in [
-        own,
-        "https://app.example.test",
-        "http://localhost:1",
-        "http://127.0.0.1:9",
-        "http://[::1]:5",
-    ] {
+    for origin in
+        [own, "https://app.example.test", "http://localhost:1", "http://127.0.0.1:9", "http://[::1]:5"]
+    {
         let answer = whoami(call.clone().header("origin", origin)).await;
-        assert_eq!(
-            (answer.status, answer.header("access-control-allow-origin")),
-            (200, Some(origin))
-        );
+        assert_eq!((answer.status, answer.header("access-control-allow-origin")), (200, Some(origin)));
     }
 }
 
@@ -509,10 +426,7 @@ async fn sr_t50_documents_and_oauth_endpoints_are_open_to_every_origin_without_c
         assert_eq!(answer.header("set-cookie"), None, "{path}");
         let preflight = evil(path)
             .header("access-control-request-method", method)
-            .header(
-                "access-control-request-headers",
-                "content-type, mcp-protocol-version",
-            )
+            .header("access-control-request-headers", "content-type, mcp-protocol-version")
             .options()
             .await;
         assert_eq!(preflight.status, 204, "{path}");
@@ -544,10 +458,8 @@ async fn sr_t50_pages_and_management_have_no_cors() {
                     .header("origin", origin)
                     .header("access-control-request-method", "POST");
                 let answer = request.send(method, None).await;
-                let granted = answer
-                    .headers()
-                    .keys()
-                    .find(|name| name.as_str().starts_with("access-control-"));
+                let granted =
+                    answer.headers().keys().find(|name| name.as_str().starts_with("access-control-"));
                 assert_eq!(granted, None, "{method} {path} {origin}");
             }
         }
@@ -567,13 +479,7 @@ async fn sr_t25_a_token_of_another_route_is_invalid() {
         .await;
     let a = token(&gateway, "/a").await;
     let deep = token(&gateway, "/a/deep").await;
-    for (token, path) in [
-        (&a, "/b"),
-        (&a, "/a/deep"),
-        (&a, "/a/deep/more"),
-        (&deep, "/a"),
-        (&deep, "/b"),
-    ] {
+    for (token, path) in [(&a, "/b"), (&a, "/a/deep"), (&a, "/a/deep/more"), (&deep, "/a"), (&deep, "/b")] {
         let answer = whoami(at(&gateway, path).bearer(token)).await;
         let route = path.trim_end_matches("/more");
         assert_invalid_token(&answer, &gateway.url(&format!("{WELL_KNOWN}{route}")));
@@ -590,11 +496,7 @@ async fn sr_t25_a_token_sealed_with_another_key_is_invalid() {
     let mut gateway = open_gateway(&upstream).await;
     let old = token(&gateway, "/demo").await;
     gateway.restart().await;
-    assert_eq!(
-        whoami(gateway.mcp("demo").bearer(&old)).await.status,
-        200,
-        "keys survive a restart"
-    );
+    assert_eq!(whoami(gateway.mcp("demo").bearer(&old)).await.status, 200, "keys survive a restart");
     // The same gateway by name, address and configuration, but with keys of its own.
     gateway.stop().await;
     std::fs::remove_dir_all(gateway.data_dir()).unwrap();
@@ -613,17 +515,13 @@ async fn refresh_tokens_and_codes_are_no_access_tokens() {
     let gateway = Gateway::before(&upstream).await;
     let client = Client::register(&gateway).await;
     let request = client.authorization("demo");
-    let callback = Browser::new()
-        .authorize(&client.redirect_uri, &request.url())
-        .await;
+    let callback = Browser::new().authorize(&client.redirect_uri, &request.url()).await;
     let code = callback.code();
     let metadata = gateway.url(&format!("{WELL_KNOWN}/demo"));
     assert_invalid_token(&whoami(gateway.mcp("demo").bearer(&code)).await, &metadata);
     let tokens = client.redeem(&code, &request).await.tokens();
     assert!(tokens.access_token.starts_with(PREFIX));
-    let upstreams_own = upstream
-        .authorization
-        .ledger(|ledger| ledger.access.keys().next().cloned().unwrap());
+    let upstreams_own = upstream.authorization.ledger(|ledger| ledger.access.keys().next().cloned().unwrap());
     for other in [&tokens.refresh_token, &code, &client.id, &upstreams_own] {
         // In its own form, and dressed up as an access token.
         let bare = other.rsplit('_').next().unwrap();
@@ -633,12 +531,7 @@ async fn refresh_tokens_and_codes_are_no_access_tokens() {
         }
     }
     assert!(upstream.calls_with_token().is_empty());
-    assert_eq!(
-        whoami(gateway.mcp("demo").bearer(&tokens.access_token))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(whoami(gateway.mcp("demo").bearer(&tokens.access_token)).await.status, 200);
 }
 
 #[tokio::test]
@@ -730,10 +623,7 @@ async fn sr_t35_sr_rs_04_one_bearer_token_in_the_header_and_nowhere_else() {
         let answer = whoami(malformed).await;
         assert_eq!(answer.status, 400, "{}", answer.body);
         assert_eq!(answer.challenge("error").as_deref(), Some("invalid_request"));
-        assert_eq!(
-            answer.challenge("resource_metadata").as_deref(),
-            Some(metadata.as_str())
-        );
+        assert_eq!(answer.challenge("resource_metadata").as_deref(), Some(metadata.as_str()));
     }
     // Other schemes, query, body and cookies are not looked at: that is a request without a token.
     let query = at(&gateway, &format!("/demo?access_token={good}&token={good}"));
@@ -743,29 +633,10 @@ async fn sr_t35_sr_rs_04_one_bearer_token_in_the_header_and_nowhere_else() {
         whoami(with(&format!("Bearer\t{good}"))).await,
         whoami(with(&good)).await,
         whoami(query.clone()).await,
-        gateway
-            .mcp("demo")
-            .header("content-type", "application/x-www-form-urlencoded")
-            .post(&form)
-            .await,
-        whoami(
-            gateway
-                .mcp("demo")
-                .header("cookie", &format!("access_token={good}")),
-        )
-        .await,
-        whoami(
-            gateway
-                .mcp("demo")
-                .header("x-authorization", &format!("Bearer {good}")),
-        )
-        .await,
-        whoami(
-            gateway
-                .mcp("demo")
-                .header("proxy-authorization", &format!("Bearer {good}")),
-        )
-        .await,
+        gateway.mcp("demo").header("content-type", "application/x-www-form-urlencoded").post(&form).await,
+        whoami(gateway.mcp("demo").header("cookie", &format!("access_token={good}"))).await,
+        whoami(gateway.mcp("demo").header("x-authorization", &format!("Bearer {good}"))).await,
+        whoami(gateway.mcp("demo").header("proxy-authorization", &format!("Bearer {good}"))).await,
     ] {
         assert_eq!(answer.status, 401);
         assert_eq!(answer.challenge("error"), None);
@@ -785,11 +656,7 @@ async fn sr_rs_05_a_session_is_no_credential() {
     upstream.set(|script| script.sessions = true);
     let gateway = open_gateway(&upstream).await;
     let good = token(&gateway, "/demo").await;
-    let answer = gateway
-        .mcp("demo")
-        .bearer(&good)
-        .call("initialize", json!({}))
-        .await;
+    let answer = gateway.mcp("demo").bearer(&good).call("initialize", json!({})).await;
     let session = answer.header("mcp-session-id").unwrap();
     let seen = upstream.requests.all().len();
     let call = gateway.mcp("demo").header("mcp-session-id", session);
@@ -852,10 +719,8 @@ async fn a_route_ends_at_a_slash() {
 async fn a_route_may_be_the_root_of_the_public_host() {
     for path in ["/", ""] {
         let upstream = lone_upstream().await;
-        let gateway = Gateway::builder()
-            .route(Route::open("root", &upstream).with("path", json!(path)))
-            .start()
-            .await;
+        let gateway =
+            Gateway::builder().route(Route::open("root", &upstream).with("path", json!(path))).start().await;
         let challenged = whoami(at(&gateway, "/")).await;
         assert_eq!(challenged.status, 401, "{}", challenged.body);
         let metadata = challenged.challenge("resource_metadata").unwrap();
@@ -866,11 +731,7 @@ async fn a_route_may_be_the_root_of_the_public_host() {
             let token = tokens(&gateway, &resource, ACCESS_SCOPE).await.access_token;
             for path in ["/", "//"] {
                 upstream.requests.clear();
-                assert_eq!(
-                    whoami(at(&gateway, path).bearer(&token)).await.status,
-                    200,
-                    "{path}"
-                );
+                assert_eq!(whoami(at(&gateway, path).bearer(&token)).await.status, 200, "{path}");
                 assert_eq!(upstream.requests.paths(), ["POST /mcp"]);
             }
         }
@@ -885,21 +746,11 @@ async fn several_hosts_keep_their_ports_and_have_documents_of_their_own() {
         tokio::join!(lone_upstream(), lone_upstream(), lone_upstream(), lone_upstream());
     let gateway = Gateway::builder()
         .route(Route::open("mcp", &public))
+        .route(Route::open("files", &files).with("host", json!("files.test")).with("path", json!("/mcp")))
         .route(
-            Route::open("files", &files)
-                .with("host", json!("files.test"))
-                .with("path", json!("/mcp")),
+            Route::open("other", &other).with("host", json!("files.test:8443")).with("path", json!("/mcp")),
         )
-        .route(
-            Route::open("other", &other)
-                .with("host", json!("files.test:8443"))
-                .with("path", json!("/mcp")),
-        )
-        .route(
-            Route::open("root", &root)
-                .with("host", json!("root.test"))
-                .without("path"),
-        )
+        .route(Route::open("root", &root).with("host", json!("root.test")).without("path"))
         .start()
         .await;
     let port = gateway.address.port();
@@ -911,19 +762,14 @@ async fn several_hosts_keep_their_ports_and_have_documents_of_their_own() {
         ("files.test:8443", "/mcp", &other),
         (&root_host, "", &root),
     ] {
-        let (resource, metadata) = (
-            format!("http://{host}{path}"),
-            format!("http://{host}{WELL_KNOWN}{path}"),
-        );
+        let (resource, metadata) =
+            (format!("http://{host}{path}"), format!("http://{host}{WELL_KNOWN}{path}"));
         let asked = if path.is_empty() { "/" } else { path };
         for spelling in [host.to_owned(), host.to_uppercase()] {
             let challenged = get(&gateway, asked, &spelling, "").await;
             assert_eq!(challenged.status, 401, "{spelling}");
             let challenge = challenged.header("www-authenticate").unwrap();
-            assert!(
-                challenge.contains(&format!("resource_metadata=\"{metadata}\"")),
-                "{challenge}"
-            );
+            assert!(challenge.contains(&format!("resource_metadata=\"{metadata}\"")), "{challenge}");
         }
         let document = get(&gateway, &format!("{WELL_KNOWN}{path}"), host, "").await;
         let document: Value = serde_json::from_slice(&document.body).unwrap();
@@ -935,12 +781,9 @@ async fn several_hosts_keep_their_ports_and_have_documents_of_their_own() {
         let answer = get(&gateway, asked, host, &bearer).await;
         assert_eq!(answer.status, 405, "the upstream's own answer: {}", answer.text());
         assert_eq!(upstream.requests.paths(), ["GET /mcp"], "{host}");
-        for (stranger, path) in [
-            (own.as_str(), "/mcp"),
-            (&files_host, "/mcp"),
-            ("files.test:8443", "/mcp"),
-            (&root_host, "/"),
-        ] {
+        for (stranger, path) in
+            [(own.as_str(), "/mcp"), (&files_host, "/mcp"), ("files.test:8443", "/mcp"), (&root_host, "/")]
+        {
             if stranger != host {
                 let answer = get(&gateway, path, stranger, &bearer).await;
                 assert_eq!(answer.status, 401, "token for {host} at {stranger}");
@@ -951,12 +794,7 @@ async fn several_hosts_keep_their_ports_and_have_documents_of_their_own() {
         assert_eq!(upstream.requests.all().len(), 1);
     }
     // Sign-in and OAuth live on the public host alone.
-    for path in [
-        "/login",
-        "/oauth/authorize",
-        "/oauth/register",
-        "/.well-known/oauth-authorization-server",
-    ] {
+    for path in ["/login", "/oauth/authorize", "/oauth/register", "/.well-known/oauth-authorization-server"] {
         assert_eq!(get(&gateway, path, &files_host, "").await.status, 404, "{path}");
     }
     let misplaced = get(&gateway, &format!("{WELL_KNOWN}/files"), &own, "").await;
@@ -981,23 +819,10 @@ async fn sr_rs_09_an_unknown_host_is_421_and_a_malformed_one_400() {
         format!("[::1]:{port}"),
         format!("{own}.evil.test"),
     ] {
-        for path in [
-            "/demo",
-            "/login",
-            "/oauth/jwks.json",
-            &format!("{WELL_KNOWN}/demo"),
-        ] {
+        for path in ["/demo", "/login", "/oauth/jwks.json", &format!("{WELL_KNOWN}/demo")] {
             let answer = get(&gateway, path, &host, &bearer).await;
-            let expected: &[u16] = if path.starts_with(WELL_KNOWN) {
-                &[404, 421]
-            } else {
-                &[421]
-            };
-            assert!(
-                expected.contains(&answer.status),
-                "{host} {path}: {}",
-                answer.status
-            );
+            let expected: &[u16] = if path.starts_with(WELL_KNOWN) { &[404, 421] } else { &[421] };
+            assert!(expected.contains(&answer.status), "{host} {path}: {}", answer.status);
             assert!(!answer.text().contains(&host), "{}", answer.text());
         }
     }
@@ -1017,19 +842,12 @@ async fn sr_rs_09_an_unknown_host_is_421_and_a_malformed_one_400() {
         "evil.test\\".to_owned(),
     ] {
         let answer = get(&gateway, "/demo", &host, &bearer).await;
-        assert!(
-            matches!(answer.status, 400 | 421),
-            "{host:?} gave {}",
-            answer.status
-        );
+        assert!(matches!(answer.status, 400 | 421), "{host:?} gave {}", answer.status);
     }
     let two = format!("host: {own}\r\n{bearer}");
     assert_eq!(get(&gateway, "/demo", &own, &two).await.status, 400, "two hosts");
     let none = format!("GET /demo HTTP/1.1\r\n{bearer}\r\n");
-    assert_eq!(
-        exchange(gateway.address, none, PATIENCE).await.unwrap().status,
-        400
-    );
+    assert_eq!(exchange(gateway.address, none, PATIENCE).await.unwrap().status, 400);
     let elsewhere = get(&gateway, "http://evil.test/demo", &own, &bearer).await;
     assert!(matches!(elsewhere.status, 400 | 421), "{}", elsewhere.status);
     assert!(upstream.requests.all().is_empty());
@@ -1040,16 +858,7 @@ async fn sr_rs_09_an_unknown_host_is_421_and_a_malformed_one_400() {
 fn confusing_paths() -> Vec<String> {
     let mut paths = Vec::new();
     for slash in ["/", "//", "\\", "%2f", "%2F", "%5c", "%252f"] {
-        for dots in [
-            "..",
-            "%2e%2e",
-            ".%2e",
-            "%2E.",
-            "..;",
-            "..;x=1",
-            "%252e%252e",
-            "%c0%ae%c0%ae",
-        ] {
+        for dots in ["..", "%2e%2e", ".%2e", "%2E.", "..;", "..;x=1", "%252e%252e", "%c0%ae%c0%ae"] {
             paths.push(format!("/open{slash}{dots}{slash}secret"));
         }
     }
@@ -1097,17 +906,9 @@ async fn sr_t45_paths_with_two_meanings_are_refused_and_never_forwarded() {
     let corpus = confusing_paths();
     assert!(corpus.len() >= 80);
     for path in &corpus {
-        for form in [
-            path.clone(),
-            format!("http://{own}{path}"),
-            format!("{path}?x=/open"),
-        ] {
+        for form in [path.clone(), format!("http://{own}{path}"), format!("{path}?x=/open")] {
             let answer = get(&gateway, &form, &own, &bearer).await;
-            assert!(
-                matches!(answer.status, 400 | 404),
-                "{form:?} gave {}",
-                answer.status
-            );
+            assert!(matches!(answer.status, 400 | 404), "{form:?} gave {}", answer.status);
         }
     }
     assert_eq!(open.requests.paths(), Vec::<String>::new());
@@ -1124,19 +925,9 @@ async fn sr_t45_a_query_or_a_fragment_does_not_choose_the_route() {
         .await;
     let token = token(&gateway, "/open").await;
     let (own, bearer) = (authority(&gateway), format!("authorization: Bearer {token}\r\n"));
-    for path in [
-        "/secret?/open",
-        "/secret?x=/open/",
-        "/secret#/open",
-        "/secret/#/../open",
-        "/secret;/open",
-    ] {
+    for path in ["/secret?/open", "/secret?x=/open/", "/secret#/open", "/secret/#/../open", "/secret;/open"] {
         let answer = get(&gateway, path, &own, &bearer).await;
-        assert!(
-            matches!(answer.status, 400 | 401 | 404),
-            "{path}: {}",
-            answer.status
-        );
+        assert!(matches!(answer.status, 400 | 401 | 404), "{path}: {}", answer.status);
     }
     assert!(secret.requests.all().is_empty() && open.requests.all().is_empty());
     // What is plain goes on as it was written.

@@ -1,10 +1,5 @@
 //! The rig itself: what the other tests lean on has to be right first.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
 mod support;
@@ -42,10 +37,7 @@ fn forms_are_read_as_a_browser_reads_them() {
         <input name=outside><form><button>Deny</button></form>"#;
     let found = forms(page);
     assert_eq!(found.len(), 2);
-    assert_eq!(
-        (found[0].action.as_str(), found[0].method.as_str()),
-        ("/go?a=1&b=2", "POST")
-    );
+    assert_eq!((found[0].action.as_str(), found[0].method.as_str()), ("/go?a=1&b=2", "POST"));
     assert_eq!(found[0].value("csrf"), Some("a\"b'c>d"));
     let sent: Vec<_> = found[0].defaults().into_iter().map(|(name, _)| name).collect();
     assert_eq!(sent, ["csrf", "username", "tick"]);
@@ -64,10 +56,7 @@ fn meta_refresh_text_and_entities() {
         Some("http://x/")
     );
     assert_eq!(meta_refresh(r#"<meta http-equiv=refresh content=5>"#), None);
-    assert_eq!(
-        meta_refresh(r#"<meta name="description" content="0;url=/x">"#),
-        None
-    );
+    assert_eq!(meta_refresh(r#"<meta name="description" content="0;url=/x">"#), None);
     let page =
         "<head><title>T</title><style>p{}</style></head><header>Hi</header><p title='a>b'>you &amp;\n me</p>";
     assert_eq!(text(page), "Hi you & me");
@@ -75,16 +64,9 @@ fn meta_refresh_text_and_entities() {
         assert_eq!(unescape(&escape(plain)), plain);
     }
     // Broken pages end the reading, they do not break it.
-    for broken in [
-        "<",
-        "<form",
-        "<input name=",
-        "<form action='x",
-        "<!--",
-        "<a b='",
-        "&#x110000;",
-        "<form =/>",
-    ] {
+    for broken in
+        ["<", "<form", "<input name=", "<form action='x", "<!--", "<a b='", "&#x110000;", "<form =/>"]
+    {
         forms(broken);
         text(broken);
         meta_refresh(broken);
@@ -107,11 +89,7 @@ fn the_jar_follows_the_cookie_rules() {
     let sent = |url: &Url, method: &str, site, at| jar.header(url, method, site, at).unwrap_or_default();
     assert_eq!(sent(&http, "GET", Site::Origin, now), "sid=1; strict=1; short=1");
     assert_eq!(sent(&http, "GET", Site::Origin, later), "sid=1; strict=1");
-    assert_eq!(
-        sent(&other_port, "GET", Site::Same, now),
-        "sid=1; strict=1",
-        "ports share cookies"
-    );
+    assert_eq!(sent(&other_port, "GET", Site::Same, now), "sid=1; strict=1", "ports share cookies");
     assert_eq!(sent(&http, "GET", Site::Cross, now), "sid=1; short=1");
     assert_eq!(sent(&http, "POST", Site::Cross, now), "");
     assert_eq!(sent(&https, "GET", Site::None, now), "");
@@ -209,26 +187,18 @@ impl Direct {
 
 /// Status and JSON body; 0 when there was no answer.
 async fn post(server: &AuthorizationServer, path: &str, body: &str) -> (u16, Value) {
-    let request = http_client(&[])
-        .post(format!("{}{path}", server.origin))
-        .body(body.to_owned());
+    let request = http_client(&[]).post(format!("{}{path}", server.origin)).body(body.to_owned());
     let Ok(answer) = request.send().await else {
         return (0, Value::Null);
     };
     let status = answer.status().as_u16();
-    (
-        status,
-        serde_json::from_slice(&answer.bytes().await.unwrap_or_default()).unwrap_or_default(),
-    )
+    (status, serde_json::from_slice(&answer.bytes().await.unwrap_or_default()).unwrap_or_default())
 }
 
 async fn get(url: &str) -> (u16, Value) {
     let answer = http_client(&[]).get(url).send().await.unwrap();
     let status = answer.status().as_u16();
-    (
-        status,
-        serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default(),
-    )
+    (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap_or_default())
 }
 
 fn call(upstream: &Upstream) -> McpRequest {
@@ -243,46 +213,23 @@ async fn the_upstream_is_an_mcp_server_behind_oauth() {
     let (status, metadata) = get(&refused.challenge("resource_metadata").unwrap()).await;
     assert_eq!((status, &metadata["resource"]), (200, &json!(upstream.url())));
     assert_eq!(metadata["authorization_servers"], json!([upstream.origin]));
-    let (_, metadata) = get(&format!(
-        "{}/.well-known/oauth-authorization-server",
-        upstream.origin
-    ))
-    .await;
+    let (_, metadata) = get(&format!("{}/.well-known/oauth-authorization-server", upstream.origin)).await;
     assert_eq!(metadata["issuer"], json!(upstream.authorization.issuer()));
     assert_eq!(metadata["code_challenge_methods_supported"], json!(["S256"]));
 
     let client = Direct::register(&upstream).await;
     let callback = client.authorize().await;
-    assert_eq!(
-        (callback.state(), callback.iss()),
-        (Some("s1"), Some(upstream.origin.as_str()))
-    );
+    assert_eq!((callback.state(), callback.iss()), (Some("s1"), Some(upstream.origin.as_str())));
     let (status, tokens) = client.redeem(&callback.code()).await;
     assert_eq!(status, 200, "{tokens}");
     let bearer = call(&upstream).bearer(tokens["access_token"].as_str().unwrap());
-    assert_eq!(
-        bearer.tool("whoami", json!({})).await.tool_text(),
-        "upstream-user"
-    );
-    assert_eq!(
-        bearer.tool("echo", json!({"message": "hello"})).await.tool_text(),
-        "hello"
-    );
-    assert_eq!(
-        (upstream.calls().len(), upstream.calls_with_token().len()),
-        (3, 2)
-    );
+    assert_eq!(bearer.tool("whoami", json!({})).await.tool_text(), "upstream-user");
+    assert_eq!(bearer.tool("echo", json!({"message": "hello"})).await.tool_text(), "hello");
+    assert_eq!((upstream.calls().len(), upstream.calls_with_token().len()), (3, 2));
 
     // A code used twice takes its tokens with it.
     assert_eq!(client.redeem(&callback.code()).await.1["error"], "invalid_grant");
-    assert_eq!(
-        bearer
-            .tool("whoami", json!({}))
-            .await
-            .challenge("error")
-            .as_deref(),
-        Some("invalid_token")
-    );
+    assert_eq!(bearer.tool("whoami", json!({})).await.challenge("error").as_deref(), Some("invalid_token"));
 }
 
 #[tokio::test]
@@ -295,18 +242,10 @@ async fn refresh_tokens_rotate_and_a_replay_kills_the_family() {
     assert_eq!(with(&first).tool("whoami", json!({})).await.status, 401);
     let (_, second) = client.refresh(&first["refresh_token"]).await;
     assert_eq!(with(&second).tool("whoami", json!({})).await.status, 200);
-    assert_eq!(
-        client.refresh(&first["refresh_token"]).await,
-        (400, json!({"error": "invalid_grant"}))
-    );
+    assert_eq!(client.refresh(&first["refresh_token"]).await, (400, json!({"error": "invalid_grant"})));
     assert_eq!(with(&second).tool("whoami", json!({})).await.status, 401);
     assert_eq!(client.refresh(&second["refresh_token"]).await.0, 400);
-    assert_eq!(
-        upstream
-            .authorization
-            .uses_of(first["refresh_token"].as_str().unwrap()),
-        2
-    );
+    assert_eq!(upstream.authorization.uses_of(first["refresh_token"].as_str().unwrap()), 2);
     assert_eq!(upstream.authorization.refreshes(), 1);
     assert_eq!(upstream.authorization.token_requests("refresh_token").len(), 3);
 
@@ -330,11 +269,7 @@ async fn token_faults_consume_what_they_say() {
     fault_next(TokenFault::Hangup);
     assert_eq!(client.refresh(refresh).await.0, 429);
     assert_eq!(client.refresh(refresh).await.0, 0);
-    assert_eq!(
-        upstream.authorization.uses_of(refresh.as_str().unwrap()),
-        0,
-        "nothing was consumed"
-    );
+    assert_eq!(upstream.authorization.uses_of(refresh.as_str().unwrap()), 0, "nothing was consumed");
     fault_next(TokenFault::HalfAnswer);
     let (status, body) = client.refresh(refresh).await;
     assert_eq!((status, body), (200, Value::Null));
@@ -343,11 +278,7 @@ async fn token_faults_consume_what_they_say() {
     let tokens = client.tokens().await;
     fault_next(TokenFault::LoseAnswer);
     assert_eq!(client.refresh(&tokens["refresh_token"]).await.0, 0);
-    assert_eq!(
-        client.refresh(&tokens["refresh_token"]).await.0,
-        400,
-        "it was consumed"
-    );
+    assert_eq!(client.refresh(&tokens["refresh_token"]).await.0, 400, "it was consumed");
 }
 
 #[tokio::test]
@@ -372,34 +303,17 @@ async fn a_gate_holds_the_token_endpoint() {
 async fn client_authentication_is_checked() {
     let server = AuthorizationServer::start().await;
     for method in ["client_secret_basic", "client_secret_post"] {
-        let registration = Some(RegistrationScript {
-            method: Some(method.into()),
-            refusal: None,
-        });
+        let registration = Some(RegistrationScript { method: Some(method.into()), refusal: None });
         server.set(|script| script.registration = registration);
-        let (_, client) = post(
-            &server,
-            "/register",
-            &json!({"redirect_uris": [CLIENT]}).to_string(),
-        )
-        .await;
+        let (_, client) = post(&server, "/register", &json!({"redirect_uris": [CLIENT]}).to_string()).await;
         assert_eq!(client["token_endpoint_auth_method"], method);
-        let (id, secret) = (
-            client["client_id"].as_str().unwrap(),
-            client["client_secret"].as_str().unwrap(),
-        );
-        let refresh = Params::new()
-            .with("grant_type", "refresh_token")
-            .with("refresh_token", "none");
+        let (id, secret) = (client["client_id"].as_str().unwrap(), client["client_secret"].as_str().unwrap());
+        let refresh = Params::new().with("grant_type", "refresh_token").with("refresh_token", "none");
         let bare = refresh.clone().with("client_id", id);
         assert_eq!(post(&server, "/token", &bare.encoded()).await.0, 401);
         let posted = bare.with("client_secret", secret);
         // Known to the server, so only the token is wrong; or known by the other method, so the client is.
-        let error = if method == "client_secret_post" {
-            "invalid_grant"
-        } else {
-            "invalid_client"
-        };
+        let error = if method == "client_secret_post" { "invalid_grant" } else { "invalid_client" };
         assert_eq!(post(&server, "/token", &posted.encoded()).await.1["error"], error);
     }
     assert_eq!(server.registrations(), 2);
@@ -412,25 +326,13 @@ async fn metadata_lies_where_the_script_says() {
     let server = AuthorizationServer::start().await;
     server.set(|script| script.issuer_path = "/t1".into());
     for (kind, path) in [
-        (
-            ServerMetadata::Rfc8414,
-            "/.well-known/oauth-authorization-server/t1",
-        ),
-        (
-            ServerMetadata::OidcInserted,
-            "/.well-known/openid-configuration/t1",
-        ),
-        (
-            ServerMetadata::OidcAppended,
-            "/t1/.well-known/openid-configuration",
-        ),
+        (ServerMetadata::Rfc8414, "/.well-known/oauth-authorization-server/t1"),
+        (ServerMetadata::OidcInserted, "/.well-known/openid-configuration/t1"),
+        (ServerMetadata::OidcAppended, "/t1/.well-known/openid-configuration"),
     ] {
         server.set(|script| script.metadata = kind);
         let (status, document) = get(&format!("{}{path}", server.origin)).await;
-        assert_eq!(
-            (status, &document["issuer"]),
-            (200, &json!(format!("{}/t1", server.origin)))
-        );
+        assert_eq!((status, &document["issuer"]), (200, &json!(format!("{}/t1", server.origin))));
     }
     server.set(|script: &mut AuthorizationScript| {
         script.metadata = ServerMetadata::Rfc8414;
@@ -439,11 +341,7 @@ async fn metadata_lies_where_the_script_says() {
         script.issuer = Some("https://other.test".into());
         script.code_challenge_methods = None;
     });
-    let (_, document) = get(&format!(
-        "{}/.well-known/oauth-authorization-server/t1",
-        server.origin
-    ))
-    .await;
+    let (_, document) = get(&format!("{}/.well-known/oauth-authorization-server/t1", server.origin)).await;
     assert_eq!(document["token_endpoint"], "https://evil.test/token");
     assert_eq!(document["issuer"], "https://other.test");
     assert!(document.get("revocation_endpoint").is_none());
@@ -457,16 +355,9 @@ async fn metadata_lies_where_the_script_says() {
         (MetadataLocation::At("/meta".into()), "/meta".into()),
     ] {
         upstream.set(|script| script.resource_metadata.location = location.clone());
-        let challenge = call(&upstream)
-            .get()
-            .await
-            .challenge("resource_metadata")
-            .unwrap();
+        let challenge = call(&upstream).get().await.challenge("resource_metadata").unwrap();
         assert_eq!(challenge, format!("{}{path}", upstream.origin));
-        assert_eq!(
-            get(&challenge).await.1["authorization_servers"],
-            json!(["https://other.test"])
-        );
+        assert_eq!(get(&challenge).await.1["authorization_servers"], json!(["https://other.test"]));
     }
     upstream.set(|script| script.resource_metadata.location = MetadataLocation::Nowhere);
     assert_eq!(call(&upstream).get().await.challenge("resource_metadata"), None);
@@ -505,18 +396,12 @@ async fn scopes_are_asked_for_call_by_call() {
         script.tool_scopes.insert("echo".into(), "write".into());
         script.challenge.scope = Some("read".into());
     });
-    assert_eq!(
-        call(&upstream).get().await.challenge("scope").as_deref(),
-        Some("read")
-    );
+    assert_eq!(call(&upstream).get().await.challenge("scope").as_deref(), Some("read"));
     let tokens = Direct::register(&upstream).await.tokens().await;
     let bearer = call(&upstream).bearer(tokens["access_token"].as_str().unwrap());
     assert_eq!(bearer.tool("whoami", json!({})).await.status, 200);
     let refused = bearer.tool("echo", json!({})).await;
-    assert_eq!(
-        (refused.status, refused.challenge("scope").as_deref()),
-        (403, Some("write"))
-    );
+    assert_eq!((refused.status, refused.challenge("scope").as_deref()), (403, Some("write")));
     assert_eq!(refused.challenge("error").as_deref(), Some("insufficient_scope"));
 }
 
@@ -527,19 +412,11 @@ async fn events_come_one_by_one_and_leaving_is_noticed() {
     upstream.answer_next(answer);
     let mut reader = call(&upstream).events().await;
     feed.event("one");
-    let event = Event {
-        event: Some("message".into()),
-        id: None,
-        data: "one".into(),
-    };
+    let event = Event { event: Some("message".into()), id: None, data: "one".into() };
     assert_eq!(reader.next(PATIENCE).await, Some(event));
     feed.bytes(": comment\n\nid: 7\nda");
     feed.bytes("ta: two\ndata: lines\n\n");
-    let event = Event {
-        event: None,
-        id: Some("7".into()),
-        data: "two\nlines".into(),
-    };
+    let event = Event { event: None, id: Some("7".into()), data: "two\nlines".into() };
     assert_eq!(reader.next(PATIENCE).await, Some(event));
     drop(reader);
     support::within(PATIENCE, feed.gone()).await;
@@ -562,24 +439,14 @@ async fn events_come_one_by_one_and_leaving_is_noticed() {
 #[tokio::test]
 async fn answers_of_any_kind_and_none() {
     let upstream = Upstream::open().await;
-    upstream.answer_next(Answer::http(
-        418,
-        &[("set-cookie", "a=1"), ("set-cookie", "b=2")],
-        "<p>tea",
-    ));
+    upstream.answer_next(Answer::http(418, &[("set-cookie", "a=1"), ("set-cookie", "b=2")], "<p>tea"));
     let answer = call(&upstream).post("{}").await;
     assert_eq!((answer.status, answer.body.as_str()), (418, "<p>tea"));
     assert_eq!(answer.headers.get_all("set-cookie").iter().count(), 2);
     upstream.answer_next(Answer::InvalidToken);
-    assert_eq!(
-        call(&upstream).post("{}").await.challenge("error").as_deref(),
-        Some("invalid_token")
-    );
+    assert_eq!(call(&upstream).post("{}").await.challenge("error").as_deref(), Some("invalid_token"));
     upstream.answer_next(Answer::InsufficientScope("admin".into()));
-    assert_eq!(
-        call(&upstream).post("{}").await.challenge("scope").as_deref(),
-        Some("admin")
-    );
+    assert_eq!(call(&upstream).post("{}").await.challenge("scope").as_deref(), Some("admin"));
     upstream.answer_next(Answer::Hangup);
     assert!(call(&upstream).try_send("POST", Some("{}")).await.is_err());
     upstream.answer_next(Answer::Half);
@@ -590,10 +457,7 @@ async fn answers_of_any_kind_and_none() {
     assert_eq!(call(&upstream).call("tools/list", json!({})).await.status, 400);
     let first = call(&upstream).call("initialize", json!({})).await;
     let session = call(&upstream).header("mcp-session-id", first.header("mcp-session-id").unwrap());
-    assert_eq!(
-        session.call("tools/list", json!({})).await.result()["tools"][0]["name"],
-        "echo"
-    );
+    assert_eq!(session.call("tools/list", json!({})).await.result()["tools"][0]["name"], "echo");
     assert_eq!(session.delete().await.status, 204);
     assert_eq!(session.call("tools/list", json!({})).await.status, 404);
 }
@@ -608,18 +472,12 @@ async fn a_server_stops_cuts_and_comes_back() {
     upstream.server.stop();
     idle.closed(PATIENCE).await;
     support::eventually(PATIENCE, || async {
-        tokio::net::TcpStream::connect(upstream.server.address)
-            .await
-            .is_err()
+        tokio::net::TcpStream::connect(upstream.server.address).await.is_err()
     })
     .await;
     upstream.server.resume().await;
-    let answer = exchange(
-        upstream.server.address,
-        "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n",
-        PATIENCE,
-    )
-    .await;
+    let answer =
+        exchange(upstream.server.address, "GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n", PATIENCE).await;
     assert_eq!(answer.unwrap().status, 404);
 }
 
@@ -643,13 +501,8 @@ async fn raw_responses_are_read_in_every_framing() {
     connection.send("POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nabcGET /stream HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert_eq!(connection.response(PATIENCE).await.unwrap().text(), "abc");
     let chunked = connection.response(PATIENCE).await.unwrap();
-    assert_eq!(
-        (chunked.header("transfer-encoding"), chunked.text().as_str()),
-        (Some("chunked"), "onetwo")
-    );
-    connection
-        .send("GET /empty HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        .await;
+    assert_eq!((chunked.header("transfer-encoding"), chunked.text().as_str()), (Some("chunked"), "onetwo"));
+    connection.send("GET /empty HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     assert_eq!(connection.response(PATIENCE).await.unwrap().status, 204);
     connection.closed(PATIENCE).await;
     assert_eq!(server.connections_opened(), 1);
@@ -671,17 +524,10 @@ async fn the_browser_says_where_it_comes_from() {
     assert_eq!(browser.go(&url("/hop")).await.page().body, "GET none None");
     let from = |browser: &Browser| browser.hops.last().unwrap().url.clone();
     assert_eq!(from(&browser).path(), "/end");
-    let other_port = browser
-        .follow_from("http://127.0.0.1:1/", &url("/hop"))
-        .await
-        .page();
+    let other_port = browser.follow_from("http://127.0.0.1:1/", &url("/hop")).await.page();
     assert_eq!(other_port.body, "GET same-site None");
     assert_eq!(
-        browser
-            .follow_from("https://evil.test/", &url("/hop"))
-            .await
-            .page()
-            .body,
+        browser.follow_from("https://evil.test/", &url("/hop")).await.page().body,
         "GET cross-site None"
     );
     assert!(browser.visited(&url("/hop")) && browser.trail().len() == 6);
@@ -695,18 +541,11 @@ async fn the_authorization_server_reads_client_documents() {
     let id = documents.publish("/client.json", CLIENT);
     let upstream = Upstream::relying_on(&server).await;
     let resource = upstream.url();
-    let client = Direct {
-        id,
-        pkce: Pkce::new(),
-        authorization: server.clone(),
-        resource,
-    };
+    let client = Direct { id, pkce: Pkce::new(), authorization: server.clone(), resource };
     assert_eq!(client.tokens().await["token_type"], "Bearer");
     assert_eq!(documents.reads("/client.json"), 1);
-    let wrong = documents.publish_document(
-        "/wrong.json",
-        &json!({"client_id": "x", "redirect_uris": [CLIENT]}),
-    );
+    let wrong =
+        documents.publish_document("/wrong.json", &json!({"client_id": "x", "redirect_uris": [CLIENT]}));
     let client = Direct { id: wrong, ..client };
     assert!(matches!(Browser::new().go(&client.url()).await, Arrival::Page(page) if page.status == 400));
 }

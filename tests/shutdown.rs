@@ -1,11 +1,6 @@
 //! The end of the process: what is under way is finished, nothing new is begun, and no end takes longer than the
 //! configuration allows.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
 mod support;
@@ -56,11 +51,7 @@ async fn held(call: McpRequest, upstream: &Upstream) -> (Gate, JoinHandle<McpAns
 async fn drain(gateway: &Gateway) {
     gateway.terminate();
     let (address, ready, http) = (gateway.address, gateway.admin("/readyz"), gateway.http.clone());
-    eventually(
-        PATIENCE,
-        || async move { TcpStream::connect(address).await.is_err() },
-    )
-    .await;
+    eventually(PATIENCE, || async move { TcpStream::connect(address).await.is_err() }).await;
     eventually(PATIENCE, || {
         let asked = http.get(&ready).send();
         async move { asked.await.is_ok_and(|answer| answer.status() == 503) }
@@ -101,12 +92,7 @@ fn request(gateway: &Gateway, tokens: &Tokens) -> String {
 
 fn kill(gateway: &Gateway, signal: &str) {
     let status = std::process::Command::new("sh")
-        .args([
-            "-c",
-            "kill -s \"$0\" \"$1\"",
-            signal,
-            &gateway.process_id().to_string(),
-        ])
+        .args(["-c", "kill -s \"$0\" \"$1\"", signal, &gateway.process_id().to_string()])
         .status();
     assert!(status.unwrap().success());
 }
@@ -123,16 +109,9 @@ async fn a_request_under_way_is_finished_and_nothing_new_begins() {
     assert_eq!(answer.await.unwrap().tool_text(), "late");
     assert_eq!(gateway.wait_exit(PATIENCE).await.code(), Some(0));
     assert!(begun.elapsed() < AT_ONCE, "{:?}", begun.elapsed());
-    let last = gateway
-        .logs()
-        .into_iter()
-        .rfind(|line| line.contains(r#""path":"/open""#));
+    let last = gateway.logs().into_iter().rfind(|line| line.contains(r#""path":"/open""#));
     let line: Value = serde_json::from_str(&last.expect("an access line")).unwrap();
-    assert_eq!(
-        (&line["status"], &line["reason"]),
-        (&json!(200), &json!("ok")),
-        "{line}"
-    );
+    assert_eq!((&line["status"], &line["reason"]), (&json!(200), &json!("ok")), "{line}");
 }
 
 #[tokio::test]
@@ -223,10 +202,7 @@ async fn at_the_drain_timeout_what_is_left_is_cut() {
         let status = gateway.wait_exit(PATIENCE).await;
         let took = begun.elapsed();
         assert_eq!(status.code(), Some(0), "{status:?}");
-        assert!(
-            took >= least && took < least + Duration::from_millis(2500),
-            "{timeout}: {took:?}"
-        );
+        assert!(took >= least && took < least + Duration::from_millis(2500), "{timeout}: {took:?}");
         support::within(AT_ONCE, reading).await.unwrap();
     }
 }

@@ -1,11 +1,6 @@
 //! From the command line to a serving process: which configurations are refused and with which words, what comes
 //! up on which sockets, and what a start finds in its data directory.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
 mod support;
@@ -195,17 +190,9 @@ async fn assert_refused(files: &Files, cases: Vec<Case>) {
             let ended = run(&[command, "--config", &file], &[]).await;
             let expected = format!("{file}:{place}: {key}: {what}");
             assert_eq!(ended.code, Some(78), "{command} {expected}\n{}", ended.stderr);
-            assert!(
-                ended.stderr.starts_with(&expected),
-                "got  {}\nwant {expected}",
-                ended.stderr
-            );
+            assert!(ended.stderr.starts_with(&expected), "got  {}\nwant {expected}", ended.stderr);
             assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
-            assert!(
-                ended.stderr.contains("; ") && ended.stdout.is_empty(),
-                "{}",
-                ended.stderr
-            );
+            assert!(ended.stderr.contains("; ") && ended.stdout.is_empty(), "{}", ended.stderr);
             assert!(!ended.stderr.contains(CANARY), "{}", ended.stderr);
         }
         assert!(!Path::new("postern-data").exists());
@@ -222,23 +209,14 @@ async fn a_bad_key_or_value_is_refused_with_its_place_and_what_to_write() {
     let canary = secret("written");
     let cases = vec![
         top("^sever: {}", "sever", "unknown key; did you mean `server`?"),
-        server(
-            "^thread: 2",
-            "server.thread",
-            "unknown key; did you mean `threads`?",
-        ),
+        server("^thread: 2", "server.thread", "unknown key; did you mean `threads`?"),
         edit(
             private,
             "^ulr: x\n      allow_private: true ",
             "routes[0].upstream.ulr",
             "unknown key; did you mean `url`?",
         ),
-        edit(
-            list,
-            "listen: ^127.0.0.1:8080",
-            "server.listen",
-            "is text where it cannot be; write a list",
-        ),
+        edit(list, "listen: ^127.0.0.1:8080", "server.listen", "is text where it cannot be; write a list"),
         edit(
             list,
             "listen: [^\"localhost:8080\"]",
@@ -251,11 +229,7 @@ async fn a_bad_key_or_value_is_refused_with_its_place_and_what_to_write() {
             "server.listen[0]",
             "has TLS, but there is no certificate; add `server.tls.certificates`",
         ),
-        server(
-            "threads: ^many",
-            "server.threads",
-            "is text where it cannot be; write a whole number",
-        ),
+        server("threads: ^many", "server.threads", "is text where it cannot be; write a whole number"),
         server(
             "access_log: ^true",
             "server.access_log",
@@ -337,11 +311,7 @@ async fn a_bad_key_or_value_is_refused_with_its_place_and_what_to_write() {
 async fn routes_that_collide_or_hide_our_own_endpoints_are_refused() {
     let path = "path: /demo ";
     let mut cases = vec![
-        second_route(
-            "name: ^demo, path: /b",
-            "routes[1].name",
-            "is also the name of routes[0]; ",
-        ),
+        second_route("name: ^demo, path: /b", "routes[1].name", "is also the name of routes[0]; "),
         second_route(
             "name: b, path: ^//demo/",
             "routes[1].path",
@@ -366,12 +336,7 @@ async fn routes_that_collide_or_hide_our_own_endpoints_are_refused() {
         "favicon.ico",
     ] {
         let what = format!("lies under /{own}, which is Postern's own; ");
-        cases.push(edit(
-            path,
-            &format!("path: ^/{own}/demo "),
-            "routes[0].path",
-            &what,
-        ));
+        cases.push(edit(path, &format!("path: ^/{own}/demo "), "routes[0].path", &what));
     }
     assert_refused(&Files::new(), cases).await;
 }
@@ -391,10 +356,8 @@ async fn files_that_cannot_be_used_are_refused_before_anything_starts() {
     let random = run(&["keys", "generate"], &[]).await.stdout;
     let readable = files.write_with_mode("open/readable.key", &random, 0o644);
     let (directory, nowhere) = (files.text("open"), files.text("nowhere"));
-    let (cert_file, key_file) = (
-        "server.tls.certificates[0].cert_file",
-        "server.tls.certificates[0].key_file",
-    );
+    let (cert_file, key_file) =
+        ("server.tls.certificates[0].cert_file", "server.tls.certificates[0].key_file");
     let unread = |path: &str| format!("{path} cannot be read: ");
     let sealing = |file: &str| format!("sealing_keys: [{{id: k1, file: ^{file}}}]");
     let open_key = format!("key file {readable} is readable by others; run chmod 600 {readable}");
@@ -414,12 +377,7 @@ async fn files_that_cannot_be_used_are_refused_before_anything_starts() {
             key_file,
             &format!("{cert} holds no readable private key; "),
         ),
-        certificates(
-            &cert,
-            &format!("^{other}"),
-            key_file,
-            &format!("{other} is not the key of {cert}; "),
-        ),
+        certificates(&cert, &format!("^{other}"), key_file, &format!("{other} is not the key of {cert}; ")),
         top(
             &sealing(&short),
             "sealing_keys[0].file",
@@ -427,11 +385,7 @@ async fn files_that_cannot_be_used_are_refused_before_anything_starts() {
         ),
         top(&sealing(&readable), "sealing_keys[0].file", &open_key),
         top(&sealing(&nowhere), "sealing_keys[0].file", &unread(&nowhere)),
-        top(
-            &format!("outbound: {{ca_files: [^{nowhere}]}}"),
-            "outbound.ca_files[0]",
-            &unread(&nowhere),
-        ),
+        top(&format!("outbound: {{ca_files: [^{nowhere}]}}"), "outbound.ca_files[0]", &unread(&nowhere)),
     ];
     assert_refused(&files, cases).await;
 }
@@ -446,17 +400,8 @@ async fn all_problems_are_told_at_once_in_the_order_of_the_file() {
     let file = files.write("postern.yaml", &text);
     let ended = validate(&file).await;
     assert_eq!(ended.code, Some(78));
-    let keys: Vec<&str> = ended
-        .stderr
-        .lines()
-        .map(|line| line.split(": ").nth(1).unwrap())
-        .collect();
-    assert_eq!(
-        keys[..2],
-        ["server.public_url", "server.admn"],
-        "{}",
-        ended.stderr
-    );
+    let keys: Vec<&str> = ended.stderr.lines().map(|line| line.split(": ").nth(1).unwrap()).collect();
+    assert_eq!(keys[..2], ["server.public_url", "server.admn"], "{}", ended.stderr);
 }
 
 #[tokio::test]
@@ -472,11 +417,7 @@ async fn a_file_that_is_no_configuration_is_refused() {
     for command in ["validate", "run", "demo"] {
         let ended = run(&[command, "--config", &nowhere], &[]).await;
         assert_eq!(ended.code, Some(78), "{}", ended.stderr);
-        assert!(
-            ended.stderr.starts_with(&format!("{nowhere}: cannot be read: ")),
-            "{}",
-            ended.stderr
-        );
+        assert!(ended.stderr.starts_with(&format!("{nowhere}: cannot be read: ")), "{}", ended.stderr);
     }
 }
 
@@ -494,11 +435,7 @@ async fn the_smallest_configuration_runs_as_it_stands() {
     gateway.ready().await;
     let client = Client::register(&gateway).await;
     let tokens = client.sign_in(&mut Browser::new(), "demo").await;
-    let answer = gateway
-        .mcp("demo")
-        .bearer(&tokens.access_token)
-        .tool("whoami", json!({}))
-        .await;
+    let answer = gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
     assert_eq!(answer.tool_text(), "upstream-user");
 
     // `./postern-data` counts from where the program was started.
@@ -525,12 +462,7 @@ async fn every_fixed_key_name_is_known() {
     assert_eq!(ended.code, Some(78));
     for line in ended.stderr.lines() {
         // Later versions have these; the files are not here.
-        let expected = [
-            "this version",
-            "cannot be read",
-            "is not set",
-            "belongs to `kind: redis`",
-        ];
+        let expected = ["this version", "cannot be read", "is not set", "belongs to `kind: redis`"];
         assert!(expected.iter().any(|words| line.contains(words)), "{line}");
     }
 
@@ -547,9 +479,7 @@ async fn every_fixed_key_name_is_known() {
     let text = without(&text, "  oidc:\n", "outbound:\n");
     let users =
         format!("login:\n  local: {{users: [{{username: a, password_hash: \"{PASSWORD_HASH}\"}}]}}\n");
-    let text = text
-        .replace("login:\n", &users)
-        .replace("/etc/postern", files.0.path().to_str().unwrap());
+    let text = text.replace("login:\n", &users).replace("/etc/postern", files.0.path().to_str().unwrap());
     let file = files.write("full.yaml", &text);
     let variables = [("FILES_SECRET", "a"), ("SEARCH_KEY", "b")];
     let ended = run(&["validate", "--config", &file], &variables).await;
@@ -573,9 +503,7 @@ async fn validate_opens_no_port_and_makes_no_file() {
     let files = Files::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let text = MINIMAL
-        .replace("8080", &port)
-        .replace("./postern-data", &files.text("data"));
+    let text = MINIMAL.replace("8080", &port).replace("./postern-data", &files.text("data"));
     let ended = validate(&files.write("postern.yaml", &text)).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(!files.path("data").exists());
@@ -587,9 +515,7 @@ async fn a_port_in_use_is_an_error_and_nothing_is_left_behind() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let text = MINIMAL.replace("./postern-data", &files.text("data"));
-    let free = text
-        .replace("127.0.0.1:8080\"", "127.0.0.1:0\"")
-        .replace("9090", "0");
+    let free = text.replace("127.0.0.1:8080\"", "127.0.0.1:0\"").replace("9090", "0");
     for text in [
         free.replace("127.0.0.1:0\"]", &format!("127.0.0.1:{port}\"]")),
         free.replace("admin: \"127.0.0.1:0\"", &format!("admin: \"127.0.0.1:{port}\"")),
@@ -598,11 +524,7 @@ async fn a_port_in_use_is_an_error_and_nothing_is_left_behind() {
         let ended = run(&["run", "--config", &file], &[]).await;
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let message = format!("postern: cannot listen on 127.0.0.1:{port}: Address already in use");
-        assert!(
-            ended.stderr.lines().last().unwrap().starts_with(&message),
-            "{}",
-            ended.stderr
-        );
+        assert!(ended.stderr.lines().last().unwrap().starts_with(&message), "{}", ended.stderr);
         assert!(!ended.stderr.contains("listening"), "{}", ended.stderr);
         assert!(!files.path("data").exists());
     }
@@ -622,10 +544,7 @@ fn activated(socket: &TcpListener, config: &Path, output: &Output) -> Process {
 /// The public listeners named in the log, in order.
 fn public_listeners(output: &Output) -> Vec<SocketAddr> {
     let lines = output.lines();
-    lines
-        .iter()
-        .filter_map(|line| listening_address(line, "public"))
-        .collect()
+    lines.iter().filter_map(|line| listening_address(line, "public")).collect()
 }
 
 #[tokio::test]
@@ -723,21 +642,11 @@ fn tls_client(
 #[tokio::test]
 async fn tls_listeners_speak_both_versions_of_http() {
     let upstream = Upstream::start().await;
-    let gateway = Gateway::builder()
-        .tls()
-        .route(Route::oauth("demo", &upstream))
-        .start()
-        .await;
+    let gateway = Gateway::builder().tls().route(Route::oauth("demo", &upstream)).start().await;
     let client = Client::register(&gateway).await;
     let mut browser = Browser::new().trusting(&gateway.roots);
     let tokens = client.sign_in(&mut browser, "demo").await;
-    assert!(
-        browser
-            .jar
-            .all()
-            .iter()
-            .any(|cookie| cookie.name.starts_with("__Host-"))
-    );
+    assert!(browser.jar.all().iter().any(|cookie| cookie.name.starts_with("__Host-")));
     for (old, version) in [(true, Version::HTTP_11), (false, Version::HTTP_2)] {
         let http = tls_client(gateway.address, &[], &gateway.roots, old);
         let call = McpRequest::to(&http, &gateway.url("/demo")).bearer(&tokens.access_token);
@@ -746,31 +655,15 @@ async fn tls_listeners_speak_both_versions_of_http() {
         let answer = call.send("POST", Some(&body.to_string())).await;
         assert_eq!((answer.status().as_u16(), answer.version()), (200, version));
         let answer: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
-        assert_eq!(
-            answer["result"]["content"][0]["text"].as_str().map(str::len),
-            Some(100_000)
-        );
+        assert_eq!(answer["result"]["content"][0]["text"].as_str().map(str::len), Some(100_000));
         let refused = call.without_header("authorization").call("ping", json!({})).await;
         assert_eq!(refused.status, 401);
-        assert!(
-            refused
-                .challenge("resource_metadata")
-                .unwrap()
-                .starts_with(&gateway.public_url)
-        );
+        assert!(refused.challenge("resource_metadata").unwrap().starts_with(&gateway.public_url));
     }
     // Plain HTTP on a TLS port gets no answer that could be taken for one, and harms nobody.
-    let plain = exchange(
-        gateway.address,
-        "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-        PATIENCE,
-    )
-    .await;
+    let plain = exchange(gateway.address, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n", PATIENCE).await;
     assert!(plain.is_none(), "{plain:?}");
-    assert_eq!(
-        gateway.http.get(gateway.url("/")).send().await.unwrap().status(),
-        200
-    );
+    assert_eq!(gateway.http.get(gateway.url("/")).send().await.unwrap().status(), 200);
 }
 
 #[tokio::test]
@@ -786,11 +679,7 @@ async fn the_name_a_client_asks_for_picks_the_certificate() {
     // TLS where the entry says so, or says nothing; none where it says http.
     gateway.reconfigure(
         "server.listen",
-        json!([
-            gateway.address.to_string(),
-            "http://127.0.0.1:0",
-            "https://127.0.0.1:0"
-        ]),
+        json!([gateway.address.to_string(), "http://127.0.0.1:0", "https://127.0.0.1:0"]),
     );
     gateway.reconfigure("server.tls", certificates);
     gateway.reconfigure("server.public_url", json!(format!("https://a.test:{port}")));
@@ -823,10 +712,7 @@ async fn the_name_a_client_asks_for_picks_the_certificate() {
             let challenge = answer.headers()["www-authenticate"].to_str().unwrap();
             let metadata = format!("https://{name}:{port}/.well-known/");
             assert!(challenge.contains(&metadata), "{challenge}");
-            assert!(
-                get(other).await.is_err(),
-                "{name} was shown the other certificate"
-            );
+            assert!(get(other).await.is_err(), "{name} was shown the other certificate");
         }
     }
     // A name that no certificate has: the first one.
@@ -838,17 +724,9 @@ async fn the_name_a_client_asks_for_picks_the_certificate() {
         .build()
         .unwrap();
     let answer = http.get(format!("https://c.test:{port}/x")).send().await.unwrap();
-    let shown = answer
-        .extensions()
-        .get::<reqwest::tls::TlsInfo>()
-        .unwrap()
-        .peer_certificate()
-        .unwrap();
+    let shown = answer.extensions().get::<reqwest::tls::TlsInfo>().unwrap().peer_certificate().unwrap();
     let first = reqwest::Certificate::from_der(shown).unwrap();
-    assert_eq!(
-        (answer.status().as_u16(), format!("{first:?}")),
-        (421, format!("{trust_a:?}"))
-    );
+    assert_eq!((answer.status().as_u16(), format!("{first:?}")), (421, format!("{trust_a:?}")));
 
     let plain = format!("GET /x HTTP/1.1\r\nHost: a.test:{port}\r\n\r\n");
     let answer = exchange(listeners[1], plain, PATIENCE).await.unwrap();
@@ -859,10 +737,7 @@ async fn the_name_a_client_asks_for_picks_the_certificate() {
 async fn schema_prints_what_is_shipped() {
     let printed = run(&["schema"], &[]).await;
     assert_eq!(printed.code, Some(0));
-    assert_eq!(
-        printed.stdout.trim_end(),
-        include_str!("../conf/postern.schema.json").trim_end()
-    );
+    assert_eq!(printed.stdout.trim_end(), include_str!("../conf/postern.schema.json").trim_end());
     let schema: Value = serde_json::from_str(&printed.stdout).unwrap();
     assert_eq!(schema["additionalProperties"], false);
 }
@@ -870,10 +745,7 @@ async fn schema_prints_what_is_shipped() {
 #[tokio::test]
 async fn version_and_usage() {
     let printed = run(&["--version"], &[]).await;
-    assert_eq!(
-        (printed.code, printed.stdout),
-        (Some(0), format!("postern {}", env!("CARGO_PKG_VERSION")))
-    );
+    assert_eq!((printed.code, printed.stdout), (Some(0), format!("postern {}", env!("CARGO_PKG_VERSION"))));
     for wrong in [&[][..], &["serve"], &["run", "--port", "1"], &["keys"]] {
         let ended = run(wrong, &[]).await;
         assert_eq!((ended.code, ended.stdout.as_str()), (Some(2), ""), "{wrong:?}");
@@ -883,11 +755,7 @@ async fn version_and_usage() {
 
 /// One OAuth route, sealed with these keys.
 async fn sealed_with(upstream: &Upstream, keys: &Value) -> Gateway {
-    Gateway::builder()
-        .with("sealing_keys", keys.clone())
-        .route(Route::oauth("demo", upstream))
-        .start()
-        .await
+    Gateway::builder().with("sealing_keys", keys.clone()).route(Route::oauth("demo", upstream)).start().await
 }
 
 #[tokio::test]
@@ -896,10 +764,7 @@ async fn a_generated_key_seals_the_store_and_can_be_rotated() {
     let mut keys = Vec::new();
     for name in ["k1", "k2", "k3"] {
         let made = run(&["keys", "generate"], &[]).await;
-        assert_eq!(
-            (made.code, made.stderr.as_str(), made.stdout.lines().count()),
-            (Some(0), "", 1)
-        );
+        assert_eq!((made.code, made.stderr.as_str(), made.stdout.lines().count()), (Some(0), "", 1));
         let bytes = data_encoding::BASE64.decode(made.stdout.as_bytes()).unwrap();
         assert_eq!(bytes.len(), 32);
         assert!(!keys.contains(&bytes));
@@ -917,38 +782,23 @@ async fn a_generated_key_seals_the_store_and_can_be_rotated() {
     gateway.reconfigure("sealing_keys", json!([key("k2"), key("k1")]));
     gateway.restart().await;
     let tokens = client.refresh(&tokens.refresh_token).await.tokens();
-    let answer = gateway
-        .mcp("demo")
-        .bearer(&tokens.access_token)
-        .tool("whoami", json!({}))
-        .await;
+    let answer = gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
     assert_eq!(answer.tool_text(), "upstream-user");
 
     // Another key altogether: refused with a sentence, and nobody's data is lost over it.
     gateway.stop().await;
-    for wrong in [
-        json!([key("k3")]),
-        json!([{"id": "k1", "file": files.text("k3")}]),
-        json!([]),
-    ] {
+    for wrong in [json!([key("k3")]), json!([{"id": "k1", "file": files.text("k3")}]), json!([])] {
         gateway.reconfigure("sealing_keys", wrong);
         let ended = run(&["run", "--config", gateway.config_file().to_str().unwrap()], &[]).await;
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let last = ended.stderr.lines().last().unwrap();
-        assert!(
-            last.starts_with("postern: ") && last.contains("sealing"),
-            "{last}"
-        );
+        assert!(last.starts_with("postern: ") && last.contains("sealing"), "{last}");
         assert!(!ended.stderr.contains("\"listening\""), "{}", ended.stderr);
         assert!(!gateway.data_dir().join("sealing.key").exists());
     }
     gateway.reconfigure("sealing_keys", json!([key("k2"), key("k1")]));
     gateway.restart().await;
-    let answer = gateway
-        .mcp("demo")
-        .bearer(&tokens.access_token)
-        .tool("whoami", json!({}))
-        .await;
+    let answer = gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
     assert_eq!(answer.tool_text(), "upstream-user");
 }
 
@@ -957,24 +807,16 @@ async fn a_lost_or_open_key_beside_a_store_is_refused_and_nothing_is_overwritten
     let upstream = Upstream::start().await;
     let mut gateway = Gateway::before(&upstream).await;
     gateway.stop().await;
-    let (key_file, store_file) = (
-        gateway.data_dir().join("sealing.key"),
-        gateway.data_dir().join("postern.redb"),
-    );
-    let (key, store) = (
-        std::fs::read(&key_file).unwrap(),
-        std::fs::read(&store_file).unwrap(),
-    );
+    let (key_file, store_file) =
+        (gateway.data_dir().join("sealing.key"), gateway.data_dir().join("postern.redb"));
+    let (key, store) = (std::fs::read(&key_file).unwrap(), std::fs::read(&store_file).unwrap());
     let config = gateway.config_file();
     let refused = async |words: &str| {
         let ended = run(&["run", "--config", config.to_str().unwrap()], &[]).await;
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let last = ended.stderr.lines().last().unwrap().to_owned();
         assert!(last.starts_with("postern: ") && last.contains(words), "{last}");
-        assert!(
-            std::fs::read(&store_file).unwrap() == store,
-            "the store was changed: {last}"
-        );
+        assert!(std::fs::read(&store_file).unwrap() == store, "the store was changed: {last}");
     };
     std::fs::remove_file(&key_file).unwrap();
     refused("sealing.key is missing but postern.redb is there: restore the key, or move the store away")
@@ -1009,24 +851,12 @@ async fn a_store_that_cannot_be_opened_is_refused_and_left_alone() {
         let ended = run(&["run", "--config", &config], &[]).await;
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
         let last = ended.stderr.lines().last().unwrap().to_owned();
-        assert!(
-            last.starts_with("postern: store: ") && last.contains(words),
-            "{last}"
-        );
+        assert!(last.starts_with("postern: store: ") && last.contains(words), "{last}");
         assert!(!ended.stderr.contains("\"listening\""), "{}", ended.stderr);
     };
     refused("postern.redb is in use by another process; the embedded store serves one Postern at a time")
         .await;
-    assert_eq!(
-        gateway
-            .http
-            .get(gateway.admin("/readyz"))
-            .send()
-            .await
-            .unwrap()
-            .status(),
-        200
-    );
+    assert_eq!(gateway.http.get(gateway.admin("/readyz")).send().await.unwrap().status(), 200);
     gateway.stop().await;
 
     let store = gateway.data_dir().join("postern.redb");
@@ -1062,11 +892,7 @@ fn hash_password(input: &str) -> Finished {
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim_end().to_owned();
-    Finished {
-        code: output.status.code(),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
+    Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 #[tokio::test]
@@ -1077,12 +903,7 @@ async fn a_hashed_password_lets_its_user_sign_in() {
     assert_ne!(first.stdout, second.stdout, "the salt is random");
     for nothing in ["", "\n"] {
         let ended = hash_password(nothing);
-        assert_eq!(
-            (ended.code, ended.stdout.as_str()),
-            (Some(1), ""),
-            "{}",
-            ended.stderr
-        );
+        assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{}", ended.stderr);
     }
 
     let users = json!([
@@ -1099,13 +920,8 @@ async fn a_hashed_password_lets_its_user_sign_in() {
     client.sign_in(&mut Browser::of("carol"), "demo").await;
     let request = client.authorization("demo");
     for stranger in ["dave", "alice"] {
-        let stopped = Browser::of(stranger)
-            .authorize_or_stop(&client.redirect_uri, &request.url())
-            .await;
-        assert!(
-            matches!(stopped, Arrival::Page(page) if page.status == 401),
-            "{stranger} got in"
-        );
+        let stopped = Browser::of(stranger).authorize_or_stop(&client.redirect_uri, &request.url()).await;
+        assert!(matches!(stopped, Arrival::Page(page) if page.status == 401), "{stranger} got in");
     }
 }
 
@@ -1127,11 +943,7 @@ async fn demo(files: &Files, output: &Output) -> (Process, SocketAddr, SocketAdd
         let running = eventually_some(PATIENCE, || {
             let listening = public_listeners(output).contains(&gateway);
             let ended = process.ended();
-            assert!(
-                ended.is_none() || output.text().contains("in use"),
-                "{}",
-                output.text()
-            );
+            assert!(ended.is_none() || output.text().contains("in use"), "{}", output.text());
             async move { (listening || ended.is_some()).then_some(ended.is_none()) }
         })
         .await;
@@ -1148,21 +960,13 @@ async fn the_demo_is_a_gateway_with_an_upstream_and_one_click() {
     let mut gateway = Gateway::builder().prepare();
     gateway.public_url = format!("http://{address}");
     // What a newcomer pastes into a client.
-    assert!(output.text().contains(&format!(
-        "claude mcp add --transport http demo {}/demo",
-        gateway.public_url
-    )));
-    let upstream_url = format!("http://{upstream}/mcp");
-    let direct = McpRequest::to(&http_client(&[]), &upstream_url)
-        .call("ping", json!({}))
-        .await;
-    assert_eq!(direct.status, 401);
     assert!(
-        direct
-            .challenge("resource_metadata")
-            .unwrap()
-            .starts_with(&format!("http://{upstream}/"))
+        output.text().contains(&format!("claude mcp add --transport http demo {}/demo", gateway.public_url))
     );
+    let upstream_url = format!("http://{upstream}/mcp");
+    let direct = McpRequest::to(&http_client(&[]), &upstream_url).call("ping", json!({})).await;
+    assert_eq!(direct.status, 401);
+    assert!(direct.challenge("resource_metadata").unwrap().starts_with(&format!("http://{upstream}/")));
 
     let client = Client::register(&gateway).await;
     let request = client.authorization("demo");
@@ -1171,22 +975,13 @@ async fn the_demo_is_a_gateway_with_an_upstream_and_one_click() {
     let login = browser.go(&request.url()).await.page();
     let consent = browser.press(&login, "sign in as demo").await.page();
     let upstream_consent = browser.press(&consent, "allow").await.page();
-    assert!(
-        upstream_consent
-            .url
-            .as_str()
-            .starts_with(&upstream_url[..upstream_url.len() - 4])
-    );
+    assert!(upstream_consent.url.as_str().starts_with(&upstream_url[..upstream_url.len() - 4]));
     let Arrival::Client(url) = browser.press(&upstream_consent, "allow").await else {
         panic!("not back at the client: {:?}", browser.trail());
     };
     let callback = support::client::Callback::of(&url);
     let tokens = client.redeem(&callback.code(), &request).await.tokens();
-    let answer = gateway
-        .mcp("demo")
-        .bearer(&tokens.access_token)
-        .tool("whoami", json!({}))
-        .await;
+    let answer = gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
     assert!(!answer.tool_text().is_empty());
 
     process.signal("TERM");
@@ -1205,14 +1000,8 @@ async fn one_click_and_the_demo_stay_on_this_computer() {
     let shipped = include_str!("../conf/demo.yaml");
     for text in [
         shipped.replace("listen: [\"127.0.0.1:8080\"]", "listen: [\"0.0.0.0:8080\"]"),
-        shipped.replace(
-            "listen: [\"127.0.0.1:8080\"]",
-            "listen: [\"127.0.0.1:8080\", \"[::]:8082\"]",
-        ),
-        shipped.replace(
-            "public_url: http://127.0.0.1:8080",
-            &format!("public_url: https://a.test\n  {tls}"),
-        ),
+        shipped.replace("listen: [\"127.0.0.1:8080\"]", "listen: [\"127.0.0.1:8080\", \"[::]:8082\"]"),
+        shipped.replace("public_url: http://127.0.0.1:8080", &format!("public_url: https://a.test\n  {tls}")),
     ] {
         assert_ne!(text, shipped);
         let file = files.write("demo.yaml", &text);
@@ -1220,9 +1009,7 @@ async fn one_click_and_the_demo_stay_on_this_computer() {
             let ended = run(&[command, "--config", &file], &[]).await;
             assert_eq!(ended.code, Some(78), "{}", ended.stderr);
             assert!(
-                ended
-                    .stderr
-                    .contains("login.local.one_click: sign-in without a password needs"),
+                ended.stderr.contains("login.local.one_click: sign-in without a password needs"),
                 "{}",
                 ended.stderr
             );
@@ -1232,11 +1019,7 @@ async fn one_click_and_the_demo_stay_on_this_computer() {
     let away = shipped.replace("http://127.0.0.1:8081/mcp", "http://192.0.2.1:8081/mcp");
     let ended = run(&["demo", "--config", &files.write("demo.yaml", &away)], &[]).await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
-    assert!(
-        ended.stderr.contains("an upstream on a loopback address"),
-        "{}",
-        ended.stderr
-    );
+    assert!(ended.stderr.contains("an upstream on a loopback address"), "{}", ended.stderr);
 }
 
 #[tokio::test]
@@ -1251,11 +1034,7 @@ async fn one_click_needs_the_loopback_host_in_the_request_too() {
     assert!(page.text().contains("Sign in as alice"));
     // A page of another site that lets its name point here.
     let port = gateway.address.port();
-    for host in [
-        format!("evil.test:{port}"),
-        format!("files.test:{port}"),
-        format!("localhost:{port}"),
-    ] {
+    for host in [format!("evil.test:{port}"), format!("files.test:{port}"), format!("localhost:{port}")] {
         let get = format!("GET /login HTTP/1.1\r\nHost: {host}\r\n\r\n");
         let answer = exchange(gateway.address, get, PATIENCE).await.unwrap();
         assert_ne!(answer.status, 200, "{host}");

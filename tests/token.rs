@@ -1,11 +1,6 @@
 //! The token endpoint and revocation: codes are good once and only for who asked, refresh tokens rotate, and
 //! whatever looks like theft ends the grant with everything it brought.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
 
@@ -58,21 +53,13 @@ impl Rig {
             .route(Route::open("other", &upstream).with("scopes", json!(["write"])));
         let gateway = configure(builder).start().await;
         let client = Client::register(&gateway).await;
-        Rig {
-            gateway,
-            client,
-            browser: Browser::new(),
-            _upstream: upstream,
-        }
+        Rig { gateway, client, browser: Browser::new(), _upstream: upstream }
     }
 
     /// A fresh code for `demo` and the request it answers.
     async fn code(&mut self) -> (String, AuthorizationRequest) {
         let request = self.client.authorization("demo");
-        let callback = self
-            .browser
-            .authorize(&self.client.redirect_uri, &request.url())
-            .await;
+        let callback = self.browser.authorize(&self.client.redirect_uri, &request.url()).await;
         (callback.code(), request)
     }
 
@@ -99,22 +86,12 @@ impl Rig {
 #[track_caller]
 fn assert_refused(answer: &TokenAnswer, error: &str) {
     let status = if error == "invalid_client" { 401 } else { 400 };
-    assert_eq!(
-        (answer.status(), answer.error().as_deref()),
-        (status, Some(error)),
-        "{}",
-        answer.0.body
-    );
-    let description = answer.0.json()["error_description"]
-        .as_str()
-        .unwrap_or_default()
-        .to_owned();
+    assert_eq!((answer.status(), answer.error().as_deref()), (status, Some(error)), "{}", answer.0.body);
+    let description = answer.0.json()["error_description"].as_str().unwrap_or_default().to_owned();
     // RFC 6749 §5.2 allows no other characters.
     assert!(
         !description.is_empty()
-            && description
-                .bytes()
-                .all(|b| matches!(b, 0x20..0x7f) && b != b'"' && b != b'\\'),
+            && description.bytes().all(|b| matches!(b, 0x20..0x7f) && b != b'"' && b != b'\\'),
         "{description:?}"
     );
     assert_uncached(&answer.0);
@@ -137,22 +114,11 @@ async fn sr_as_35_a_code_brings_a_bearer_token_and_a_refresh_token() {
     let answer = rig.client.redeem(&code, &request).await;
     assert_uncached(&answer.0);
     let body = answer.0.json();
-    assert_eq!(
-        (&body["token_type"], &body["expires_in"]),
-        (&json!("Bearer"), &json!(600))
-    );
-    assert_eq!(
-        body.as_object().unwrap().len(),
-        5,
-        "nothing else: {:?}",
-        body.as_object().unwrap().keys()
-    );
+    assert_eq!((&body["token_type"], &body["expires_in"]), (&json!("Bearer"), &json!(600)));
+    assert_eq!(body.as_object().unwrap().len(), 5, "nothing else: {:?}", body.as_object().unwrap().keys());
     let tokens = answer.tokens();
     assert_eq!(tokens.scope, ACCESS_SCOPE);
-    assert!(
-        tokens.access_token.starts_with("postern_at_"),
-        "secret scanners know it"
-    );
+    assert!(tokens.access_token.starts_with("postern_at_"), "secret scanners know it");
     assert!(tokens.refresh_token.starts_with("postern_rt_"));
     rig.assert_alive(&tokens.access_token).await;
     // Neither is a refresh token a token for calls, nor the other way round.
@@ -188,10 +154,7 @@ async fn sr_t12_who_cannot_use_a_code_cannot_use_its_replay_as_a_weapon() {
     let stranger = Client::register(&rig.gateway).await;
     assert_refused(&stranger.redeem(&code, &request).await, "invalid_grant");
     let verifier = Pkce::new().verifier;
-    let guessed = rig
-        .client
-        .redemption(&code, &request)
-        .with("code_verifier", &verifier);
+    let guessed = rig.client.redemption(&code, &request).with("code_verifier", &verifier);
     assert_refused(&rig.client.token(&guessed).await, "invalid_grant");
     // Made up, with what a true refresh token gives away.
     let grant = tokens.refresh_token.strip_prefix("postern_rt_").unwrap();
@@ -238,16 +201,11 @@ async fn sr_t11_sr_as_32_a_code_needs_its_verifier() {
         "x".repeat(42),
         "x".repeat(129),
     ] {
-        let answer = rig
-            .client
-            .token(&redemption.clone().with("code_verifier", &wrong))
-            .await;
+        let answer = rig.client.token(&redemption.clone().with("code_verifier", &wrong)).await;
         assert_refused(&answer, "invalid_grant");
     }
-    for missing in [
-        redemption.clone().without("code_verifier"),
-        redemption.clone().with("code_verifier", ""),
-    ] {
+    for missing in [redemption.clone().without("code_verifier"), redemption.clone().with("code_verifier", "")]
+    {
         assert_refused(&rig.client.token(&missing).await, "invalid_request");
     }
     rig.client.token(&redemption).await.tokens();
@@ -261,24 +219,12 @@ async fn sr_t29_what_is_wrong_with_a_redemption_is_found_before_the_code_is_spen
     let demo = rig.client.resource("demo");
     for (name, value, error) in [
         ("resource", rig.client.resource("other"), "invalid_target"),
-        (
-            "resource",
-            "https://elsewhere.example/mcp".into(),
-            "invalid_target",
-        ),
+        ("resource", "https://elsewhere.example/mcp".into(), "invalid_target"),
         ("resource", demo.replace("demo", "DEMO"), "invalid_target"),
         ("resource", format!("{demo}/x"), "invalid_target"),
         ("redirect_uri", "http://127.0.0.1:1/other".into(), "invalid_grant"),
-        (
-            "redirect_uri",
-            format!("{}/", rig.client.redirect_uri),
-            "invalid_grant",
-        ),
-        (
-            "redirect_uri",
-            "https://evil.test/callback".into(),
-            "invalid_grant",
-        ),
+        ("redirect_uri", format!("{}/", rig.client.redirect_uri), "invalid_grant"),
+        ("redirect_uri", "https://evil.test/callback".into(), "invalid_grant"),
         ("client_secret", "guess".into(), "invalid_client"),
         ("client_assertion", "e30.e30.".into(), "invalid_client"),
         ("grant_type", "password".into(), "unsupported_grant_type"),
@@ -290,11 +236,7 @@ async fn sr_t29_what_is_wrong_with_a_redemption_is_found_before_the_code_is_spen
     let twice = redemption.clone().and("resource", &demo);
     assert_refused(&rig.client.token(&twice).await, "invalid_request");
     // OAuth 2.1 needs no redirect URI here, and RFC 8707 no resource.
-    let tokens = rig
-        .client
-        .token(&redemption.without("redirect_uri").without("resource"))
-        .await
-        .tokens();
+    let tokens = rig.client.token(&redemption.without("redirect_uri").without("resource")).await.tokens();
     rig.assert_alive(&tokens.access_token).await;
 }
 
@@ -310,8 +252,7 @@ async fn sr_t12_of_many_redemptions_at_once_one_wins() {
     }
     let answers = running.join_all().await;
     let (won, lost): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status() == 200);
-    lost.iter()
-        .for_each(|answer| assert_refused(answer, "invalid_grant"));
+    lost.iter().for_each(|answer| assert_refused(answer, "invalid_grant"));
     assert_eq!(won.len(), 1);
     // The others were replays, so what it won does not live.
     let tokens = won[0].tokens();
@@ -332,11 +273,7 @@ async fn a_code_survives_a_crash_and_so_does_its_being_spent() {
     assert_refused(&rig.client.redeem(&code, &request).await, "invalid_grant");
     rig.assert_dies(&tokens.access_token).await;
     rig.gateway.restart().await;
-    assert_eq!(
-        rig.status(&tokens.access_token).await,
-        401,
-        "revoked stays revoked"
-    );
+    assert_eq!(rig.status(&tokens.access_token).await, 401, "revoked stays revoked");
 }
 
 // === refresh ===
@@ -461,17 +398,9 @@ async fn sr_t29_sr_as_37_what_is_wrong_with_a_refresh_is_found_before_it_rotates
         ("client_secret", "guess".into(), "invalid_client"),
         ("client_id", String::new(), "invalid_request"),
     ] {
-        assert_refused(
-            &rig.client.token(&refreshment.clone().with(name, &value)).await,
-            error,
-        );
+        assert_refused(&rig.client.token(&refreshment.clone().with(name, &value)).await, error);
     }
-    assert_refused(
-        &rig.client
-            .token(&refreshment.clone().without("refresh_token"))
-            .await,
-        "invalid_request",
-    );
+    assert_refused(&rig.client.token(&refreshment.clone().without("refresh_token")).await, "invalid_request");
     // The next two would not get the same token twice if any of these had rotated it.
     let good = refreshment.with("resource", &rig.client.resource("demo"));
     let next = rig.client.token(&good).await.tokens();
@@ -483,34 +412,19 @@ async fn sr_t29_sr_as_37_what_is_wrong_with_a_refresh_is_found_before_it_rotates
 async fn sr_as_37_a_refresh_may_ask_for_less_and_the_next_for_all_again() {
     let mut rig = Rig::start().await;
     let request = rig.client.authorization("other");
-    let callback = rig
-        .browser
-        .authorize(&rig.client.redirect_uri, &request.url())
-        .await;
+    let callback = rig.browser.authorize(&rig.client.redirect_uri, &request.url()).await;
     let tokens = rig.client.redeem(&callback.code(), &request).await.tokens();
     let all = format!("{ACCESS_SCOPE} write");
     assert_eq!(tokens.scope, all);
-    let less = rig
-        .client
-        .refreshment(&tokens.refresh_token)
-        .with("scope", ACCESS_SCOPE);
+    let less = rig.client.refreshment(&tokens.refresh_token).with("scope", ACCESS_SCOPE);
     let less = rig.client.token(&less).await.tokens();
     assert_eq!(less.scope, ACCESS_SCOPE);
     let call = |token: &str| rig.gateway.mcp("other").bearer(token);
     let refused = call(&less.access_token).tool("echo", json!({"text": "x"})).await;
-    assert_eq!(
-        (refused.status, refused.challenge("error").as_deref()),
-        (403, Some("insufficient_scope"))
-    );
+    assert_eq!((refused.status, refused.challenge("error").as_deref()), (403, Some("insufficient_scope")));
     let full = rig.client.refresh(&less.refresh_token).await.tokens();
     assert_eq!(full.scope, all);
-    assert_eq!(
-        call(&full.access_token)
-            .tool("echo", json!({"text": "x"}))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(call(&full.access_token).tool("echo", json!({"text": "x"})).await.status, 200);
 }
 
 #[tokio::test]
@@ -564,10 +478,7 @@ async fn a_user_who_was_taken_away_gets_no_more_tokens() {
     rig.gateway.restart().await;
     assert_refused(&rig.client.refresh(&tokens.refresh_token).await, "invalid_grant");
     let page = rig.browser.peek(&rig.client.authorization("demo").url()).await;
-    assert!(
-        page.header("location").unwrap().starts_with("/login?"),
-        "the session has ended too"
-    );
+    assert!(page.header("location").unwrap().starts_with("/login?"), "the session has ended too");
 }
 
 // === revocation ===
@@ -579,11 +490,7 @@ async fn sr_as_80_revoking_either_token_ends_the_grant() {
         let bystander = rig.tokens().await;
         let first = rig.tokens().await;
         let tokens = rig.client.refresh(&first.refresh_token).await.tokens();
-        let token = if by_access_token {
-            &tokens.access_token
-        } else {
-            &tokens.refresh_token
-        };
+        let token = if by_access_token { &tokens.access_token } else { &tokens.refresh_token };
         let answer = rig.client.revoke(token).await;
         assert_eq!(answer.status, 200, "{}", answer.body);
         assert_uncached(&answer);
@@ -592,11 +499,7 @@ async fn sr_as_80_revoking_either_token_ends_the_grant() {
         for refresh_token in [&first.refresh_token, &tokens.refresh_token] {
             assert_refused(&rig.client.refresh(refresh_token).await, "invalid_grant");
         }
-        assert_eq!(
-            rig.client.revoke(token).await.status,
-            200,
-            "once more does no harm"
-        );
+        assert_eq!(rig.client.revoke(token).await.status, 200, "once more does no harm");
         rig.assert_alive(&bystander.access_token).await;
         rig.client.refresh(&bystander.refresh_token).await.tokens();
     }
@@ -622,13 +525,7 @@ async fn sr_t30_a_client_revokes_its_own_tokens_only() {
         assert_eq!(stranger.revoke(token).await.status, 200, "it learns nothing");
     }
     let (family, _) = tokens.refresh_token.split_once('.').unwrap();
-    for unknown in [
-        "x",
-        "postern_rt_x.y",
-        "postern_at_AAAA",
-        &format!("{family}.guess"),
-        family,
-    ] {
+    for unknown in ["x", "postern_rt_x.y", "postern_at_AAAA", &format!("{family}.guess"), family] {
         assert_eq!(rig.client.revoke(unknown).await.status, 200, "{unknown}");
     }
     rig.assert_alive(&tokens.access_token).await;
@@ -639,26 +536,13 @@ async fn sr_t30_a_client_revokes_its_own_tokens_only() {
 async fn sr_as_80_a_revocation_is_a_form_with_client_and_token() {
     let mut rig = Rig::start().await;
     let tokens = rig.tokens().await;
-    let form = Params::new()
-        .with("client_id", &rig.client.id)
-        .with("token", &tokens.refresh_token);
-    for bad in [
-        form.clone().without("token"),
-        form.clone().without("client_id"),
-        form.clone().and("token", "x"),
-    ] {
-        assert_refused(
-            &TokenAnswer(rig.client.form("/oauth/revoke", &bad).await),
-            "invalid_request",
-        );
+    let form = Params::new().with("client_id", &rig.client.id).with("token", &tokens.refresh_token);
+    for bad in
+        [form.clone().without("token"), form.clone().without("client_id"), form.clone().and("token", "x")]
+    {
+        assert_refused(&TokenAnswer(rig.client.form("/oauth/revoke", &bad).await), "invalid_request");
     }
-    let got = rig
-        .gateway
-        .http
-        .get(form.url(&rig.gateway.url("/oauth/revoke")))
-        .send()
-        .await
-        .unwrap();
+    let got = rig.gateway.http.get(form.url(&rig.gateway.url("/oauth/revoke"))).send().await.unwrap();
     assert_eq!(got.status(), 405);
     rig.assert_alive(&tokens.access_token).await;
     // A wrong hint is only a hint (RFC 7009 §2.1).
@@ -693,35 +577,22 @@ async fn sr_as_30_the_token_endpoint_takes_forms_by_post_only() {
         (Some("application/json"), as_json),
         (Some("multipart/form-data"), redemption.encoded()),
         (Some("application/x-www-form-urlencoded2"), redemption.encoded()),
-        (
-            Some("text/plain; application/x-www-form-urlencoded"),
-            redemption.encoded(),
-        ),
+        (Some("text/plain; application/x-www-form-urlencoded"), redemption.encoded()),
         (Some("application/x-www-form-urlencoded"), String::new()),
         (
             Some("application/x-www-form-urlencoded"),
             format!("{}&x={}", redemption.encoded(), "x".repeat(20_000)),
         ),
-        (
-            Some("application/x-www-form-urlencoded"),
-            format!("{}{}", redemption.encoded(), "&y=1".repeat(2)),
-        ),
+        (Some("application/x-www-form-urlencoded"), format!("{}{}", redemption.encoded(), "&y=1".repeat(2))),
     ] {
         assert_refused(&post(kind, body).await, "invalid_request");
     }
     // Parameters in the query are not the client's word (RFC 6749 §3.2).
-    let queried = http
-        .post(redemption.url(&url))
-        .header("content-type", "application/x-www-form-urlencoded");
-    assert_refused(
-        &TokenAnswer(McpAnswer::of(queried.send().await.unwrap()).await),
-        "invalid_request",
-    );
+    let queried = http.post(redemption.url(&url)).header("content-type", "application/x-www-form-urlencoded");
+    assert_refused(&TokenAnswer(McpAnswer::of(queried.send().await.unwrap()).await), "invalid_request");
     // None of these has cost the client its code, and the media type is no matter of case.
     let kind = "Application/X-WWW-Form-URLEncoded; charset=UTF-8";
-    post(Some(kind), redemption.with("unknown", "ignored").encoded())
-        .await
-        .tokens();
+    post(Some(kind), redemption.with("unknown", "ignored").encoded()).await.tokens();
 }
 
 #[tokio::test]
@@ -729,37 +600,19 @@ async fn sr_as_33_clients_are_public_and_a_secret_is_refused() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     let redemption = rig.client.redemption(&code, &request);
-    let basic = format!(
-        "Basic {}",
-        data_encoding::BASE64.encode(format!("{}:x", rig.client.id).as_bytes())
-    );
-    for (path, authorization) in [
-        ("/oauth/token", basic.as_str()),
-        ("/oauth/token", "Bearer x"),
-        ("/oauth/revoke", basic.as_str()),
-    ] {
-        let request = rig
-            .gateway
-            .http
-            .post(rig.gateway.url(path))
-            .header("authorization", authorization);
-        let request = request
-            .header("content-type", "application/x-www-form-urlencoded")
-            .body(redemption.encoded());
+    let basic = format!("Basic {}", data_encoding::BASE64.encode(format!("{}:x", rig.client.id).as_bytes()));
+    for (path, authorization) in
+        [("/oauth/token", basic.as_str()), ("/oauth/token", "Bearer x"), ("/oauth/revoke", basic.as_str())]
+    {
+        let request = rig.gateway.http.post(rig.gateway.url(path)).header("authorization", authorization);
+        let request =
+            request.header("content-type", "application/x-www-form-urlencoded").body(redemption.encoded());
         let answer = TokenAnswer(McpAnswer::of(request.send().await.unwrap()).await);
         assert_refused(&answer, "invalid_client");
         // RFC 6749 §5.2, RFC 9110 §15.5.2.
-        assert!(
-            answer.0.header("www-authenticate").is_some(),
-            "{path} {authorization}"
-        );
+        assert!(answer.0.header("www-authenticate").is_some(), "{path} {authorization}");
     }
-    assert_refused(
-        &rig.client
-            .token(&redemption.clone().with("client_secret", "x"))
-            .await,
-        "invalid_client",
-    );
+    assert_refused(&rig.client.token(&redemption.clone().with("client_secret", "x")).await, "invalid_client");
     rig.client.token(&redemption).await.tokens();
 }
 
@@ -768,10 +621,7 @@ async fn an_access_token_ends_when_it_was_said_to() {
     let mut rig = Rig::with(|builder| builder.with("oauth_server.access_token_ttl", json!("1s"))).await;
     let tokens = rig.tokens().await;
     assert_eq!(tokens.expires_in, 1);
-    eventually(Duration::from_secs(3), async || {
-        rig.status(&tokens.access_token).await == 401
-    })
-    .await;
+    eventually(Duration::from_secs(3), async || rig.status(&tokens.access_token).await == 401).await;
     rig.client.refresh(&tokens.refresh_token).await.tokens();
 }
 
@@ -779,10 +629,7 @@ async fn an_access_token_ends_when_it_was_said_to() {
 async fn sr_t17_tokens_codes_and_verifiers_are_never_logged() {
     let mut rig = Rig::with(|builder| builder.with("server.access_log", json!("json"))).await;
     let (code, request) = rig.code().await;
-    let wrong = rig
-        .client
-        .redemption(&code, &request)
-        .with("redirect_uri", "https://evil.test/");
+    let wrong = rig.client.redemption(&code, &request).with("redirect_uri", "https://evil.test/");
     assert_refused(&rig.client.token(&wrong).await, "invalid_grant");
     let tokens = rig.client.redeem(&code, &request).await.tokens();
     let next = rig.client.refresh(&tokens.refresh_token).await.tokens();
@@ -795,13 +642,7 @@ async fn sr_t17_tokens_codes_and_verifiers_are_never_logged() {
     let log = rig.gateway.output.text();
     assert!(log.contains("/oauth/token"), "the access log is on");
     let cookies = rig.browser.jar.all().iter().map(|cookie| cookie.value.as_str());
-    let secrets = [
-        &code,
-        &request.state,
-        &tokens.access_token,
-        &tokens.refresh_token,
-        &next.refresh_token,
-    ];
+    let secrets = [&code, &request.state, &tokens.access_token, &tokens.refresh_token, &next.refresh_token];
     for secret in secrets.into_iter().map(String::as_str).chain(cookies) {
         assert!(!log.contains(secret), "{secret}");
     }
@@ -832,10 +673,7 @@ impl Later {
         let store = Arc::new(Embedded::open(directory.path(), clock.clone()).unwrap());
         let sealer = Sealer::new(vec![SealingKey::new("k", seal::random().unwrap()).unwrap()]).unwrap();
         let records = Records::new(store, Arc::new(sealer));
-        let settings = Settings {
-            ca_certificates: Vec::new(),
-            forbidden: Vec::new(),
-        };
+        let settings = Settings { ca_certificates: Vec::new(), forbidden: Vec::new() };
         let connector = Connector::new(
             clock.clone(),
             records.clone(),
@@ -872,17 +710,10 @@ impl Later {
 
     /// The answer, or the error's code.
     async fn redeem(&self, code: &str, pkce: &Pkce) -> Result<serde_json::Value, &'static str> {
-        let redemption = Redemption {
-            client_id: "c",
-            code,
-            verifier: &pkce.verifier,
-            redirect_uri: None,
-            resource: None,
-        };
+        let redemption =
+            Redemption { client_id: "c", code, verifier: &pkce.verifier, redirect_uri: None, resource: None };
         let answer = grant::redeem(&self.authority, &self.authority.snapshot(), &redemption).await;
-        answer
-            .map(|answer| serde_json::to_value(answer).unwrap())
-            .map_err(|refusal| refusal.code)
+        answer.map(|answer| serde_json::to_value(answer).unwrap()).map_err(|refusal| refusal.code)
     }
 
     async fn refresh(&self, tokens: &serde_json::Value) -> Result<serde_json::Value, &'static str> {
@@ -893,9 +724,7 @@ impl Later {
             resource: None,
         };
         let answer = grant::refresh(&self.authority, &self.authority.snapshot(), &renewal).await;
-        answer
-            .map(|answer| serde_json::to_value(answer).unwrap())
-            .map_err(|refusal| refusal.code)
+        answer.map(|answer| serde_json::to_value(answer).unwrap()).map_err(|refusal| refusal.code)
     }
 
     fn pass(&self, seconds: u64) {
@@ -922,11 +751,7 @@ async fn sr_t28_the_replay_window_ends() {
     assert_eq!(later.refresh(&first).await, Ok(second.clone()));
     later.pass(1);
     assert_eq!(later.refresh(&first).await, Err("invalid_grant"));
-    assert_eq!(
-        later.refresh(&second).await,
-        Err("invalid_grant"),
-        "the family has ended"
-    );
+    assert_eq!(later.refresh(&second).await, Err("invalid_grant"), "the family has ended");
 }
 
 #[tokio::test]
@@ -943,10 +768,7 @@ async fn sr_as_39_a_refresh_token_nobody_uses_ends() {
 async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
     let later = Later::new();
     let (authority, snapshot) = (&later.authority, later.authority.snapshot());
-    let browser = authorize::Browser {
-        user: "alice".into(),
-        session: "s".into(),
-    };
+    let browser = authorize::Browser { user: "alice".into(), session: "s".into() };
     let question = async || {
         let request = authorize::Request {
             client_id: "c".into(),

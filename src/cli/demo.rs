@@ -49,9 +49,7 @@ fn upstream_address(config: &Config) -> Option<SocketAddr> {
 fn serve_upstream(address: SocketAddr) -> std::io::Result<()> {
     let socket = std::net::TcpListener::bind(address)?;
     socket.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::spawn(move || {
         let served = runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(socket)?;

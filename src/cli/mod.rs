@@ -28,23 +28,13 @@ enum Command {
     /// Serve as the configuration says.
     Run {
         /// The configuration file.
-        #[arg(
-            short,
-            long,
-            env = "POSTERN_CONFIG",
-            default_value = "/etc/postern/postern.yaml"
-        )]
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
         config: PathBuf,
     },
     /// Read and check a configuration; open no port, change nothing. Exit code 78 if it is wrong.
     Validate {
         /// The configuration file.
-        #[arg(
-            short,
-            long,
-            env = "POSTERN_CONFIG",
-            default_value = "/etc/postern/postern.yaml"
-        )]
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
         config: PathBuf,
     },
     /// Print the JSON schema of the configuration.

@@ -118,25 +118,14 @@ impl<'a> Checker<'a> {
         let Some(text) = written else { return default };
         match humantime::parse_duration(text) {
             Ok(value) if value < least || value > most => {
-                let (least, most) = (
-                    humantime::format_duration(least),
-                    humantime::format_duration(most),
-                );
-                self.refuse(
-                    key,
-                    "is out of range",
-                    format!("write a duration from {least} to {most}"),
-                );
+                let (least, most) = (humantime::format_duration(least), humantime::format_duration(most));
+                self.refuse(key, "is out of range", format!("write a duration from {least} to {most}"));
                 default
             }
             Ok(value) => value,
             Err(_) => {
                 let example = humantime::format_duration(default);
-                self.refuse(
-                    key,
-                    "is not a duration",
-                    format!("write a number with a unit, like {example}"),
-                );
+                self.refuse(key, "is not a duration", format!("write a number with a unit, like {example}"));
                 default
             }
         }
@@ -173,17 +162,10 @@ impl<'a> Checker<'a> {
             }
         };
         // The parser silently drops tabs, line breaks and outer spaces and turns backslashes; say it instead.
-        if written
-            .chars()
-            .any(|c| c.is_control() || c.is_whitespace() || c == '\\')
-        {
+        if written.chars().any(|c| c.is_control() || c.is_whitespace() || c == '\\') {
             self.refuse(key, "contains spaces, control characters or backslashes", example);
         } else if !url.username().is_empty() || url.password().is_some() {
-            self.refuse(
-                key,
-                "contains a user name or password",
-                "leave out everything before `@`",
-            );
+            self.refuse(key, "contains a user name or password", "leave out everything before `@`");
         } else if url.fragment().is_some() {
             self.refuse(key, "contains a fragment", "leave out `#` and what follows");
         } else if url.scheme() == "http" && !plain {
@@ -197,11 +179,7 @@ impl<'a> Checker<'a> {
 
 /// Host of `url`, lower case, IPv6 without brackets: the form in which hosts are compared everywhere.
 pub(super) fn bare_host(url: &Url) -> String {
-    url.host_str()
-        .unwrap_or_default()
-        .trim_start_matches('[')
-        .trim_end_matches(']')
-        .to_owned()
+    url.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -215,11 +193,7 @@ pub(super) fn check(
     environment: &dyn Environment,
     problems: Vec<Problem>,
 ) -> Result<Config, Vec<Problem>> {
-    let mut check = Checker {
-        document,
-        environment,
-        problems,
-    };
+    let mut check = Checker { document, environment, problems };
     let server = server::check(&mut check, &file.server);
     let public_url = server.as_ref().map(|server| &server.public_url);
     let store = store(&mut check, file.store.as_ref());
@@ -230,16 +204,9 @@ pub(super) fn check(
     let outbound = outbound(&mut check, file.outbound);
     let routes = route::check(&mut check, &file.routes, public_url);
     match server {
-        Some(server) if check.problems.is_empty() => Ok(Config {
-            server,
-            store,
-            sealing_keys,
-            oauth_server,
-            oauth_client,
-            login,
-            outbound,
-            routes,
-        }),
+        Some(server) if check.problems.is_empty() => {
+            Ok(Config { server, store, sealing_keys, oauth_server, oauth_client, login, outbound, routes })
+        }
         _ => Err(check.problems),
     }
 }
@@ -251,17 +218,10 @@ fn store(check: &mut Checker<'_>, written: Option<&file::Store>) -> Store {
     };
     if written.kind == Some(file::StoreKind::Redis) {
         let write = "write `kind: embedded` or leave `store` out";
-        check.refuse(
-            &key.child("kind"),
-            "this version has the embedded store only",
-            write,
-        );
+        check.refuse(&key.child("kind"), "this version has the embedded store only", write);
         return Store::Embedded;
     }
-    for (name, present) in [
-        ("urls", written.urls.is_some()),
-        ("prefix", written.prefix.is_some()),
-    ] {
+    for (name, present) in [("urls", written.urls.is_some()), ("prefix", written.prefix.is_some())] {
         if present {
             check.refuse(
                 &key.child(name),
@@ -277,18 +237,10 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer) -> OauthSe
     let key = Key::top("oauth_server");
     if written.access_token_format == Some(file::AccessTokenFormat::Jwt) {
         let write = "write `access_token_format: sealed` or leave it out";
-        check.refuse(
-            &key.child("access_token_format"),
-            "this version issues sealed tokens only",
-            write,
-        );
+        check.refuse(&key.child("access_token_format"), "this version issues sealed tokens only", write);
     }
     if written.signing_keys.as_ref().is_some_and(|keys| !keys.is_empty()) {
-        check.refuse(
-            &key.child("signing_keys"),
-            "this version signs no tokens yet",
-            "leave it out",
-        );
+        check.refuse(&key.child("signing_keys"), "this version signs no tokens yet", "leave it out");
     }
     let access_token_ttl = check.duration(
         &key.child("access_token_ttl"),
@@ -345,12 +297,7 @@ fn oauth_client(check: &mut Checker<'_>, written: Option<file::OauthClient>) -> 
 
 /// Whether a path in `text` has a segment `.` or `..`, percent-encoded or not.
 pub(super) fn has_dot_segment(text: &str) -> bool {
-    let path = text
-        .split(['?', '#'])
-        .next()
-        .unwrap_or_default()
-        .to_ascii_lowercase()
-        .replace("%2e", ".");
+    let path = text.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase().replace("%2e", ".");
     path.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
@@ -372,8 +319,5 @@ fn outbound(check: &mut Checker<'_>, written: Option<file::Outbound>) -> Outboun
             }
         }
     }
-    Outbound {
-        ca_files,
-        ca_certificates,
-    }
+    Outbound { ca_files, ca_certificates }
 }

@@ -117,26 +117,15 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("authorization_endpoint", written.authorization_endpoint.is_some()),
         ("token_endpoint", written.token_endpoint.is_some()),
         ("resource", written.resource.is_some()),
-        (
-            "token_endpoint_auth_method",
-            written.token_endpoint_auth_method.is_some(),
-        ),
+        ("token_endpoint_auth_method", written.token_endpoint_auth_method.is_some()),
         ("authorization_params", written.authorization_params.is_some()),
     ];
-    let header = header
-        .into_iter()
-        .map(|(name, present)| (name, present, CredentialKind::Header, "header"));
-    let oauth = oauth
-        .into_iter()
-        .map(|(name, present)| (name, present, CredentialKind::Oauth, "oauth"));
+    let header = header.into_iter().map(|(name, present)| (name, present, CredentialKind::Header, "header"));
+    let oauth = oauth.into_iter().map(|(name, present)| (name, present, CredentialKind::Oauth, "oauth"));
     for (name, present, of, word) in header.chain(oauth) {
         if present && of != kind {
             let what = format!("belongs to `kind: {word}`");
-            check.refuse(
-                &key.child(name),
-                what,
-                format!("leave it out, or write `kind: {word}`"),
-            );
+            check.refuse(&key.child(name), what, format!("leave it out, or write `kind: {word}`"));
         }
     }
 }
@@ -184,17 +173,11 @@ fn header(check: &mut Checker<'_>, key: &Key, written: &file::Credential) -> Opt
 
 fn header_name(check: &mut Checker<'_>, key: &Key, written: &str) -> Option<HeaderName> {
     let Ok(name) = HeaderName::from_bytes(written.as_bytes()) else {
-        check.refuse(
-            key,
-            "is not a header name",
-            "write a name like Authorization or X-Api-Key",
-        );
+        check.refuse(key, "is not a header name", "write a name like Authorization or X-Api-Key");
         return None;
     };
     let taken = REFUSED.contains(&name.as_str())
-        || REFUSED_PREFIXES
-            .iter()
-            .any(|prefix| name.as_str().starts_with(prefix))
+        || REFUSED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
         || name == "last-event-id";
     if taken {
         check.refuse(
@@ -218,11 +201,7 @@ fn oauth(
         .as_ref()
         .map(|secret| secret::resolve(check, &key.child("client_secret"), secret));
     if written.client_id.as_ref().is_some_and(String::is_empty) {
-        check.refuse(
-            &key.child("client_id"),
-            "is empty",
-            "write the client id, or leave it out",
-        );
+        check.refuse(&key.child("client_id"), "is empty", "write the client id, or leave it out");
     }
     if client_secret.is_some() && written.client_id.is_none() {
         check.refuse(
@@ -244,18 +223,10 @@ fn oauth(
         };
         let host = bare_host(&url);
         if url.scheme() == "http" && !private.contains(&host) {
-            check.refuse(
-                &at,
-                "is http",
-                format!("write https://, or add {host} to `upstream.allow_hosts`"),
-            );
+            check.refuse(&at, "is http", format!("write https://, or add {host} to `upstream.allow_hosts`"));
         } else if name == "issuer" && url.query().is_some() {
             // RFC 8414 §2; an endpoint may have one (RFC 6749 §3.1).
-            check.refuse(
-                &at,
-                "contains a query",
-                "write the issuer exactly as its metadata spells it",
-            );
+            check.refuse(&at, "contains a query", "write the issuer exactly as its metadata spells it");
         }
     }
     let pair = (&written.authorization_endpoint, &written.token_endpoint);
@@ -284,10 +255,7 @@ fn oauth(
             check.refuse(&at, "is a parameter that Postern sets itself", "leave it out");
         }
     }
-    let scopes = written
-        .scopes
-        .as_ref()
-        .map(|scopes| check.scopes(&key.child("scopes"), scopes));
+    let scopes = written.scopes.as_ref().map(|scopes| check.scopes(&key.child("scopes"), scopes));
     let client_secret = match client_secret {
         Some(secret) => Some(secret?),
         None => None,
@@ -308,27 +276,15 @@ fn oauth(
 /// The method must fit what there is to authenticate with.
 fn auth_method(check: &mut Checker<'_>, key: &Key, written: &file::Credential) {
     let at = key.child("token_endpoint_auth_method");
-    match (
-        written.token_endpoint_auth_method,
-        &written.client_id,
-        &written.client_secret,
-    ) {
+    match (written.token_endpoint_auth_method, &written.client_id, &written.client_secret) {
         (Some(TokenEndpointAuthMethod::None), _, Some(_)) => {
-            check.refuse(
-                &at,
-                "is `none`, but there is a client_secret",
-                "leave one of the two out",
-            );
+            check.refuse(&at, "is `none`, but there is a client_secret", "leave one of the two out");
         }
         (
             Some(TokenEndpointAuthMethod::ClientSecretBasic | TokenEndpointAuthMethod::ClientSecretPost),
             Some(_),
             None,
-        ) => check.refuse(
-            &at,
-            "needs a client_secret",
-            "add `client_secret`, or write `none`",
-        ),
+        ) => check.refuse(&at, "needs a client_secret", "add `client_secret`, or write `none`"),
         _ => {}
     }
 }

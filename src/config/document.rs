@@ -44,9 +44,7 @@ pub(super) fn read(text: &str, name: &str) -> Result<Node, Report> {
     };
     serde_saphyr::from_str_with_options::<Node>(text, options).map_err(|error| {
         let position = error.location().map(position_of);
-        let text = error
-            .without_snippet()
-            .render_with_formatter(&serde_saphyr::UserMessageFormatter);
+        let text = error.without_snippet().render_with_formatter(&serde_saphyr::UserMessageFormatter);
         let problem = Problem {
             position,
             key: Key::default(),
@@ -58,10 +56,7 @@ pub(super) fn read(text: &str, name: &str) -> Result<Node, Report> {
 }
 
 fn position_of(location: Location) -> Position {
-    Position {
-        line: location.line().max(1),
-        column: location.column().max(1),
-    }
+    Position { line: location.line().max(1), column: location.column().max(1) }
 }
 
 /// The parser's message without the place it appends: the report prints the place in front.
@@ -76,10 +71,9 @@ impl Node {
         let mut node = self;
         for step in key.steps() {
             let next = match (&node.value, step) {
-                (Value::Map(entries), Step::Name(name)) => entries
-                    .iter()
-                    .find(|entry| entry.key == *name)
-                    .map(|entry| &entry.node),
+                (Value::Map(entries), Step::Name(name)) => {
+                    entries.iter().find(|entry| entry.key == *name).map(|entry| &entry.node)
+                }
                 (Value::List(items), Step::Index(index)) => items.get(*index),
                 _ => None,
             };
@@ -107,10 +101,7 @@ impl Node {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Self {
-            position: position_of(spanned.referenced),
-            value: spanned.value,
-        })
+        Ok(Self { position: position_of(spanned.referenced), value: spanned.value })
     }
 }
 
@@ -184,11 +175,7 @@ impl<'de> Visitor<'de> for ValueVisitor {
             if node.position.line > position.line {
                 node.position = position;
             }
-            entries.push(Entry {
-                key: key.value,
-                position,
-                node,
-            });
+            entries.push(Entry { key: key.value, position, node });
         }
         Ok(Value::Map(entries))
     }

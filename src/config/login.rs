@@ -36,24 +36,13 @@ pub struct User {
 /// Checks `login`. `server` is `None` when it is itself in error: then nothing is said about loopback.
 pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Option<&Server>) -> Login {
     let login = Key::top("login");
-    let oidc = written
-        .oidc
-        .as_ref()
-        .is_some_and(|providers| !providers.is_empty());
+    let oidc = written.oidc.as_ref().is_some_and(|providers| !providers.is_empty());
     if oidc {
         let write = "leave it out and list people under `login.local.users`";
-        check.refuse(
-            &login.child("oidc"),
-            "this version signs in local users only",
-            write,
-        );
+        check.refuse(&login.child("oidc"), "this version signs in local users only", write);
     }
     let local = login.child("local");
-    let listed = written
-        .local
-        .as_ref()
-        .and_then(|local| local.users.as_deref())
-        .unwrap_or_default();
+    let listed = written.local.as_ref().and_then(|local| local.users.as_deref()).unwrap_or_default();
     if listed.is_empty() && !oidc {
         let write = "add an entry with `username` and `password_hash` (made by `postern hash-password`)";
         check.refuse(&local.child("users"), "nobody could sign in", write);
@@ -67,11 +56,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
             || user.username.trim() != user.username
             || user.username.chars().any(char::is_control)
         {
-            check.refuse(
-                &name,
-                "is not a user name",
-                "write 1 to 128 bytes without spaces around them",
-            );
+            check.refuse(&name, "is not a user name", "write 1 to 128 bytes without spaces around them");
         } else if users.iter().any(|earlier| earlier.username == user.username) {
             check.refuse(&name, "is listed twice", "keep one entry per user");
         }
@@ -88,11 +73,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
     if let Some(name) = &one_click {
         let key = local.child("one_click");
         if !users.iter().any(|user| user.username == *name) {
-            check.refuse(
-                &key,
-                "is not a listed user",
-                "write a username from `login.local.users`",
-            );
+            check.refuse(&key, "is not a listed user", "write a username from `login.local.users`");
         }
         let loopback = |server: &Server| {
             server.public_url.is_loopback() && server.listen.iter().all(super::Listen::is_loopback)

@@ -39,11 +39,7 @@ pub use tls::Certificate;
 pub fn load(path: &Path) -> Result<Config, Report> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|error| {
-        Report::whole(
-            &name,
-            format!("cannot be read: {error}"),
-            "give the path of a configuration file",
-        )
+        Report::whole(&name, format!("cannot be read: {error}"), "give the path of a configuration file")
     })?;
     let text = String::from_utf8(bytes)
         .map_err(|_| Report::whole(&name, "is not UTF-8 text".to_owned(), "save the file as UTF-8"))?;

@@ -87,24 +87,13 @@ impl Report {
     /// Sorts by place, so that the report reads like the file.
     pub(super) fn new(file: &str, mut problems: Vec<Problem>) -> Self {
         problems.sort_by_key(|problem| problem.position);
-        Self {
-            file: file.to_owned(),
-            problems,
-        }
+        Self { file: file.to_owned(), problems }
     }
 
     /// A report with a single problem about the whole file.
     pub(super) fn whole(file: &str, what: String, write: &str) -> Self {
-        let problem = Problem {
-            position: None,
-            key: Key::default(),
-            what,
-            write: write.to_owned(),
-        };
-        Self {
-            file: file.to_owned(),
-            problems: vec![problem],
-        }
+        let problem = Problem { position: None, key: Key::default(), what, write: write.to_owned() };
+        Self { file: file.to_owned(), problems: vec![problem] }
     }
 }
 

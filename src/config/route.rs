@@ -90,26 +90,15 @@ pub(super) fn check(
             check.refuse(&key.child("name"), what, "give each route a name of its own");
         }
         if entry.host.is_none() && entry.path.is_none() {
-            check.refuse(
-                &key,
-                "has neither path nor host",
-                format!("write `path: /{}`", entry.name),
-            );
+            check.refuse(&key, "has neither path nor host", format!("write `path: /{}`", entry.name));
         }
         let host = match &entry.host {
             Some(host) => host_of(check, &key.child("host"), host, public_url).map(Some),
             None => Some(None),
         };
-        let path = path_of(
-            check,
-            &key.child("path"),
-            entry.path.as_deref().unwrap_or_default(),
-        );
+        let path = path_of(check, &key.child("path"), entry.path.as_deref().unwrap_or_default());
         if let (Some(host), Some(path), Some(public_url)) = (&host, &path, public_url) {
-            let place = (
-                host.clone().unwrap_or_else(|| public_url.authority().to_owned()),
-                path.clone(),
-            );
+            let place = (host.clone().unwrap_or_else(|| public_url.authority().to_owned()), path.clone());
             shadow(check, &key.child("path"), &place, public_url);
             if let Some(other) = places.insert(place, &entry.name) {
                 let what = format!("has the same host and path as route `{other}`");
@@ -118,23 +107,12 @@ pub(super) fn check(
         }
         let upstream = upstream(check, &key.child("upstream"), &entry.upstream);
         let private = upstream.as_ref().map(Upstream::private_hosts).unwrap_or_default();
-        let credential = credential::check(
-            check,
-            &key.child("credential"),
-            entry.credential.as_ref(),
-            &private,
-        );
+        let credential =
+            credential::check(check, &key.child("credential"), entry.credential.as_ref(), &private);
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
         if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)
         {
-            routes.push(Route {
-                name: entry.name.clone(),
-                host,
-                path,
-                upstream,
-                credential,
-                scopes,
-            });
+            routes.push(Route { name: entry.name.clone(), host, path, upstream, credential, scopes });
         }
     }
     routes
@@ -143,11 +121,7 @@ pub(super) fn check(
 fn name(check: &mut Checker<'_>, key: &Key, written: &str) {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
     if written.is_empty() || written.len() > 64 || !written.chars().all(allowed) {
-        check.refuse(
-            key,
-            "is not a route name",
-            "write 1 to 64 lower-case letters, digits, `-` or `_`",
-        );
+        check.refuse(key, "is not a route name", "write 1 to 64 lower-case letters, digits, `-` or `_`");
     }
 }
 
@@ -165,23 +139,13 @@ fn host_of(
         _ => (lower.as_str(), None),
     };
     let digits = |port: &str| !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
-    let number = port.map(|port| {
-        if digits(port) {
-            port.parse::<u16>().unwrap_or(0)
-        } else {
-            0
-        }
-    });
+    let number = port.map(|port| if digits(port) { port.parse::<u16>().unwrap_or(0) } else { 0 });
     if !is_host(host) || number == Some(0) {
         let write = "write the host as clients send it, like files.example.com or files.example.com:8443";
         check.refuse(key, "is not a host", write);
         return None;
     }
-    let default = if public_url.is_none_or(PublicUrl::is_https) {
-        443
-    } else {
-        80
-    };
+    let default = if public_url.is_none_or(PublicUrl::is_https) { 443 } else { 80 };
     Some(match number {
         Some(number) if number != default => format!("{host}:{number}"),
         _ => host.to_owned(),
@@ -198,11 +162,7 @@ fn path_of(check: &mut Checker<'_>, key: &Key, written: &str) -> Option<String> 
         return None;
     }
     if has_dot_segment(written) {
-        check.refuse(
-            key,
-            "contains `.` or `..` as a part",
-            "write the path that is meant",
-        );
+        check.refuse(key, "contains `.` or `..` as a part", "write the path that is meant");
         return None;
     }
     let parts = written.split('/').filter(|part| !part.is_empty());
@@ -215,18 +175,10 @@ fn shadow(check: &mut Checker<'_>, key: &Key, place: &(String, String), public_u
     let Some(first) = path.split('/').nth(1) else {
         return;
     };
-    let taken = if host == public_url.authority() {
-        LOCAL.contains(&first)
-    } else {
-        first == ".well-known"
-    };
+    let taken = if host == public_url.authority() { LOCAL.contains(&first) } else { first == ".well-known" };
     if taken {
         let what = format!("lies under /{first}, which is Postern's own");
-        check.refuse(
-            key,
-            what,
-            "choose another path, or give the route a host of its own",
-        );
+        check.refuse(key, what, "choose another path, or give the route a host of its own");
     }
 }
 
@@ -235,11 +187,8 @@ fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Opt
     let mut allow_hosts = Vec::new();
     for (index, host) in written.allow_hosts.iter().flatten().enumerate() {
         let lower = host.to_ascii_lowercase();
-        let bracketed = if lower.contains(':') && !lower.starts_with('[') {
-            format!("[{lower}]")
-        } else {
-            lower
-        };
+        let bracketed =
+            if lower.contains(':') && !lower.starts_with('[') { format!("[{lower}]") } else { lower };
         match url::Host::parse(&bracketed) {
             Ok(parsed) if is_host(&bracketed) => {
                 let text = parsed.to_string();
@@ -247,11 +196,7 @@ fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Opt
             }
             _ => {
                 let item = key.child("allow_hosts").item(index);
-                check.refuse(
-                    &item,
-                    "is not a host name",
-                    "write a name or address without scheme and port",
-                );
+                check.refuse(&item, "is not a host name", "write a name or address without scheme and port");
             }
         }
     }
@@ -263,20 +208,11 @@ fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Opt
     } else if url.query().is_some() {
         check.refuse(&at, "contains a query", "leave out `?` and what follows");
     } else if has_dot_segment(&written.url) {
-        check.refuse(
-            &at,
-            "contains `.` or `..` as a part of its path",
-            "write the path that is meant",
-        );
+        check.refuse(&at, "contains `.` or `..` as a part of its path", "write the path that is meant");
     } else if url.port() == Some(0) {
         check.refuse(&at, "has port 0", "write the port of the upstream");
     } else {
-        return Some(Upstream {
-            url,
-            url_as_written: written.url.clone(),
-            allow_private,
-            allow_hosts,
-        });
+        return Some(Upstream { url, url_as_written: written.url.clone(), allow_private, allow_hosts });
     }
     None
 }

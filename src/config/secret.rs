@@ -60,13 +60,8 @@ enum Source<'a> {
 
 /// Reads the secret written at `key`. `None`: a problem was recorded.
 pub(super) fn resolve(check: &mut Checker<'_>, key: &Key, written: &file::Secret) -> Option<SecretString> {
-    let source = source(
-        check,
-        key,
-        written.env.as_deref(),
-        written.file.as_deref(),
-        written.credential.as_deref(),
-    )?;
+    let source =
+        source(check, key, written.env.as_deref(), written.file.as_deref(), written.credential.as_deref())?;
     read(check, key, &source)
 }
 
@@ -79,19 +74,12 @@ pub(super) fn sealing_keys(check: &mut Checker<'_>, written: &[file::SealingKey]
         let id = key.child("id");
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
         if entry.id.is_empty() || entry.id.len() > 32 || !entry.id.chars().all(plain) {
-            check.refuse(
-                &id,
-                "is not a key id",
-                "write 1 to 32 letters, digits, `-` or `_`",
-            );
+            check.refuse(&id, "is not a key id", "write 1 to 32 letters, digits, `-` or `_`");
         } else if written.iter().take(index).any(|earlier| earlier.id == entry.id) {
             check.refuse(&id, "is used twice", "give each key an id of its own");
         }
-        let (env, file, credential) = (
-            entry.env.as_deref(),
-            entry.file.as_deref(),
-            entry.credential.as_deref(),
-        );
+        let (env, file, credential) =
+            (entry.env.as_deref(), entry.file.as_deref(), entry.credential.as_deref());
         let Some(source) = source(check, &key, env, file, credential) else {
             continue;
         };
@@ -105,10 +93,7 @@ pub(super) fn sealing_keys(check: &mut Checker<'_>, written: &[file::SealingKey]
             continue;
         };
         if let Some(bytes) = key_bytes(check, &place, &text) {
-            keys.push(SealingKey {
-                id: entry.id.clone(),
-                key: bytes,
-            });
+            keys.push(SealingKey { id: entry.id.clone(), key: bytes });
         }
     }
     keys
@@ -117,9 +102,7 @@ pub(super) fn sealing_keys(check: &mut Checker<'_>, written: &[file::SealingKey]
 /// Decodes the 32 bytes of a key.
 fn key_bytes(check: &mut Checker<'_>, key: &Key, text: &SecretString) -> Option<SecretBox<[u8; 32]>> {
     let write = "write what `postern keys generate` prints: 32 random bytes in base64";
-    let Ok(bytes) = data_encoding::BASE64
-        .decode(text.expose_secret().trim().as_bytes())
-        .map(Zeroizing::new)
+    let Ok(bytes) = data_encoding::BASE64.decode(text.expose_secret().trim().as_bytes()).map(Zeroizing::new)
     else {
         check.refuse(key, "holds no base64", write);
         return None;
@@ -139,14 +122,8 @@ fn key_bytes(check: &mut Checker<'_>, key: &Key, text: &SecretString) -> Option<
 /// Whether only the owner can get at the file at `path`: by its own mode, or because nobody else gets into its
 /// directory.
 fn private(check: &mut Checker<'_>, key: &Key, path: &Path) -> bool {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
-    let shut = check
-        .environment()
-        .mode(directory)
-        .is_ok_and(|mode| mode & 0o077 == 0);
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let shut = check.environment().mode(directory).is_ok_and(|mode| mode & 0o077 == 0);
     match check.environment().mode(path) {
         Ok(mode) if mode & 0o077 != 0 && !shut => {
             let what = format!("key file {} is readable by others", path.display());
@@ -181,11 +158,7 @@ fn source<'a>(
         (None, Some(path), None) => Some(Source::File(path)),
         (None, None, Some(name)) => Some(Source::Credential(name)),
         (None, None, None) => {
-            check.refuse(
-                key,
-                "does not say where the secret is",
-                format!("write {SECRET_FORMS}"),
-            );
+            check.refuse(key, "does not say where the secret is", format!("write {SECRET_FORMS}"));
             None
         }
         _ => {
@@ -205,22 +178,14 @@ fn read(check: &mut Checker<'_>, key: &Key, source: &Source<'_>) -> Option<Secre
         Source::Variable(name) => {
             let value = check.environment().var(name);
             if value.is_none() {
-                check.refuse(
-                    key,
-                    format!("environment variable {name} is not set"),
-                    "set it to the secret",
-                );
+                check.refuse(key, format!("environment variable {name} is not set"), "set it to the secret");
             }
             Zeroizing::new(value?)
         }
         Source::File(path) => file_text(check, key, path)?,
         Source::Credential(name) => {
             if name.is_empty() || name.contains('/') || matches!(*name, "." | "..") {
-                check.refuse(
-                    key,
-                    "is not the name of a credential",
-                    "write a name without slashes",
-                );
+                check.refuse(key, "is not the name of a credential", "write a name without slashes");
                 return None;
             }
             let Some(directory) = check.environment().var("CREDENTIALS_DIRECTORY") else {

@@ -97,9 +97,7 @@ impl Listen {
     /// Whether only this machine can reach the address.
     #[must_use]
     pub fn is_loopback(&self) -> bool {
-        self.address
-            .parse::<SocketAddr>()
-            .is_ok_and(|address| address.ip().is_loopback())
+        self.address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback())
     }
 }
 
@@ -107,18 +105,9 @@ impl Listen {
 pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<Server> {
     let key = Key::top("server");
     let public_url = public_url(check, &key.child("public_url"), &written.public_url);
-    let listen = listen(
-        check,
-        &key.child("listen"),
-        &written.listen,
-        written.tls.is_some(),
-    );
+    let listen = listen(check, &key.child("listen"), &written.listen, written.tls.is_some());
     let tls = match &written.tls {
-        Some(section) => tls::load(
-            check,
-            &key.child("tls").child("certificates"),
-            &section.certificates,
-        ),
+        Some(section) => tls::load(check, &key.child("tls").child("certificates"), &section.certificates),
         None => Vec::new(),
     };
     let admin = match written.admin.as_deref() {
@@ -129,27 +118,15 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         }
         None => Some("127.0.0.1:9090".to_owned()),
     };
-    let data_dir = written
-        .data_dir
-        .clone()
-        .unwrap_or_else(|| PathBuf::from("./postern-data"));
+    let data_dir = written.data_dir.clone().unwrap_or_else(|| PathBuf::from("./postern-data"));
     if data_dir.as_os_str().is_empty() {
-        check.refuse(
-            &key.child("data_dir"),
-            "is empty",
-            "write a directory, like /var/lib/postern",
-        );
+        check.refuse(&key.child("data_dir"), "is empty", "write a directory, like /var/lib/postern");
     }
-    let threads = written
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let threads =
+        written.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let most = 1024;
     if threads > most {
-        check.refuse(
-            &key.child("threads"),
-            "is out of range",
-            format!("write a number from 1 to {most}"),
-        );
+        check.refuse(&key.child("threads"), "is out of range", format!("write a number from 1 to {most}"));
     }
     let drain_timeout = check.duration(
         &key.child("drain_timeout"),
@@ -158,11 +135,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         Duration::ZERO,
         Duration::from_secs(24 * 60 * 60),
     );
-    let allowed_origins = origins(
-        check,
-        &key.child("allowed_origins"),
-        written.allowed_origins.as_deref().unwrap_or_default(),
-    );
+    let allowed_origins =
+        origins(check, &key.child("allowed_origins"), written.allowed_origins.as_deref().unwrap_or_default());
     Some(Server {
         public_url: public_url?,
         listen,
@@ -216,11 +190,7 @@ fn public_url(check: &mut Checker<'_>, key: &Key, written: &str) -> Option<Publi
 
 fn listen(check: &mut Checker<'_>, list: &Key, written: &[String], has_certificates: bool) -> Vec<Listen> {
     if written.is_empty() {
-        check.refuse(
-            list,
-            "is empty",
-            "write at least one address, like [\"127.0.0.1:8080\"]",
-        );
+        check.refuse(list, "is empty", "write at least one address, like [\"127.0.0.1:8080\"]");
     }
     let mut listen: Vec<Listen> = Vec::with_capacity(written.len());
     for (index, entry) in written.iter().enumerate() {
@@ -231,11 +201,7 @@ fn listen(check: &mut Checker<'_>, list: &Key, written: &[String], has_certifica
             (None, None) => (entry.as_str(), has_certificates),
         };
         if tls && !has_certificates {
-            check.refuse(
-                &key,
-                "has TLS, but there is no certificate",
-                "add `server.tls.certificates`",
-            );
+            check.refuse(&key, "has TLS, but there is no certificate", "add `server.tls.certificates`");
         }
         let Ok(parsed) = address.parse::<SocketAddr>() else {
             let write = "write an IP address and a port, like 0.0.0.0:443 or [::]:443";
@@ -245,10 +211,7 @@ fn listen(check: &mut Checker<'_>, list: &Key, written: &[String], has_certifica
         if parsed.port() != 0 && listen.iter().any(|earlier| earlier.address.parse() == Ok(parsed)) {
             check.refuse(&key, "is listed twice", "keep one entry per address");
         }
-        listen.push(Listen {
-            address: address.to_owned(),
-            tls,
-        });
+        listen.push(Listen { address: address.to_owned(), tls });
     }
     listen
 }
@@ -260,11 +223,7 @@ fn admin(check: &mut Checker<'_>, key: &Key, written: &str, listen: &[Listen]) {
             check.refuse(key, "is not an address to listen on", write);
         }
         Ok(admin) if admin.port() != 0 && listen.iter().any(|public| public.address.parse() == Ok(admin)) => {
-            check.refuse(
-                key,
-                "is also in `server.listen`",
-                "give the admin listener a port of its own",
-            );
+            check.refuse(key, "is also in `server.listen`", "give the admin listener a port of its own");
         }
         Ok(_) => {}
     }
@@ -293,7 +252,5 @@ pub(super) fn is_host(text: &str) -> bool {
 
 fn is_ipv6(text: &str) -> bool {
     let inner = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
-    inner
-        .and_then(|inner| inner.parse::<IpAddr>().ok())
-        .is_some_and(|address| address.is_ipv6())
+    inner.and_then(|inner| inner.parse::<IpAddr>().ok()).is_some_and(|address| address.is_ipv6())
 }

@@ -18,17 +18,9 @@ pub(super) struct Shaped {
 
 /// Walks `document` along `schema`.
 pub(super) fn check(document: &Node, schema: &Json) -> Shaped {
-    let mut walk = Walk {
-        schema,
-        problems: Vec::new(),
-        broken: false,
-    };
+    let mut walk = Walk { schema, problems: Vec::new(), broken: false };
     let json = walk.node(document, schema, &Key::default());
-    Shaped {
-        json,
-        problems: walk.problems,
-        broken: walk.broken,
-    }
+    Shaped { json, problems: walk.problems, broken: walk.broken }
 }
 
 struct Walk<'a> {
@@ -54,21 +46,13 @@ impl<'a> Walk<'a> {
             (Some("array") | None, Value::List(items)) => {
                 let of = resolved.schema.get("items").unwrap_or(&Json::Null);
                 Json::Array(
-                    items
-                        .iter()
-                        .enumerate()
-                        .map(|(i, item)| self.node(item, of, &key.item(i)))
-                        .collect(),
+                    items.iter().enumerate().map(|(i, item)| self.node(item, of, &key.item(i))).collect(),
                 )
             }
             (Some("string") | None, Value::Text(text)) => Json::String(text.clone()),
             (Some("boolean") | None, Value::Bool(value)) => Json::Bool(*value),
             (Some("integer"), Value::Number(number)) => {
-                let least = resolved
-                    .schema
-                    .get("minimum")
-                    .and_then(Json::as_f64)
-                    .unwrap_or(0.0);
+                let least = resolved.schema.get("minimum").and_then(Json::as_f64).unwrap_or(0.0);
                 match number.as_u64() {
                     Some(whole) if whole as f64 >= least => {}
                     _ => self.refuse(
@@ -111,11 +95,7 @@ impl<'a> Walk<'a> {
 
     fn map(&mut self, node: &Node, entries: &[Entry], resolved: &Resolved<'a>, key: &Key) -> Json {
         let empty = Map::new();
-        let properties = resolved
-            .schema
-            .get("properties")
-            .and_then(Json::as_object)
-            .unwrap_or(&empty);
+        let properties = resolved.schema.get("properties").and_then(Json::as_object).unwrap_or(&empty);
         let additional = resolved.schema.get("additionalProperties");
         let open = resolved.kind.is_none() || additional.is_some_and(|of| of.as_bool() != Some(false));
         let mut map = Map::new();
@@ -140,10 +120,7 @@ impl<'a> Walk<'a> {
         let required = resolved.schema.get("required").and_then(Json::as_array);
         for name in required.into_iter().flatten().filter_map(Json::as_str) {
             if !entries.iter().any(|entry| entry.key == name) {
-                let about = properties
-                    .get(name)
-                    .and_then(|of| self.about(of))
-                    .unwrap_or_default();
+                let about = properties.get(name).and_then(|of| self.about(of)).unwrap_or_default();
                 let write = format!("write `{name}: …`{about}");
                 self.refuse(node, &key.child(name), "is missing", write);
             }
@@ -175,16 +152,9 @@ impl<'a> Walk<'a> {
             resolved.nullable |= alternatives.iter().any(|of| is_null(&of));
             return resolved;
         }
-        let named = schema
-            .get("$ref")
-            .and_then(Json::as_str)
-            .and_then(|path| path.strip_prefix("#/$defs/"));
+        let named = schema.get("$ref").and_then(Json::as_str).and_then(|path| path.strip_prefix("#/$defs/"));
         if let Some(name) = named {
-            let target = self
-                .schema
-                .get("$defs")
-                .and_then(|defs| defs.get(name))
-                .unwrap_or(&Json::Null);
+            let target = self.schema.get("$defs").and_then(|defs| defs.get(name)).unwrap_or(&Json::Null);
             let mut resolved = self.resolve(target);
             resolved.secret = name == "Secret";
             return resolved;
@@ -226,24 +196,11 @@ impl<'a> Resolved<'a> {
         } else {
             // Unit variants with a description of their own.
             schema.get("oneOf").and_then(Json::as_array).map(|variants| {
-                variants
-                    .iter()
-                    .filter_map(|variant| variant.get("const").and_then(Json::as_str))
-                    .collect()
+                variants.iter().filter_map(|variant| variant.get("const").and_then(Json::as_str)).collect()
             })
         };
-        let kind = types
-            .iter()
-            .copied()
-            .find(|name| *name != "null")
-            .or(words.as_ref().map(|_| "string"));
-        Self {
-            schema,
-            kind,
-            nullable: types.contains(&"null"),
-            words,
-            secret: false,
-        }
+        let kind = types.iter().copied().find(|name| *name != "null").or(words.as_ref().map(|_| "string"));
+        Self { schema, kind, nullable: types.contains(&"null"), words, secret: false }
     }
 
     /// What belongs here, for messages.
@@ -260,18 +217,13 @@ impl<'a> Resolved<'a> {
 
     fn mismatch(&self, node: &Node) -> (String, String) {
         match (&node.value, self.kind) {
-            _ if self.secret => (
-                "a secret does not stand in the file itself".to_owned(),
-                format!("write {SECRET_FORMS}"),
-            ),
-            (Value::Number(_) | Value::Bool(_), Some("string")) => (
-                format!("is {}, not text", node.kind()),
-                "put it in quotes".to_owned(),
-            ),
-            _ => (
-                format!("is {} where it cannot be", node.kind()),
-                format!("write {}", self.wanted()),
-            ),
+            _ if self.secret => {
+                ("a secret does not stand in the file itself".to_owned(), format!("write {SECRET_FORMS}"))
+            }
+            (Value::Number(_) | Value::Bool(_), Some("string")) => {
+                (format!("is {}, not text", node.kind()), "put it in quotes".to_owned())
+            }
+            _ => (format!("is {} where it cannot be", node.kind()), format!("write {}", self.wanted())),
         }
     }
 }

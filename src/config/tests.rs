@@ -1,9 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::HashMap;
 use std::io;
@@ -28,8 +23,7 @@ impl Fake {
     }
 
     fn file(mut self, path: &str, content: &str, mode: u32) -> Self {
-        self.files
-            .insert(PathBuf::from(path), (content.as_bytes().to_vec(), mode));
+        self.files.insert(PathBuf::from(path), (content.as_bytes().to_vec(), mode));
         self
     }
 }
@@ -40,17 +34,11 @@ impl Environment for Fake {
     }
 
     fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
-        self.files
-            .get(path)
-            .map(|(content, _)| content.clone())
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.files.get(path).map(|(content, _)| content.clone()).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn mode(&self, path: &Path) -> io::Result<u32> {
-        self.files
-            .get(path)
-            .map(|(_, mode)| *mode)
-            .ok_or_else(|| io::ErrorKind::NotFound.into())
+        self.files.get(path).map(|(_, mode)| *mode).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
 
@@ -138,18 +126,9 @@ fn minimal_file_gets_all_defaults() {
     let server = &config.server;
     assert_eq!(server.public_url.origin(), "http://127.0.0.1:8080");
     assert_eq!(server.public_url.authority(), "127.0.0.1:8080");
-    assert_eq!(
-        (server.public_url.host(), server.public_url.port()),
-        ("127.0.0.1", 8080)
-    );
+    assert_eq!((server.public_url.host(), server.public_url.port()), ("127.0.0.1", 8080));
     assert!(server.public_url.is_loopback() && !server.public_url.is_https());
-    assert_eq!(
-        server.listen,
-        [Listen {
-            address: "127.0.0.1:8080".to_owned(),
-            tls: false
-        }]
-    );
+    assert_eq!(server.listen, [Listen { address: "127.0.0.1:8080".to_owned(), tls: false }]);
     assert_eq!(server.admin.as_deref(), Some("127.0.0.1:9090"));
     assert_eq!(server.data_dir, Path::new("./postern-data"));
     assert_eq!(server.access_log, AccessLog::Json);
@@ -161,10 +140,7 @@ fn minimal_file_gets_all_defaults() {
         access_token_ttl: Duration::from_secs(600),
         refresh_token_ttl: Duration::from_secs(30 * 86400),
         refresh_replay_window: Duration::from_secs(30),
-        cimd: Cimd {
-            enabled: true,
-            allow_private: false,
-        },
+        cimd: Cimd { enabled: true, allow_private: false },
         dcr_enabled: true,
     };
     assert_eq!(config.oauth_server, expected);
@@ -172,10 +148,7 @@ fn minimal_file_gets_all_defaults() {
     assert_eq!(config.login.users.len(), 2);
     assert_eq!(config.login.one_click, None);
     let route = &config.routes[0];
-    assert_eq!(
-        (route.name.as_str(), route.host.as_deref(), route.path.as_str()),
-        ("demo", None, "/demo")
-    );
+    assert_eq!((route.name.as_str(), route.host.as_deref(), route.path.as_str()), ("demo", None, "/demo"));
     assert_eq!(route.upstream.url_as_written, "http://127.0.0.1:4110/mcp");
     assert_eq!(route.upstream.base_path(), "/mcp");
     assert_eq!(route.upstream.private_hosts(), ["127.0.0.1"]);
@@ -267,13 +240,7 @@ fn everything_configured_arrives() {
         .replace("{env: SEARCH_KEY}", "{credential: search}")
         .replace("\"off\"", "off");
     let config = parse(&text, "full.yaml", &environment).unwrap_or_else(|report| panic!("{report}"));
-    assert_eq!(
-        config.server.listen,
-        [Listen {
-            address: "0.0.0.0:443".to_owned(),
-            tls: true
-        }]
-    );
+    assert_eq!(config.server.listen, [Listen { address: "0.0.0.0:443".to_owned(), tls: true }]);
     assert_eq!(config.server.access_log, AccessLog::Off);
     assert_eq!(config.server.threads, 2);
     assert_eq!(config.server.public_url.authority(), "mcp.example.com");
@@ -282,32 +249,18 @@ fn everything_configured_arrives() {
     assert_eq!(config.outbound.ca_certificates.len(), 1);
     assert_eq!(config.sealing_keys[0].id, "k1");
     assert_eq!(config.sealing_keys[0].key.expose_secret()[31], 31);
-    let Credential::Oauth(oauth) = &config.routes[0].credential else {
-        panic!("not oauth")
-    };
-    assert_eq!(
-        oauth.client_secret.as_ref().unwrap().expose_secret(),
-        "files-secret"
-    );
+    let Credential::Oauth(oauth) = &config.routes[0].credential else { panic!("not oauth") };
+    assert_eq!(oauth.client_secret.as_ref().unwrap().expose_secret(), "files-secret");
     assert_eq!(oauth.scopes.as_deref(), Some(["read".to_owned()].as_slice()));
-    let Credential::Header { name, value } = &config.routes[1].credential else {
-        panic!("not header")
-    };
-    assert_eq!(
-        (name.as_str(), value.expose_secret()),
-        ("authorization", "Bearer search-key")
-    );
+    let Credential::Header { name, value } = &config.routes[1].credential else { panic!("not header") };
+    assert_eq!((name.as_str(), value.expose_secret()), ("authorization", "Bearer search-key"));
     assert!(matches!(config.routes[2].credential, Credential::None));
 }
 
 #[test]
 fn unknown_keys_are_all_reported_with_place_and_choice() {
     let report = bad(
-        &[
-            ("#upstream", "ulr: x"),
-            ("#server", "acces_log: json"),
-            ("path: /demo", "path: /oauth"),
-        ],
+        &[("#upstream", "ulr: x"), ("#server", "acces_log: json"), ("path: /demo", "path: /oauth")],
         &Fake::default(),
     );
     let expected = "\
@@ -319,11 +272,7 @@ conf.yaml:17:7: routes[0].upstream.ulr: unknown key; did you mean `url`? write o
 
 #[test]
 fn syntax_types_and_missing_keys_have_a_place() {
-    one(
-        "#top",
-        "server: {}",
-        "conf.yaml:11:1: not valid YAML: duplicate mapping key",
-    );
+    one("#top", "server: {}", "conf.yaml:11:1: not valid YAML: duplicate mapping key");
     one("#top", "x: [", "conf.yaml:13:3: not valid YAML: ");
     one(
         "#server",
@@ -335,16 +284,8 @@ fn syntax_types_and_missing_keys_have_a_place() {
         "threads: 0",
         "conf.yaml:4:12: server.threads: is out of range; write a whole number from 1 upwards",
     );
-    one(
-        "#server",
-        "threads: -1",
-        "conf.yaml:4:12: server.threads: is out of range",
-    );
-    one(
-        "#server",
-        "threads: 1.5",
-        "conf.yaml:4:12: server.threads: is out of range",
-    );
+    one("#server", "threads: -1", "conf.yaml:4:12: server.threads: is out of range");
+    one("#server", "threads: 1.5", "conf.yaml:4:12: server.threads: is out of range");
     one(
         "#server",
         "access_log: true",
@@ -355,11 +296,7 @@ fn syntax_types_and_missing_keys_have_a_place() {
         "access_log: jsno",
         "conf.yaml:4:15: server.access_log: unknown value; did you mean `json`?",
     );
-    one(
-        "name: demo",
-        "name: 7",
-        "conf.yaml:13:11: routes[0].name: is a number, not text; put it in quotes",
-    );
+    one("name: demo", "name: 7", "conf.yaml:13:11: routes[0].name: is a number, not text; put it in quotes");
     one(
         "#upstream",
         "allow_private: yes",
@@ -370,16 +307,8 @@ fn syntax_types_and_missing_keys_have_a_place() {
         "  - path",
         "conf.yaml:13:5: routes[0].name: is missing; write `name: …` (Name of the route, unique",
     );
-    one(
-        "  public_url: http://127.0.0.1:8080\n",
-        "",
-        "conf.yaml:1:1: server.public_url: is missing",
-    );
-    one(
-        "  public_url: http://127.0.0.1:8080\n",
-        "  public_url:\n",
-        "conf.yaml:2:",
-    );
+    one("  public_url: http://127.0.0.1:8080\n", "", "conf.yaml:1:1: server.public_url: is missing");
+    one("  public_url: http://127.0.0.1:8080\n", "  public_url:\n", "conf.yaml:2:");
     one(
         "listen: [\"127.0.0.1:8080\"]",
         "listen: 127.0.0.1:8080",
@@ -396,11 +325,7 @@ fn not_there_yet_says_what_to_write() {
         "oauth_server: {access_token_format: jwt}",
         "conf.yaml:11:37: oauth_server.access_token_format: this version issues sealed tokens only; write",
     );
-    one(
-        "#top",
-        "store: {urls: [x]}",
-        "conf.yaml:11:15: store.urls: belongs to `kind: redis`",
-    );
+    one("#top", "store: {urls: [x]}", "conf.yaml:11:15: store.urls: belongs to `kind: redis`");
     one(
         "#route",
         "credential: {profile: {name: x}}",
@@ -410,12 +335,7 @@ fn not_there_yet_says_what_to_write() {
 
 #[test]
 fn public_url_is_an_origin() {
-    let public = |url: &str| {
-        (
-            "public_url: http://127.0.0.1:8080",
-            format!("public_url: \"{url}\""),
-        )
-    };
+    let public = |url: &str| ("public_url: http://127.0.0.1:8080", format!("public_url: \"{url}\""));
     for url in [
         "http://mcp.example.com",
         "https://h/x",
@@ -433,28 +353,15 @@ fn public_url_is_an_origin() {
         one(from, &to, "conf.yaml:2:15: server.public_url: ");
     }
     for (url, origin, authority, port) in [
-        (
-            "https://MCP.example.com:443/",
-            "https://mcp.example.com",
-            "mcp.example.com",
-            443,
-        ),
-        (
-            "https://mcp.example.com:8443",
-            "https://mcp.example.com:8443",
-            "mcp.example.com:8443",
-            8443,
-        ),
+        ("https://MCP.example.com:443/", "https://mcp.example.com", "mcp.example.com", 443),
+        ("https://mcp.example.com:8443", "https://mcp.example.com:8443", "mcp.example.com:8443", 8443),
         ("http://localhost", "http://localhost", "localhost", 80),
         ("http://[::1]:8080", "http://[::1]:8080", "[::1]:8080", 8080),
         ("http://127.9.9.9:1", "http://127.9.9.9:1", "127.9.9.9:1", 1),
     ] {
         let (from, to) = public(url);
         let found = good(&[(from, &to)], &Fake::default()).server.public_url;
-        assert_eq!(
-            (found.origin(), found.authority(), found.port()),
-            (origin, authority, port)
-        );
+        assert_eq!((found.origin(), found.authority(), found.port()), (origin, authority, port));
         assert_eq!(found.is_loopback(), !origin.contains("example"));
         assert_eq!(format!("{}://{}", found.scheme(), found.authority()), origin);
     }
@@ -465,16 +372,8 @@ fn listeners() {
     let listen = |list: &str| format!("listen: {list}");
     let from = "listen: [\"127.0.0.1:8080\"]";
     one(from, &listen("[]"), "conf.yaml:3:11: server.listen: is empty");
-    one(
-        from,
-        &listen("[\"localhost:8080\"]"),
-        "conf.yaml:3:12: server.listen[0]: is not an address",
-    );
-    one(
-        from,
-        &listen("[\"0.0.0.0\"]"),
-        "conf.yaml:3:12: server.listen[0]: is not an address",
-    );
+    one(from, &listen("[\"localhost:8080\"]"), "conf.yaml:3:12: server.listen[0]: is not an address");
+    one(from, &listen("[\"0.0.0.0\"]"), "conf.yaml:3:12: server.listen[0]: is not an address");
     one(
         from,
         &listen("[\"127.0.0.1:1\", \"127.0.0.1:1\"]"),
@@ -490,26 +389,14 @@ fn listeners() {
         &listen("[\"127.0.0.1:9090\"]\n  admin: \"127.0.0.1:9090\""),
         "conf.yaml:4:10: server.admin: is also in",
     );
-    one(
-        "#server",
-        "admin: \"9090\"",
-        "conf.yaml:4:10: server.admin: is not an address",
-    );
-    one(
-        "#server",
-        "drain_timeout: 5",
-        "conf.yaml:4:18: server.drain_timeout: is a number, not text",
-    );
+    one("#server", "admin: \"9090\"", "conf.yaml:4:10: server.admin: is not an address");
+    one("#server", "drain_timeout: 5", "conf.yaml:4:18: server.drain_timeout: is a number, not text");
     one(
         "#server",
         "drain_timeout: soon",
         "conf.yaml:4:18: server.drain_timeout: is not a duration; write a number with a unit, like 30s",
     );
-    one(
-        "#server",
-        "allowed_origins: [\"*\"]",
-        "conf.yaml:4:21: server.allowed_origins[0]: is not a URL",
-    );
+    one("#server", "allowed_origins: [\"*\"]", "conf.yaml:4:21: server.allowed_origins[0]: is not a URL");
     one(
         "#server",
         "allowed_origins: [\"https://a/b\"]",
@@ -517,24 +404,12 @@ fn listeners() {
     );
     let list = listen("[\"127.0.0.1:0\", \"127.0.0.1:0\", \"http://[::]:1\"]");
     let config = good(
-        &[
-            (from, &list),
-            (
-                "#server",
-                "admin: off\n  allowed_origins: [\"https://A.example:443/\"]",
-            ),
-        ],
+        &[(from, &list), ("#server", "admin: off\n  allowed_origins: [\"https://A.example:443/\"]")],
         &Fake::default(),
     );
     assert_eq!(config.server.admin, None);
     assert_eq!(config.server.listen.len(), 3);
-    assert_eq!(
-        config.server.listen[2],
-        Listen {
-            address: "[::]:1".to_owned(),
-            tls: false
-        }
-    );
+    assert_eq!(config.server.listen[2], Listen { address: "[::]:1".to_owned(), tls: false });
     assert!(config.server.listen[0].is_loopback() && !config.server.listen[2].is_loopback());
     assert_eq!(config.server.allowed_origins, ["https://a.example"]);
 }
@@ -543,17 +418,11 @@ fn listeners() {
 fn certificates_are_proven() {
     let pair = rcgen::generate_simple_self_signed(["a.example".to_owned()]).unwrap();
     let other = rcgen::generate_simple_self_signed(["b.example".to_owned()]).unwrap();
-    let (cert, key, wrong) = (
-        pair.cert.pem(),
-        pair.signing_key.serialize_pem(),
-        other.signing_key.serialize_pem(),
-    );
+    let (cert, key, wrong) =
+        (pair.cert.pem(), pair.signing_key.serialize_pem(), other.signing_key.serialize_pem());
     let tls = "tls: {certificates: [{cert_file: c, key_file: k}]}";
     let report = |cert: &str, key: &str| {
-        bad(
-            &[("#server", tls)],
-            &Fake::default().file("c", cert, 0o644).file("k", key, 0o600),
-        )
+        bad(&[("#server", tls)], &Fake::default().file("c", cert, 0o644).file("k", key, 0o600))
     };
     assert!(report(&cert, &wrong).contains("server.tls.certificates[0].key_file: k is not the key of c; "));
     assert!(report("", &key).contains("certificates[0].cert_file: c holds no readable certificate; "));
@@ -563,17 +432,10 @@ fn certificates_are_proven() {
     assert!(report(garbage, &key).contains("cert_file: c holds a certificate that cannot be read; "));
     let garbage = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     assert!(report(&cert, garbage).contains("key_file: k holds a private key that cannot be used; "));
-    one(
-        "#server",
-        "tls: {certificates: []}",
-        "conf.yaml:4:23: server.tls.certificates: is empty",
-    );
+    one("#server", "tls: {certificates: []}", "conf.yaml:4:23: server.tls.certificates: is empty");
     let environment = Fake::default().file("c", &cert, 0o644).file("k", &key, 0o600);
     let listen = "listen: [\"127.0.0.1:1\", \"http://127.0.0.1:2\"]";
-    let config = good(
-        &[("#server", tls), ("listen: [\"127.0.0.1:8080\"]", listen)],
-        &environment,
-    );
+    let config = good(&[("#server", tls), ("listen: [\"127.0.0.1:8080\"]", listen)], &environment);
     assert!(config.server.listen[0].tls && !config.server.listen[1].tls);
     assert_eq!(config.server.tls[0].certified.cert, config.server.tls[0].chain);
     one(
@@ -581,10 +443,7 @@ fn certificates_are_proven() {
         "outbound: {ca_files: [nowhere.pem]}",
         "conf.yaml:11:23: outbound.ca_files[0]: nowhere.pem cannot be read",
     );
-    let empty = bad(
-        &[("#top", "outbound: {ca_files: [c]}")],
-        &Fake::default().file("c", &key, 0o600),
-    );
+    let empty = bad(&[("#top", "outbound: {ca_files: [c]}")], &Fake::default().file("c", &key, 0o600));
     assert!(
         empty.starts_with("conf.yaml:11:23: outbound.ca_files[0]: c holds no readable certificate"),
         "{empty}"
@@ -599,61 +458,29 @@ fn secrets_are_named_and_never_shown() {
             "hunter2-plain",
             "18:52: routes[0].credential.value: a secret does not stand in the file itself; write {env: NAME}",
         ),
-        (
-            "12345",
-            "18:52: routes[0].credential.value: a secret does not stand in the file itself",
-        ),
-        (
-            "{}",
-            "18:52: routes[0].credential.value: does not say where the secret is",
-        ),
-        (
-            "{env: A, file: b}",
-            "18:52: routes[0].credential.value: names more than one place",
-        ),
-        (
-            "{env: UNSET}",
-            "18:58: routes[0].credential.value.env: environment variable UNSET is not set",
-        ),
-        (
-            "{file: nowhere}",
-            "18:59: routes[0].credential.value.file: nowhere cannot be read",
-        ),
+        ("12345", "18:52: routes[0].credential.value: a secret does not stand in the file itself"),
+        ("{}", "18:52: routes[0].credential.value: does not say where the secret is"),
+        ("{env: A, file: b}", "18:52: routes[0].credential.value: names more than one place"),
+        ("{env: UNSET}", "18:58: routes[0].credential.value.env: environment variable UNSET is not set"),
+        ("{file: nowhere}", "18:59: routes[0].credential.value.file: nowhere cannot be read"),
         (
             "{credential: c}",
             "18:65: routes[0].credential.value.credential: $CREDENTIALS_DIRECTORY is not set",
         ),
-        (
-            "{credential: ../c}",
-            "18:65: routes[0].credential.value.credential: is not the name",
-        ),
-        (
-            "{evn: A}",
-            "18:53: routes[0].credential.value.evn: unknown key; did you mean `env`?",
-        ),
+        ("{credential: ../c}", "18:65: routes[0].credential.value.credential: is not the name"),
+        ("{evn: A}", "18:53: routes[0].credential.value.evn: unknown key; did you mean `env`?"),
     ] {
         let report = bad(&[("#route", &header(value))], &Fake::default());
         assert!(report.contains(&format!("conf.yaml:{expected}")), "{report}");
-        assert!(
-            !report.contains("hunter2") && !report.contains("12345"),
-            "{report}"
-        );
+        assert!(!report.contains("hunter2") && !report.contains("12345"), "{report}");
     }
     for value in ["hunter2\nhunter2", "", "\n", " hunter2", "hunter2\u{7f}"] {
-        let report = bad(
-            &[("#route", &header("{env: KEY}"))],
-            &Fake::default().var("KEY", value),
-        );
+        let report = bad(&[("#route", &header("{env: KEY}"))], &Fake::default().var("KEY", value));
         assert!(report.contains("routes[0].credential.value"), "{report}");
         assert!(!report.contains("hunter2"), "{report}");
     }
-    let config = good(
-        &[("#route", &header("{env: KEY}"))],
-        &Fake::default().var("KEY", "hunter2\n"),
-    );
-    let Credential::Header { value, .. } = &config.routes[0].credential else {
-        panic!("not header")
-    };
+    let config = good(&[("#route", &header("{env: KEY}"))], &Fake::default().var("KEY", "hunter2\n"));
+    let Credential::Header { value, .. } = &config.routes[0].credential else { panic!("not header") };
     assert_eq!(value.expose_secret(), "hunter2");
     assert!(!format!("{value:?}").contains("hunter2"));
     assert!(!format!("{:?}", config.login.users[0].password_hash).contains("argon2id"));
@@ -669,9 +496,7 @@ fn sealing_keys_are_exact_and_private() {
     for mode in [0o644, 0o640, 0o604, 0o602, 0o610] {
         let found = report(&key(&random), mode);
         assert!(
-            found.starts_with(&format!(
-                "{start}key file k is readable by others; run chmod 600 k"
-            )),
+            found.starts_with(&format!("{start}key file k is readable by others; run chmod 600 k")),
             "{found}"
         );
     }
@@ -679,30 +504,15 @@ fn sealing_keys_are_exact_and_private() {
     assert!(report(&key(&[1, 2, 3]), 0o600).starts_with(&format!("{start}holds 3 bytes, not 32")));
     assert!(report(&key(&[0; 32]), 0o600).starts_with(&format!("{start}holds a placeholder")));
     assert!(report("", 0o600).starts_with(&format!("{start}the secret there is empty")));
-    let environment = Fake::default()
-        .file("k", &key(&random), 0o600)
-        .var("K", &key(&random));
+    let environment = Fake::default().file("k", &key(&random), 0o600).var("K", &key(&random));
     let twice = "sealing_keys: [{id: k1, file: k}, {id: k1, env: K}]";
     let found = bad(&[("#top", twice)], &environment);
-    assert_eq!(
-        found,
-        "conf.yaml:11:40: sealing_keys[1].id: is used twice; give each key an id of its own"
-    );
+    assert_eq!(found, "conf.yaml:11:40: sealing_keys[1].id: is used twice; give each key an id of its own");
     let found = bad(&[("#top", "sealing_keys: [{id: k.1, env: K}]")], &environment);
-    assert!(
-        found.starts_with("conf.yaml:11:21: sealing_keys[0].id: is not a key id"),
-        "{found}"
-    );
+    assert!(found.starts_with("conf.yaml:11:21: sealing_keys[0].id: is not a key id"), "{found}");
     let both = "sealing_keys: [{id: k2, env: K}, {id: k1, file: k}]";
     let config = good(&[("#top", both)], &environment);
-    assert_eq!(
-        config
-            .sealing_keys
-            .iter()
-            .map(|key| key.id.as_str())
-            .collect::<Vec<_>>(),
-        ["k2", "k1"]
-    );
+    assert_eq!(config.sealing_keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), ["k2", "k1"]);
     assert_eq!(config.sealing_keys[0].key.expose_secret(), &random);
 }
 
@@ -720,9 +530,7 @@ fn lifetimes_have_bounds() {
         let report = bad(&[("#top", &server(text))], &Fake::default());
         assert!(report.starts_with("conf.yaml:11:"), "{report}");
         assert!(
-            report.contains(&format!(
-                "oauth_server.{name}: is out of range; write a duration from "
-            )),
+            report.contains(&format!("oauth_server.{name}: is out of range; write a duration from ")),
             "{report}"
         );
     }
@@ -745,72 +553,33 @@ fn client_metadata_url_is_a_usable_client_id() {
         "https://u@a.example/c",
         "https://a.example/c#f",
     ] {
-        let report = bad(
-            &[(
-                "#top",
-                &format!("oauth_client: {{client_metadata_url: \"{url}\"}}"),
-            )],
-            &Fake::default(),
-        );
-        assert!(
-            report.starts_with("conf.yaml:11:37: oauth_client.client_metadata_url: "),
-            "{report}"
-        );
+        let report =
+            bad(&[("#top", &format!("oauth_client: {{client_metadata_url: \"{url}\"}}"))], &Fake::default());
+        assert!(report.starts_with("conf.yaml:11:37: oauth_client.client_metadata_url: "), "{report}");
     }
-    let config = good(
-        &[(
-            "#top",
-            "oauth_client: {client_metadata_url: \"https://A.example/c\"}",
-        )],
-        &Fake::default(),
-    );
-    assert_eq!(
-        config.oauth_client.client_metadata_url.as_deref(),
-        Some("https://A.example/c")
-    );
+    let config =
+        good(&[("#top", "oauth_client: {client_metadata_url: \"https://A.example/c\"}")], &Fake::default());
+    assert_eq!(config.oauth_client.client_metadata_url.as_deref(), Some("https://A.example/c"));
     good(&[("#top", "oauth_client:")], &Fake::default());
 }
 
 #[test]
 fn users_and_one_click() {
-    one(
-        "HASH",
-        "secret",
-        "conf.yaml:10:24: login.local.users[0].password_hash: is not an Argon2id hash",
-    );
+    one("HASH", "secret", "conf.yaml:10:24: login.local.users[0].password_hash: is not an Argon2id hash");
     let weaker = HASH.replace("argon2id", "argon2i");
-    one(
-        "HASH",
-        &weaker,
-        "conf.yaml:10:24: login.local.users[0].password_hash: is not an Argon2id hash",
-    );
+    one("HASH", &weaker, "conf.yaml:10:24: login.local.users[0].password_hash: is not an Argon2id hash");
     one(
         "username: alice",
         "username: \" alice\"",
         "conf.yaml:9:19: login.local.users[0].username: is not a user name",
     );
     let twice = format!("#top\n      - {{username: alice, password_hash: \"{HASH}\"}}");
-    one(
-        "#top",
-        &twice,
-        "conf.yaml:12:20: login.local.users[1].username: is listed twice",
-    );
+    one("#top", &twice, "conf.yaml:12:20: login.local.users[1].username: is listed twice");
     let users = "\n    #local\n    users:\n      - username: alice\n        password_hash: \"HASH\"";
-    one(
-        users,
-        " {}",
-        "conf.yaml:6:10: login.local.users: nobody could sign in",
-    );
-    one(
-        "#local",
-        "one_click: bob",
-        "conf.yaml:7:16: login.local.one_click: is not a listed user",
-    );
+    one(users, " {}", "conf.yaml:6:10: login.local.users: nobody could sign in");
+    one("#local", "one_click: bob", "conf.yaml:7:16: login.local.one_click: is not a listed user");
     assert_eq!(
-        good(&[("#local", "one_click: alice")], &Fake::default())
-            .login
-            .one_click
-            .as_deref(),
+        good(&[("#local", "one_click: alice")], &Fake::default()).login.one_click.as_deref(),
         Some("alice")
     );
     for (from, to) in [
@@ -832,27 +601,11 @@ fn paths_are_canonical() {
         assert_eq!(config.routes[0].path, "/demo");
     }
     for path in ["/", "//", "\"\""] {
-        assert_eq!(
-            good(&[("path: /demo", &format!("path: {path}"))], &Fake::default()).routes[0].path,
-            ""
-        );
+        assert_eq!(good(&[("path: /demo", &format!("path: {path}"))], &Fake::default()).routes[0].path, "");
     }
-    for path in [
-        "/a/../b",
-        "/./a",
-        "/a%20b",
-        "/a?b",
-        "\"/a#b\"",
-        "\"/a\\\\b\"",
-        "\"/a\\tb\"",
-        "/ä",
-        "/a b",
-    ] {
-        one(
-            "path: /demo",
-            &format!("path: {path}"),
-            "conf.yaml:14:11: routes[0].path: contains ",
-        );
+    for path in ["/a/../b", "/./a", "/a%20b", "/a?b", "\"/a#b\"", "\"/a\\\\b\"", "\"/a\\tb\"", "/ä", "/a b"]
+    {
+        one("path: /demo", &format!("path: {path}"), "conf.yaml:14:11: routes[0].path: contains ");
     }
     for path in [
         "/oauth",
@@ -866,17 +619,10 @@ fn paths_are_canonical() {
         "/readyz",
         "/metrics",
     ] {
-        one(
-            "path: /demo",
-            &format!("path: {path}"),
-            "conf.yaml:14:11: routes[0].path: lies under /",
-        );
+        one("path: /demo", &format!("path: {path}"), "conf.yaml:14:11: routes[0].path: lies under /");
     }
     good(&[("path: /demo", "path: /oauth2")], &Fake::default());
-    good(
-        &[("path: /demo", "path: /oauth\n    host: a.example")],
-        &Fake::default(),
-    );
+    good(&[("path: /demo", "path: /oauth\n    host: a.example")], &Fake::default());
     one(
         "path: /demo",
         "path: /.well-known/x\n    host: a.example",
@@ -921,22 +667,10 @@ fn hosts_and_places() {
         "u@a",
         "[::1]x",
     ] {
-        one(
-            "path: /demo",
-            &host(written),
-            "conf.yaml:14:11: routes[0].host: is not a host",
-        );
+        one("path: /demo", &host(written), "conf.yaml:14:11: routes[0].host: is not a host");
     }
-    one(
-        "    path: /demo\n",
-        "",
-        "conf.yaml:13:5: routes[0]: has neither path nor host",
-    );
-    one(
-        "name: demo",
-        "name: Demo",
-        "conf.yaml:13:11: routes[0].name: is not a route name",
-    );
+    one("    path: /demo\n", "", "conf.yaml:13:5: routes[0]: has neither path nor host");
+    one("name: demo", "name: Demo", "conf.yaml:13:11: routes[0].name: is not a route name");
     let second = |text: &str| format!("#\n  - {{{text}, upstream: {{url: \"https://b.example/\"}}}}");
     one(
         "#route",
@@ -949,15 +683,8 @@ fn hosts_and_places() {
         "conf.yaml:19:21: routes[1].path: has the same host and path as route `demo`",
     );
     let public = second("name: b, path: /demo, host: \"127.0.0.1:8080\"");
-    one(
-        "#route",
-        &public,
-        "conf.yaml:19:21: routes[1].path: has the same host and path as route `demo`",
-    );
-    good(
-        &[("#route", &second("name: b, path: /demo, host: b.example"))],
-        &Fake::default(),
-    );
+    one("#route", &public, "conf.yaml:19:21: routes[1].path: has the same host and path as route `demo`");
+    good(&[("#route", &second("name: b, path: /demo, host: b.example"))], &Fake::default());
 }
 
 #[test]
@@ -974,11 +701,7 @@ fn upstream_urls() {
         "https://h:0/",
         "https://h/a b",
     ] {
-        one(
-            "https://up.example.com/mcp",
-            &format!("\"{url}\""),
-            "conf.yaml:16:12: routes[0].upstream.url: ",
-        );
+        one("https://up.example.com/mcp", &format!("\"{url}\""), "conf.yaml:16:12: routes[0].upstream.url: ");
     }
     let config = good(
         &[
@@ -992,14 +715,8 @@ fn upstream_urls() {
     );
     let upstream = &config.routes[0].upstream;
     assert_eq!(upstream.url_as_written, "http://UP.example.com:80/mcp/");
-    assert_eq!(
-        (upstream.host().as_str(), upstream.base_path()),
-        ("up.example.com", "/mcp")
-    );
-    assert_eq!(
-        upstream.private_hosts(),
-        ["up.example.com", "auth.example", "::1", "::2", "10.0.0.1"]
-    );
+    assert_eq!((upstream.host().as_str(), upstream.base_path()), ("up.example.com", "/mcp"));
+    assert_eq!(upstream.private_hosts(), ["up.example.com", "auth.example", "::1", "::2", "10.0.0.1"]);
     for host in ["a:80", "https://a", "", "a/b"] {
         one(
             "#upstream",
@@ -1025,10 +742,7 @@ fn header_credentials() {
         "a b",
     ] {
         let found = report(&format!("kind: header, name: {name}, value: {{env: KEY}}"));
-        assert!(
-            found.starts_with("conf.yaml:18:38: routes[0].credential.name: is "),
-            "{found}"
-        );
+        assert!(found.starts_with("conf.yaml:18:38: routes[0].credential.name: is "), "{found}");
     }
     let found = report("kind: header");
     assert!(
@@ -1036,29 +750,15 @@ fn header_credentials() {
         "{found}"
     );
     for format in ["Bearer", "{value}{value}"] {
-        let found = report(&format!(
-            "kind: header, name: A, value: {{env: KEY}}, format: \"{format}\""
-        ));
-        assert!(
-            found.contains("credential.format: does not say where the secret goes"),
-            "{found}"
-        );
+        let found = report(&format!("kind: header, name: A, value: {{env: KEY}}, format: \"{format}\""));
+        assert!(found.contains("credential.format: does not say where the secret goes"), "{found}");
     }
     let found = report("kind: header, name: A, value: {env: KEY}, client_id: x");
-    assert!(
-        found.contains("credential.client_id: belongs to `kind: oauth`"),
-        "{found}"
-    );
+    assert!(found.contains("credential.client_id: belongs to `kind: oauth`"), "{found}");
     let found = report("value: {env: KEY}");
-    assert!(
-        found.contains("credential.value: belongs to `kind: header`"),
-        "{found}"
-    );
+    assert!(found.contains("credential.value: belongs to `kind: header`"), "{found}");
     let found = report("kind: none, format: x");
-    assert!(
-        found.contains("credential.format: belongs to `kind: header`"),
-        "{found}"
-    );
+    assert!(found.contains("credential.format: belongs to `kind: header`"), "{found}");
 }
 
 #[test]
@@ -1075,31 +775,16 @@ fn oauth_credentials() {
             "client_id: a, token_endpoint_auth_method: client_secret_post",
             "token_endpoint_auth_method: needs a client_secret",
         ),
-        (
-            "token_endpoint_auth_method: private",
-            "token_endpoint_auth_method: unknown value",
-        ),
-        (
-            "token_endpoint: \"https://a/t\"",
-            "authorization_endpoint: is missing",
-        ),
-        (
-            "authorization_endpoint: \"https://a/t\"",
-            "token_endpoint: is missing",
-        ),
+        ("token_endpoint_auth_method: private", "token_endpoint_auth_method: unknown value"),
+        ("token_endpoint: \"https://a/t\"", "authorization_endpoint: is missing"),
+        ("authorization_endpoint: \"https://a/t\"", "token_endpoint: is missing"),
         (
             "issuer: \"http://auth.example\"",
             "issuer: is http; write https://, or add auth.example to `upstream.allow_hosts`",
         ),
         ("issuer: \"https://auth.example?x\"", "issuer: contains a query"),
-        (
-            "resource: \"not absolute\"",
-            "resource: is not a resource indicator",
-        ),
-        (
-            "resource: \"https://a/#f\"",
-            "resource: is not a resource indicator",
-        ),
+        ("resource: \"not absolute\"", "resource: is not a resource indicator"),
+        ("resource: \"https://a/#f\"", "resource: is not a resource indicator"),
         ("scopes: [\"a b\"]", "scopes[0]: is not a scope"),
         (
             "authorization_params: {state: x}",
@@ -1107,10 +792,7 @@ fn oauth_credentials() {
         ),
     ] {
         let found = report(text);
-        assert!(
-            found.contains(&format!("routes[0].credential.{expected}")),
-            "{found}"
-        );
+        assert!(found.contains(&format!("routes[0].credential.{expected}")), "{found}");
         assert_eq!(found.lines().count(), 1, "{found}");
     }
     let text = credential(
@@ -1125,15 +807,10 @@ fn oauth_credentials() {
         ],
         &environment,
     );
-    let Credential::Oauth(oauth) = &config.routes[0].credential else {
-        panic!("not oauth")
-    };
+    let Credential::Oauth(oauth) = &config.routes[0].credential else { panic!("not oauth") };
     assert_eq!(oauth.issuer.as_deref(), Some("http://auth.example"));
     assert_eq!(oauth.authorization_endpoint.as_deref(), Some("https://a/x?y=z"));
-    assert_eq!(
-        oauth.token_endpoint_auth_method,
-        Some(TokenEndpointAuthMethod::ClientSecretPost)
-    );
+    assert_eq!(oauth.token_endpoint_auth_method, Some(TokenEndpointAuthMethod::ClientSecretPost));
     assert_eq!(oauth.scopes, Some(Vec::new()));
     assert_eq!(oauth.authorization_params["prompt"], "login");
     assert_eq!(config.routes[0].scopes, ["x:y"]);
@@ -1144,18 +821,9 @@ fn files_that_cannot_be_loaded() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("none.yaml");
     let report = load(&path).err().unwrap().to_string();
-    assert!(
-        report.starts_with(&format!("{}: cannot be read: ", path.display())),
-        "{report}"
-    );
+    assert!(report.starts_with(&format!("{}: cannot be read: ", path.display())), "{report}");
     std::fs::write(&path, [0xff, 0xfe, 0x00]).unwrap();
-    assert!(
-        load(&path)
-            .err()
-            .unwrap()
-            .to_string()
-            .contains("is not UTF-8 text")
-    );
+    assert!(load(&path).err().unwrap().to_string().contains("is not UTF-8 text"));
     std::fs::write(&path, MINIMAL).unwrap();
     assert!(load(&path).is_ok());
 }
@@ -1165,10 +833,7 @@ fn shipped_files_load_as_they_stand() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
     for name in ["postern.yaml", "demo.yaml"] {
         let text = std::fs::read_to_string(directory.join(name)).unwrap();
-        assert!(
-            text.starts_with("# yaml-language-server: $schema=./postern.schema.json\n"),
-            "{name}"
-        );
+        assert!(text.starts_with("# yaml-language-server: $schema=./postern.schema.json\n"), "{name}");
         if let Err(report) = parse(&text, name, &Fake::default()) {
             panic!("{report}");
         }
@@ -1188,14 +853,8 @@ fn shipped_file_names_every_key() {
     let schema = schema();
     let mut sections = vec![&schema];
     sections.extend(schema["$defs"].as_object().unwrap().values());
-    for (name, of) in sections
-        .iter()
-        .filter_map(|of| of["properties"].as_object())
-        .flatten()
-    {
-        let later = of["description"]
-            .as_str()
-            .is_some_and(|text| text.starts_with("Not yet"));
+    for (name, of) in sections.iter().filter_map(|of| of["properties"].as_object()).flatten() {
+        let later = of["description"].as_str().is_some_and(|text| text.starts_with("Not yet"));
         let named = text.contains(&format!("{name}:"));
         assert!(later || named, "{name} is missing in conf/postern.yaml");
     }
@@ -1205,8 +864,5 @@ fn shipped_file_names_every_key() {
 fn schema_file_is_current() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/postern.schema.json");
     let written: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-    assert!(
-        written == schema(),
-        "run: postern schema > conf/postern.schema.json"
-    );
+    assert!(written == schema(), "run: postern schema > conf/postern.schema.json");
 }

@@ -27,16 +27,10 @@ pub struct Certificate {
 /// Reads all certificates. What is wrong is recorded and left out.
 pub(super) fn load(check: &mut Checker<'_>, list: &Key, written: &[file::Certificate]) -> Vec<Certificate> {
     if written.is_empty() {
-        check.refuse(
-            list,
-            "is empty",
-            "add an entry with `cert_file` and `key_file`, or leave `tls` out",
-        );
+        check.refuse(list, "is empty", "add an entry with `cert_file` and `key_file`, or leave `tls` out");
     }
     let entries = written.iter().enumerate();
-    entries
-        .filter_map(|(index, entry)| certificate(check, &list.item(index), entry))
-        .collect()
+    entries.filter_map(|(index, entry)| certificate(check, &list.item(index), entry)).collect()
 }
 
 fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -> Option<Certificate> {
@@ -48,15 +42,8 @@ fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -
     let signing = match provider.key_provider.load_private_key(key.clone_key()) {
         Ok(signing) => signing,
         Err(_) => {
-            let what = format!(
-                "{} holds a private key that cannot be used",
-                written.key_file.display()
-            );
-            check.refuse(
-                &at.child("key_file"),
-                what,
-                "use an RSA (2048 bits or more), ECDSA or Ed25519 key",
-            );
+            let what = format!("{} holds a private key that cannot be used", written.key_file.display());
+            check.refuse(&at.child("key_file"), what, "use an RSA (2048 bits or more), ECDSA or Ed25519 key");
             return None;
         }
     };
@@ -64,28 +51,14 @@ fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(rustls::Error::InconsistentKeys(_)) => {
-            let what = format!(
-                "{} is not the key of {}",
-                written.key_file.display(),
-                written.cert_file.display()
-            );
-            check.refuse(
-                &at.child("key_file"),
-                what,
-                "name the key that the certificate was made for",
-            );
+            let what =
+                format!("{} is not the key of {}", written.key_file.display(), written.cert_file.display());
+            check.refuse(&at.child("key_file"), what, "name the key that the certificate was made for");
             return None;
         }
         Err(_) => {
-            let what = format!(
-                "{} holds a certificate that cannot be read",
-                written.cert_file.display()
-            );
-            check.refuse(
-                &at.child("cert_file"),
-                what,
-                "name a PEM file with an X.509 certificate",
-            );
+            let what = format!("{} holds a certificate that cannot be read", written.cert_file.display());
+            check.refuse(&at.child("cert_file"), what, "name a PEM file with an X.509 certificate");
             return None;
         }
     }
@@ -128,11 +101,7 @@ fn private_key(
             0 => format!("{} holds no readable private key", written.key_file.display()),
             count => format!("{} holds {count} private keys", written.key_file.display()),
         };
-        check.refuse(
-            key,
-            what,
-            "name a PEM file with exactly one unencrypted PRIVATE KEY block",
-        );
+        check.refuse(key, what, "name a PEM file with exactly one unencrypted PRIVATE KEY block");
     }
     let only = keys.pop()?;
     keys.is_empty().then_some(only)

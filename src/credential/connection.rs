@@ -64,11 +64,7 @@ struct Token {
 
 impl Connections {
     pub fn new(connector: Arc<Connector>) -> Self {
-        Self {
-            connector,
-            by_grant: DashMap::new(),
-            by_key: DashMap::new(),
-        }
+        Self { connector, by_grant: DashMap::new(), by_key: DashMap::new() }
     }
 
     /// `refused`: tokens that the upstream has just turned down.
@@ -86,14 +82,11 @@ impl Connections {
             known = self.load(&slot).await?;
         }
         match &*known {
-            Known::Absent => Ok(Credential {
-                header: None,
-                source: Source::Anonymous,
-            }),
+            Known::Absent => Ok(Credential { header: None, source: Source::Anonymous }),
             Known::Unknown => Err(Unresolved::NeedsUser { incarnation: None }),
-            Known::NeedsUser { incarnation } => Err(Unresolved::NeedsUser {
-                incarnation: incarnation.clone(),
-            }),
+            Known::NeedsUser { incarnation } => {
+                Err(Unresolved::NeedsUser { incarnation: incarnation.clone() })
+            }
             Known::Token(token) if refused.is_some_and(|refused| token.is_covered_by(refused)) => {
                 self.renewed(&slot, route, &known, token, now).await
             }
@@ -115,22 +108,10 @@ impl Connections {
 
     /// The upstream refused the token of this generation, and there is no newer one: never used again.
     pub async fn refuse(&self, source: &Source) {
-        let Source::Connection {
-            key,
-            incarnation,
-            generation,
-            ..
-        } = source
-        else {
+        let Source::Connection { key, incarnation, generation, .. } = source else {
             return;
         };
-        if let Err(error) = self
-            .connector
-            .records
-            .store()
-            .refuse(key, incarnation, *generation)
-            .await
-        {
+        if let Err(error) = self.connector.records.store().refuse(key, incarnation, *generation).await {
             tracing::warn!(target: "postern::credential", %error, "a refused token could not be marked in the store");
         }
         // Whether or not the store could be told, this process knows.
@@ -139,12 +120,7 @@ impl Connections {
             let is_refused =
                 |token: &Token| token.generation == *generation && token.incarnation == *incarnation;
             if matches!(&*known, Known::Token(token) if is_refused(token)) {
-                slot.replace(
-                    &known,
-                    Known::NeedsUser {
-                        incarnation: Some(Arc::clone(incarnation)),
-                    },
-                );
+                slot.replace(&known, Known::NeedsUser { incarnation: Some(Arc::clone(incarnation)) });
             }
         }
     }
@@ -161,10 +137,7 @@ impl Connections {
                 && token.is_covered_by(&outdated)
             {
                 let dead_at = Some(UNIX_EPOCH);
-                let token = Token {
-                    dead_at,
-                    ..token.clone()
-                };
+                let token = Token { dead_at, ..token.clone() };
                 slot.replace(&known, Known::Token(token));
             }
             self.renew_ahead(&slot, route, outdated, now);
@@ -193,12 +166,7 @@ impl Connections {
             self.forget_all();
         }
         let key = connection_key(caller.subject(), route);
-        let slot = Arc::clone(
-            &self
-                .by_key
-                .entry(key.as_str().into())
-                .or_insert_with(|| Slot::new(&key)),
-        );
+        let slot = Arc::clone(&self.by_key.entry(key.as_str().into()).or_insert_with(|| Slot::new(&key)));
         self.by_grant.insert(caller.grant().into(), Arc::clone(&slot));
         // A slot that is found by grant alone would hear of nothing any more.
         if !self.by_key.contains_key(key.as_str()) {
@@ -214,10 +182,8 @@ impl Connections {
             Ok(Some((connection, tokens))) => Known::of(&connection, &tokens),
             Err(RecordError::Unreadable) => {
                 let connection = self.connector.records.store().connection(&slot.key).await;
-                let incarnation = connection
-                    .ok()
-                    .flatten()
-                    .map(|connection| connection.incarnation.as_str().into());
+                let incarnation =
+                    connection.ok().flatten().map(|connection| connection.incarnation.as_str().into());
                 Known::NeedsUser { incarnation }
             }
             Err(_) => return Err(Unresolved::Unavailable { retry_after: RETRY }),
@@ -237,9 +203,7 @@ impl Connections {
             return Err(Unresolved::Unavailable { retry_after });
         }
         let outdated = token.outdated();
-        let needs_user = || Unresolved::NeedsUser {
-            incarnation: Some(Arc::clone(&token.incarnation)),
-        };
+        let needs_user = || Unresolved::NeedsUser { incarnation: Some(Arc::clone(&token.incarnation)) };
         match self.connector.renew(route, &slot.key, &outdated).await {
             Renewed::Tokens(tokens) => match &*slot.replace(before, Known::of(&tokens.0, &tokens.1)) {
                 Known::Token(newer) if newer.is_covered_by(&outdated) => Err(needs_user()),
@@ -250,12 +214,7 @@ impl Connections {
                 _ => Err(needs_user()),
             },
             Renewed::NeedsUser => {
-                slot.replace(
-                    before,
-                    Known::NeedsUser {
-                        incarnation: Some(Arc::clone(&token.incarnation)),
-                    },
-                );
+                slot.replace(before, Known::NeedsUser { incarnation: Some(Arc::clone(&token.incarnation)) });
                 Err(needs_user())
             }
             Renewed::Later { retry_after } => {
@@ -311,8 +270,7 @@ impl Slot {
 
     fn be_quiet(&self, now: SystemTime, wait: Duration) {
         let until = now.duration_since(UNIX_EPOCH).unwrap_or_default() + wait;
-        self.quiet_until
-            .store(u64::try_from(until.as_millis()).unwrap_or(0), Ordering::Relaxed);
+        self.quiet_until.store(u64::try_from(until.as_millis()).unwrap_or(0), Ordering::Relaxed);
     }
 }
 
@@ -320,9 +278,7 @@ impl Slot {
 
 impl Known {
     fn of(connection: &Connection, tokens: &Tokens) -> Self {
-        let needs_user = Self::NeedsUser {
-            incarnation: Some(connection.incarnation.as_str().into()),
-        };
+        let needs_user = Self::NeedsUser { incarnation: Some(connection.incarnation.as_str().into()) };
         if connection.state == State::NeedsReauth {
             return needs_user;
         }
@@ -356,10 +312,7 @@ fn window(from: SystemTime, until: SystemTime) -> (SystemTime, SystemTime) {
 
 impl Token {
     fn outdated(&self) -> Outdated {
-        Outdated {
-            incarnation: Arc::clone(&self.incarnation),
-            generation: self.generation,
-        }
+        Outdated { incarnation: Arc::clone(&self.incarnation), generation: self.generation }
     }
 
     fn is_covered_by(&self, outdated: &Outdated) -> bool {
@@ -373,21 +326,13 @@ impl Token {
             generation: self.generation,
             refreshable: self.refreshable,
         };
-        Credential {
-            header: Some((header::AUTHORIZATION, self.value.clone())),
-            source,
-        }
+        Credential { header: Some((header::AUTHORIZATION, self.value.clone())), source }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use std::time::UNIX_EPOCH;
 

@@ -59,14 +59,9 @@ impl Source {
     /// The tokens it came from, to ask for newer ones.
     pub fn outdated(&self) -> Option<Outdated> {
         match self {
-            Source::Connection {
-                incarnation,
-                generation,
-                ..
-            } => Some(Outdated {
-                incarnation: Arc::clone(incarnation),
-                generation: *generation,
-            }),
+            Source::Connection { incarnation, generation, .. } => {
+                Some(Outdated { incarnation: Arc::clone(incarnation), generation: *generation })
+            }
             _ => None,
         }
     }
@@ -81,14 +76,10 @@ pub async fn resolve(
     now: SystemTime,
 ) -> Result<Credential, Unresolved> {
     match &permit.route().credential {
-        config::Credential::None => Ok(Credential {
-            header: None,
-            source: Source::None,
-        }),
-        config::Credential::Header { .. } => Ok(Credential {
-            header: route.fixed.clone(),
-            source: Source::Fixed,
-        }),
+        config::Credential::None => Ok(Credential { header: None, source: Source::None }),
+        config::Credential::Header { .. } => {
+            Ok(Credential { header: route.fixed.clone(), source: Source::Fixed })
+        }
         config::Credential::Oauth(_) => connections.resolve(permit.caller(), route, refused, now).await,
     }
 }

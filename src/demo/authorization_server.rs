@@ -31,11 +31,7 @@ pub(super) fn routes() -> Router<Arc<Demo>> {
 }
 
 async fn style() -> Response {
-    (
-        [(header::CONTENT_TYPE, "text/css; charset=utf-8")],
-        include_str!("style.css"),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, "text/css; charset=utf-8")], include_str!("style.css")).into_response()
 }
 
 async fn metadata(State(demo): State<Arc<Demo>>) -> Json<Value> {
@@ -64,11 +60,7 @@ pub(super) struct Refusal {
 
 impl Refusal {
     pub(super) fn new(error: &'static str, description: &'static str) -> Self {
-        Refusal {
-            status: StatusCode::BAD_REQUEST,
-            error,
-            description,
-        }
+        Refusal { status: StatusCode::BAD_REQUEST, error, description }
     }
 }
 
@@ -93,9 +85,7 @@ impl IntoResponse for Refusal {
         let body = Json(json!({ "error": self.error, "error_description": self.description }));
         let mut response = no_store((self.status, body));
         if self.status == StatusCode::UNAUTHORIZED {
-            response
-                .headers_mut()
-                .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Basic"));
         }
         response
     }
@@ -112,31 +102,15 @@ struct RegistrationRequest {
 /// Registration (RFC 7591 §3). Whatever the client asks for, it becomes a public one with both grant types;
 /// the answer says so.
 async fn register(State(demo): State<Arc<Demo>>, body: Bytes) -> Result<Response, Refusal> {
-    let request: RegistrationRequest = serde_json::from_slice(&body).map_err(|_| {
-        Refusal::new(
-            "invalid_client_metadata",
-            "the body is not client metadata in JSON",
-        )
-    })?;
+    let request: RegistrationRequest = serde_json::from_slice(&body)
+        .map_err(|_| Refusal::new("invalid_client_metadata", "the body is not client metadata in JSON"))?;
     let lacks =
         |list: &Option<Vec<String>>, item| list.as_ref().is_some_and(|list| !list.iter().any(|i| i == item));
     if lacks(&request.grant_types, "authorization_code") || lacks(&request.response_types, "code") {
-        return Err(Refusal::new(
-            "invalid_client_metadata",
-            "only the authorization code flow is supported",
-        ));
+        return Err(Refusal::new("invalid_client_metadata", "only the authorization code flow is supported"));
     }
-    let client = Client::new(
-        random_text()?,
-        request.client_name.as_deref(),
-        request.redirect_uris,
-    )?;
-    let issued_at = demo
-        .clock
-        .now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
+    let client = Client::new(random_text()?, request.client_name.as_deref(), request.redirect_uris)?;
+    let issued_at = demo.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let mut answer = json!({
         "client_id": client.id(),
         "client_id_issued_at": issued_at,

@@ -55,13 +55,7 @@ fn page(status: StatusCode, page: &Page<'_>) -> Response {
 }
 
 fn problem_page(status: StatusCode, problem: &str) -> Response {
-    page(
-        status,
-        &Page {
-            question: None,
-            problem: Some(problem),
-        },
-    )
+    page(status, &Page { question: None, problem: Some(problem) })
 }
 
 fn question_page(ticket: &str, pending: &Pending, account: &str, problem: Option<&str>) -> Response {
@@ -73,28 +67,14 @@ fn question_page(ticket: &str, pending: &Pending, account: &str, problem: Option
         None => host.to_owned(),
     };
     let question = Question {
-        client: pending
-            .client
-            .name
-            .as_deref()
-            .unwrap_or("An application without a name"),
+        client: pending.client.name.as_deref().unwrap_or("An application without a name"),
         scope: SCOPE,
         redirect_host: &redirect_host,
         ticket,
         account,
     };
-    let status = if problem.is_some() {
-        StatusCode::BAD_REQUEST
-    } else {
-        StatusCode::OK
-    };
-    page(
-        status,
-        &Page {
-            question: Some(question),
-            problem,
-        },
-    )
+    let status = if problem.is_some() { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+    page(status, &Page { question: Some(question), problem })
 }
 
 /// The authorization endpoint. A bad client or redirect URI is told to the user, all else to the client.
@@ -124,10 +104,7 @@ pub(super) async fn ask(State(demo): State<Arc<Demo>>, RawQuery(query): RawQuery
     }
     // A S256 challenge is 32 bytes in base64url (RFC 7636 §4.2).
     let challenge = value("code_challenge").filter(|text| {
-        text.len() == 43
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
+        text.len() == 43 && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_".contains(&b))
     });
     let Some(code_challenge) = challenge.filter(|_| value("code_challenge_method") == Some("S256")) else {
         return refused("invalid_request", "PKCE with S256 is required");
@@ -165,12 +142,7 @@ pub(super) async fn answer(State(demo): State<Arc<Demo>>, headers: HeaderMap, bo
     let now = demo.clock.now();
     let account = value("account").unwrap_or(DEFAULT_ACCOUNT).trim();
     let mut tables = demo.tables();
-    let Some(pending) = tables
-        .pending
-        .find(ticket)
-        .filter(|pending| now < pending.expires)
-        .cloned()
-    else {
+    let Some(pending) = tables.pending.find(ticket).filter(|pending| now < pending.expires).cloned() else {
         return problem_page(
             StatusCode::BAD_REQUEST,
             "This page was answered before or was open for too long. Go back to the application and start again.",
@@ -183,27 +155,15 @@ pub(super) async fn answer(State(demo): State<Arc<Demo>>, headers: HeaderMap, bo
     tables.pending.remove(ticket);
     let state = pending.state.as_deref();
     if value("decision") != Some("allow") {
-        let fields = [
-            ("error", "access_denied"),
-            ("error_description", "the user said no"),
-        ];
+        let fields = [("error", "access_denied"), ("error_description", "the user said no")];
         return back(&demo.issuer, &pending.redirect_uri, state, &fields);
     }
     let (Ok(code), Ok(grant)) = (random_text(), random_text()) else {
-        return back(
-            &demo.issuer,
-            &pending.redirect_uri,
-            state,
-            &[("error", "server_error")],
-        );
+        return back(&demo.issuer, &pending.redirect_uri, state, &[("error", "server_error")]);
     };
-    tables.grants.insert(
-        grant.clone(),
-        Grant {
-            client_id: pending.client.id(),
-            account: account.to_owned(),
-        },
-    );
+    tables
+        .grants
+        .insert(grant.clone(), Grant { client_id: pending.client.id(), account: account.to_owned() });
     tables.codes.insert(
         digest_of(&code),
         Code {
@@ -218,10 +178,7 @@ pub(super) async fn answer(State(demo): State<Arc<Demo>>, headers: HeaderMap, bo
 }
 
 fn is_account(name: &str) -> bool {
-    (1..=32).contains(&name.len())
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    (1..=32).contains(&name.len()) && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
 }
 
 /// 303 to the client with `fields`, `state` and `iss`. The URI is extended as text, so that it stays the
@@ -237,9 +194,6 @@ fn back(issuer: &str, redirect_uri: &str, state: Option<&str>, fields: &[(&str, 
     let location = format!("{redirect_uri}{separator}{}", query.finish());
     no_store((
         StatusCode::SEE_OTHER,
-        [
-            (header::LOCATION, location),
-            (header::REFERRER_POLICY, "no-referrer".to_owned()),
-        ],
+        [(header::LOCATION, location), (header::REFERRER_POLICY, "no-referrer".to_owned())],
     ))
 }

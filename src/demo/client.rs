@@ -39,11 +39,7 @@ impl Client {
         redirect_uris: Vec<String>,
     ) -> Result<Self, BadRedirectUris> {
         let name = name.map(|name| name.chars().take(NAME_LENGTH).collect());
-        let client = Client {
-            salt,
-            name,
-            redirect_uris,
-        };
+        let client = Client { salt, name, redirect_uris };
         client.check()?;
         if client.id().len() > LONGEST_ID {
             return Err(BadRedirectUris("they are too long together"));

@@ -32,10 +32,7 @@ const UNSUPPORTED_VERSION: i32 = -32022;
 
 pub(super) fn routes() -> Router<Arc<Demo>> {
     Router::new()
-        .route(
-            "/.well-known/oauth-protected-resource/mcp",
-            get(resource_metadata),
-        )
+        .route("/.well-known/oauth-protected-resource/mcp", get(resource_metadata))
         .route("/mcp", any(endpoint).layer(DefaultBodyLimit::max(1024 * 1024)))
 }
 
@@ -98,20 +95,13 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 fn grant_of(demo: &Demo, token: &str) -> Option<Grant> {
     let now = demo.clock.now();
     let tables = demo.tables();
-    let token = tables
-        .access
-        .find(&digest_of(token))
-        .filter(|token| now < token.expires)?;
+    let token = tables.access.find(&digest_of(token)).filter(|token| now < token.expires)?;
     tables.grants.find(&token.grant).cloned()
 }
 
 /// 401 (RFC 6750 §3, RFC 9728 §5.1). The error is named only when there was a token.
 fn challenge(demo: &Demo, had_token: bool) -> Response {
-    let error = if had_token {
-        "error=\"invalid_token\", "
-    } else {
-        ""
-    };
+    let error = if had_token { "error=\"invalid_token\", " } else { "" };
     let metadata = format!("{}/.well-known/oauth-protected-resource/mcp", demo.issuer);
     let value = format!("Bearer {error}resource_metadata=\"{metadata}\", scope=\"{SCOPE}\"");
     let mut response = StatusCode::UNAUTHORIZED.into_response();
@@ -137,9 +127,7 @@ fn accepts_both(headers: &HeaderMap) -> bool {
         .map(|range| range.trim().to_ascii_lowercase())
         .collect();
     let has = |kind: &str, group: &str| {
-        ranges
-            .iter()
-            .any(|range| range == kind || range == group || range == "*/*")
+        ranges.iter().any(|range| range == kind || range == group || range == "*/*")
     };
     has("application/json", "application/*") && has("text/event-stream", "text/*")
 }
@@ -154,12 +142,7 @@ struct Fault {
 
 impl Fault {
     fn new(status: StatusCode, code: i32, message: &'static str) -> Self {
-        Fault {
-            status,
-            code,
-            message,
-            data: None,
-        }
+        Fault { status, code, message, data: None }
     }
 
     fn bad(code: i32, message: &'static str) -> Self {
@@ -171,11 +154,7 @@ impl Fault {
         if let (Some(fields), Some(data)) = (error.as_object_mut(), self.data) {
             fields.insert("data".to_owned(), data);
         }
-        (
-            self.status,
-            Json(json!({ "jsonrpc": "2.0", "id": id, "error": error })),
-        )
-            .into_response()
+        (self.status, Json(json!({ "jsonrpc": "2.0", "id": id, "error": error }))).into_response()
     }
 }
 
@@ -212,11 +191,7 @@ fn reply(headers: &HeaderMap, message: &Map<String, Value>, grant: &Grant) -> Re
         "ping" => Ok(json!({})),
         "tools/list" => Ok(json!({ "tools": tools() })),
         "tools/call" => call(params, grant),
-        _ => Err(Fault::new(
-            StatusCode::OK,
-            METHOD_NOT_FOUND,
-            "there is no such method",
-        )),
+        _ => Err(Fault::new(StatusCode::OK, METHOD_NOT_FOUND, "there is no such method")),
     }
 }
 
@@ -241,10 +216,7 @@ fn check_standalone(headers: &HeaderMap, method: &str, params: &Value) -> Result
         return Err(unsupported(version));
     }
     if !meta.get(META_CAPABILITIES).is_some_and(Value::is_object) {
-        return Err(Fault::bad(
-            INVALID_PARAMS,
-            "_meta must name the client capabilities",
-        ));
+        return Err(Fault::bad(INVALID_PARAMS, "_meta must name the client capabilities"));
     }
     if header_text(headers, "mcp-method") != Some(method) {
         return mismatch("Mcp-Method does not match the body");
@@ -261,10 +233,7 @@ fn check_standalone(headers: &HeaderMap, method: &str, params: &Value) -> Result
 
 /// A header value as it was meant: text that headers cannot carry comes as `=?base64?…?=`.
 fn decoded(value: &str) -> Option<String> {
-    match value
-        .strip_prefix("=?base64?")
-        .and_then(|rest| rest.strip_suffix("?="))
-    {
+    match value.strip_prefix("=?base64?").and_then(|rest| rest.strip_suffix("?=")) {
         None => Some(value.to_owned()),
         Some(coded) => String::from_utf8(BASE64.decode(coded.as_bytes()).ok()?).ok(),
     }
@@ -286,11 +255,7 @@ fn standalone(method: &str, params: &Value, grant: &Grant) -> Result<Value, Faul
         "tools/list" => keep(json!({ "tools": tools() })),
         "tools/call" => call(params, grant)?,
         _ => {
-            return Err(Fault::new(
-                StatusCode::NOT_FOUND,
-                METHOD_NOT_FOUND,
-                "there is no such method",
-            ));
+            return Err(Fault::new(StatusCode::NOT_FOUND, METHOD_NOT_FOUND, "there is no such method"));
         }
     };
     if let Some(fields) = result.as_object_mut() {
@@ -331,20 +296,14 @@ fn tools() -> Value {
 fn call(params: &Value, grant: &Grant) -> Result<Value, Fault> {
     let (text, is_error) = match params.get("name").and_then(Value::as_str) {
         Some("whoami") => (format!("You are {} at Demo tools.", grant.account), false),
-        Some("echo") => match params
-            .get("arguments")
-            .and_then(|given| given.get("text"))
-            .and_then(Value::as_str)
-        {
-            Some(text) => (text.to_owned(), false),
-            None => ("echo needs a text".to_owned(), true),
-        },
+        Some("echo") => {
+            match params.get("arguments").and_then(|given| given.get("text")).and_then(Value::as_str) {
+                Some(text) => (text.to_owned(), false),
+                None => ("echo needs a text".to_owned(), true),
+            }
+        }
         _ => {
-            return Err(Fault::new(
-                StatusCode::OK,
-                INVALID_PARAMS,
-                "there is no such tool",
-            ));
+            return Err(Fault::new(StatusCode::OK, INVALID_PARAMS, "there is no such tool"));
         }
     };
     Ok(json!({ "content": [{ "type": "text", "text": text }], "isError": is_error }))

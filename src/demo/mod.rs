@@ -54,14 +54,9 @@ where
 {
     let address = listener.local_addr()?;
     if !address.ip().is_loopback() {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "the demo upstream serves loopback only",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the demo upstream serves loopback only"));
     }
-    axum::serve(listener, router(address, Clock::system()))
-        .with_graceful_shutdown(shutdown)
-        .await
+    axum::serve(listener, router(address, Clock::system())).with_graceful_shutdown(shutdown).await
 }
 
 fn router(address: SocketAddr, clock: Clock) -> Router {
@@ -84,17 +79,9 @@ async fn only_from_here(request: Request, next: Next) -> Response {
     let host = header_text(headers, "host").is_some_and(is_local);
     let origin = !headers.contains_key(header::ORIGIN)
         || header_text(headers, "origin")
-            .and_then(|origin| {
-                origin
-                    .strip_prefix("http://")
-                    .or_else(|| origin.strip_prefix("https://"))
-            })
+            .and_then(|origin| origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://")))
             .is_some_and(is_local);
-    if host && origin {
-        next.run(request).await
-    } else {
-        StatusCode::FORBIDDEN.into_response()
-    }
+    if host && origin { next.run(request).await } else { StatusCode::FORBIDDEN.into_response() }
 }
 
 fn is_local(authority: &str) -> bool {
@@ -175,10 +162,7 @@ struct Table<V> {
 
 impl<V> Default for Table<V> {
     fn default() -> Self {
-        Table {
-            entries: HashMap::new(),
-            order: VecDeque::new(),
-        }
+        Table { entries: HashMap::new(), order: VecDeque::new() }
     }
 }
 
@@ -231,9 +215,7 @@ fn header_text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// Marks an answer that must not be kept anywhere.
 fn no_store(response: impl IntoResponse) -> Response {
     let mut response = response.into_response();
-    response
-        .headers_mut()
-        .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 

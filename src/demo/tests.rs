@@ -1,10 +1,5 @@
 //! The demo upstream from outside: a client walks the whole way by HTTP, then strays from it.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use axum::body::Body;
 use axum::http::Request;
@@ -45,10 +40,7 @@ struct Tester {
 impl Tester {
     fn new() -> Self {
         let clock = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-        Tester {
-            router: router("127.0.0.1:4110".parse().unwrap(), clock.clone()),
-            clock,
-        }
+        Tester { router: router("127.0.0.1:4110".parse().unwrap(), clock.clone()), clock }
     }
 
     async fn send(&self, method: &str, path: &str, headers: &[(&str, &str)], body: String) -> Answer {
@@ -59,12 +51,7 @@ impl Tester {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let response = self
-            .router
-            .clone()
-            .oneshot(request.body(Body::from(body)).unwrap())
-            .await
-            .unwrap();
+        let response = self.router.clone().oneshot(request.body(Body::from(body)).unwrap()).await.unwrap();
         let (parts, body) = response.into_parts();
         let bytes = body.collect().await.unwrap().to_bytes();
         Answer {
@@ -79,16 +66,8 @@ impl Tester {
     }
 
     async fn form(&self, path: &str, fields: &[(&str, &str)]) -> Answer {
-        let body = form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(fields)
-            .finish();
-        self.send(
-            "POST",
-            path,
-            &[("content-type", "application/x-www-form-urlencoded")],
-            body,
-        )
-        .await
+        let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+        self.send("POST", path, &[("content-type", "application/x-www-form-urlencoded")], body).await
     }
 
     async fn register(&self) -> String {
@@ -119,33 +98,20 @@ impl Tester {
             fields.push((name, value));
         }
         fields.retain(|(_, value)| !value.is_empty());
-        let query = form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(&fields)
-            .finish();
+        let query = form_urlencoded::Serializer::new(String::new()).extend_pairs(&fields).finish();
         self.fetch(&format!("/authorize?{query}")).await
     }
 
     async fn ticket(&self, client_id: &str) -> String {
         let page = self.ask(client_id, &[]).await;
         assert_eq!(page.status, 200, "{}", page.text);
-        page.text
-            .split("name=\"ticket\" value=\"")
-            .nth(1)
-            .unwrap()
-            .split('"')
-            .next()
-            .unwrap()
-            .to_owned()
+        page.text.split("name=\"ticket\" value=\"").nth(1).unwrap().split('"').next().unwrap().to_owned()
     }
 
     async fn code(&self, client_id: &str) -> String {
         let ticket = self.ticket(client_id).await;
-        let answer = self
-            .form(
-                "/authorize",
-                &[("ticket", &ticket), ("account", "bea"), ("decision", "allow")],
-            )
-            .await;
+        let answer =
+            self.form("/authorize", &[("ticket", &ticket), ("account", "bea"), ("decision", "allow")]).await;
         let fields = returned(&answer);
         assert_eq!(fields["state"], "s t&a");
         assert_eq!(fields["iss"], BASE);
@@ -211,23 +177,16 @@ fn pair(answer: &Answer) -> (String, String) {
     assert_eq!(answer.status, 200, "{}", answer.text);
     assert_eq!(answer.header("cache-control"), "no-store");
     let fields = answer.json();
-    assert_eq!(
-        (&fields["token_type"], &fields["expires_in"]),
-        (&json!("Bearer"), &json!(300))
-    );
+    assert_eq!((&fields["token_type"], &fields["expires_in"]), (&json!("Bearer"), &json!(300)));
     let text = |name: &str| fields[name].as_str().unwrap().to_owned();
     (text("access_token"), text("refresh_token"))
 }
 
 fn returned(answer: &Answer) -> HashMap<String, String> {
     assert_eq!(answer.status, 303, "{}", answer.text);
-    let query = answer
-        .header("location")
-        .strip_prefix(CALLBACK)
-        .expect("the registered address, byte for byte");
-    form_urlencoded::parse(query.strip_prefix('&').unwrap().as_bytes())
-        .into_owned()
-        .collect()
+    let query =
+        answer.header("location").strip_prefix(CALLBACK).expect("the registered address, byte for byte");
+    form_urlencoded::parse(query.strip_prefix('&').unwrap().as_bytes()).into_owned().collect()
 }
 
 fn request(method: &str, params: Value) -> Value {
@@ -252,23 +211,15 @@ async fn discovery_leads_from_the_challenge_to_the_endpoints() {
     let answer = tester.call("wrong", &[], &json!({})).await;
     assert_eq!(answer.status, 401);
     assert!(
-        answer
-            .header("www-authenticate")
-            .starts_with("Bearer error=\"invalid_token\", resource_metadata=")
+        answer.header("www-authenticate").starts_with("Bearer error=\"invalid_token\", resource_metadata=")
     );
 
-    let resource = tester
-        .fetch("/.well-known/oauth-protected-resource/mcp")
-        .await
-        .json();
+    let resource = tester.fetch("/.well-known/oauth-protected-resource/mcp").await.json();
     assert_eq!(
         (&resource["resource"], &resource["authorization_servers"]),
         (&json!(RESOURCE), &json!([BASE]))
     );
-    let server = tester
-        .fetch("/.well-known/oauth-authorization-server")
-        .await
-        .json();
+    let server = tester.fetch("/.well-known/oauth-authorization-server").await.json();
     assert_eq!(server["issuer"], BASE);
     assert_eq!(server["code_challenge_methods_supported"], json!(["S256"]));
     assert_eq!(server["token_endpoint"], format!("{BASE}/token"));
@@ -279,14 +230,9 @@ async fn discovery_leads_from_the_challenge_to_the_endpoints() {
 async fn the_whole_way_ends_with_the_users_own_account() {
     let tester = Tester::new();
     let (_, access, _) = tester.tokens().await;
-    let answer = tester
-        .call(&access, &[], &request("tools/call", json!({ "name": "whoami" })))
-        .await;
+    let answer = tester.call(&access, &[], &request("tools/call", json!({ "name": "whoami" }))).await;
     assert_eq!(answer.status, 200);
-    assert_eq!(
-        answer.json()["result"]["content"][0]["text"],
-        "You are bea at Demo tools."
-    );
+    assert_eq!(answer.json()["result"]["content"][0]["text"], "You are bea at Demo tools.");
     tester.clock.advance(ACCESS_LIFETIME - Duration::from_secs(1));
     assert!(tester.opens(&access).await);
     tester.clock.advance(Duration::from_secs(1));
@@ -305,20 +251,10 @@ async fn registration_takes_only_safe_redirect_uris() {
         "https://é.example/",
     ] {
         let body = json!({ "redirect_uris": [uri] }).to_string();
-        refused(
-            &tester.send("POST", "/register", &[], body).await,
-            "invalid_redirect_uri",
-        );
+        refused(&tester.send("POST", "/register", &[], body).await, "invalid_redirect_uri");
     }
     refused(
-        &tester
-            .send(
-                "POST",
-                "/register",
-                &[],
-                json!({ "redirect_uris": [] }).to_string(),
-            )
-            .await,
+        &tester.send("POST", "/register", &[], json!({ "redirect_uris": [] }).to_string()).await,
         "invalid_redirect_uri",
     );
     for body in [
@@ -327,15 +263,9 @@ async fn registration_takes_only_safe_redirect_uris() {
         r#"{"redirect_uris":"x"}"#,
         r#"{"redirect_uris":["https://a.example"],"grant_types":["implicit"]}"#,
     ] {
-        refused(
-            &tester.send("POST", "/register", &[], body.into()).await,
-            "invalid_client_metadata",
-        );
+        refused(&tester.send("POST", "/register", &[], body.into()).await, "invalid_client_metadata");
     }
-    let body = format!(
-        "{{\"redirect_uris\":[\"https://a.example/{}\"]}}",
-        "x".repeat(70_000)
-    );
+    let body = format!("{{\"redirect_uris\":[\"https://a.example/{}\"]}}", "x".repeat(70_000));
     assert_eq!(tester.send("POST", "/register", &[], body).await.status, 413);
 }
 
@@ -378,10 +308,7 @@ async fn an_id_made_up_by_hand_gives_no_more_than_a_registration() {
         assert_eq!((answer.status, answer.header("location")), (400, ""), "{made_up}");
     }
     let body = json!({ "redirect_uris": [long, long] }).to_string();
-    refused(
-        &tester.send("POST", "/register", &[], body).await,
-        "invalid_redirect_uri",
-    );
+    refused(&tester.send("POST", "/register", &[], body).await, "invalid_redirect_uri");
 }
 
 #[tokio::test]
@@ -389,18 +316,11 @@ async fn the_page_asks_in_plain_text_and_cannot_be_framed() {
     let tester = Tester::new();
     let client_id = tester.register().await;
     let page = tester.ask(&client_id, &[]).await;
-    assert!(
-        page.text.contains("Postern &#60;b&#62;") && page.text.contains("127.0.0.1"),
-        "{}",
-        page.text
-    );
+    assert!(page.text.contains("Postern &#60;b&#62;") && page.text.contains("127.0.0.1"), "{}", page.text);
     let policy = page.header("content-security-policy");
     assert!(policy.contains("frame-ancestors 'none'") && !policy.contains("form-action"));
     assert_eq!(page.header("cache-control"), "no-store");
-    assert_eq!(
-        tester.fetch("/style.css").await.header("content-type"),
-        "text/css; charset=utf-8"
-    );
+    assert_eq!(tester.fetch("/style.css").await.header("content-type"), "text/css; charset=utf-8");
 }
 
 #[tokio::test]
@@ -412,21 +332,11 @@ async fn a_bad_client_or_redirect_uri_is_never_redirected_to() {
         [("client_id", "")],
         [("redirect_uri", "")],
         [("redirect_uri", "https://evil.example/")],
-        [(
-            "redirect_uri",
-            "http://127.0.0.1:8080/oauth/upstream/callback/abc?x=1&y=2",
-        )],
-        [(
-            "redirect_uri",
-            "http://127.0.0.1:9999/oauth/upstream/callback/abc?x=1",
-        )],
+        [("redirect_uri", "http://127.0.0.1:8080/oauth/upstream/callback/abc?x=1&y=2")],
+        [("redirect_uri", "http://127.0.0.1:9999/oauth/upstream/callback/abc?x=1")],
     ] {
         let answer = tester.ask(&client_id, &changes).await;
-        assert_eq!(
-            (answer.status, answer.header("location")),
-            (400, ""),
-            "{changes:?}"
-        );
+        assert_eq!((answer.status, answer.header("location")), (400, ""), "{changes:?}");
     }
     let twice = format!("/authorize?client_id={client_id}&client_id={client_id}");
     assert_eq!(tester.fetch(&twice).await.status, 400);
@@ -447,18 +357,10 @@ async fn other_mistakes_go_back_to_the_client_with_state_and_issuer() {
         ("resource", "http://127.0.0.1:4110/mcp/", "invalid_target"),
     ] {
         let fields = returned(&tester.ask(&client_id, &[(name, value)]).await);
-        assert_eq!(
-            (fields["error"].as_str(), fields["iss"].as_str()),
-            (error, BASE),
-            "{name}={value}"
-        );
+        assert_eq!((fields["error"].as_str(), fields["iss"].as_str()), (error, BASE), "{name}={value}");
         assert_eq!(fields["state"], "s t&a");
     }
-    assert_eq!(
-        tester.ask(&client_id, &[("scope", "")]).await.status,
-        200,
-        "the scope may be left out"
-    );
+    assert_eq!(tester.ask(&client_id, &[("scope", "")]).await.status, 200, "the scope may be left out");
 }
 
 #[tokio::test]
@@ -467,51 +369,24 @@ async fn an_answer_counts_once_in_time_and_from_our_own_page() {
     let client_id = tester.register().await;
     let ticket = tester.ticket(&client_id).await;
     let fields = [("ticket", ticket.as_str()), ("decision", "allow")];
-    let body = form_urlencoded::Serializer::new(String::new())
-        .extend_pairs(fields)
-        .finish();
-    let answer = tester
-        .send("POST", "/authorize", &[("sec-fetch-site", "cross-site")], body)
-        .await;
+    let body = form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
+    let answer = tester.send("POST", "/authorize", &[("sec-fetch-site", "cross-site")], body).await;
     assert_eq!(answer.status, 403);
-    let odd = tester
-        .form(
-            "/authorize",
-            &[("ticket", &ticket), ("decision", "allow"), ("account", "<b>")],
-        )
-        .await;
+    let odd =
+        tester.form("/authorize", &[("ticket", &ticket), ("decision", "allow"), ("account", "<b>")]).await;
     assert!(odd.status == 400 && odd.text.contains("&#60;b&#62;") && odd.text.contains(&ticket));
     assert!(returned(&tester.form("/authorize", &fields).await).contains_key("code"));
     assert_eq!(tester.form("/authorize", &fields).await.status, 400);
-    assert_eq!(
-        tester
-            .form("/authorize", &[("ticket", "made-up"), ("decision", "allow")])
-            .await
-            .status,
-        400
-    );
+    assert_eq!(tester.form("/authorize", &[("ticket", "made-up"), ("decision", "allow")]).await.status, 400);
 
     let ticket = tester.ticket(&client_id).await;
-    let denied = returned(
-        &tester
-            .form("/authorize", &[("ticket", &ticket), ("decision", "deny")])
-            .await,
-    );
+    let denied = returned(&tester.form("/authorize", &[("ticket", &ticket), ("decision", "deny")]).await);
     assert_eq!(denied["error"], "access_denied");
-    assert_eq!(
-        (denied["state"].as_str(), denied["iss"].as_str()),
-        ("s t&a", BASE)
-    );
+    assert_eq!((denied["state"].as_str(), denied["iss"].as_str()), ("s t&a", BASE));
 
     let ticket = tester.ticket(&client_id).await;
     tester.clock.advance(Duration::from_secs(600));
-    assert_eq!(
-        tester
-            .form("/authorize", &[("ticket", &ticket), ("decision", "allow")])
-            .await
-            .status,
-        400
-    );
+    assert_eq!(tester.form("/authorize", &[("ticket", &ticket), ("decision", "allow")]).await.status, 400);
 }
 
 #[tokio::test]
@@ -525,10 +400,7 @@ async fn a_code_works_once_for_its_own_client_verifier_and_address() {
         ("client_id", other.as_str()),
     ] {
         let code = tester.code(&client_id).await;
-        refused(
-            &tester.redeem(&client_id, &code, &[change]).await,
-            "invalid_grant",
-        );
+        refused(&tester.redeem(&client_id, &code, &[change]).await, "invalid_grant");
         refused(&tester.redeem(&client_id, &code, &[]).await, "invalid_grant");
     }
     let code = tester.code(&client_id).await;
@@ -537,18 +409,13 @@ async fn a_code_works_once_for_its_own_client_verifier_and_address() {
 
     let code = tester.code(&client_id).await;
     refused(
-        &tester
-            .redeem(&client_id, &code, &[("resource", "http://other.example/mcp")])
-            .await,
+        &tester.redeem(&client_id, &code, &[("resource", "http://other.example/mcp")]).await,
         "invalid_target",
     );
     let (access, refresh) = pair(&tester.redeem(&client_id, &code, &[]).await);
     assert!(tester.opens(&access).await);
     refused(&tester.redeem(&client_id, &code, &[]).await, "invalid_grant");
-    assert!(
-        !tester.opens(&access).await,
-        "a replayed code ends what grew from it"
-    );
+    assert!(!tester.opens(&access).await, "a replayed code ends what grew from it");
     refused(&tester.refresh(&client_id, &refresh).await, "invalid_grant");
 }
 
@@ -573,34 +440,14 @@ async fn the_token_endpoint_refuses_what_it_does_not_know() {
     let unknown = tester.refresh("unknown", "x").await;
     assert_eq!(unknown.status, 401);
     refused(&unknown, "invalid_client");
-    let basic = tester
-        .send(
-            "POST",
-            "/token",
-            &[("authorization", "Basic YTpi")],
-            String::new(),
-        )
-        .await;
+    let basic = tester.send("POST", "/token", &[("authorization", "Basic YTpi")], String::new()).await;
     assert_eq!((basic.status, basic.header("www-authenticate")), (401, "Basic"));
-    let plain = tester
-        .send(
-            "POST",
-            "/token",
-            &[("content-type", "application/json")],
-            "{}".into(),
-        )
-        .await;
+    let plain = tester.send("POST", "/token", &[("content-type", "application/json")], "{}".into()).await;
     refused(&plain, "invalid_request");
-    let fields = [
-        ("client_id", client_id.as_str()),
-        ("resource", RESOURCE),
-        ("grant_type", "password"),
-    ];
+    let fields = [("client_id", client_id.as_str()), ("resource", RESOURCE), ("grant_type", "password")];
     refused(&tester.form("/token", &fields).await, "unsupported_grant_type");
     refused(
-        &tester
-            .form("/token", &[("client_id", &client_id), ("client_id", &client_id)])
-            .await,
+        &tester.form("/token", &[("client_id", &client_id), ("client_id", &client_id)]).await,
         "invalid_request",
     );
 }
@@ -609,69 +456,31 @@ async fn the_token_endpoint_refuses_what_it_does_not_know() {
 async fn the_opened_revision_speaks_without_a_session() {
     let tester = Tester::new();
     let (_, token, _) = tester.tokens().await;
-    let answer = tester
-        .call(
-            &token,
-            &[],
-            &request("initialize", json!({ "protocolVersion": "2025-11-25" })),
-        )
-        .await;
+    let answer =
+        tester.call(&token, &[], &request("initialize", json!({ "protocolVersion": "2025-11-25" }))).await;
     assert_eq!(answer.json()["result"]["protocolVersion"], "2025-11-25");
     assert_eq!(answer.header("mcp-session-id"), "");
-    let answer = tester
-        .call(
-            &token,
-            &[],
-            &request("initialize", json!({ "protocolVersion": "1999-01-01" })),
-        )
-        .await;
+    let answer =
+        tester.call(&token, &[], &request("initialize", json!({ "protocolVersion": "1999-01-01" }))).await;
     assert_eq!(answer.json()["result"]["protocolVersion"], "2025-11-25");
     let note = json!({ "jsonrpc": "2.0", "method": "notifications/initialized" });
-    let answer = tester
-        .call(&token, &[("mcp-protocol-version", "2025-11-25")], &note)
-        .await;
+    let answer = tester.call(&token, &[("mcp-protocol-version", "2025-11-25")], &note).await;
     assert_eq!((answer.status, answer.text.as_str()), (202, ""));
-    let answer = tester
-        .call(&token, &[], &request("tools/list", json!({})))
-        .await
-        .json();
+    let answer = tester.call(&token, &[], &request("tools/list", json!({}))).await.json();
     assert_eq!(answer["result"]["tools"].as_array().unwrap().len(), 2);
-    assert_eq!(
-        (&answer["id"], answer["result"].get("resultType")),
-        (&json!(7), None)
-    );
-    let echo = request(
-        "tools/call",
-        json!({ "name": "echo", "arguments": { "text": "hé" } }),
-    );
-    assert_eq!(
-        tester.call(&token, &[], &echo).await.json()["result"]["content"][0]["text"],
-        "hé"
-    );
+    assert_eq!((&answer["id"], answer["result"].get("resultType")), (&json!(7), None));
+    let echo = request("tools/call", json!({ "name": "echo", "arguments": { "text": "hé" } }));
+    assert_eq!(tester.call(&token, &[], &echo).await.json()["result"]["content"][0]["text"], "hé");
     let silent = request("tools/call", json!({ "name": "echo" }));
-    assert_eq!(
-        tester.call(&token, &[], &silent).await.json()["result"]["isError"],
-        true
-    );
-    let unknown = tester
-        .call(&token, &[], &request("tools/call", json!({ "name": "rm" })))
-        .await
-        .json();
+    assert_eq!(tester.call(&token, &[], &silent).await.json()["result"]["isError"], true);
+    let unknown = tester.call(&token, &[], &request("tools/call", json!({ "name": "rm" }))).await.json();
     assert_eq!(unknown["error"]["code"], -32602);
     assert_eq!(
-        tester
-            .call(&token, &[], &request("no/such", json!({})))
-            .await
-            .json()["error"]["code"],
+        tester.call(&token, &[], &request("no/such", json!({}))).await.json()["error"]["code"],
         -32601
     );
-    let odd = tester
-        .call(
-            &token,
-            &[("mcp-protocol-version", "1999-01-01")],
-            &request("ping", json!({})),
-        )
-        .await;
+    let odd =
+        tester.call(&token, &[("mcp-protocol-version", "1999-01-01")], &request("ping", json!({}))).await;
     assert_eq!(odd.status, 400);
 }
 
@@ -681,37 +490,17 @@ async fn the_transport_refuses_what_is_not_a_single_json_message() {
     let (_, token, _) = tester.tokens().await;
     let bearer = format!("Bearer {token}");
     for method in ["GET", "DELETE"] {
-        let answer = tester
-            .send(method, "/mcp", &[("authorization", &bearer)], String::new())
-            .await;
+        let answer = tester.send(method, "/mcp", &[("authorization", &bearer)], String::new()).await;
         assert_eq!((answer.status, answer.header("allow")), (405, "POST"));
         assert_eq!(tester.send(method, "/mcp", &[], String::new()).await.status, 401);
     }
     let ping = request("ping", json!({}));
-    assert_eq!(
-        tester
-            .call(&token, &[("content-type", "text/plain")], &ping)
-            .await
-            .status,
-        415
-    );
-    assert_eq!(
-        tester
-            .call(&token, &[("accept", "application/json")], &ping)
-            .await
-            .status,
-        406
-    );
+    assert_eq!(tester.call(&token, &[("content-type", "text/plain")], &ping).await.status, 415);
+    assert_eq!(tester.call(&token, &[("accept", "application/json")], &ping).await.status, 406);
     assert_eq!(tester.call(&token, &[("accept", "*/*")], &ping).await.status, 200);
+    assert_eq!(tester.call(&token, &[], &json!([ping])).await.json()["error"]["code"], -32600);
     assert_eq!(
-        tester.call(&token, &[], &json!([ping])).await.json()["error"]["code"],
-        -32600
-    );
-    assert_eq!(
-        tester
-            .call(&token, &[], &json!({ "id": 1, "method": "ping" }))
-            .await
-            .json()["error"]["code"],
+        tester.call(&token, &[], &json!({ "id": 1, "method": "ping" })).await.json()["error"]["code"],
         -32600
     );
     let null = json!({ "jsonrpc": "2.0", "id": null, "method": "ping" });
@@ -721,17 +510,8 @@ async fn the_transport_refuses_what_is_not_a_single_json_message() {
         ("content-type", "application/json; charset=utf-8"),
         ("accept", "application/json, text/event-stream"),
     ];
-    assert_eq!(
-        tester.send("POST", "/mcp", &headers, "{".into()).await.json()["error"]["code"],
-        -32700
-    );
-    assert_eq!(
-        tester
-            .send("POST", "/mcp", &headers, " ".repeat(1024 * 1024 + 1))
-            .await
-            .status,
-        413
-    );
+    assert_eq!(tester.send("POST", "/mcp", &headers, "{".into()).await.json()["error"]["code"], -32700);
+    assert_eq!(tester.send("POST", "/mcp", &headers, " ".repeat(1024 * 1024 + 1)).await.status, 413);
 }
 
 /// A request of 2026-07-28 with its headers.
@@ -740,10 +520,8 @@ fn alone(method: &str, mut params: Value) -> (Vec<(&'static str, String)>, Value
         "io.modelcontextprotocol/protocolVersion": "2026-07-28",
         "io.modelcontextprotocol/clientCapabilities": {},
     });
-    let mut headers = vec![
-        ("mcp-protocol-version", "2026-07-28".to_owned()),
-        ("mcp-method", method.to_owned()),
-    ];
+    let mut headers =
+        vec![("mcp-protocol-version", "2026-07-28".to_owned()), ("mcp-method", method.to_owned())];
     if let Some(name) = params["name"].as_str() {
         headers.push(("mcp-name", name.to_owned()));
     }
@@ -751,11 +529,7 @@ fn alone(method: &str, mut params: Value) -> (Vec<(&'static str, String)>, Value
 }
 
 async fn call_alone(tester: &Tester, token: &str, call: &(Vec<(&'static str, String)>, Value)) -> Answer {
-    let headers: Vec<(&str, &str)> = call
-        .0
-        .iter()
-        .map(|(name, value)| (*name, value.as_str()))
-        .collect();
+    let headers: Vec<(&str, &str)> = call.0.iter().map(|(name, value)| (*name, value.as_str())).collect();
     tester.call(token, &headers, &call.1).await
 }
 
@@ -767,22 +541,15 @@ async fn the_standalone_revision_needs_no_opening() {
     let result = &answer.json()["result"];
     assert_eq!((answer.status, &result["resultType"]), (200, &json!("complete")));
     assert_eq!(result["supportedVersions"], json!(["2026-07-28"]));
-    assert_eq!(
-        result["_meta"]["io.modelcontextprotocol/serverInfo"]["name"],
-        "postern-demo"
-    );
+    assert_eq!(result["_meta"]["io.modelcontextprotocol/serverInfo"]["name"], "postern-demo");
     assert!(
         result["ttlMs"].is_u64()
             && result["cacheScope"] == "public"
             && result["capabilities"]["tools"].is_object()
     );
-    let list = call_alone(&tester, &token, &alone("tools/list", json!({})))
-        .await
-        .json();
+    let list = call_alone(&tester, &token, &alone("tools/list", json!({}))).await.json();
     assert!(list["result"]["ttlMs"].is_u64() && list["result"]["tools"].is_array());
-    let who = call_alone(&tester, &token, &alone("tools/call", json!({ "name": "whoami" })))
-        .await
-        .json();
+    let who = call_alone(&tester, &token, &alone("tools/call", json!({ "name": "whoami" }))).await.json();
     assert_eq!(who["result"]["content"][0]["text"], "You are bea at Demo tools.");
     assert_eq!(who["result"]["resultType"], "complete");
     let mut coded = alone("tools/call", json!({ "name": "whoami" }));
@@ -790,11 +557,7 @@ async fn the_standalone_revision_needs_no_opening() {
     assert_eq!(call_alone(&tester, &token, &coded).await.status, 200);
     for gone in ["initialize", "ping", "subscriptions/listen"] {
         let answer = call_alone(&tester, &token, &alone(gone, json!({}))).await;
-        assert_eq!(
-            (answer.status, &answer.json()["error"]["code"]),
-            (404, &json!(-32601)),
-            "{gone}"
-        );
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (404, &json!(-32601)), "{gone}");
     }
 }
 
@@ -825,11 +588,7 @@ async fn the_standalone_revision_wants_headers_and_body_to_agree() {
     cases.push((future, -32022));
     for (case, code) in cases {
         let answer = call_alone(&tester, &token, &case).await;
-        assert_eq!(
-            (answer.status, &answer.json()["error"]["code"]),
-            (400, &json!(code)),
-            "{case:?}"
-        );
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!(code)), "{case:?}");
         if code == -32022 {
             assert_eq!(answer.json()["error"]["data"]["supported"], json!(["2026-07-28"]));
         }
@@ -850,10 +609,7 @@ async fn other_sites_and_foreign_names_stay_out() {
         ("origin", "http://127.0.0.1:8080", 200),
     ] {
         assert_eq!(
-            tester
-                .send("GET", path, &[(name, value)], String::new())
-                .await
-                .status,
+            tester.send("GET", path, &[(name, value)], String::new()).await.status,
             status,
             "{name}: {value}"
         );
@@ -889,10 +645,7 @@ async fn it_serves_until_told_to_stop() {
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    assert!(
-        answer.starts_with("HTTP/1.1 200") && answer.contains(&mcp_url(address)),
-        "{answer}"
-    );
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(&mcp_url(address)), "{answer}");
     stop.send(()).unwrap();
     server.await.unwrap().unwrap();
 }

@@ -33,23 +33,14 @@ pub(super) async fn endpoint(
     if headers.contains_key(header::AUTHORIZATION) {
         return Err(Refusal {
             status: StatusCode::UNAUTHORIZED,
-            ..Refusal::new(
-                "invalid_client",
-                "clients here are public and send client_id in the body",
-            )
+            ..Refusal::new("invalid_client", "clients here are public and send client_id in the body")
         });
     }
     let is_form = header_text(&headers, "content-type")
         .and_then(|kind| kind.split(';').next())
-        .is_some_and(|kind| {
-            kind.trim()
-                .eq_ignore_ascii_case("application/x-www-form-urlencoded")
-        });
+        .is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/x-www-form-urlencoded"));
     let given = parameters(&body).filter(|_| is_form);
-    let given = given.ok_or(Refusal::new(
-        "invalid_request",
-        "send a form, each parameter once",
-    ))?;
+    let given = given.ok_or(Refusal::new("invalid_request", "send a form, each parameter once"))?;
     let value = |name: &str| given.get(name).map(String::as_str);
     let needed = |name: &str| value(name).ok_or(Refusal::new("invalid_request", "a parameter is missing"));
     let client_id = needed("client_id")?;
@@ -64,10 +55,7 @@ pub(super) async fn endpoint(
         });
     }
     if value("resource") != Some(demo.resource.as_str()) {
-        return Err(Refusal::new(
-            "invalid_target",
-            "resource must name the MCP server",
-        ));
+        return Err(Refusal::new("invalid_target", "resource must name the MCP server"));
     }
     let grant = match needed("grant_type")? {
         "authorization_code" => {
@@ -81,23 +69,12 @@ pub(super) async fn endpoint(
             redeem_refresh_token(&mut tables, client_id, needed("refresh_token")?)?
         }
         _ => {
-            return Err(Refusal::new(
-                "unsupported_grant_type",
-                "authorization_code or refresh_token",
-            ));
+            return Err(Refusal::new("unsupported_grant_type", "authorization_code or refresh_token"));
         }
     };
     let expires = now + ACCESS_LIFETIME;
-    tables.access.insert(
-        digest_of(&access),
-        AccessToken {
-            grant: grant.clone(),
-            expires,
-        },
-    );
-    tables
-        .refresh
-        .insert(digest_of(&refresh), RefreshToken { grant, used: false });
+    tables.access.insert(digest_of(&access), AccessToken { grant: grant.clone(), expires });
+    tables.refresh.insert(digest_of(&refresh), RefreshToken { grant, used: false });
     Ok(no_store(Json(json!({
         "access_token": access,
         "token_type": "Bearer",
@@ -123,12 +100,7 @@ fn redeem_code(
         && code.redirect_uri == redirect_uri
         && digest_of(verifier) == code.code_challenge;
     let grant = code.grant.clone();
-    if sound
-        && tables
-            .grants
-            .find(&grant)
-            .is_some_and(|grant| grant.client_id == client_id)
-    {
+    if sound && tables.grants.find(&grant).is_some_and(|grant| grant.client_id == client_id) {
         return Ok(grant);
     }
     tables.grants.remove(&grant);
@@ -138,11 +110,7 @@ fn redeem_code(
 /// Uses the refresh token up and gives the name of its grant. One that comes a second time ends the grant.
 fn redeem_refresh_token(tables: &mut Tables, client_id: &str, token: &str) -> Result<String, Refusal> {
     let token = tables.refresh.find_mut(&digest_of(token)).ok_or(DEAD)?;
-    if tables
-        .grants
-        .find(&token.grant)
-        .is_none_or(|grant| grant.client_id != client_id)
-    {
+    if tables.grants.find(&token.grant).is_none_or(|grant| grant.client_id != client_id) {
         return Err(DEAD);
     }
     let grant = token.grant.clone();

@@ -32,10 +32,7 @@ impl Gateway {
         let is_home_taken = path.is_empty() && snapshot.routes.find(&authority, &path).is_ok();
         let is_local = snapshot.routes.is_public(&authority) && web::is_local(&path) && !is_home_taken;
         if is_metadata || is_local {
-            return Ok(Admitted::Local {
-                path: path.into_owned(),
-                authority: authority.into_owned(),
-            });
+            return Ok(Admitted::Local { path: path.into_owned(), authority: authority.into_owned() });
         }
         let matched = snapshot.routes.find(&authority, &path)?;
         let route = Arc::clone(matched.route);
@@ -53,21 +50,13 @@ impl Gateway {
             Err(unresolved) => {
                 // Told once more, the client may answer with a refresh: then that has to fail.
                 if let Unresolved::NeedsUser { incarnation } = &unresolved {
-                    self.remember_challenge(&caller, &route, incarnation.clone(), Vec::new())
-                        .await;
+                    self.remember_challenge(&caller, &route, incarnation.clone(), Vec::new()).await;
                 }
                 return Err(failure_of(unresolved));
             }
         };
         let path = route.upstream.target(matched.rest, head.uri.query());
-        ctx.target = Some(Target {
-            route,
-            caller,
-            credential,
-            path,
-            refused: None,
-            again: false,
-        });
+        ctx.target = Some(Target { route, caller, credential, path, refused: None, again: false });
         Ok(Admitted::Proxied)
     }
 
@@ -75,17 +64,11 @@ impl Gateway {
     pub(super) async fn renew(&self, target: &mut Target) -> Result<(), Failure> {
         let now = self.authority.clock.now();
         let permit = policy::permit(&target.caller, &target.route)?;
-        let renewed = credential::resolve(
-            &self.connections,
-            &permit,
-            &target.route,
-            target.refused.as_ref(),
-            now,
-        )
-        .await;
-        if let Err(Unresolved::NeedsUser { incarnation }) = &renewed {
-            self.remember_challenge(&target.caller, &target.route, incarnation.clone(), Vec::new())
+        let renewed =
+            credential::resolve(&self.connections, &permit, &target.route, target.refused.as_ref(), now)
                 .await;
+        if let Err(Unresolved::NeedsUser { incarnation }) = &renewed {
+            self.remember_challenge(&target.caller, &target.route, incarnation.clone(), Vec::new()).await;
         }
         target.credential = renewed.map_err(failure_of)?;
         target.again = false;

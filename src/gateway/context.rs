@@ -76,12 +76,7 @@ impl Replacement {
     /// `header_only`: the upstream's answer has no body, and then there is no place for ours.
     pub fn new(reply: Reply, header_only: bool) -> Self {
         let body = if header_only { Bytes::new() } else { reply.body };
-        Self {
-            status: reply.status,
-            headers: reply.headers,
-            body,
-            discarded: 0,
-        }
+        Self { status: reply.status, headers: reply.headers, body, discarded: 0 }
     }
 
     pub fn length(&self) -> usize {
@@ -92,10 +87,6 @@ impl Replacement {
     /// connection stays usable, then ours. A body that does not end soon is not waited for.
     pub fn exchange(&mut self, piece: Option<&Bytes>, end: bool) -> Bytes {
         self.discarded += piece.map_or(0, Bytes::len);
-        if end || self.discarded > SHORT {
-            std::mem::take(&mut self.body)
-        } else {
-            Bytes::new()
-        }
+        if end || self.discarded > SHORT { std::mem::take(&mut self.body) } else { Bytes::new() }
     }
 }

@@ -17,10 +17,7 @@ const BODY_MAX: usize = 64 * 1024;
 
 /// Hands the request to the router and streams its answer. `path` is canonical. Returns the status.
 pub async fn serve(session: &mut Session, router: &Router, path: &str, about: About) -> Result<StatusCode> {
-    let (version, is_head) = (
-        session.req_header().version,
-        session.req_header().method == Method::HEAD,
-    );
+    let (version, is_head) = (session.req_header().version, session.req_header().method == Method::HEAD);
     let Some(body) = read_body(session).await? else {
         return Ok(StatusCode::PAYLOAD_TOO_LARGE);
     };
@@ -133,10 +130,7 @@ fn request(session: &Session, path: &str, body: Vec<u8>, about: About) -> Result
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
-    let mut request = http::Request::builder()
-        .method(head.method.clone())
-        .uri(uri)
-        .extension(about);
+    let mut request = http::Request::builder().method(head.method.clone()).uri(uri).extension(about);
     if let Some(headers) = request.headers_mut() {
         for (name, value) in &head.headers {
             if name != header::COOKIE {
@@ -144,12 +138,8 @@ fn request(session: &Session, path: &str, body: Vec<u8>, about: About) -> Result
             }
         }
         // HTTP/2 may split cookies over several fields (RFC 9113 §8.2.3).
-        let cookies: Vec<&[u8]> = head
-            .headers
-            .get_all(header::COOKIE)
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect();
+        let cookies: Vec<&[u8]> =
+            head.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
         if let Ok(joined) = HeaderValue::from_bytes(&cookies.join(&b"; "[..]))
             && !cookies.is_empty()
         {

@@ -100,9 +100,7 @@ impl ProxyHttp for Gateway {
         }
         session.set_total_drain_timeout(Some(DRAIN));
         session.set_write_timeout(Some(WRITE));
-        let sent = session
-            .get_header(inject::REQUEST_ID)
-            .filter(|id| screen::is_request_id(id));
+        let sent = session.get_header(inject::REQUEST_ID).filter(|id| screen::is_request_id(id));
         ctx.request_id = sent.cloned().unwrap_or_else(|| self.new_request_id());
         Ok(())
     }
@@ -111,23 +109,15 @@ impl ProxyHttp for Gateway {
         match self.admit(session, ctx).await {
             Ok(Admitted::Proxied) => Ok(false),
             Ok(Admitted::Local { path, authority }) => {
-                let client = session
-                    .client_addr()
-                    .and_then(|address| address.as_inet())
-                    .map(|address| address.ip());
-                let about = web::About {
-                    authority,
-                    client,
-                    request_id: ctx.request_id.clone(),
-                };
+                let client =
+                    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
+                let about = web::About { authority, client, request_id: ctx.request_id.clone() };
                 local::serve(session, &self.router, &path, about).await?;
                 ctx.reason = "local";
                 Ok(true)
             }
             Ok(Admitted::Preflight) => {
-                let asked = session
-                    .get_header(header::ACCESS_CONTROL_REQUEST_HEADERS)
-                    .cloned();
+                let asked = session.get_header(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
                 let mut headers = Vec::from(origin::preflight(asked.as_ref()));
                 headers.extend(ctx.origin.iter().flat_map(origin::readable));
                 ctx.reason = "preflight";
@@ -183,12 +173,8 @@ impl ProxyHttp for Gateway {
         let Some(target) = &ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
-        let dropped: Vec<HeaderName> = upstream
-            .headers
-            .keys()
-            .filter(|name| inject::is_dropped(name))
-            .cloned()
-            .collect();
+        let dropped: Vec<HeaderName> =
+            upstream.headers.keys().filter(|name| inject::is_dropped(name)).cloned().collect();
         for name in &dropped {
             upstream.remove_header(name);
         }
@@ -198,10 +184,7 @@ impl ProxyHttp for Gateway {
             .parse()
             .map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "upstream path", error))?;
         upstream.set_uri(uri);
-        let client = session
-            .client_addr()
-            .and_then(|address| address.as_inet())
-            .map(|address| address.ip());
+        let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
         for (name, value) in inject::additions(&target.route, client, &ctx.request_id, &target.credential) {
             upstream.insert_header(name, value)?;
         }
@@ -354,11 +337,7 @@ impl ProxyHttp for Gateway {
 
     /// Pingora's default has the query in it, where codes and states travel.
     fn request_summary(&self, session: &Session, _ctx: &Context) -> String {
-        format!(
-            "{} {}",
-            session.req_header().method,
-            session.req_header().uri.path()
-        )
+        format!("{} {}", session.req_header().method, session.req_header().uri.path())
     }
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Context, error: &Error) -> bool {

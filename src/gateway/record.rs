@@ -7,6 +7,9 @@ use super::{Gateway, screen};
 use crate::mcp;
 use crate::telemetry::access::Line;
 
+/// More of a path is not logged, bytes.
+const PATH_MAX: usize = 2048;
+
 impl Gateway {
     pub(super) fn record(&self, session: &Session, error: Option<&Error>, ctx: &mut Context) {
         let status = match session.response_written() {
@@ -24,14 +27,8 @@ impl Gateway {
             500..=599 => "5xx",
             _ => "none",
         };
-        self.metrics
-            .requests
-            .with_label_values(&[route, class, ctx.reason])
-            .inc();
-        self.metrics
-            .duration
-            .with_label_values(&[route])
-            .observe(ctx.elapsed().as_secs_f64());
+        self.metrics.requests.with_label_values(&[route, class, ctx.reason]).inc();
+        self.metrics.duration.with_label_values(&[route]).observe(ctx.elapsed().as_secs_f64());
         if self.access.is_on() {
             self.write_access_line(session, ctx, status);
         }
@@ -49,7 +46,7 @@ impl Gateway {
                 .map(|address| address.ip().to_string()),
             method: head.method.as_str(),
             host: screen::host(head).unwrap_or_default(),
-            path: head.uri.path(),
+            path: head.uri.path().get(..PATH_MAX).unwrap_or(head.uri.path()),
             route: ctx.route.as_ref().map(|route| route.name.as_str()),
             status,
             reason: ctx.reason,

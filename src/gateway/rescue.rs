@@ -40,26 +40,18 @@ impl Gateway {
     ) -> FailToProxy {
         let Some(failure) = ctx.failure.take().or_else(|| blame(error)) else {
             ctx.reason = "client_gone";
-            return FailToProxy {
-                error_code: 0,
-                can_reuse_downstream: false,
-            };
+            return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
         let route = ctx.route.clone();
         let reply = self.reply(&failure, route.as_deref(), session, ctx);
         let error_code = reply.status.as_u16();
         // A 100 that went by is no answer yet.
-        if session
-            .response_written()
-            .is_none_or(|head| head.status.is_informational())
+        if session.response_written().is_none_or(|head| head.status.is_informational())
             && let Err(error) = write_error(session, reply).await
         {
             tracing::debug!(target: "postern::gateway", etype = error.etype().as_str(), "client left before it was told");
         }
-        FailToProxy {
-            error_code,
-            can_reuse_downstream: false,
-        }
+        FailToProxy { error_code, can_reuse_downstream: false }
     }
 }
 

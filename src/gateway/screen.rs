@@ -11,17 +11,11 @@ pub fn request(head: &RequestHeader) -> Result<(), &'static str> {
         return Err("method is not supported");
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH);
-    if lengths
-        .iter()
-        .any(|length| !length.as_bytes().iter().all(u8::is_ascii_digit))
-    {
+    if lengths.iter().any(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) {
         return Err("content-length is not one number");
     }
     let codings = head.headers.get_all(header::TRANSFER_ENCODING);
-    if codings
-        .iter()
-        .any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
-    {
+    if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
         return Err("transfer-encoding other than chunked");
     }
     // What is named here would be removed on the way, and these are not the client's to remove.
@@ -31,10 +25,10 @@ pub fn request(head: &RequestHeader) -> Result<(), &'static str> {
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','));
-    if nominated.map(str::trim).any(|name| {
-        name.get(..4)
-            .is_some_and(|start| start.eq_ignore_ascii_case("mcp-"))
-    }) {
+    if nominated
+        .map(str::trim)
+        .any(|name| name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("mcp-")))
+    {
         return Err("connection names a header of the protocol");
     }
     Ok(())
@@ -52,17 +46,13 @@ pub fn host(head: &RequestHeader) -> Option<&str> {
 
 /// Whether an answer's body is short and says so.
 pub fn is_short(headers: &HeaderMap) -> bool {
-    let length = headers
-        .get(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
+    let length =
+        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
     length.is_some_and(|length| length <= SHORT)
 }
 
 /// Whether a request id of the client can be used as ours: short and harmless in any log.
 pub fn is_request_id(id: &HeaderValue) -> bool {
     (8..=64).contains(&id.len())
-        && id
-            .as_bytes()
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        && id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
 }

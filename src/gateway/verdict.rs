@@ -54,8 +54,7 @@ impl Gateway {
                 if refused {
                     self.connections.refuse(source).await;
                 } else {
-                    self.connections
-                        .renew_refused(&target.route, source, self.authority.clock.now());
+                    self.connections.renew_refused(&target.route, source, self.authority.clock.now());
                 }
                 if refused || anonymous {
                     self.remember_challenge(&target.caller, &target.route, source.incarnation(), scopes)
@@ -65,8 +64,7 @@ impl Gateway {
             }
             Verdict::StepUp { scopes } => {
                 let incarnation = target.credential.source.incarnation();
-                self.remember_challenge(&target.caller, &target.route, incarnation, scopes.clone())
-                    .await;
+                self.remember_challenge(&target.caller, &target.route, incarnation, scopes.clone()).await;
                 let mut needed: Vec<String> = target.caller.scopes().map(str::to_owned).collect();
                 needed.extend(scopes.into_iter().filter(|scope| !target.caller.has_scope(scope)));
                 Consequence::Instead(Failure::StepUp { scopes: needed })
@@ -91,14 +89,9 @@ impl Gateway {
         incarnation: Option<Arc<str>>,
         scopes: Vec<String>,
     ) {
-        let challenge = Challenge {
-            scopes,
-            incarnation: incarnation.map(|incarnation| incarnation.to_string()),
-        };
-        self.authority
-            .connector
-            .challenged(caller.grant(), caller.subject(), &route.name, &challenge)
-            .await;
+        let challenge =
+            Challenge { scopes, incarnation: incarnation.map(|incarnation| incarnation.to_string()) };
+        self.authority.connector.challenged(caller.grant(), caller.subject(), &route.name, &challenge).await;
     }
 }
 

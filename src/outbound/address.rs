@@ -23,9 +23,7 @@ impl AddressPolicy {
     /// As [`public`](Self::public), except for these host names or address literals (no port; brackets and
     /// case do not matter): they may use http and addresses of [`Class::Private`].
     pub fn allowing(hosts: impl IntoIterator<Item = String>) -> Self {
-        Self {
-            private_hosts: hosts.into_iter().map(|host| canonical(&host)).collect(),
-        }
+        Self { private_hosts: hosts.into_iter().map(|host| canonical(&host)).collect() }
     }
 
     /// Whether this host is one of the exceptions. It is the name in the URL that counts, not what it resolves
@@ -37,10 +35,7 @@ impl AddressPolicy {
 
 /// One spelling per host: no brackets, lower case, addresses as `std` prints them.
 fn canonical(host: &str) -> String {
-    let bare = host
-        .strip_prefix('[')
-        .and_then(|rest| rest.strip_suffix(']'))
-        .unwrap_or(host);
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     match bare.parse::<IpAddr>() {
         Ok(address) => address.to_string(),
         Err(_) => bare.to_ascii_lowercase(),
@@ -161,12 +156,7 @@ const GLOBAL_UNICAST: Ipv6Net = v6(0x2000, 0, 0, [0, 0], 3);
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use proptest::prelude::*;
 
@@ -341,14 +331,7 @@ mod tests {
     #[test]
     fn only_named_hosts_may_be_private() {
         let policy = AddressPolicy::allowing(["Intranet.Example".into(), "[::1]".into(), "127.0.0.1".into()]);
-        for host in [
-            "intranet.example",
-            "INTRANET.example",
-            "::1",
-            "[::1]",
-            "0:0:0:0:0:0:0:1",
-            "127.0.0.1",
-        ] {
+        for host in ["intranet.example", "INTRANET.example", "::1", "[::1]", "0:0:0:0:0:0:0:1", "127.0.0.1"] {
             assert!(policy.allows_private(host), "{host}");
             assert!(!AddressPolicy::public().allows_private(host), "{host}");
         }

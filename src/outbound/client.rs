@@ -72,12 +72,10 @@ impl Outbound {
             }
         }
         for (index, certificate) in settings.ca_certificates.into_iter().enumerate() {
-            store
-                .add(certificate.clone())
-                .map_err(|error| SetupError::Certificate {
-                    position: index + 1,
-                    reason: error.to_string(),
-                })?;
+            store.add(certificate.clone()).map_err(|error| SetupError::Certificate {
+                position: index + 1,
+                reason: error.to_string(),
+            })?;
             roots.push(certificate);
         }
         // The provider is named here so that nothing depends on a process-wide default.
@@ -87,13 +85,7 @@ impl Outbound {
             .with_root_certificates(store)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self {
-            shared: Arc::new(Shared {
-                tls,
-                roots,
-                forbidden: settings.forbidden,
-            }),
-        })
+        Ok(Self { shared: Arc::new(Shared { tls, roots, forbidden: settings.forbidden }) })
     }
 
     /// Every certificate that is trusted as a root: the system's and the configured ones.
@@ -107,27 +99,18 @@ impl Outbound {
     pub async fn vet(&self, host: &str, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, Error> {
         let target = || format!("{}:{port}", printable(host));
         let private = policy.allows_private(host);
-        let bracketed = if host.contains(':') && !host.starts_with('[') {
-            &format!("[{host}]")
-        } else {
-            host
-        };
+        let bracketed =
+            if host.contains(':') && !host.starts_with('[') { &format!("[{host}]") } else { host };
         // The parser of `url`, so that `0x7f.1` is an address here as it is there.
         let name = match Host::parse(bracketed) {
             Ok(Host::Ipv4(address)) => return self.judge([(address, port).into()], private, target),
             Ok(Host::Ipv6(address)) => return self.judge([(address, port).into()], private, target),
             Ok(Host::Domain(name)) => name,
             Err(_) => {
-                return Err(Error::Refused {
-                    target: target(),
-                    reason: "host is not valid",
-                });
+                return Err(Error::Refused { target: target(), reason: "host is not valid" });
             }
         };
-        let unresolved = |reason: &str| Error::NotSent {
-            target: target(),
-            reason: reason.into(),
-        };
+        let unresolved = |reason: &str| Error::NotSent { target: target(), reason: reason.into() };
         match timeout(RESOLVE_LIMIT, tokio::net::lookup_host((name.as_str(), port))).await {
             Ok(Ok(addresses)) => self.judge(addresses, private, target),
             Ok(Err(_)) => Err(unresolved("name does not resolve")),
@@ -150,20 +133,14 @@ impl Outbound {
                 Class::Private | Class::Public => None,
             };
             if let Some(reason) = objection {
-                return Err(Error::Refused {
-                    target: target(),
-                    reason,
-                });
+                return Err(Error::Refused { target: target(), reason });
             }
             if vetted.len() < ADDRESSES_TRIED {
                 vetted.push(address);
             }
         }
         if vetted.is_empty() {
-            return Err(Error::NotSent {
-                target: target(),
-                reason: "name has no address".into(),
-            });
+            return Err(Error::NotSent { target: target(), reason: "name has no address".into() });
         }
         Ok(vetted)
     }
@@ -180,32 +157,16 @@ impl Outbound {
     /// about whether the request left.
     pub async fn send(&self, request: Request, policy: &AddressPolicy) -> Result<Response, Error> {
         let deadline = Instant::now() + request.limits.total;
-        let Destination {
-            url,
-            host,
-            port,
-            target,
-        } = Destination::parse(&request.url, policy)?;
-        let not_sent = |reason: String| Error::NotSent {
-            target: target.clone(),
-            reason,
-        };
-        let unknown = |reason: String| Error::Unknown {
-            target: target.clone(),
-            reason,
-        };
-        let cannot_build = |_| Error::Refused {
-            target: target.clone(),
-            reason: "request cannot be built",
-        };
+        let Destination { url, host, port, target } = Destination::parse(&request.url, policy)?;
+        let not_sent = |reason: String| Error::NotSent { target: target.clone(), reason };
+        let unknown = |reason: String| Error::Unknown { target: target.clone(), reason };
+        let cannot_build = |_| Error::Refused { target: target.clone(), reason: "request cannot be built" };
 
         let vetted = match timeout_at(deadline, self.vet(&host, port, policy)).await {
             Ok(vetted) => vetted?,
             Err(_) => return Err(not_sent("name resolution timed out".into())),
         };
-        let client = self
-            .pinned(&host, &vetted, request.limits.connect, policy)
-            .map_err(cannot_build)?;
+        let client = self.pinned(&host, &vetted, request.limits.connect, policy).map_err(cannot_build)?;
         let mut outgoing = client.request(request.method, url).headers(request.headers);
         if let Some(body) = request.body {
             outgoing = outgoing.body(body);
@@ -222,30 +183,19 @@ impl Outbound {
         let (status, headers) = (answer.status(), std::mem::take(answer.headers_mut()));
         let mut body = BytesMut::new();
         if request.head_only {
-            return Ok(Response {
-                status,
-                headers,
-                body: body.freeze(),
-            });
+            return Ok(Response { status, headers, body: body.freeze() });
         }
         loop {
             let chunk = match timeout_at(deadline, answer.chunk()).await {
                 Ok(Ok(Some(chunk))) => chunk,
                 Ok(Ok(None)) => {
-                    return Ok(Response {
-                        status,
-                        headers,
-                        body: body.freeze(),
-                    });
+                    return Ok(Response { status, headers, body: body.freeze() });
                 }
                 Ok(Err(error)) => return Err(unknown(root_cause(&error))),
                 Err(_) => return Err(unknown("timed out".into())),
             };
             if chunk.len() > request.limits.body.saturating_sub(body.len()) {
-                return Err(Error::TooLarge {
-                    target,
-                    limit: request.limits.body,
-                });
+                return Err(Error::TooLarge { target, limit: request.limits.body });
             }
             body.extend_from_slice(&chunk);
         }
@@ -287,21 +237,13 @@ struct Destination {
 
 impl Destination {
     fn parse(raw: &str, policy: &AddressPolicy) -> Result<Self, Error> {
-        let malformed = |reason| Error::Refused {
-            target: "outgoing request".into(),
-            reason,
-        };
+        let malformed = |reason| Error::Refused { target: "outgoing request".into(), reason };
         // The URL parser forgives what follows; two parsers that forgive differently are how checks are evaded.
         if raw.len() > URL_LIMIT {
             return Err(malformed("url is too long"));
         }
-        if raw
-            .bytes()
-            .any(|byte| byte <= b' ' || byte == 0x7f || byte == b'\\')
-        {
-            return Err(malformed(
-                "url has white space, control characters or backslashes",
-            ));
+        if raw.bytes().any(|byte| byte <= b' ' || byte == 0x7f || byte == b'\\') {
+            return Err(malformed("url has white space, control characters or backslashes"));
         }
         let Some((_, rest)) = raw.split_once("://") else {
             return Err(malformed("url is not absolute"));
@@ -331,12 +273,7 @@ impl Destination {
         };
         match objection {
             Some(reason) => Err(Error::Refused { target, reason }),
-            None => Ok(Self {
-                url,
-                host,
-                port,
-                target,
-            }),
+            None => Ok(Self { url, host, port, target }),
         }
     }
 }
@@ -362,61 +299,36 @@ fn root_cause(error: &reqwest::Error) -> String {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    if cause.is::<reqwest::Error>() {
-        "request failed".into()
-    } else {
-        printable(&cause.to_string())
-    }
+    if cause.is::<reqwest::Error>() { "request failed".into() } else { printable(&cause.to_string()) }
 }
 
 /// Certificates and host names are a stranger's text: one short line of visible ASCII.
 fn printable(text: &str) -> String {
     text.chars()
         .take(200)
-        .map(|char| {
-            if char == ' ' || char.is_ascii_graphic() {
-                char
-            } else {
-                '?'
-            }
-        })
+        .map(|char| if char == ' ' || char.is_ascii_graphic() { char } else { '?' })
         .collect()
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     fn judge(addresses: &[&str], private: bool) -> Result<usize, Error> {
         let outbound = Outbound::new(Settings::default()).unwrap();
         let addresses: Vec<SocketAddr> = addresses.iter().map(|text| text.parse().unwrap()).collect();
-        outbound
-            .judge(addresses, private, || "name:443".into())
-            .map(|vetted| vetted.len())
+        outbound.judge(addresses, private, || "name:443".into()).map(|vetted| vetted.len())
     }
 
     /// T59: what a resolver may say about one name.
     #[test]
     fn sr_t59_one_bad_answer_refuses_the_name() {
-        assert_eq!(
-            judge(&["8.8.8.8:443", "[2001:4860:4860::8888]:443"], false),
-            Ok(2)
-        );
-        for mixed in [
-            ["8.8.8.8:443", "10.0.0.1:443"],
-            ["10.0.0.1:443", "8.8.8.8:443"],
-            ["8.8.8.8:443", "[::1]:443"],
-        ] {
-            assert!(
-                matches!(judge(&mixed, false), Err(Error::Refused { .. })),
-                "{mixed:?}"
-            );
+        assert_eq!(judge(&["8.8.8.8:443", "[2001:4860:4860::8888]:443"], false), Ok(2));
+        for mixed in
+            [["8.8.8.8:443", "10.0.0.1:443"], ["10.0.0.1:443", "8.8.8.8:443"], ["8.8.8.8:443", "[::1]:443"]]
+        {
+            assert!(matches!(judge(&mixed, false), Err(Error::Refused { .. })), "{mixed:?}");
             assert_eq!(judge(&mixed, true), Ok(2));
         }
         for private in [false, true] {
@@ -429,10 +341,7 @@ mod tests {
     #[test]
     fn many_answers_are_all_judged_and_few_tried() {
         let mut many: Vec<String> = (1..=40).map(|last| format!("8.8.8.{last}:443")).collect();
-        assert_eq!(
-            judge(&many.iter().map(String::as_str).collect::<Vec<_>>(), false),
-            Ok(ADDRESSES_TRIED)
-        );
+        assert_eq!(judge(&many.iter().map(String::as_str).collect::<Vec<_>>(), false), Ok(ADDRESSES_TRIED));
         many.push("10.0.0.1:443".into());
         assert!(judge(&many.iter().map(String::as_str).collect::<Vec<_>>(), false).is_err());
     }

@@ -25,11 +25,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connect: Duration::from_secs(3),
-            total: Duration::from_secs(8),
-            body: 256 * 1024,
-        }
+        Self { connect: Duration::from_secs(3), total: Duration::from_secs(8), body: 256 * 1024 }
     }
 }
 
@@ -65,31 +61,23 @@ impl Request {
     /// `POST` of a form that asks for JSON (RFC 6749 Appendix B). The encoded body is wiped after use.
     pub fn post_form(url: impl Into<String>, fields: &[(&str, &str)]) -> Self {
         // Room for the worst case, so that growing leaves no copies behind.
-        let room = fields
-            .iter()
-            .map(|(name, value)| 3 * (name.len() + value.len()) + 2)
-            .sum();
+        let room = fields.iter().map(|(name, value)| 3 * (name.len() + value.len()) + 2).sum();
         let mut form = form_urlencoded::Serializer::new(String::with_capacity(room));
         form.extend_pairs(fields);
         let body = Zeroizing::new(form.finish().into_bytes());
         Self {
             body: Some(Bytes::from_owner(body)),
-            ..Self::new(Method::POST, url)
-                .header(header::ACCEPT, JSON)
-                .header(header::CONTENT_TYPE, FORM)
+            ..Self::new(Method::POST, url).header(header::ACCEPT, JSON).header(header::CONTENT_TYPE, FORM)
         }
     }
 
     /// `POST` of a JSON document that asks for JSON. Fails only for values that JSON cannot express.
     pub fn post_json(url: impl Into<String>, document: &impl Serialize) -> Result<Self, Error> {
-        let body = serde_json::to_vec(document).map_err(|_| Error::Invalid {
-            reason: "request cannot be written as json".into(),
-        })?;
+        let body = serde_json::to_vec(document)
+            .map_err(|_| Error::Invalid { reason: "request cannot be written as json".into() })?;
         Ok(Self {
             body: Some(Bytes::from_owner(Zeroizing::new(body))),
-            ..Self::new(Method::POST, url)
-                .header(header::ACCEPT, JSON)
-                .header(header::CONTENT_TYPE, JSON)
+            ..Self::new(Method::POST, url).header(header::ACCEPT, JSON).header(header::CONTENT_TYPE, JSON)
         })
     }
 
@@ -120,10 +108,7 @@ const FORM: HeaderValue = HeaderValue::from_static("application/x-www-form-urlen
 
 impl fmt::Debug for Request {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter
-            .debug_struct("Request")
-            .field("method", &self.method)
-            .finish_non_exhaustive()
+        formatter.debug_struct("Request").field("method", &self.method).finish_non_exhaustive()
     }
 }
 
@@ -144,19 +129,11 @@ impl Response {
             return false;
         };
         let Ok(text) = value.to_str() else { return false };
-        let essence = text
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim()
-            .to_ascii_lowercase();
+        let essence = text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match essence.split_once('/') {
             Some(("application", "json")) => true,
             Some((kind, subtype)) => {
-                !kind.is_empty()
-                    && subtype
-                        .strip_suffix("+json")
-                        .is_some_and(|prefix| !prefix.is_empty())
+                !kind.is_empty() && subtype.strip_suffix("+json").is_some_and(|prefix| !prefix.is_empty())
             }
             None => false,
         }
@@ -165,16 +142,10 @@ impl Response {
     /// Reads the body as JSON, whatever the status. The error never quotes the body.
     pub fn json<T: DeserializeOwned>(&self) -> Result<T, Error> {
         if !self.is_json() {
-            return Err(Error::Invalid {
-                reason: "answer is not declared as json".into(),
-            });
+            return Err(Error::Invalid { reason: "answer is not declared as json".into() });
         }
         serde_json::from_slice(&self.body).map_err(|error| {
-            let what = if error.is_data() {
-                "has unexpected content"
-            } else {
-                "is not valid json"
-            };
+            let what = if error.is_data() { "has unexpected content" } else { "is not valid json" };
             let reason = format!("answer {what} at line {} column {}", error.line(), error.column());
             Error::Invalid { reason }
         })
@@ -184,21 +155,13 @@ impl Response {
 impl fmt::Debug for Response {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = formatter.debug_struct("Response");
-        shown
-            .field("status", &self.status)
-            .field("body_bytes", &self.body.len())
-            .finish_non_exhaustive()
+        shown.field("status", &self.status).field("body_bytes", &self.body.len()).finish_non_exhaustive()
     }
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use serde_json::{Value, json};
 
@@ -207,11 +170,7 @@ mod tests {
         for value in types {
             headers.append(header::CONTENT_TYPE, value.parse().unwrap());
         }
-        Response {
-            status: StatusCode::OK,
-            headers,
-            body: Bytes::from_static(body.as_bytes()),
-        }
+        Response { status: StatusCode::OK, headers, body: Bytes::from_static(body.as_bytes()) }
     }
 
     #[test]
@@ -235,10 +194,7 @@ mod tests {
             &["text/html; application/json"],
             &["application/json", "text/html"],
         ] {
-            assert!(
-                matches!(answer(kinds, "{}").json::<Value>(), Err(Error::Invalid { .. })),
-                "{kinds:?}"
-            );
+            assert!(matches!(answer(kinds, "{}").json::<Value>(), Err(Error::Invalid { .. })), "{kinds:?}");
         }
     }
 
@@ -256,10 +212,7 @@ mod tests {
     fn bodies() {
         let form = Request::post_form("https://a.test/", &[("a b", "1&2"), ("c", "ü"), ("d", "")]);
         assert_eq!(form.body.unwrap(), "a+b=1%262&c=%C3%BC&d=");
-        assert_eq!(
-            form.headers[header::CONTENT_TYPE],
-            "application/x-www-form-urlencoded"
-        );
+        assert_eq!(form.headers[header::CONTENT_TYPE], "application/x-www-form-urlencoded");
         let json = Request::post_json("https://a.test/", &json!({"a": 1})).unwrap();
         assert_eq!(json.body.unwrap(), r#"{"a":1}"#);
         assert_eq!(json.headers[header::CONTENT_TYPE], "application/json");

@@ -1,11 +1,6 @@
 //! The client against real sockets. Servers are threads that block on their sockets; a test ends when its client
 //! has gone, so nothing waits for the clock but the limits under test.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -47,12 +42,9 @@ fn head(stream: &mut impl Read) -> Option<String> {
         text.push(byte[0]);
     }
     let head = String::from_utf8(text).unwrap();
-    let length = head.lines().find_map(|line| {
-        line.to_ascii_lowercase()
-            .strip_prefix("content-length: ")?
-            .parse()
-            .ok()
-    });
+    let length = head
+        .lines()
+        .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok());
     let mut body = vec![0; length.unwrap_or(0)];
     stream.read_exact(&mut body).ok()?;
     Some(head + &String::from_utf8(body).unwrap())
@@ -72,11 +64,7 @@ fn loopback() -> AddressPolicy {
 }
 
 fn limits(connect: u64, total: u64, body: usize) -> Limits {
-    Limits {
-        connect: Duration::from_millis(connect),
-        total: Duration::from_millis(total),
-        body,
-    }
+    Limits { connect: Duration::from_millis(connect), total: Duration::from_millis(total), body }
 }
 
 fn reason(error: &Error) -> String {
@@ -91,54 +79,31 @@ async fn get_and_post() {
     let (address, heads) = server(|stream| {
         stream.write_all(b"HTTP/1.1 201 Created\r\nContent-Type: application/json\r\nContent-Length: 7\r\n\r\n{\"a\":1}").unwrap();
     });
-    let answer = outbound()
-        .send(Request::get(format!("http://{address}/p?q=%41")), &loopback())
-        .await
-        .unwrap();
+    let answer =
+        outbound().send(Request::get(format!("http://{address}/p?q=%41")), &loopback()).await.unwrap();
     assert_eq!(answer.status, StatusCode::CREATED);
-    assert_eq!(
-        answer.json::<serde_json::Value>().unwrap(),
-        serde_json::json!({"a": 1})
-    );
+    assert_eq!(answer.json::<serde_json::Value>().unwrap(), serde_json::json!({"a": 1}));
     let head = heads.recv().unwrap();
     assert!(head.starts_with("GET /p?q=%41 HTTP/1.1\r\n"), "{head}");
-    assert!(
-        head.contains(concat!("user-agent: postern/", env!("CARGO_PKG_VERSION"), "\r\n")),
-        "{head}"
-    );
+    assert!(head.contains(concat!("user-agent: postern/", env!("CARGO_PKG_VERSION"), "\r\n")), "{head}");
     assert!(!head.contains("accept-encoding"), "{head}");
 
     // The name resolves once, here; the client is handed the addresses.
     let url = format!("http://localhost:{}/form", address.port());
-    outbound()
-        .send(Request::post_form(url, &[("code", "a b")]), &loopback())
-        .await
-        .unwrap();
+    outbound().send(Request::post_form(url, &[("code", "a b")]), &loopback()).await.unwrap();
     let head = heads.recv().unwrap();
-    assert!(
-        head.starts_with("POST /form ") && head.ends_with("\r\n\r\ncode=a+b"),
-        "{head}"
-    );
-    assert!(
-        head.contains(&format!("host: localhost:{}\r\n", address.port())),
-        "{head}"
-    );
+    assert!(head.starts_with("POST /form ") && head.ends_with("\r\n\r\ncode=a+b"), "{head}");
+    assert!(head.contains(&format!("host: localhost:{}\r\n", address.port())), "{head}");
 }
 
 #[tokio::test]
 async fn redirects_are_answers() {
     for status in ["301", "302", "303", "307", "308"] {
         let (address, heads) = server(move |stream| {
-            write!(
-                stream,
-                "HTTP/1.1 {status} X\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"
-            )
-            .unwrap();
+            write!(stream, "HTTP/1.1 {status} X\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
+                .unwrap();
         });
-        let answer = outbound()
-            .send(Request::get(format!("http://{address}/")), &loopback())
-            .await
-            .unwrap();
+        let answer = outbound().send(Request::get(format!("http://{address}/")), &loopback()).await.unwrap();
         assert_eq!(answer.status.as_str(), status);
         assert_eq!(answer.headers[header::LOCATION], "/elsewhere");
         assert!(heads.recv().unwrap().starts_with("GET / "));
@@ -155,20 +120,15 @@ async fn body_cap() {
                 if chunked {
                     write!(stream, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{length:x}\r\n{body}\r\n0\r\n\r\n").ok();
                 } else {
-                    write!(
-                        stream,
-                        "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}"
-                    )
-                    .ok();
+                    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").ok();
                 }
             });
             let request = Request::get(format!("http://{address}/")).limits(limits(3000, 8000, 100));
             match outbound().send(request, &loopback()).await {
                 Ok(answer) => assert!(fits && answer.body.len() == length),
-                Err(error) => assert!(
-                    !fits && matches!(error, Error::TooLarge { limit: 100, .. }),
-                    "{error}"
-                ),
+                Err(error) => {
+                    assert!(!fits && matches!(error, Error::TooLarge { limit: 100, .. }), "{error}")
+                }
             }
         }
     }
@@ -177,10 +137,7 @@ async fn body_cap() {
         stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").ok();
         while stream.write_all(&[b'x'; 4096]).is_ok() {}
     });
-    let error = outbound()
-        .send(Request::get(format!("http://{address}/")), &loopback())
-        .await
-        .unwrap_err();
+    let error = outbound().send(Request::get(format!("http://{address}/")), &loopback()).await.unwrap_err();
     assert!(matches!(error, Error::TooLarge { limit: 262_144, .. }), "{error}");
 }
 
@@ -191,10 +148,7 @@ async fn compressed_bodies_stay_as_they_are() {
             .write_all(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 3\r\n\r\nabc")
             .unwrap();
     });
-    let answer = outbound()
-        .send(Request::get(format!("http://{address}/")), &loopback())
-        .await
-        .unwrap();
+    let answer = outbound().send(Request::get(format!("http://{address}/")), &loopback()).await.unwrap();
     assert_eq!(answer.body, "abc");
 }
 
@@ -202,36 +156,26 @@ async fn compressed_bodies_stay_as_they_are() {
 async fn slow_answers_end_at_the_total() {
     // Each byte comes soon after the one before: only a limit on the whole ends this.
     let (address, _heads) = server(|stream| {
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
-            .ok();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n").ok();
         while stream.write_all(b"x").is_ok() {
             thread::sleep(Duration::from_millis(5));
         }
     });
     let request = Request::get(format!("http://{address}/?canary")).limits(limits(3000, 150, 100_000));
     let error = outbound().send(request, &loopback()).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        format!("http://{address}: no complete answer, timed out")
-    );
+    assert_eq!(error.to_string(), format!("http://{address}: no complete answer, timed out"));
     assert!(matches!(error, Error::Unknown { .. }) && error.is_transient() && !error.is_unsent());
 
     let (address, _heads) = server(until_closed);
     let request = Request::get(format!("http://{address}/")).limits(limits(3000, 150, 100));
-    assert!(matches!(
-        outbound().send(request, &loopback()).await,
-        Err(Error::Unknown { .. })
-    ));
+    assert!(matches!(outbound().send(request, &loopback()).await, Err(Error::Unknown { .. })));
 }
 
 #[tokio::test]
 async fn head_only_leaves_an_endless_stream() {
     let (closed, gone) = mpsc::channel();
     let (address, _heads) = server(move |stream| {
-        stream
-            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n")
-            .unwrap();
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: hello\n\n").unwrap();
         until_closed(stream);
         closed.send(()).ok();
     });
@@ -240,10 +184,7 @@ async fn head_only_leaves_an_endless_stream() {
     assert_eq!(answer.headers[header::CONTENT_TYPE], "text/event-stream");
     assert!(answer.body.is_empty());
     // And hangs up.
-    tokio::task::spawn_blocking(move || gone.recv_timeout(Duration::from_secs(5)))
-        .await
-        .unwrap()
-        .unwrap();
+    tokio::task::spawn_blocking(move || gone.recv_timeout(Duration::from_secs(5))).await.unwrap().unwrap();
 }
 
 #[tokio::test]
@@ -269,18 +210,11 @@ async fn lost_after_sending_is_unknown() {
 #[tokio::test]
 async fn never_connected_is_not_sent() {
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let error = outbound()
-        .send(Request::get(format!("http://{free}/?canary")), &loopback())
-        .await
-        .unwrap_err();
+    let error =
+        outbound().send(Request::get(format!("http://{free}/?canary")), &loopback()).await.unwrap_err();
+    assert!(matches!(error, Error::NotSent { .. }) && error.is_transient() && error.is_unsent(), "{error}");
     assert!(
-        matches!(error, Error::NotSent { .. }) && error.is_transient() && error.is_unsent(),
-        "{error}"
-    );
-    assert!(
-        error
-            .to_string()
-            .starts_with(&format!("http://{free}: not sent, Connection refused")),
+        error.to_string().starts_with(&format!("http://{free}: not sent, Connection refused")),
         "{error}"
     );
 
@@ -294,17 +228,8 @@ async fn never_connected_is_not_sent() {
     // Plain text where TLS should be.
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = plain.local_addr().unwrap();
-    thread::spawn(move || {
-        plain
-            .accept()
-            .unwrap()
-            .0
-            .write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
-    });
-    let error = outbound()
-        .send(Request::get(format!("https://{address}/")), &loopback())
-        .await
-        .unwrap_err();
+    thread::spawn(move || plain.accept().unwrap().0.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n"));
+    let error = outbound().send(Request::get(format!("https://{address}/")), &loopback()).await.unwrap_err();
     assert!(matches!(error, Error::NotSent { .. }), "{error}");
 
     // A label longer than DNS can carry resolves nowhere.
@@ -348,49 +273,28 @@ fn tls_server(names: &[&str]) -> (SocketAddr, CertificateDer<'static>, Receiver<
 #[tokio::test]
 async fn tls_trusts_the_given_authority_only() {
     let (address, certificate, heads) = tls_server(&["localhost"]);
-    let trusting = Outbound::new(Settings {
-        ca_certificates: vec![certificate.clone()],
-        forbidden: vec![],
-    })
-    .unwrap();
+    let trusting =
+        Outbound::new(Settings { ca_certificates: vec![certificate.clone()], forbidden: vec![] }).unwrap();
     assert_eq!(trusting.roots().last(), Some(&certificate));
     let url = format!("https://localhost:{}/", address.port());
-    assert_eq!(
-        trusting
-            .send(Request::get(&url), &loopback())
-            .await
-            .unwrap()
-            .status,
-        StatusCode::NO_CONTENT
-    );
+    assert_eq!(trusting.send(Request::get(&url), &loopback()).await.unwrap().status, StatusCode::NO_CONTENT);
     heads.recv().unwrap();
 
-    let stranger = outbound()
-        .send(Request::get(&url), &loopback())
-        .await
-        .unwrap_err();
+    let stranger = outbound().send(Request::get(&url), &loopback()).await.unwrap_err();
     assert!(
         matches!(&stranger, Error::NotSent { reason, .. } if reason.contains("UnknownIssuer")),
         "{stranger}"
     );
-    let wrong_name = trusting
-        .send(Request::get(format!("https://{address}/")), &loopback())
-        .await
-        .unwrap_err();
+    let wrong_name =
+        trusting.send(Request::get(format!("https://{address}/")), &loopback()).await.unwrap_err();
     assert!(matches!(wrong_name, Error::NotSent { .. }), "{wrong_name}");
     assert!(heads.try_recv().is_err());
 }
 
 #[test]
 fn a_bad_authority_is_named() {
-    let settings = Settings {
-        ca_certificates: vec![CertificateDer::from(vec![1, 2, 3])],
-        forbidden: vec![],
-    };
-    assert!(matches!(
-        Outbound::new(settings),
-        Err(SetupError::Certificate { position: 1, .. })
-    ));
+    let settings = Settings { ca_certificates: vec![CertificateDer::from(vec![1, 2, 3])], forbidden: vec![] };
+    assert!(matches!(Outbound::new(settings), Err(SetupError::Certificate { position: 1, .. })));
 }
 
 /// T57 and Z06: every spelling ends before a socket is opened.
@@ -457,10 +361,7 @@ async fn sr_t57_forbidden_destinations() {
         "255.255.255.255",
     ] {
         let request = Request::get(format!("https://{host}:{port}/"));
-        let error = outbound
-            .send(request, &AddressPolicy::public())
-            .await
-            .unwrap_err();
+        let error = outbound.send(request, &AddressPolicy::public()).await.unwrap_err();
         assert!(matches!(error, Error::Refused { .. }), "{host}: {error}");
         let vetted = outbound.vet(host, port, &AddressPolicy::public()).await;
         assert!(matches!(vetted, Err(Error::Refused { .. })), "{host}");
@@ -506,10 +407,7 @@ async fn urls_that_are_not_followed() {
         ("https://[::1/", "not valid"),
         ("https://[fe80::1%25eth0]/", "not valid"),
     ] {
-        let error = outbound
-            .send(Request::get(url), &AddressPolicy::public())
-            .await
-            .unwrap_err();
+        let error = outbound.send(Request::get(url), &AddressPolicy::public()).await.unwrap_err();
         assert!(reason(&error).contains(expected), "{url}: {error}");
         assert!(error.is_unsent() && !error.is_transient());
     }
@@ -523,10 +421,7 @@ async fn http_needs_leave_and_leave_is_per_host() {
         stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").unwrap();
     });
     let url = format!("http://{address}/");
-    for policy in [
-        AddressPolicy::public(),
-        AddressPolicy::allowing(["localhost".into()]),
-    ] {
+    for policy in [AddressPolicy::public(), AddressPolicy::allowing(["localhost".into()])] {
         let error = outbound().send(Request::get(&url), &policy).await.unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -540,10 +435,7 @@ async fn http_needs_leave_and_leave_is_per_host() {
     let policy =
         AddressPolicy::allowing(["169.254.169.254".into(), "::ffff:7f00:1".into(), "0.0.0.0".into()]);
     for host in ["169.254.169.254", "[::ffff:127.0.0.1]", "0.0.0.0"] {
-        let error = outbound()
-            .send(Request::get(format!("http://{host}/")), &policy)
-            .await
-            .unwrap_err();
+        let error = outbound().send(Request::get(format!("http://{host}/")), &policy).await.unwrap_err();
         assert_eq!(reason(&error), "it has a special-use address", "{host}");
     }
 }
@@ -552,11 +444,7 @@ async fn http_needs_leave_and_leave_is_per_host() {
 async fn own_listeners_are_out_of_reach() {
     let with = |forbidden: &str| {
         let forbidden = vec![forbidden.parse().unwrap()];
-        Outbound::new(Settings {
-            ca_certificates: vec![],
-            forbidden,
-        })
-        .unwrap()
+        Outbound::new(Settings { ca_certificates: vec![], forbidden }).unwrap()
     };
     let policy = AddressPolicy::allowing([
         "127.0.0.1".into(),
@@ -580,10 +468,9 @@ async fn own_listeners_are_out_of_reach() {
     ] {
         match with(own).vet(host, port, &policy).await {
             Ok(vetted) => assert!(!refused && vetted.len() == 1, "{own} {host}:{port}"),
-            Err(error) => assert!(
-                refused && reason(&error) == "it is an internal listener",
-                "{own} {host}:{port}"
-            ),
+            Err(error) => {
+                assert!(refused && reason(&error) == "it is an internal listener", "{own} {host}:{port}")
+            }
         }
     }
 }
@@ -592,40 +479,23 @@ async fn own_listeners_are_out_of_reach() {
 async fn vet_returns_what_may_be_dialled() {
     let outbound = outbound();
     let public = AddressPolicy::public();
-    assert_eq!(
-        outbound.vet("8.8.8.8", 443, &public).await,
-        Ok(vec!["8.8.8.8:443".parse().unwrap()])
-    );
+    assert_eq!(outbound.vet("8.8.8.8", 443, &public).await, Ok(vec!["8.8.8.8:443".parse().unwrap()]));
     let v6 = Ok(vec!["[2001:4860:4860::8888]:443".parse().unwrap()]);
     assert_eq!(outbound.vet("2001:4860:4860::8888", 443, &public).await, v6);
     assert_eq!(outbound.vet("[2001:4860:4860::8888]", 443, &public).await, v6);
     let local = outbound.vet("localhost", 80, &loopback()).await.unwrap();
-    assert!(
-        local
-            .iter()
-            .all(|address| address.ip().is_loopback() && address.port() == 80)
-    );
+    assert!(local.iter().all(|address| address.ip().is_loopback() && address.port() == 80));
     for host in ["", "a b", "a/b", "user@host", "[::1", "::1]"] {
-        assert!(
-            matches!(outbound.vet(host, 443, &public).await, Err(Error::Refused { .. })),
-            "{host}"
-        );
+        assert!(matches!(outbound.vet(host, 443, &public).await, Err(Error::Refused { .. })), "{host}");
     }
 }
 
 #[tokio::test]
 async fn the_error_text_is_one_short_line() {
     let error = outbound()
-        .vet(
-            &format!("a\nb{}", "\u{202e}".repeat(300)),
-            1,
-            &AddressPolicy::public(),
-        )
+        .vet(&format!("a\nb{}", "\u{202e}".repeat(300)), 1, &AddressPolicy::public())
         .await
         .unwrap_err();
     let text = error.to_string();
-    assert!(
-        text.len() < 300 && text.bytes().all(|byte| (b' '..0x7f).contains(&byte)),
-        "{text}"
-    );
+    assert!(text.len() < 300 && text.bytes().all(|byte| (b' '..0x7f).contains(&byte)), "{text}");
 }

@@ -17,9 +17,7 @@ const STYLE: &str = include_str!("../web/style.css");
 static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     let digest = BASE64.encode(digest::digest(&digest::SHA256, STYLE.as_bytes()).as_ref());
     let rules = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
-    format!("sandbox; default-src 'none'; style-src 'sha256-{digest}'; {rules}")
-        .try_into()
-        .ok()
+    format!("sandbox; default-src 'none'; style-src 'sha256-{digest}'; {rules}").try_into().ok()
 });
 
 /// The policy to send with the page. Without one the style would be refused, and nothing else would change.
@@ -50,72 +48,37 @@ impl Page<'_> {
 
 /// The page of a route. `problem`: what went wrong, when it is more than a missing token.
 pub(super) fn page(route: &Route, problem: Option<&str>) -> String {
-    let page = Page {
-        style: STYLE,
-        resource: &route.resource,
-        name: &route.name,
-        problem,
-    };
+    let page = Page { style: STYLE, resource: &route.resource, name: &route.name, problem };
     // Writing into a `String` does not fail; the sentence is for the compiler.
-    page.render()
-        .unwrap_or_else(|_| "<!doctype html><title>Postern</title><p>This page failed.".to_owned())
+    page.render().unwrap_or_else(|_| "<!doctype html><title>Postern</title><p>This page failed.".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     const SCRIPT: &str = "\"'></style><script>alert(1)</script>";
 
     #[test]
     fn markup_in_any_value_stays_text() {
-        let page = Page {
-            style: STYLE,
-            resource: SCRIPT,
-            name: SCRIPT,
-            problem: Some(SCRIPT),
-        };
+        let page = Page { style: STYLE, resource: SCRIPT, name: SCRIPT, problem: Some(SCRIPT) };
         let html = page.render().unwrap();
-        assert!(
-            !html.contains("<script") && html.matches("</style>").count() == 1,
-            "{html}"
-        );
+        assert!(!html.contains("<script") && html.matches("</style>").count() == 1, "{html}");
     }
 
     #[test]
     fn the_snippet_is_json_whatever_the_name() {
-        let page = Page {
-            style: STYLE,
-            resource: "https://mcp.example.com/files",
-            name: "a\"b\\",
-            problem: None,
-        };
+        let page =
+            Page { style: STYLE, resource: "https://mcp.example.com/files", name: "a\"b\\", problem: None };
         let value: serde_json::Value = serde_json::from_str(&page.snippet()).unwrap();
-        assert_eq!(
-            value["mcpServers"]["a\"b\\"]["url"],
-            "https://mcp.example.com/files"
-        );
+        assert_eq!(value["mcpServers"]["a\"b\\"]["url"], "https://mcp.example.com/files");
     }
 
     #[test]
     fn the_style_stands_in_the_page_as_it_was_digested() {
         assert!(!STYLE.contains('<') && policy().is_some());
-        let page = Page {
-            style: STYLE,
-            resource: "r",
-            name: "n",
-            problem: None,
-        };
-        assert!(
-            page.render()
-                .unwrap()
-                .contains(&format!("<style>{STYLE}</style>"))
-        );
+        let page = Page { style: STYLE, resource: "r", name: "n", problem: None };
+        assert!(page.render().unwrap().contains(&format!("<style>{STYLE}</style>")));
     }
 }

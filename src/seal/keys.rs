@@ -42,16 +42,11 @@ impl SealingKey {
     pub fn new(id: &str, key: [u8; 32]) -> Result<SealingKey, KeyError> {
         let key = Zeroizing::new(key);
         let well_formed = (1..=64).contains(&id.len())
-            && id
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+            && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
         if !well_formed {
             return Err(KeyError::Id);
         }
-        Ok(SealingKey {
-            id: id.to_owned(),
-            key,
-        })
+        Ok(SealingKey { id: id.to_owned(), key })
     }
 
     /// A key from base64 as `postern keys generate` prints it; white space around it is ignored.
@@ -113,10 +108,7 @@ fn load(path: &Path) -> io::Result<SealingKey> {
     if metadata.permissions().mode() & 0o077 != 0 {
         return Err(io::Error::new(
             ErrorKind::PermissionDenied,
-            format!(
-                "{} may be used by others than its owner: set its mode to 0600",
-                path.display()
-            ),
+            format!("{} may be used by others than its owner: set its mode to 0600", path.display()),
         ));
     }
     let mut text = Zeroizing::new(Vec::with_capacity(MAX_KEY_FILE_LEN as usize + 1));
@@ -125,10 +117,7 @@ fn load(path: &Path) -> io::Result<SealingKey> {
         |error: KeyError| io::Error::new(ErrorKind::InvalidData, format!("{}: {error}", path.display()));
     let key = Zeroizing::new(decode(&text).map_err(invalid)?);
     let derived = super::expand(&key, "key id");
-    let short = derived
-        .split_at_checked(6)
-        .map(|(head, _)| head)
-        .unwrap_or_default();
+    let short = derived.split_at_checked(6).map(|(head, _)| head).unwrap_or_default();
     SealingKey::new(&format!("local-{}", BASE64URL_NOPAD.encode(short)), *key).map_err(invalid)
 }
 
@@ -138,11 +127,7 @@ fn write_new(data_dir: &Path, path: &Path) -> io::Result<()> {
     let unique = super::name().map_err(io::Error::other)?;
     let beside = data_dir.join(format!("{KEY_FILE}.{unique}"));
     let written = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&beside)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside)?;
         let key = generate().map_err(io::Error::other)?;
         file.write_all(key.expose_secret().as_bytes())?;
         file.write_all(b"\n")?;
@@ -163,12 +148,7 @@ fn decode(text: &[u8]) -> Result<[u8; 32], KeyError> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     fn mode(path: &Path) -> u32 {
@@ -241,10 +221,7 @@ mod tests {
         assert_eq!(SealingKey::parse("k1", &text).unwrap().id(), "k1");
         assert_eq!(SealingKey::parse("", &text).err(), Some(KeyError::Id));
         assert_eq!(SealingKey::parse("a b", &text).err(), Some(KeyError::Id));
-        assert_eq!(
-            SealingKey::parse("k1", &SecretString::from("short")).err(),
-            Some(KeyError::Bytes)
-        );
+        assert_eq!(SealingKey::parse("k1", &SecretString::from("short")).err(), Some(KeyError::Bytes));
         let spaced = SecretString::from(format!("{}\n", text.expose_secret()));
         assert!(SealingKey::parse("k1", &spaced).is_ok());
     }

@@ -69,11 +69,7 @@ impl Sealer {
         }
         let mut keys = keys.into_iter();
         let first = keys.next().ok_or(SealError::NoKey)?;
-        Ok(Sealer {
-            first,
-            others: keys.collect(),
-            random: SystemRandom::new(),
-        })
+        Ok(Sealer { first, others: keys.collect(), random: SystemRandom::new() })
     }
 
     /// Encrypts `plain` for exactly this kind, key and version.
@@ -115,12 +111,7 @@ impl Sealer {
         version: u64,
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
-        let Parts {
-            id,
-            salt,
-            nonce,
-            ciphertext,
-        } = parse(sealed).ok_or(OpenError::Tampered)?;
+        let Parts { id, salt, nonce, ciphertext } = parse(sealed).ok_or(OpenError::Tampered)?;
         let sealing_key = self.key(id).ok_or(OpenError::UnknownKey)?;
         let mut body = Zeroizing::new(ciphertext.to_vec());
         let plain_len = record_key(sealing_key, salt)
@@ -149,18 +140,14 @@ impl Sealer {
     }
 
     fn key(&self, id: &str) -> Option<&SealingKey> {
-        std::iter::once(&self.first)
-            .chain(&self.others)
-            .find(|key| key.id() == id)
+        std::iter::once(&self.first).chain(&self.others).find(|key| key.id() == id)
     }
 }
 
 /// `N` random bytes from the operating system.
 pub fn random<const N: usize>() -> Result<[u8; N], SealError> {
     let mut bytes = [0; N];
-    SystemRandom::new()
-        .fill(&mut bytes)
-        .map_err(|_| SealError::Random)?;
+    SystemRandom::new().fill(&mut bytes).map_err(|_| SealError::Random)?;
     Ok(bytes)
 }
 
@@ -191,9 +178,8 @@ fn record_key(key: &SealingKey, salt: &[u8]) -> Result<LessSafeKey, ring::error:
 fn expand(key: &[u8; 32], purpose: &str) -> Zeroizing<[u8; 32]> {
     let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, DERIVE_SALT).extract(key);
     let mut bytes = Zeroizing::new([0; 32]);
-    let filled = extracted
-        .expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
-        .and_then(|okm| okm.fill(&mut *bytes));
+    let filled =
+        extracted.expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256).and_then(|okm| okm.fill(&mut *bytes));
     debug_assert!(filled.is_ok());
     bytes
 }
@@ -225,22 +211,12 @@ fn parse(sealed: &[u8]) -> Option<Parts<'_>> {
     let (id, rest) = rest.split_at_checked(usize::from(id_len))?;
     let (salt, rest) = rest.split_at_checked(SALT_LEN)?;
     let (nonce, ciphertext) = rest.split_first_chunk::<NONCE_LEN>()?;
-    Some(Parts {
-        id: std::str::from_utf8(id).ok()?,
-        salt,
-        nonce,
-        ciphertext,
-    })
+    Some(Parts { id: std::str::from_utf8(id).ok()?, salt, nonce, ciphertext })
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use std::collections::HashSet;
 
     use secrecy::ExposeSecret;
@@ -269,10 +245,7 @@ mod tests {
             ("sessiona", "lice", 3),
             ("", "sessionalice", 3),
         ] {
-            assert_eq!(
-                sealer.open(kind, key, version, &sealed).unwrap_err(),
-                OpenError::Tampered
-            );
+            assert_eq!(sealer.open(kind, key, version, &sealed).unwrap_err(), OpenError::Tampered);
         }
     }
 
@@ -284,10 +257,7 @@ mod tests {
             for bit in 0..8 {
                 let mut changed = sealed.clone();
                 changed[position] ^= 1 << bit;
-                assert!(
-                    sealer.open("session", "alice", 1, &changed).is_err(),
-                    "{position}.{bit}"
-                );
+                assert!(sealer.open("session", "alice", 1, &changed).is_err(), "{position}.{bit}");
             }
             assert!(sealer.open("session", "alice", 1, &sealed[..position]).is_err());
         }
@@ -304,28 +274,19 @@ mod tests {
         let new = after.seal("session", "a", 1, b"new").unwrap();
         assert_eq!(&**after.open("session", "a", 1, &old).unwrap(), b"old");
         assert!(after.is_outdated(&old) && !after.is_outdated(&new));
-        assert_eq!(
-            before.open("session", "a", 1, &new).unwrap_err(),
-            OpenError::UnknownKey
-        );
+        assert_eq!(before.open("session", "a", 1, &new).unwrap_err(), OpenError::UnknownKey);
     }
 
     #[test]
     fn another_key_of_the_same_id_is_not_enough() {
         let sealed = sealer(&[("k1", 1)]).seal("session", "a", 1, b"x").unwrap();
-        assert_eq!(
-            sealer(&[("k1", 9)]).open("session", "a", 1, &sealed).unwrap_err(),
-            OpenError::Tampered
-        );
+        assert_eq!(sealer(&[("k1", 9)]).open("session", "a", 1, &sealed).unwrap_err(), OpenError::Tampered);
     }
 
     #[test]
     fn key_sets_need_a_key_and_different_ids() {
         assert_eq!(Sealer::new(Vec::new()).err(), Some(SealError::NoKey));
-        assert_eq!(
-            Sealer::new(vec![key("a", 1), key("a", 2)]).err(),
-            Some(SealError::DuplicateId)
-        );
+        assert_eq!(Sealer::new(vec![key("a", 1), key("a", 2)]).err(), Some(SealError::DuplicateId));
     }
 
     #[test]

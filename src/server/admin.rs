@@ -43,12 +43,7 @@ impl Admin {
     ) -> Self {
         Self {
             socket: Mutex::new(Some(socket)),
-            state: Arc::new(Endpoints {
-                metrics,
-                store,
-                draining,
-                in_flight,
-            }),
+            state: Arc::new(Endpoints { metrics, store, draining, in_flight }),
         }
     }
 }

@@ -27,18 +27,12 @@ pub struct Bound {
 /// All sockets of the configuration.
 pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
     let mut inherited = inherited()?;
-    let mut wanted: Vec<(&str, bool, bool)> = server
-        .listen
-        .iter()
-        .map(|listen| (listen.address.as_str(), listen.tls, false))
-        .collect();
+    let mut wanted: Vec<(&str, bool, bool)> =
+        server.listen.iter().map(|listen| (listen.address.as_str(), listen.tls, false)).collect();
     wanted.extend(server.admin.as_deref().map(|address| (address, false, true)));
     let mut bound = Vec::new();
     for (address, tls, is_admin) in wanted {
-        let failed = |reason| StartError::Listen {
-            address: address.to_owned(),
-            reason,
-        };
+        let failed = |reason| StartError::Listen { address: address.to_owned(), reason };
         let configured = address
             .to_socket_addrs()
             .map_err(failed)?
@@ -51,13 +45,7 @@ pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
         // Without this a worker thread would block in accept(2).
         socket.set_nonblocking(true).map_err(failed)?;
         let actual = socket.local_addr().map_err(failed)?;
-        bound.push(Bound {
-            socket,
-            address: actual.to_string(),
-            actual,
-            tls,
-            is_admin,
-        });
+        bound.push(Bound { socket, address: actual.to_string(), actual, tls, is_admin });
     }
     match inherited.first() {
         Some((address, _)) => Err(StartError::UnknownSocket(address.to_string())),
@@ -74,9 +62,8 @@ fn inherited() -> Result<Vec<(SocketAddr, TcpListener)>, StartError> {
             .take_tcp_listener(index)
             .map_err(|error| StartError::Other(format!("LISTEN_FDS: {error}")))?;
         if let Some(socket) = socket {
-            let address = socket
-                .local_addr()
-                .map_err(|error| StartError::Other(format!("LISTEN_FDS: {error}")))?;
+            let address =
+                socket.local_addr().map_err(|error| StartError::Other(format!("LISTEN_FDS: {error}")))?;
             sockets.push((address, socket));
         }
     }

@@ -59,31 +59,19 @@ pub fn run(config: Config) -> Result<(), StartError> {
         grace_period_seconds: Some(config.server.drain_timeout.as_millis().div_ceil(1000) as u64),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: UPSTREAM_POOL,
-        upgrade_sock: config
-            .server
-            .data_dir
-            .join("upgrade.sock")
-            .to_string_lossy()
-            .into_owned(),
+        upgrade_sock: config.server.data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
         ca_file: parts::ca_bundle(&config)?,
         max_retries: gateway::TRIES as usize,
         ..ServerConf::default()
     };
-    let admin_address = bound
-        .iter()
-        .find(|bound| bound.is_admin)
-        .map(|bound| bound.actual);
+    let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
     let parts = parts::build(config, admin_address)?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let flush = Flush::new(parts.flush);
-    let draining = shutdown::watch(
-        server.watch_execution_phase(),
-        parts.in_flight.clone(),
-        flush.clone(),
-    );
+    let draining = shutdown::watch(server.watch_execution_phase(), parts.in_flight.clone(), flush.clone());
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     let gateway = parts.gateway;
@@ -94,20 +82,11 @@ pub fn run(config: Config) -> Result<(), StartError> {
         revoked: gateway.revoked.clone(),
         changes: parts.changes,
     };
-    let mut service = ProxyServiceBuilder::new(&conf, gateway)
-        .name("gateway")
-        .server_options(options)
-        .build();
+    let mut service =
+        ProxyServiceBuilder::new(&conf, gateway).name("gateway").server_options(options).build();
     let mut sockets = Vec::new();
     let mut admin = None;
-    for Bound {
-        socket,
-        address,
-        actual,
-        tls: with_tls,
-        is_admin,
-    } in bound
-    {
+    for Bound { socket, address, actual, tls: with_tls, is_admin } in bound {
         tracing::info!(listener = if is_admin { "admin" } else { "public" }, address = %actual, tls = with_tls, "listening");
         if is_admin {
             admin = Some(socket);
@@ -122,18 +101,11 @@ pub fn run(config: Config) -> Result<(), StartError> {
     server.add_service(OnSockets::new(service, sockets));
     server.add_service(background_service("upkeep", upkeep));
     if let Some(socket) = admin {
-        let endpoints = Admin::new(
-            socket,
-            metrics,
-            authority.records.store().clone(),
-            draining,
-            parts.in_flight,
-        );
+        let endpoints =
+            Admin::new(socket, metrics, authority.records.store().clone(), draining, parts.in_flight);
         server.add_service(background_service("admin", endpoints));
     }
-    server.run(RunArgs {
-        shutdown_signal: Box::new(shutdown::Signals),
-    });
+    server.run(RunArgs { shutdown_signal: Box::new(shutdown::Signals) });
     flush.now();
     Ok(())
 }

@@ -79,20 +79,13 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     }
 
     let revoked = Revoked::default();
-    let reading = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| other(&error))?;
+    let reading =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| other(&error))?;
     let keys = reading.block_on(async {
-        for grant in store
-            .tombstones(Kind::Grant)
-            .await
-            .map_err(|error| StartError::Store(error.to_string()))?
+        for grant in
+            store.tombstones(Kind::Grant).await.map_err(|error| StartError::Store(error.to_string()))?
         {
-            revoked.insert(
-                grant,
-                clock.now() + remember_revoked(config.oauth_server.access_token_ttl),
-            );
+            revoked.insert(grant, clock.now() + remember_revoked(config.oauth_server.access_token_ttl));
         }
         token_keys(&records).await
     })?;
@@ -106,17 +99,8 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         Arc::clone(&metrics),
         in_flight.clone(),
     ));
-    let snapshot = Snapshot {
-        routes: Table::new(&config.server.public_url, &config.routes),
-        keys,
-        config,
-    };
-    let authority = Arc::new(Authority::new(
-        clock.clone(),
-        records,
-        Arc::clone(&connector),
-        snapshot,
-    ));
+    let snapshot = Snapshot { routes: Table::new(&config.server.public_url, &config.routes), keys, config };
+    let authority = Arc::new(Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot));
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics)),
@@ -129,12 +113,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         in_flight: in_flight.clone(),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
-    Ok(Parts {
-        gateway,
-        in_flight,
-        changes,
-        flush,
-    })
+    Ok(Parts { gateway, in_flight, changes, flush })
 }
 
 fn sealer(config: &Config) -> Result<Sealer, StartError> {
@@ -142,11 +121,8 @@ fn sealer(config: &Config) -> Result<Sealer, StartError> {
     let keys = match config.sealing_keys.as_slice() {
         [] => vec![seal::load_or_generate(&config.server.data_dir).map_err(|error| seal(&error))?],
         configured => {
-            let keys = configured
-                .iter()
-                .map(|key| SealingKey::new(&key.id, *key.key.expose_secret()));
-            keys.collect::<Result<Vec<_>, _>>()
-                .map_err(|error| seal(&error))?
+            let keys = configured.iter().map(|key| SealingKey::new(&key.id, *key.key.expose_secret()));
+            keys.collect::<Result<Vec<_>, _>>().map_err(|error| seal(&error))?
         }
     };
     Sealer::new(keys).map_err(|error| seal(&error))
@@ -174,9 +150,7 @@ async fn token_keys(records: &Records) -> Result<Keys, StartError> {
                 .ok_or_else(|| StartError::Store("the keys of access tokens are damaged".into()));
         }
         let fresh: [u8; 32] = seal::random().map_err(|error| StartError::Seal(error.to_string()))?;
-        let made = TokenKeys {
-            keys: vec![BASE64URL_NOPAD.encode(&fresh)],
-        };
+        let made = TokenKeys { keys: vec![BASE64URL_NOPAD.encode(&fresh)] };
         // Another instance may be faster: then its keys count.
         let put: Put = records
             .put(TOKEN_KEYS, 0, &made, FOREVER)
@@ -184,9 +158,7 @@ async fn token_keys(records: &Records) -> Result<Keys, StartError> {
             .map_err(|error| StartError::Store(error.to_string()))?;
         tracing::info!(made = put == Put::Stored, "keys of access tokens");
     }
-    Err(StartError::Store(
-        "the keys of access tokens could not be stored".into(),
-    ))
+    Err(StartError::Store("the keys of access tokens could not be stored".into()))
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and
@@ -195,10 +167,8 @@ pub fn ca_bundle(config: &Config) -> Result<Option<String>, StartError> {
     if config.outbound.ca_certificates.is_empty() {
         return Ok(None);
     }
-    let settings = Settings {
-        ca_certificates: config.outbound.ca_certificates.clone(),
-        forbidden: Vec::new(),
-    };
+    let settings =
+        Settings { ca_certificates: config.outbound.ca_certificates.clone(), forbidden: Vec::new() };
     let outbound = Outbound::new(settings).map_err(|error| StartError::Outbound(error.to_string()))?;
     let mut bundle = String::new();
     for root in outbound.roots() {
@@ -209,10 +179,7 @@ pub fn ca_bundle(config: &Config) -> Result<Option<String>, StartError> {
         }
         bundle.push_str("-----END CERTIFICATE-----\n");
     }
-    let private = std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&config.server.data_dir);
+    let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.server.data_dir);
     private.map_err(StartError::DataDir)?;
     let path = config.server.data_dir.join("ca-bundle.pem");
     std::fs::write(&path, bundle).map_err(StartError::DataDir)?;

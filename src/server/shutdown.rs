@@ -34,11 +34,9 @@ pub struct Signals;
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) = (
-            signal(SignalKind::terminate()),
-            signal(SignalKind::quit()),
-            signal(SignalKind::interrupt()),
-        ) else {
+        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) =
+            (signal(SignalKind::terminate()), signal(SignalKind::quit()), signal(SignalKind::interrupt()))
+        else {
             tracing::error!("signals cannot be received: the process can only be killed");
             return std::future::pending().await;
         };
@@ -90,10 +88,7 @@ fn tell(state: &[NotifyState<'_>]) {
     }
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "nothing is in flight and what was to be written is written"
-)]
+#[expect(clippy::disallowed_methods, reason = "nothing is in flight and what was to be written is written")]
 fn end(flush: &Flush) -> ! {
     flush.now();
     tracing::info!("stopped");

@@ -18,11 +18,8 @@ struct ByName(Vec<Arc<CertifiedKey>>);
 
 /// `None` where the configuration has no certificates. They were read and checked with the configuration.
 pub fn certificates(server: &Server) -> Option<Tls> {
-    let certificates: Vec<_> = server
-        .tls
-        .iter()
-        .map(|certificate| Arc::clone(&certificate.certified))
-        .collect();
+    let certificates: Vec<_> =
+        server.tls.iter().map(|certificate| Arc::clone(&certificate.certified)).collect();
     (!certificates.is_empty()).then(|| Tls(Arc::new(ByName(certificates))))
 }
 
@@ -40,9 +37,7 @@ impl Tls {
 
 impl ResolvesServerCert for ByName {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let asked = hello
-            .server_name()
-            .and_then(|name| ServerName::try_from(name).ok());
+        let asked = hello.server_name().and_then(|name| ServerName::try_from(name).ok());
         let fits = |key: &&Arc<CertifiedKey>| {
             let name = asked.as_ref()?;
             EndEntityCert::try_from(key.end_entity_cert().ok()?)
@@ -50,10 +45,6 @@ impl ResolvesServerCert for ByName {
                 .verify_is_valid_for_subject_name(name)
                 .ok()
         };
-        self.0
-            .iter()
-            .find(|key| fits(key).is_some())
-            .or_else(|| self.0.first())
-            .cloned()
+        self.0.iter().find(|key| fits(key).is_some()).or_else(|| self.0.first()).cloned()
     }
 }

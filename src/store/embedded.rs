@@ -39,11 +39,7 @@ impl Embedded {
     /// Opens or creates the store in `data_dir`. Blocks, and reads the whole file to check it.
     pub fn open(data_dir: &Path, clock: Clock) -> Result<Embedded, OpenError> {
         let file = DatabaseFile::open(data_dir, clock.clone())?;
-        Ok(Embedded {
-            file,
-            opened: clock.now(),
-            changes: broadcast::Sender::new(CHANGES),
-        })
+        Ok(Embedded { file, opened: clock.now(), changes: broadcast::Sender::new(CHANGES) })
     }
 
     /// One transaction on one key. `change` says what to answer and whether subscribers hear of it.
@@ -78,21 +74,14 @@ impl Embedded {
     ) -> Result<T, StoreError> {
         let change = move |rows: &mut Rows<'_>, key: &str| {
             let row = rows.load(Kind::Connection, key)?;
-            let Some(Row {
-                expires_millis,
-                body: Body::Connection(mut connection),
-            }) = row
-            else {
+            let Some(Row { expires_millis, body: Body::Connection(mut connection) }) = row else {
                 return Ok((absent, false));
             };
             let now = rows.now;
             let (answer, keep) = step(&mut connection, now);
             if keep {
                 let expires_millis = ttl.map_or(expires_millis, |ttl| end(now, ttl));
-                let row = Row {
-                    expires_millis,
-                    body: Body::Connection(connection),
-                };
+                let row = Row { expires_millis, body: Body::Connection(connection) };
                 rows.save(Kind::Connection, key, &row)?;
             }
             Ok((answer, keep && tell))
@@ -117,9 +106,7 @@ fn replaceable(row: Result<Option<Row>, StoreError>) -> Result<Option<Row>, Stor
 impl Store for Embedded {
     async fn get(&self, kind: Kind, key: &str) -> Result<Option<Stored>, StoreError> {
         let key = key.to_owned();
-        self.file
-            .read(move |view| Ok(view.load(kind, &key)?.and_then(Row::into_stored)))
-            .await
+        self.file.read(move |view| Ok(view.load(kind, &key)?.and_then(Row::into_stored))).await
     }
 
     async fn put(
@@ -133,29 +120,14 @@ impl Store for Embedded {
         let change = move |rows: &mut Rows<'_>, key: &str| {
             let present = match rows.load(kind, key)?.map(|row| row.body) {
                 None => Some(0),
-                Some(Body::Record {
-                    version,
-                    spent: false,
-                    ..
-                }) => Some(version),
+                Some(Body::Record { version, spent: false, .. }) => Some(version),
                 Some(_) => None,
             };
             if present != Some(expected) {
                 return Ok((Put::Conflict, false));
             }
-            let body = Body::Record {
-                version: expected.saturating_add(1),
-                spent: false,
-                value,
-            };
-            rows.save(
-                kind,
-                key,
-                &Row {
-                    expires_millis: end(rows.now, ttl),
-                    body,
-                },
-            )?;
+            let body = Body::Record { version: expected.saturating_add(1), spent: false, value };
+            rows.save(kind, key, &Row { expires_millis: end(rows.now, ttl), body })?;
             Ok((Put::Stored, true))
         };
         self.change(kind, key, change).await
@@ -198,22 +170,12 @@ impl Store for Embedded {
         let change = move |rows: &mut Rows<'_>, key: &str| {
             let before = replaceable(rows.load(kind, key))?;
             let earlier_end = match &before {
-                Some(Row {
-                    expires_millis,
-                    body: Body::Tombstone { .. },
-                }) => *expires_millis,
+                Some(Row { expires_millis, body: Body::Tombstone { .. } }) => *expires_millis,
                 _ => 0,
             };
             let fence = before.map_or(0, |row| row.fence()).saturating_add(1);
             let expires_millis = end(rows.now, ttl).max(earlier_end);
-            rows.save(
-                kind,
-                key,
-                &Row {
-                    expires_millis,
-                    body: Body::Tombstone { fence },
-                },
-            )?;
+            rows.save(kind, key, &Row { expires_millis, body: Body::Tombstone { fence } })?;
             Ok(((), true))
         };
         self.change(kind, key, change).await
@@ -221,24 +183,17 @@ impl Store for Embedded {
 
     async fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
         let tombstone = |(key, row): (String, Row)| matches!(row.body, Body::Tombstone { .. }).then_some(key);
-        self.file
-            .read(move |view| Ok(view.scan(kind)?.into_iter().filter_map(tombstone).collect()))
-            .await
+        self.file.read(move |view| Ok(view.scan(kind)?.into_iter().filter_map(tombstone).collect())).await
     }
 
     async fn scan(&self, kind: Kind) -> Result<Vec<(String, Stored)>, StoreError> {
         let record = |(key, row): (String, Row)| Some((key, row.into_stored()?));
-        self.file
-            .read(move |view| Ok(view.scan(kind)?.into_iter().filter_map(record).collect()))
-            .await
+        self.file.read(move |view| Ok(view.scan(kind)?.into_iter().filter_map(record).collect())).await
     }
 
     async fn connection(&self, key: &str) -> Result<Option<Connection>, StoreError> {
         let key = key.to_owned();
-        let row = self
-            .file
-            .read(move |view| view.load(Kind::Connection, &key))
-            .await?;
+        let row = self.file.read(move |view| view.load(Kind::Connection, &key)).await?;
         Ok(row.and_then(|row| match row.body {
             Body::Connection(connection) => Some(connection),
             _ => None,
@@ -257,14 +212,7 @@ impl Store for Embedded {
             let before = replaceable(rows.load(Kind::Connection, key))?;
             let fence = before.map_or(0, |row| row.fence());
             let body = Body::Connection(Connection::begin(&incarnation, fence, sealed));
-            rows.save(
-                Kind::Connection,
-                key,
-                &Row {
-                    expires_millis: end(rows.now, ttl),
-                    body,
-                },
-            )?;
+            rows.save(Kind::Connection, key, &Row { expires_millis: end(rows.now, ttl), body })?;
             Ok(((), true))
         };
         self.change(Kind::Connection, key, change).await

@@ -161,21 +161,10 @@ impl Connection {
         let takeover = match &self.attempt {
             Some(attempt) if attempt.id == attempt_id && now < attempt.lease_until => {
                 let takeover = attempt.takeover;
-                return (
-                    Acquired::Owner {
-                        connection: self.clone(),
-                        takeover,
-                    },
-                    false,
-                );
+                return (Acquired::Owner { connection: self.clone(), takeover }, false);
             }
             Some(attempt) if now < attempt.lease_until => {
-                return (
-                    Acquired::Wait {
-                        until: attempt.lease_until,
-                    },
-                    false,
-                );
+                return (Acquired::Wait { until: attempt.lease_until }, false);
             }
             Some(attempt) => Some(attempt.reach()),
             None => {
@@ -197,22 +186,12 @@ impl Connection {
             lease_until: now.checked_add(lease).unwrap_or(now),
             takeover,
         });
-        (
-            Acquired::Owner {
-                connection: self.clone(),
-                takeover,
-            },
-            true,
-        )
+        (Acquired::Owner { connection: self.clone(), takeover }, true)
     }
 
     /// See [`super::Store::sent`].
     pub fn sent(&mut self, attempt_id: &str, fence: u64, now: SystemTime) -> bool {
-        match self
-            .attempt
-            .as_mut()
-            .filter(|attempt| attempt.is(attempt_id, fence))
-        {
+        match self.attempt.as_mut().filter(|attempt| attempt.is(attempt_id, fence)) {
             Some(attempt) if now < attempt.lease_until => {
                 attempt.phase = Phase::Sent;
                 true
@@ -233,12 +212,7 @@ impl Connection {
             return (Committed::Stale, false);
         }
         if self.attempt.is_none() && self.committed_by.as_deref() == Some(attempt_id) {
-            return (
-                Committed::Stored {
-                    generation: self.generation,
-                },
-                false,
-            );
+            return (Committed::Stored { generation: self.generation }, false);
         }
         if !self.owned_by(attempt_id, fence) {
             return (Committed::Stale, false);
@@ -249,12 +223,7 @@ impl Connection {
         self.not_before = None;
         self.sealed = sealed;
         self.committed_by = Some(attempt_id.to_owned());
-        (
-            Committed::Stored {
-                generation: self.generation,
-            },
-            true,
-        )
+        (Committed::Stored { generation: self.generation }, true)
     }
 
     /// See [`super::Store::release`].
@@ -289,9 +258,7 @@ impl Connection {
     }
 
     fn owned_by(&self, attempt_id: &str, fence: u64) -> bool {
-        self.attempt
-            .as_ref()
-            .is_some_and(|attempt| attempt.is(attempt_id, fence))
+        self.attempt.as_ref().is_some_and(|attempt| attempt.is(attempt_id, fence))
     }
 }
 
@@ -302,10 +269,6 @@ impl Attempt {
 
     /// The furthest that the refresh token got in this attempt and those it took over from.
     fn reach(&self) -> Phase {
-        if self.takeover == Some(Phase::Sent) {
-            Phase::Sent
-        } else {
-            self.phase
-        }
+        if self.takeover == Some(Phase::Sent) { Phase::Sent } else { self.phase }
     }
 }

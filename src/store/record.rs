@@ -128,9 +128,7 @@ impl Records {
         ttl: Duration,
     ) -> Result<Put, RecordError> {
         let plain = encode(value)?;
-        let sealed = self
-            .sealer
-            .seal(T::KIND.name(), key, expected.saturating_add(1), &plain)?;
+        let sealed = self.sealer.seal(T::KIND.name(), key, expected.saturating_add(1), &plain)?;
         Ok(self.store.put(T::KIND, key, expected, sealed, ttl).await?)
     }
 
@@ -179,12 +177,7 @@ impl Records {
     /// The tokens inside a connection, such as one that an acquisition returned.
     pub fn tokens(&self, key: &str, connection: &Connection) -> Result<Tokens, RecordError> {
         let bound = bound_key(key, &connection.incarnation);
-        self.open_value(
-            Kind::Connection,
-            &bound,
-            connection.generation,
-            &connection.sealed,
-        )
+        self.open_value(Kind::Connection, &bound, connection.generation, &connection.sealed)
     }
 
     /// Stores what a user has just authorized, under a new incarnation, which is returned.
@@ -210,16 +203,7 @@ impl Records {
         let generation = acquired.generation.saturating_add(1);
         let sealed = self.seal_tokens(key, &acquired.incarnation, generation, tokens)?;
         let store = &self.store;
-        Ok(store
-            .commit(
-                key,
-                &acquired.incarnation,
-                &attempt.id,
-                attempt.fence,
-                sealed,
-                ttl,
-            )
-            .await?)
+        Ok(store.commit(key, &acquired.incarnation, &attempt.id, attempt.fence, sealed, ttl).await?)
     }
 
     fn seal_tokens(
@@ -231,19 +215,12 @@ impl Records {
     ) -> Result<Vec<u8>, RecordError> {
         let plain = encode(tokens)?;
         let bound = bound_key(key, incarnation);
-        Ok(self
-            .sealer
-            .seal(Kind::Connection.name(), &bound, generation, &plain)?)
+        Ok(self.sealer.seal(Kind::Connection.name(), &bound, generation, &plain)?)
     }
 
     fn open<T: Typed>(&self, key: &str, stored: Stored) -> Result<Versioned<T>, RecordError> {
         let value = self.open_value(T::KIND, key, stored.version, &stored.value)?;
-        Ok(Versioned {
-            value,
-            version: stored.version,
-            spent: stored.spent,
-            expires_at: stored.expires_at,
-        })
+        Ok(Versioned { value, version: stored.version, spent: stored.spent, expires_at: stored.expires_at })
     }
 
     fn open_value<T: DeserializeOwned>(
@@ -273,9 +250,7 @@ fn bound_key(key: &str, incarnation: &str) -> String {
 }
 
 fn encode<T: Serialize>(value: &T) -> Result<Zeroizing<Vec<u8>>, RecordError> {
-    serde_json::to_vec(value)
-        .map(Zeroizing::new)
-        .map_err(|_| RecordError::Seal(SealError::Cipher))
+    serde_json::to_vec(value).map(Zeroizing::new).map_err(|_| RecordError::Seal(SealError::Cipher))
 }
 
 fn expose<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {

@@ -3,12 +3,7 @@
 //! An implementation says how to make an empty store and calls `store_suite!`, which makes one test
 //! of each function here.
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -91,10 +86,7 @@ fn value(text: &str) -> Vec<u8> {
 
 impl Bed {
     async fn put(&self, key: &str, expected: u64, text: &str) -> Put {
-        self.store
-            .put(Kind::Session, key, expected, value(text), HOUR)
-            .await
-            .unwrap()
+        self.store.put(Kind::Session, key, expected, value(text), HOUR).await.unwrap()
     }
 
     async fn get(&self, key: &str) -> Option<(u64, String)> {
@@ -103,10 +95,7 @@ impl Bed {
     }
 
     async fn connect(&self, incarnation: &str) {
-        self.store
-            .connect("c", incarnation, value("first"), HOUR)
-            .await
-            .unwrap();
+        self.store.connect("c", incarnation, value("first"), HOUR).await.unwrap();
     }
 
     async fn acquire(&self, id: &str, newer_than: u64) -> Acquired {
@@ -122,10 +111,7 @@ impl Bed {
     }
 
     async fn commit(&self, incarnation: &str, id: &str, fence: u64, text: &str) -> Committed {
-        self.store
-            .commit("c", incarnation, id, fence, value(text), HOUR)
-            .await
-            .unwrap()
+        self.store.commit("c", incarnation, id, fence, value(text), HOUR).await.unwrap()
     }
 
     async fn connection(&self) -> Connection {
@@ -152,10 +138,7 @@ pub(crate) async fn put_goes_by_versions(bed: Bed) {
 pub(crate) async fn values_are_kept_byte_for_byte(bed: Bed) {
     let all_bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
     for (key, value) in [("empty", Vec::new()), ("large", all_bytes)] {
-        bed.store
-            .put(Kind::Grant, key, 0, value.clone(), HOUR)
-            .await
-            .unwrap();
+        bed.store.put(Kind::Grant, key, 0, value.clone(), HOUR).await.unwrap();
         let stored = bed.store.get(Kind::Grant, key).await.unwrap().unwrap();
         assert_eq!(stored.value, value);
         assert_eq!(stored.expires_at, bed.clock.now() + HOUR);
@@ -166,10 +149,7 @@ pub(crate) async fn kinds_and_keys_are_apart(bed: Bed) {
     for kind in Kind::ALL {
         for key in ["", "a", "ab", "a\0b", "a/b:{c}", "ü"] {
             let text = format!("{}-{key}", kind.name());
-            assert_eq!(
-                bed.store.put(kind, key, 0, value(&text), HOUR).await.unwrap(),
-                Put::Stored
-            );
+            assert_eq!(bed.store.put(kind, key, 0, value(&text), HOUR).await.unwrap(), Put::Stored);
         }
     }
     for kind in Kind::ALL {
@@ -185,12 +165,7 @@ pub(crate) async fn one_of_many_puts_wins(bed: Bed) {
     bed.put("a", 0, "start").await;
     let puts = (0..50).map(|number| {
         let store = Arc::clone(&bed.store);
-        tokio::spawn(async move {
-            store
-                .put(Kind::Session, "a", 1, vec![number], HOUR)
-                .await
-                .unwrap()
-        })
+        tokio::spawn(async move { store.put(Kind::Session, "a", 1, vec![number], HOUR).await.unwrap() })
     });
     let mut stored = 0;
     for put in puts.collect::<Vec<_>>() {
@@ -203,16 +178,9 @@ pub(crate) async fn one_of_many_puts_wins(bed: Bed) {
 pub(crate) async fn take_hands_out_once(bed: Bed) {
     assert_eq!(bed.store.take(Kind::Session, "a").await.unwrap(), Taken::Absent);
     bed.put("a", 0, "once").await;
-    let Taken::Fresh(fresh) = bed.store.take(Kind::Session, "a").await.unwrap() else {
-        panic!()
-    };
-    assert_eq!(
-        (fresh.version, fresh.spent, fresh.value),
-        (1, true, value("once"))
-    );
-    let Taken::Spent(spent) = bed.store.take(Kind::Session, "a").await.unwrap() else {
-        panic!()
-    };
+    let Taken::Fresh(fresh) = bed.store.take(Kind::Session, "a").await.unwrap() else { panic!() };
+    assert_eq!((fresh.version, fresh.spent, fresh.value), (1, true, value("once")));
+    let Taken::Spent(spent) = bed.store.take(Kind::Session, "a").await.unwrap() else { panic!() };
     assert_eq!(spent.value, value("once"));
     assert!(bed.store.get(Kind::Session, "a").await.unwrap().unwrap().spent);
     assert_eq!(bed.put("a", 1, "revived").await, Put::Conflict);
@@ -310,10 +278,7 @@ pub(crate) async fn scan_lists_what_lives(bed: Bed) {
     bed.store.remove(Kind::Session, "c").await.unwrap();
     let mut rows = bed.store.scan(Kind::Session).await.unwrap();
     rows.sort_by(|one, other| one.0.cmp(&other.0));
-    let rows: Vec<_> = rows
-        .iter()
-        .map(|(key, stored)| (key.as_str(), stored.spent))
-        .collect();
+    let rows: Vec<_> = rows.iter().map(|(key, stored)| (key.as_str(), stored.spent)).collect();
     assert_eq!(rows, [("a", false), ("b", true)]);
 }
 
@@ -323,10 +288,7 @@ pub(crate) async fn sweep_deletes_what_has_ended(bed: Bed) {
     }
     bed.store.tombstone(Kind::Session, "grave", HOUR).await.unwrap();
     bed.store.connect("c", "inc", value("x"), HOUR).await.unwrap();
-    bed.store
-        .put(Kind::Session, "long", 0, value("long"), 2 * HOUR)
-        .await
-        .unwrap();
+    bed.store.put(Kind::Session, "long", 0, value("long"), 2 * HOUR).await.unwrap();
     assert_eq!(bed.store.sweep().await.unwrap(), 0);
     bed.clock.advance(HOUR);
     bed.store.sweep().await.unwrap();
@@ -348,10 +310,7 @@ pub(crate) async fn changes_are_told(bed: Bed) {
     bed.store.refuse("c", "inc", 2).await.unwrap();
     bed.connect("inc2").await;
     let fence = bed.own("two", 1).await;
-    bed.store
-        .release("c", "two", fence, Release::NeedsReauth)
-        .await
-        .unwrap();
+    bed.store.release("c", "two", fence, Release::NeedsReauth).await.unwrap();
     bed.put("end", 0, "end").await;
 
     let mut heard = Vec::new();
@@ -363,11 +322,8 @@ pub(crate) async fn changes_are_told(bed: Bed) {
         heard.push((change.kind, change.key));
     }
     let connection = (Kind::Connection, "c".to_owned());
-    let mut expected = vec![
-        (Kind::Session, "a".to_owned()),
-        (Kind::Session, "a".to_owned()),
-        (Kind::Grant, "g".to_owned()),
-    ];
+    let mut expected =
+        vec![(Kind::Session, "a".to_owned()), (Kind::Session, "a".to_owned()), (Kind::Grant, "g".to_owned())];
     // Connect, commit, refuse, connect, release.
     expected.extend(std::iter::repeat_n(connection, 5));
     assert_eq!(heard, expected);
@@ -377,14 +333,8 @@ pub(crate) async fn connect_begins_and_replaces(bed: Bed) {
     assert_eq!(bed.store.connection("c").await.unwrap(), None);
     bed.connect("inc").await;
     let first = bed.connection().await;
-    assert_eq!(
-        (first.generation, first.fence, first.state),
-        (1, 1, State::Active)
-    );
-    assert_eq!(
-        (first.incarnation.as_str(), first.sealed.as_slice()),
-        ("inc", &b"first"[..])
-    );
+    assert_eq!((first.generation, first.fence, first.state), (1, 1, State::Active));
+    assert_eq!((first.incarnation.as_str(), first.sealed.as_slice()), ("inc", &b"first"[..]));
     assert_eq!((&first.attempt, first.not_before), (&None, None));
 
     bed.store.refuse("c", "inc", 1).await.unwrap();
@@ -406,17 +356,10 @@ pub(crate) async fn connect_begins_and_replaces(bed: Bed) {
 pub(crate) async fn connections_change_by_leases_only(bed: Bed) {
     bed.connect("inc").await;
     for expected in 0..3 {
-        let put = bed
-            .store
-            .put(Kind::Connection, "c", expected, value("x"), HOUR)
-            .await
-            .unwrap();
+        let put = bed.store.put(Kind::Connection, "c", expected, value("x"), HOUR).await.unwrap();
         assert_eq!(put, Put::Conflict);
     }
-    assert_eq!(
-        bed.store.take(Kind::Connection, "c").await.unwrap(),
-        Taken::Absent
-    );
+    assert_eq!(bed.store.take(Kind::Connection, "c").await.unwrap(), Taken::Absent);
     let view = bed.store.get(Kind::Connection, "c").await.unwrap().unwrap();
     assert_eq!((view.version, view.value, view.spent), (1, value("first"), false));
     bed.store.remove(Kind::Connection, "c").await.unwrap();
@@ -426,25 +369,15 @@ pub(crate) async fn connections_change_by_leases_only(bed: Bed) {
 pub(crate) async fn acquire_has_one_owner(bed: Bed) {
     assert_eq!(bed.acquire("one", 0).await, Acquired::Absent);
     bed.connect("inc").await;
-    let Acquired::Owner { connection, takeover } = bed.acquire("one", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { connection, takeover } = bed.acquire("one", 1).await else { panic!() };
     assert_eq!(takeover, None);
     assert_eq!((connection.fence, connection.state), (2, State::Refreshing));
     let attempt = connection.attempt.clone().unwrap();
-    assert_eq!(
-        (attempt.id.as_str(), attempt.fence, attempt.phase),
-        ("one", 2, Phase::Intent)
-    );
+    assert_eq!((attempt.id.as_str(), attempt.fence, attempt.phase), ("one", 2, Phase::Intent));
     assert_eq!(attempt.lease_until, bed.clock.now() + LEASE);
     // The intent is durable, not only answered.
     assert_eq!(bed.connection().await, connection);
-    assert_eq!(
-        bed.acquire("two", 1).await,
-        Acquired::Wait {
-            until: bed.clock.now() + LEASE
-        }
-    );
+    assert_eq!(bed.acquire("two", 1).await, Acquired::Wait { until: bed.clock.now() + LEASE });
 }
 
 pub(crate) async fn one_of_many_acquires_owns(bed: Bed) {
@@ -470,9 +403,7 @@ pub(crate) async fn a_lost_answer_is_repeated(bed: Bed) {
     assert_eq!(bed.acquire("one", 1).await, first);
     bed.clock.advance(LEASE);
     // Its own lease is over: a new acquisition like anybody's.
-    let Acquired::Owner { connection, takeover } = bed.acquire("one", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { connection, takeover } = bed.acquire("one", 1).await else { panic!() };
     assert_eq!((connection.fence, takeover), (3, Some(Phase::Intent)));
 }
 
@@ -483,9 +414,7 @@ pub(crate) async fn newer_generations_are_adopted(bed: Bed) {
     // Under way or not, what is newer than the unwanted one is good.
     assert!(matches!(bed.acquire("two", 0).await, Acquired::Fresh(_)));
     bed.commit("inc", "one", fence, "second").await;
-    let Acquired::Fresh(found) = bed.acquire("two", 1).await else {
-        panic!()
-    };
+    let Acquired::Fresh(found) = bed.acquire("two", 1).await else { panic!() };
     assert_eq!((found.generation, found.sealed), (2, value("second")));
     bed.own("two", 2).await;
 }
@@ -496,19 +425,12 @@ pub(crate) async fn a_dead_lease_is_taken_over(bed: Bed) {
     bed.clock.advance(LEASE - Duration::from_millis(1));
     assert!(matches!(bed.acquire("heir", 1).await, Acquired::Wait { .. }));
     bed.clock.advance(Duration::from_millis(1));
-    let Acquired::Owner { connection, takeover } = bed.acquire("heir", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { connection, takeover } = bed.acquire("heir", 1).await else { panic!() };
     assert_eq!(takeover, Some(Phase::Intent));
     assert!(connection.fence > dead);
     assert!(!bed.store.sent("c", "dead", dead).await.unwrap());
     assert_eq!(bed.commit("inc", "dead", dead, "late").await, Committed::Stale);
-    assert!(
-        !bed.store
-            .release("c", "dead", dead, Release::NeedsReauth)
-            .await
-            .unwrap()
-    );
+    assert!(!bed.store.release("c", "dead", dead, Release::NeedsReauth).await.unwrap());
     assert_eq!(bed.connection().await, connection);
 }
 
@@ -517,28 +439,19 @@ pub(crate) async fn a_sent_token_stays_sent_over_takeovers(bed: Bed) {
     let first = bed.own("first", 1).await;
     assert!(bed.store.sent("c", "first", first).await.unwrap());
     bed.clock.advance(LEASE);
-    let Acquired::Owner { takeover, .. } = bed.acquire("second", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { takeover, .. } = bed.acquire("second", 1).await else { panic!() };
     assert_eq!(takeover, Some(Phase::Sent));
     // The second dies before it sends; the first one's answer is still missing.
     bed.clock.advance(LEASE);
-    let Acquired::Owner { connection, takeover } = bed.acquire("third", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { connection, takeover } = bed.acquire("third", 1).await else { panic!() };
     assert_eq!(takeover, Some(Phase::Sent));
     // A clean failure of the third does not clear it either.
     let not_before = bed.clock.now();
     assert!(
-        bed.store
-            .release("c", "third", connection.fence, Release::Transient { not_before })
-            .await
-            .unwrap()
+        bed.store.release("c", "third", connection.fence, Release::Transient { not_before }).await.unwrap()
     );
     assert_eq!(bed.connection().await.state, State::Ambiguous);
-    let Acquired::Owner { takeover, .. } = bed.acquire("fourth", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { takeover, .. } = bed.acquire("fourth", 1).await else { panic!() };
     assert_eq!(takeover, Some(Phase::Sent));
 }
 
@@ -561,10 +474,7 @@ pub(crate) async fn commit_makes_a_generation(bed: Bed) {
     bed.store.sent("c", "one", fence).await.unwrap();
     // Late, but nobody took over: the tokens are saved.
     bed.clock.advance(LEASE + LEASE);
-    assert_eq!(
-        bed.commit("inc", "one", fence, "second").await,
-        Committed::Stored { generation: 2 }
-    );
+    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
     let connection = bed.connection().await;
     assert_eq!((connection.generation, connection.state), (2, State::Active));
     assert_eq!((connection.sealed, connection.attempt), (value("second"), None));
@@ -576,18 +486,12 @@ pub(crate) async fn commit_may_be_repeated(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
     for _ in 0..3 {
-        assert_eq!(
-            bed.commit("inc", "one", fence, "second").await,
-            Committed::Stored { generation: 2 }
-        );
+        assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
     }
     assert_eq!(bed.connection().await.generation, 2);
     let next = bed.own("two", 2).await;
     assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stale);
-    assert_eq!(
-        bed.commit("inc", "two", next, "third").await,
-        Committed::Stored { generation: 3 }
-    );
+    assert_eq!(bed.commit("inc", "two", next, "third").await, Committed::Stored { generation: 3 });
 }
 
 pub(crate) async fn stale_commits_change_nothing(bed: Bed) {
@@ -623,12 +527,7 @@ pub(crate) async fn reconnecting_refuses_the_commit_under_way(bed: Bed) {
     bed.connect("inc2").await;
     assert_eq!(bed.commit("inc", "one", fence, "late").await, Committed::Stale);
     assert_eq!(bed.commit("inc2", "one", fence, "late").await, Committed::Stale);
-    assert!(
-        !bed.store
-            .release("c", "one", fence, Release::NeedsReauth)
-            .await
-            .unwrap()
-    );
+    assert!(!bed.store.release("c", "one", fence, Release::NeedsReauth).await.unwrap());
     assert!(!bed.store.refuse("c", "inc", 1).await.unwrap());
     assert_eq!(bed.connection().await.state, State::Active);
 }
@@ -637,26 +536,14 @@ pub(crate) async fn transient_release_backs_off(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
     let until = bed.soon();
-    assert!(
-        bed.store
-            .release("c", "one", fence, Release::Transient { not_before: until })
-            .await
-            .unwrap()
-    );
-    assert!(
-        !bed.store
-            .release("c", "one", fence, Release::NeedsReauth)
-            .await
-            .unwrap()
-    );
+    assert!(bed.store.release("c", "one", fence, Release::Transient { not_before: until }).await.unwrap());
+    assert!(!bed.store.release("c", "one", fence, Release::NeedsReauth).await.unwrap());
     let connection = bed.connection().await;
     assert_eq!((connection.state, connection.generation), (State::Active, 1));
     assert_eq!(bed.acquire("two", 1).await, Acquired::Backoff { until });
     assert!(matches!(bed.acquire("two", 0).await, Acquired::Fresh(_)));
     bed.clock.advance(Duration::from_secs(30));
-    let Acquired::Owner { takeover, .. } = bed.acquire("two", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { takeover, .. } = bed.acquire("two", 1).await else { panic!() };
     assert_eq!(takeover, None);
 }
 
@@ -665,18 +552,11 @@ pub(crate) async fn ambiguous_release_is_remembered(bed: Bed) {
     let fence = bed.own("one", 1).await;
     bed.store.sent("c", "one", fence).await.unwrap();
     let until = bed.soon();
-    assert!(
-        bed.store
-            .release("c", "one", fence, Release::Ambiguous { not_before: until })
-            .await
-            .unwrap()
-    );
+    assert!(bed.store.release("c", "one", fence, Release::Ambiguous { not_before: until }).await.unwrap());
     assert_eq!(bed.connection().await.state, State::Ambiguous);
     assert_eq!(bed.acquire("two", 1).await, Acquired::Backoff { until });
     bed.clock.advance(Duration::from_secs(30));
-    let Acquired::Owner { connection, takeover } = bed.acquire("two", 1).await else {
-        panic!()
-    };
+    let Acquired::Owner { connection, takeover } = bed.acquire("two", 1).await else { panic!() };
     assert_eq!(takeover, Some(Phase::Sent));
     bed.commit("inc", "two", connection.fence, "saved").await;
     assert_eq!(bed.connection().await.state, State::Active);
@@ -685,12 +565,7 @@ pub(crate) async fn ambiguous_release_is_remembered(bed: Bed) {
 pub(crate) async fn a_dead_grant_needs_the_user(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
-    assert!(
-        bed.store
-            .release("c", "one", fence, Release::NeedsReauth)
-            .await
-            .unwrap()
-    );
+    assert!(bed.store.release("c", "one", fence, Release::NeedsReauth).await.unwrap());
     assert_eq!(bed.connection().await.state, State::NeedsReauth);
     for newer_than in [0, 1, 2] {
         assert_eq!(bed.acquire("two", newer_than).await, Acquired::NeedsReauth);
@@ -714,22 +589,14 @@ pub(crate) async fn refusal_lets_a_refresh_under_way_finish(bed: Bed) {
     let fence = bed.own("one", 1).await;
     assert!(bed.store.refuse("c", "inc", 1).await.unwrap());
     assert!(bed.store.sent("c", "one", fence).await.unwrap());
-    assert_eq!(
-        bed.commit("inc", "one", fence, "second").await,
-        Committed::Stored { generation: 2 }
-    );
+    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
     assert_eq!(bed.connection().await.state, State::Active);
 
     // Without a new token the refused one stays refused.
     let fence = bed.own("two", 2).await;
     assert!(bed.store.refuse("c", "inc", 2).await.unwrap());
     let not_before = bed.clock.now();
-    assert!(
-        bed.store
-            .release("c", "two", fence, Release::Transient { not_before })
-            .await
-            .unwrap()
-    );
+    assert!(bed.store.release("c", "two", fence, Release::Transient { not_before }).await.unwrap());
     assert_eq!(bed.connection().await.state, State::NeedsReauth);
 }
 
@@ -751,10 +618,7 @@ pub(crate) async fn fences_never_go_back(bed: Bed) {
                 }
                 "release" => {
                     let not_before = bed.clock.now();
-                    bed.store
-                        .release("c", &id, fence, Release::Transient { not_before })
-                        .await
-                        .unwrap();
+                    bed.store.release("c", &id, fence, Release::Transient { not_before }).await.unwrap();
                 }
                 _ => bed.clock.advance(LEASE),
             }

@@ -1,5 +1,5 @@
 //! The access log: one line per request on standard output, written by a thread of its own so that a slow reader
-//! never holds a request up. When the reader is too slow for the buffer lines are dropped, and counted.
+//! never holds a request up. When the reader is too slow for the buffer lines are dropped.
 use std::io::Write;
 
 use serde::Serialize;
@@ -41,15 +41,8 @@ impl Log {
             AccessLog::Json => true,
             AccessLog::Text => false,
         };
-        let (writer, flush) = NonBlockingBuilder::default()
-            .lossy(true)
-            .finish(std::io::stdout());
-        (
-            Self {
-                writer: Some((writer, json)),
-            },
-            Some(flush),
-        )
+        let (writer, flush) = NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
+        (Self { writer: Some((writer, json)) }, Some(flush))
     }
 
     pub fn is_on(&self) -> bool {
@@ -60,11 +53,8 @@ impl Log {
         let Some((writer, json)) = &self.writer else {
             return;
         };
-        let mut text = if *json {
-            serde_json::to_vec(line).unwrap_or_default()
-        } else {
-            line.text().into_bytes()
-        };
+        let mut text =
+            if *json { serde_json::to_vec(line).unwrap_or_default() } else { line.text().into_bytes() };
         text.push(b'\n');
         // A full buffer drops the line; that is what non-blocking means.
         let _ = writer.clone().write_all(&text);
@@ -75,17 +65,7 @@ impl Line<'_> {
     /// For a terminal: no character in it moves the cursor or ends the line.
     fn text(&self) -> String {
         let user = self.user.unwrap_or("-");
-        let Self {
-            time,
-            method,
-            host,
-            path,
-            status,
-            reason,
-            duration_ms,
-            bytes_out,
-            ..
-        } = self;
+        let Self { time, method, host, path, status, reason, duration_ms, bytes_out, .. } = self;
         format!("{time} {status} {method} {host}{path} {duration_ms:.1}ms {bytes_out}B {reason} {user:?}")
             .replace(char::is_control, "?")
     }

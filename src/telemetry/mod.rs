@@ -50,11 +50,8 @@ impl Metrics {
             "Requests by route, status class and reason.",
             &["route", "class", "reason"],
         )?;
-        let refreshes = counter(
-            "postern_refreshes_total",
-            "Upstream token refreshes by outcome.",
-            &["outcome"],
-        )?;
+        let refreshes =
+            counter("postern_refreshes_total", "Upstream token refreshes by outcome.", &["outcome"])?;
         let oauth = counter(
             "postern_oauth_requests_total",
             "Requests to the OAuth endpoints by endpoint and result.",
@@ -62,9 +59,8 @@ impl Metrics {
         )?;
         let build = counter("postern_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).inc();
-        let buckets = vec![
-            0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0,
-        ];
+        let buckets =
+            vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
         let options = HistogramOpts::new(
             "postern_request_duration_seconds",
             "Time from arrival to the end of the answer.",
@@ -74,17 +70,8 @@ impl Metrics {
         registry.register(Box::new(duration.clone()))?;
         let in_flight = IntGauge::new("postern_in_flight", "Requests, streams and refreshes under way.")?;
         registry.register(Box::new(in_flight.clone()))?;
-        registry.register(Box::new(
-            prometheus::process_collector::ProcessCollector::for_self(),
-        ))?;
-        Ok(Self {
-            registry,
-            requests,
-            duration,
-            in_flight,
-            refreshes,
-            oauth,
-        })
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(Self { registry, requests, duration, in_flight, refreshes, oauth })
     }
 
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.
@@ -118,16 +105,7 @@ impl Drop for Guard {
 }
 
 /// Libraries whose finer lines carry headers, codes and raw bytes.
-const TALKATIVE: [&str; 8] = [
-    "h2",
-    "hyper",
-    "pingora",
-    "reqwest",
-    "rustls",
-    "tokio_rustls",
-    "tower",
-    "want",
-];
+const TALKATIVE: [&str; 8] = ["h2", "hyper", "pingora", "reqwest", "rustls", "tokio_rustls", "tower", "want"];
 
 /// What is said without `RUST_LOG`. Pingora's info is about its own start and end, which we announce ourselves.
 const USUAL: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn";
@@ -145,13 +123,7 @@ pub fn log() {
         .with_current_span(false)
         .with_span_list(false)
         .with_writer(std::io::stderr);
-    if tracing_subscriber::registry()
-        .with(filter)
-        .with(discreet)
-        .with(lines)
-        .try_init()
-        .is_err()
-    {
+    if tracing_subscriber::registry().with(filter).with(discreet).with(lines).try_init().is_err() {
         tracing::debug!("a log is set up already");
     }
 }

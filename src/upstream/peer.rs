@@ -18,10 +18,7 @@ const SILENCE: Duration = Duration::from_secs(3600);
 const STREAMS_PER_CONNECTION: usize = 100;
 
 /// A peer for `route` at `address`, which has been vetted.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "given a socket address it neither resolves nor unwraps"
-)]
+#[expect(clippy::disallowed_methods, reason = "given a socket address it neither resolves nor unwraps")]
 pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     let upstream = &route.upstream;
     // An empty server name would switch certificate verification off; a route's host is never empty.

@@ -32,11 +32,7 @@ struct Entry {
 
 impl Resolver {
     pub fn new(outbound: Outbound, clock: Clock) -> Self {
-        Self {
-            outbound,
-            clock,
-            known: DashMap::new(),
-        }
+        Self { outbound, clock, known: DashMap::new() }
     }
 
     /// The address of the route's upstream: of several the first, in the order of the name service (RFC 6724), until
@@ -71,10 +67,7 @@ impl Resolver {
 
     async fn look_up(&self, route: &Route) -> Result<SocketAddr, outbound::Error> {
         let upstream = &route.upstream;
-        let addresses = self
-            .outbound
-            .vet(&upstream.host, upstream.port, &upstream.policy)
-            .await?;
+        let addresses = self.outbound.vet(&upstream.host, upstream.port, &upstream.policy).await?;
         let entry = Entry {
             addresses,
             since: self.clock.now(),

@@ -39,16 +39,12 @@ pub async fn authorize(State(web): Shared, RawQuery(query): RawQuery, headers: H
     };
     match outcome.await {
         Ok(response) => response,
-        Err(Refused::Page(message)) => page(
-            StatusCode::BAD_REQUEST,
-            "This request cannot be answered",
-            message,
-        ),
+        Err(Refused::Page(message)) => {
+            page(StatusCode::BAD_REQUEST, "This request cannot be answered", message)
+        }
         Err(Refused::Later(message)) => {
             let mut response = page(StatusCode::SERVICE_UNAVAILABLE, "Not just now", message);
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("2"));
+            response.headers_mut().insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("2"));
             response
         }
         Err(Refused::Redirect(url)) => see_other(&url),
@@ -86,15 +82,7 @@ pub async fn consent(
             );
         }
     };
-    match decide(
-        &web.authority,
-        &snapshot,
-        &session.browser,
-        &answer.flow,
-        decision,
-    )
-    .await
-    {
+    match decide(&web.authority, &snapshot, &session.browser, &answer.flow, decision).await {
         Ok(url) => moved(&url),
         Err(error) => refuse(error),
     }
@@ -148,25 +136,14 @@ pub async fn callback(
             });
         }
     };
-    match resume(
-        &web.authority,
-        &snapshot,
-        completed.resume,
-        user,
-        completed.outcome,
-    )
-    .await
-    {
+    match resume(&web.authority, &snapshot, completed.resume, user, completed.outcome).await {
         Ok(url) => see_other(&url),
         Err(error) => refuse(error),
     }
 }
 
 fn to_sign_in(query: &str) -> Response {
-    see_other(&with_query(
-        "/login",
-        &[("next", &format!("/oauth/authorize?{query}"))],
-    ))
+    see_other(&with_query("/login", &[("next", &format!("/oauth/authorize?{query}"))]))
 }
 
 /// 303, so that nothing that was posted is ever posted again (RFC 9700 §4.12).
@@ -177,10 +154,8 @@ fn see_other(url: &str) -> Response {
 fn ask(session: &SignedIn, question: &Question) -> Response {
     let (redirect_host, redirect_loopback) = question.destination();
     let server_host = redirect::host(&question.route.upstream.url);
-    let issuer_host = question
-        .plan
-        .as_ref()
-        .map(|plan| redirect::host(&plan.discovered.server.authorization_endpoint));
+    let issuer_host =
+        question.plan.as_ref().map(|plan| redirect::host(&plan.discovered.server.authorization_endpoint));
     let upstream = question.plan.as_ref().zip(issuer_host.as_ref());
     let consent = pages::Consent {
         csrf: &session.csrf,

@@ -28,21 +28,13 @@ pub fn local_path(next: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use axum::http::HeaderValue;
 
     #[test]
     fn only_paths_of_ours_are_followed() {
-        assert_eq!(
-            local_path("/oauth/authorize?a=b%2F%2Fc"),
-            "/oauth/authorize?a=b%2F%2Fc"
-        );
+        assert_eq!(local_path("/oauth/authorize?a=b%2F%2Fc"), "/oauth/authorize?a=b%2F%2Fc");
         for bad in [
             "//evil",
             "/\\evil",
@@ -68,10 +60,7 @@ mod tests {
                 .collect::<HeaderMap>()
         };
         let own = "https://gw.example";
-        assert!(is_same_origin(
-            &headers(&[("sec-fetch-site", "same-origin"), ("origin", "null")]),
-            own
-        ));
+        assert!(is_same_origin(&headers(&[("sec-fetch-site", "same-origin"), ("origin", "null")]), own));
         assert!(is_same_origin(&headers(&[("origin", "https://gw.example")]), own));
         for bad in [
             &[][..],

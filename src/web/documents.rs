@@ -14,11 +14,7 @@ fn document(body: impl Serialize) -> Response {
 }
 
 fn missing() -> Response {
-    (
-        StatusCode::NOT_FOUND,
-        Json(serde_json::json!({"error": "not_found"})),
-    )
-        .into_response()
+    (StatusCode::NOT_FOUND, Json(serde_json::json!({"error": "not_found"}))).into_response()
 }
 
 /// RFC 9728 §3: by the route's own host and path.
@@ -52,10 +48,7 @@ pub async fn keys() -> Response {
 /// Our client document for one issuer: `{key}.json`.
 pub async fn client(State(web): Shared, Path(name): Path<String>) -> Response {
     let key = name.strip_suffix(".json").filter(|key| {
-        key.len() == 16
-            && key
-                .bytes()
-                .all(|byte| byte.is_ascii_lowercase() || (b'2'..=b'7').contains(&byte))
+        key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_lowercase() || (b'2'..=b'7').contains(&byte))
     });
     key.map_or_else(missing, |key| document(web.authority.connector.document(key)))
 }

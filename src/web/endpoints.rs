@@ -18,10 +18,7 @@ const FORM_MAX: usize = 16 * 1024;
 pub async fn preflight() -> Response {
     let headers = [
         (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
-        (
-            header::ACCESS_CONTROL_ALLOW_HEADERS,
-            "content-type, authorization, accept, mcp-protocol-version",
-        ),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "content-type, authorization, accept, mcp-protocol-version"),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ];
     (StatusCode::NO_CONTENT, headers).into_response()
@@ -78,19 +75,12 @@ fn form<'b>(headers: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {
     std::str::from_utf8(body)
         .ok()
         .filter(|body| body.len() <= FORM_MAX)
-        .ok_or(Refusal::invalid_request(
-            "the body is not a form, or is too large",
-        ))
+        .ok_or(Refusal::invalid_request("the body is not a form, or is too large"))
 }
 
 fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
-    let sent = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default();
-    sent.split(';')
-        .next()
-        .is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
+    let sent = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    sent.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
 }
 
 // === impl Web ===
@@ -126,13 +116,10 @@ impl Web {
                 response
             }
         };
-        response.headers_mut().insert(
-            header::CACHE_CONTROL,
-            axum::http::HeaderValue::from_static("no-store"),
-        );
         response
             .headers_mut()
-            .insert(header::PRAGMA, axum::http::HeaderValue::from_static("no-cache"));
+            .insert(header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-store"));
+        response.headers_mut().insert(header::PRAGMA, axum::http::HeaderValue::from_static("no-cache"));
         response
     }
 }

@@ -11,19 +11,16 @@ pub async fn home(State(web): Shared, headers: HeaderMap) -> Response {
     let snapshot = web.authority.snapshot();
     let mut servers: Vec<pages::Server<'_>> = Vec::new();
     if session.is_some() {
-        servers.extend(snapshot.routes.iter().map(|route| pages::Server {
-            name: &route.name,
-            resource: &route.resource,
-        }));
+        servers.extend(
+            snapshot
+                .routes
+                .iter()
+                .map(|route| pages::Server { name: &route.name, resource: &route.resource }),
+        );
         servers.sort_by_key(|server| server.name);
     }
-    let (csrf, user) = session.as_ref().map_or(("", None), |session| {
-        (session.csrf.as_str(), Some(session.browser.user.as_str()))
-    });
-    Html(pages::home(&pages::Home {
-        csrf,
-        user,
-        servers: &servers,
-    }))
-    .into_response()
+    let (csrf, user) = session
+        .as_ref()
+        .map_or(("", None), |session| (session.csrf.as_str(), Some(session.browser.user.as_str())));
+    Html(pages::home(&pages::Home { csrf, user, servers: &servers })).into_response()
 }

@@ -57,15 +57,7 @@ pub async fn form(
     headers: HeaderMap,
     Query(Next { next }): Query<Next>,
 ) -> Response {
-    render(
-        &web,
-        &about,
-        &headers,
-        StatusCode::OK,
-        local_path(&next),
-        "",
-        None,
-    )
+    render(&web, &about, &headers, StatusCode::OK, local_path(&next), "", None)
 }
 
 /// `POST /login`
@@ -77,38 +69,21 @@ pub async fn sign_in(
 ) -> Response {
     let snapshot = web.authority.snapshot();
     let next = local_path(&fields.next);
-    let again = |status, problem| {
-        render(
-            &web,
-            &about,
-            &headers,
-            status,
-            next,
-            &fields.username,
-            Some(problem),
-        )
-    };
+    let again =
+        |status, problem| render(&web, &about, &headers, status, next, &fields.username, Some(problem));
     // The form was made for this browser: its token is the digest of a cookie that only this browser has.
-    let made_here = web
-        .cookies
-        .sign_in(&headers)
-        .is_some_and(|cookie| is_same(&seal::digest(cookie), &fields.csrf));
+    let made_here =
+        web.cookies.sign_in(&headers).is_some_and(|cookie| is_same(&seal::digest(cookie), &fields.csrf));
     if !is_same_origin(&headers, snapshot.issuer()) || !made_here {
         return again(StatusCode::FORBIDDEN, "This form had expired. Please try again.");
     }
     let now = web.authority.clock.now();
     if web.throttle.wait(&fields.username, about.client, now).is_some() {
-        return again(
-            StatusCode::TOO_MANY_REQUESTS,
-            "That was wrong too often. Please wait a few minutes.",
-        );
+        return again(StatusCode::TOO_MANY_REQUESTS, "That was wrong too often. Please wait a few minutes.");
     }
     let user = match &fields.one_click {
         Some(_) => one_click(&snapshot.config, &about).map(str::to_owned),
-        None => match web
-            .verify(&snapshot.config, &fields.username, fields.password.clone())
-            .await
-        {
+        None => match web.verify(&snapshot.config, &fields.username, fields.password.clone()).await {
             Ok(user) => user,
             Err(Busy) => {
                 return again(
@@ -121,10 +96,7 @@ pub async fn sign_in(
     let Some(user) = user else {
         tracing::warn!(target: "audit", event = "sign_in_failed", user = %pages::plain(&fields.username), client_ip = about.client.map(tracing::field::display));
         web.throttle.failed(&fields.username, about.client, now);
-        return again(
-            StatusCode::UNAUTHORIZED,
-            "The username or the password is not right.",
-        );
+        return again(StatusCode::UNAUTHORIZED, "The username or the password is not right.");
     };
     web.throttle.succeeded(&fields.username, about.client);
     // Two tabs may both have shown the form. The second keeps the session of the first, or what the first tab asks
@@ -146,10 +118,9 @@ pub async fn sign_in(
             response.headers_mut().append(header::SET_COOKIE, cookie);
             response
         }
-        Err(_) => again(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "Signing in is not possible just now. Please try again.",
-        ),
+        Err(_) => {
+            again(StatusCode::SERVICE_UNAVAILABLE, "Signing in is not possible just now. Please try again.")
+        }
     }
 }
 
@@ -187,9 +158,7 @@ pub async fn sign_out(
     }
     tracing::info!(target: "audit", event = "sign_out", user = %session.browser.user);
     let mut response = Html(pages::signed_out()).into_response();
-    response
-        .headers_mut()
-        .append(header::SET_COOKIE, web.cookies.clear_session());
+    response.headers_mut().append(header::SET_COOKIE, web.cookies.clear_session());
     response
 }
 
@@ -224,9 +193,7 @@ fn render(
     };
     let mut response = (status, Html(pages::login(&login))).into_response();
     if fresh {
-        response
-            .headers_mut()
-            .append(header::SET_COOKIE, web.cookies.set_sign_in(&value));
+        response.headers_mut().append(header::SET_COOKIE, web.cookies.set_sign_in(&value));
     }
     response
 }
@@ -238,9 +205,7 @@ fn one_click<'c>(config: &'c Config, about: &About) -> Option<&'c str> {
     let local = server.public_url.is_loopback()
         && server.listen.iter().all(crate::config::Listen::is_loopback)
         && local_host;
-    let from_here = about
-        .client
-        .is_some_and(|client| client.to_canonical().is_loopback());
+    let from_here = about.client.is_some_and(|client| client.to_canonical().is_loopback());
     config.login.one_click.as_deref().filter(|_| local && from_here)
 }
 
@@ -255,17 +220,13 @@ impl Web {
         password: SecretString,
     ) -> Result<Option<String>, Busy> {
         let known = config.login.users.iter().find(|user| user.username == username);
-        let hash = known.map_or_else(
-            || NOBODY.to_owned(),
-            |user| user.password_hash.expose_secret().to_owned(),
-        );
+        let hash =
+            known.map_or_else(|| NOBODY.to_owned(), |user| user.password_hash.expose_secret().to_owned());
         let turn = tokio::time::timeout(PATIENCE, self.hashing.acquire()).await;
         let Ok(Ok(_turn)) = turn else { return Err(Busy) };
         let verified = tokio::task::spawn_blocking(move || {
             let hash = PasswordHash::new(&hash).ok()?;
-            Argon2::default()
-                .verify_password(password.expose_secret().as_bytes(), &hash)
-                .ok()
+            Argon2::default().verify_password(password.expose_secret().as_bytes(), &hash).ok()
         });
         let right = verified.await.ok().flatten().is_some();
         Ok(known.filter(|_| right).map(|user| user.username.clone()))

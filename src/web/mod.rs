@@ -55,13 +55,7 @@ impl Web {
     /// Who is at the browser, if anybody is signed in.
     async fn session(&self, headers: &HeaderMap) -> Result<Option<SignedIn>, RecordError> {
         let snapshot = self.authority.snapshot();
-        session::current(
-            &self.authority.records,
-            &self.cookies,
-            &snapshot.config.login,
-            headers,
-        )
-        .await
+        session::current(&self.authority.records, &self.cookies, &snapshot.config.login, headers).await
     }
 }
 
@@ -69,10 +63,9 @@ impl Web {
 pub fn is_local(path: &str) -> bool {
     const OWN: [&str; 5] = ["/oauth", "/login", "/logout", "/.well-known", "/favicon.ico"];
     path.is_empty()
-        || OWN.iter().any(|own| {
-            path.strip_prefix(own)
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-        })
+        || OWN
+            .iter()
+            .any(|own| path.strip_prefix(own).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')))
 }
 
 /// The router of everything under `server.public_url` that is not an MCP route.
@@ -98,38 +91,15 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
             "/.well-known/oauth-authorization-server",
             get(documents::server).options(endpoints::preflight),
         )
-        .route(
-            "/.well-known/openid-configuration",
-            get(documents::openid).options(endpoints::preflight),
-        )
-        .route(
-            "/oauth/jwks.json",
-            get(documents::keys).options(endpoints::preflight),
-        )
-        .route(
-            "/oauth/client.json",
-            get(documents::common_client).options(endpoints::preflight),
-        )
-        .route(
-            "/oauth/client/{document}",
-            get(documents::client).options(endpoints::preflight),
-        )
-        .route(
-            "/oauth/register",
-            post(endpoints::register).options(endpoints::preflight),
-        )
-        .route(
-            "/oauth/token",
-            post(endpoints::token).options(endpoints::preflight),
-        )
-        .route(
-            "/oauth/revoke",
-            post(endpoints::revoke).options(endpoints::preflight),
-        )
+        .route("/.well-known/openid-configuration", get(documents::openid).options(endpoints::preflight))
+        .route("/oauth/jwks.json", get(documents::keys).options(endpoints::preflight))
+        .route("/oauth/client.json", get(documents::common_client).options(endpoints::preflight))
+        .route("/oauth/client/{document}", get(documents::client).options(endpoints::preflight))
+        .route("/oauth/register", post(endpoints::register).options(endpoints::preflight))
+        .route("/oauth/token", post(endpoints::token).options(endpoints::preflight))
+        .route("/oauth/revoke", post(endpoints::revoke).options(endpoints::preflight))
         .layer(map_response(async |mut response: Response| {
-            response
-                .headers_mut()
-                .insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+            response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
             response
         }));
     let pages = Router::new()
@@ -141,11 +111,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         .route("/oauth/upstream/callback/{key}", get(authorize::callback))
         .route(pages::STYLE_PATH, get(style))
         .fallback(async || {
-            page(
-                StatusCode::NOT_FOUND,
-                "There is nothing here",
-                "The address may be misspelt.",
-            )
+            page(StatusCode::NOT_FOUND, "There is nothing here", "The address may be misspelt.")
         })
         .layer(map_response(guarded));
     open.merge(pages).with_state(web)
@@ -159,32 +125,20 @@ async fn guarded(mut response: Response) -> Response {
     headers.insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
     headers.insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    headers.insert(
-        header::X_CONTENT_TYPE_OPTIONS,
-        HeaderValue::from_static("nosniff"),
-    );
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     response
 }
 
 async fn style() -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, "text/css; charset=utf-8"),
-        (header::CACHE_CONTROL, "max-age=3600"),
-    ];
+    let headers =
+        [(header::CONTENT_TYPE, "text/css; charset=utf-8"), (header::CACHE_CONTROL, "max-age=3600")];
     (headers, pages::STYLE).into_response()
 }
 
 /// An error page.
 fn page(status: StatusCode, title: &str, message: &str) -> Response {
-    let problem = pages::Problem {
-        status: status.as_u16(),
-        title,
-        message,
-        request_id: None,
-    };
+    let problem = pages::Problem { status: status.as_u16(), title, message, request_id: None };
     (status, Html(pages::problem(&problem))).into_response()
 }
 

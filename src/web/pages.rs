@@ -256,17 +256,11 @@ fn address(host: &str) -> String {
     if length <= ADDRESS_LENGTH {
         return host;
     }
-    std::iter::once('…')
-        .chain(host.chars().skip(length - ADDRESS_LENGTH + 1))
-        .collect()
+    std::iter::once('…').chain(host.chars().skip(length - ADDRESS_LENGTH + 1)).collect()
 }
 
 fn scope_list(scopes: &[String]) -> Vec<String> {
-    let mut shown: Vec<String> = scopes
-        .iter()
-        .take(SCOPES_SHOWN)
-        .map(|scope| plain(scope))
-        .collect();
+    let mut shown: Vec<String> = scopes.iter().take(SCOPES_SHOWN).map(|scope| plain(scope)).collect();
     if let Some(more) = scopes.len().checked_sub(SCOPES_SHOWN).filter(|more| *more > 0) {
         shown.push(format!("and {more} more"));
     }
@@ -277,10 +271,7 @@ fn capped(text: String, length: usize) -> String {
     if text.chars().count() <= length {
         return text;
     }
-    text.chars()
-        .take(length.saturating_sub(1))
-        .chain(std::iter::once('…'))
-        .collect()
+    text.chars().take(length.saturating_sub(1)).chain(std::iter::once('…')).collect()
 }
 
 fn strip(text: &str) -> String {
@@ -327,12 +318,7 @@ fn is_accent(c: char) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
     use super::*;
 
@@ -384,11 +370,7 @@ mod tests {
             server_name: SCRIPT,
             resource: SCRIPT,
             scopes: &hostile,
-            upstream: Some(ConsentUpstream {
-                server_host: SCRIPT,
-                issuer_host: SCRIPT,
-                scopes: &hostile,
-            }),
+            upstream: Some(ConsentUpstream { server_host: SCRIPT, issuer_host: SCRIPT, scopes: &hostile }),
             upstream_note: Some(SCRIPT),
         }));
         assert_tame(&problem(&Problem {
@@ -400,10 +382,7 @@ mod tests {
         assert_tame(&home(&Home {
             csrf: SCRIPT,
             user: Some(SCRIPT),
-            servers: &[Server {
-                name: SCRIPT,
-                resource: SCRIPT,
-            }],
+            servers: &[Server { name: SCRIPT, resource: SCRIPT }],
         }));
         assert_tame(&moved(SCRIPT));
         assert_tame(&moved("https://a.example/?x=<script>alert(1)</script>&y=\"'>"));
@@ -416,10 +395,7 @@ mod tests {
         assert_eq!(plain("  two \r\n\t words\u{2029} "), "two words");
         assert_eq!(plain("\u{200b}\u{202e}\u{3164} "), "");
         assert_eq!(plain("Cafe\u{301} مرحبا 日本"), "Cafe\u{301} مرحبا 日本");
-        assert_eq!(
-            plain(&format!("Z{}!", "\u{0335}".repeat(50))),
-            "Z\u{0335}\u{0335}!"
-        );
+        assert_eq!(plain(&format!("Z{}!", "\u{0335}".repeat(50))), "Z\u{0335}\u{0335}!");
         assert_eq!(plain(&"é".repeat(80)), "é".repeat(80));
         let long = plain(&"é".repeat(500));
         assert_eq!(long.chars().count(), 80);
@@ -467,10 +443,7 @@ mod tests {
 
     #[test]
     fn addresses_of_strangers_are_never_links() {
-        let html = consent(&Consent {
-            redirect_uri: "https://evil.example/cb",
-            ..sample(Some("x"), &[])
-        });
+        let html = consent(&Consent { redirect_uri: "https://evil.example/cb", ..sample(Some("x"), &[]) });
         assert_eq!(html.matches("href=").count(), 1);
         assert!(html.contains(&format!("href=\"{STYLE_PATH}\"")) && !html.contains("src="));
     }
@@ -484,22 +457,13 @@ mod tests {
 
     #[test]
     fn the_one_button_form_is_there_only_when_offered() {
-        let page = Login {
-            csrf: "c",
-            next: "n",
-            username: "",
-            error: None,
-            one_click: None,
-        };
+        let page = Login { csrf: "c", next: "n", username: "", error: None, one_click: None };
         let html = login(&page);
         assert_eq!(html.matches("<form").count(), 1);
         assert!(
             html.contains("autofocus") && !html.contains("one_click") && !html.contains("role=\"alert\"")
         );
-        let html = login(&Login {
-            one_click: Some("demo"),
-            ..page
-        });
+        let html = login(&Login { one_click: Some("demo"), ..page });
         assert_eq!(html.matches("<form").count(), 2);
         assert!(html.contains("Sign in as demo") && html.contains(r#"name="one_click" value="1""#));
         assert_eq!(html.matches(r#"name="csrf" value="c""#).count(), 2);
@@ -508,10 +472,7 @@ mod tests {
     #[test]
     fn the_moving_page_follows_only_web_addresses() {
         let html = moved("https://app.example/cb?code=a&state=b");
-        assert!(
-            html.contains(r#"content="0;url=https://app.example/cb?code=a&#38;state=b""#),
-            "{html}"
-        );
+        assert!(html.contains(r#"content="0;url=https://app.example/cb?code=a&#38;state=b""#), "{html}");
         assert!(html.contains(r#"href="https://app.example/cb?code=a&#38;state=b""#));
         assert!(moved("/oauth/authorize?x=1").contains("refresh"));
         assert!(moved("http://[::1]:5000/cb").contains("refresh"));
@@ -534,21 +495,10 @@ mod tests {
 
     #[test]
     fn home_offers_what_fits_the_visitor() {
-        let out = home(&Home {
-            csrf: "c",
-            user: None,
-            servers: &[],
-        });
+        let out = home(&Home { csrf: "c", user: None, servers: &[] });
         assert!(out.contains("href=\"/login\"") && !out.contains("<form") && !out.contains("Servers"));
-        let server = [Server {
-            name: "demo",
-            resource: "http://127.0.0.1:8080/demo",
-        }];
-        let page = home(&Home {
-            csrf: "c",
-            user: Some("alice"),
-            servers: &server,
-        });
+        let server = [Server { name: "demo", resource: "http://127.0.0.1:8080/demo" }];
+        let page = home(&Home { csrf: "c", user: Some("alice"), servers: &server });
         assert!(page.contains(r#"action="/logout""#) && page.contains("alice"));
         assert!(page.contains("http://127.0.0.1:8080/demo"));
         assert!(signed_out().contains("You are signed out"));

@@ -47,11 +47,7 @@ impl Cookies {
             true => format!("__Host-postern-{what}"),
             false => format!("postern-{what}-{}", public.port()),
         };
-        Self {
-            session: name("session"),
-            sign_in: name("sign-in"),
-            secure: public.is_https(),
-        }
+        Self { session: name("session"), sign_in: name("sign-in"), secure: public.is_https() }
     }
 
     /// The value of our session cookie.
@@ -82,9 +78,7 @@ impl Cookies {
             .secure(self.secure)
             .http_only(true)
             .same_site(cookie::SameSite::Lax)
-            .max_age(cookie::time::Duration::seconds(
-                i64::try_from(age.as_secs()).unwrap_or(0),
-            ))
+            .max_age(cookie::time::Duration::seconds(i64::try_from(age.as_secs()).unwrap_or(0)))
             .build();
         HeaderValue::from_str(&cookie.to_string()).unwrap_or(HeaderValue::from_static(""))
     }
@@ -102,11 +96,7 @@ fn value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
         .filter(|(key, _)| *key == name)
         .map(|(_, value)| value);
     let only = values.next()?;
-    values
-        .next()
-        .is_none()
-        .then_some(only)
-        .filter(|value| !value.is_empty())
+    values.next().is_none().then_some(only).filter(|value| !value.is_empty())
 }
 
 /// The session of the request, if it has a live one of a user that there still is.
@@ -122,14 +112,8 @@ pub async fn current(
     let key = seal::digest(cookie);
     match records.get::<Session>(&key).await {
         Ok(Some(session)) if login.knows(&session.value.user) => {
-            let browser = Browser {
-                user: session.value.user,
-                session: key,
-            };
-            Ok(Some(SignedIn {
-                browser,
-                csrf: session.value.csrf,
-            }))
+            let browser = Browser { user: session.value.user, session: key };
+            Ok(Some(SignedIn { browser, csrf: session.value.csrf }))
         }
         // Unreadable: signing in again makes a new one.
         Ok(_) | Err(RecordError::Unreadable) => Ok(None),
@@ -140,24 +124,14 @@ pub async fn current(
 /// Signs `user` in: always a new id, whatever cookie was sent. Returns the cookie to set.
 pub async fn begin(records: &Records, cookies: &Cookies, user: &str) -> Result<HeaderValue, RecordError> {
     let id = seal::token()?;
-    let session = Session {
-        user: user.to_owned(),
-        csrf: seal::token()?.expose_secret().to_owned(),
-    };
-    records
-        .put(&seal::digest(id.expose_secret()), 0, &session, SESSION_TTL)
-        .await?;
+    let session = Session { user: user.to_owned(), csrf: seal::token()?.expose_secret().to_owned() };
+    records.put(&seal::digest(id.expose_secret()), 0, &session, SESSION_TTL).await?;
     Ok(cookies.set_session(id.expose_secret()))
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     #[test]

@@ -8,16 +8,8 @@ use serde_json::{Value, json};
 use super::body::half;
 
 pub fn json_answer(status: u16, body: &Value) -> Response {
-    let headers = [
-        ("content-type", "application/json"),
-        ("cache-control", "no-store"),
-    ];
-    (
-        StatusCode::from_u16(status).expect("status"),
-        headers,
-        body.to_string(),
-    )
-        .into_response()
+    let headers = [("content-type", "application/json"), ("cache-control", "no-store")];
+    (StatusCode::from_u16(status).expect("status"), headers, body.to_string()).into_response()
 }
 
 /// Any answer; headers are sent as they are.
@@ -31,10 +23,8 @@ pub fn http_answer(status: u16, headers: &[(String, String)], body: &str) -> Res
 
 /// The announced length is that of the whole, the body breaks off in the middle.
 pub fn half_answer(content: &str) -> Response {
-    let headers = [
-        ("content-type", "application/json".to_owned()),
-        ("content-length", content.len().to_string()),
-    ];
+    let headers =
+        [("content-type", "application/json".to_owned()), ("content-length", content.len().to_string())];
     (headers, half(content)).into_response()
 }
 
@@ -43,10 +33,7 @@ pub fn error(status: u16, code: &str) -> Response {
 }
 
 pub fn page(body: &str) -> Response {
-    (
-        [("content-type", "text/html; charset=utf-8")],
-        format!("<!doctype html><title>Upstream</title>{body}"),
-    )
+    ([("content-type", "text/html; charset=utf-8")], format!("<!doctype html><title>Upstream</title>{body}"))
         .into_response()
 }
 

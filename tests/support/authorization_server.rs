@@ -41,10 +41,7 @@ impl AuthorizationServer {
         .await;
         let mut this = lock(&shared);
         this.origin = format!("http://{}", server.address);
-        AuthorizationServer {
-            server: Some(Arc::new(server)),
-            ..this.clone()
-        }
+        AuthorizationServer { server: Some(Arc::new(server)), ..this.clone() }
     }
 
     /// One that answers only through somebody else's port; `origin` is still to be filled in.
@@ -71,19 +68,12 @@ impl AuthorizationServer {
     /// The issuer as the metadata names it.
     pub fn issuer(&self) -> String {
         let script = lock(&self.script);
-        script
-            .issuer
-            .clone()
-            .unwrap_or_else(|| format!("{}{}", self.origin, script.issuer_path))
+        script.issuer.clone().unwrap_or_else(|| format!("{}{}", self.origin, script.issuer_path))
     }
 
     /// A client that need not register: for configured credentials.
     pub fn know_client(&self, id: &str, client_secret: Option<&str>) {
-        let method = if client_secret.is_some() {
-            "client_secret_basic"
-        } else {
-            "none"
-        };
+        let method = if client_secret.is_some() { "client_secret_basic" } else { "none" };
         let client = RegisteredClient {
             id: id.into(),
             secret: client_secret.map(str::to_owned),
@@ -116,26 +106,17 @@ impl AuthorizationServer {
 
     /// How often this refresh token was presented.
     pub fn uses_of(&self, refresh_token: &str) -> u32 {
-        lock(&self.ledger)
-            .refresh
-            .get(refresh_token)
-            .map_or(0, |refresh| refresh.uses)
+        lock(&self.ledger).refresh.get(refresh_token).map_or(0, |refresh| refresh.uses)
     }
 
     /// Ends every access token now; refresh tokens stay good.
     pub fn expire_access_tokens(&self) {
-        lock(&self.ledger)
-            .access
-            .values_mut()
-            .for_each(|access| access.expires = std::time::Instant::now());
+        lock(&self.ledger).access.values_mut().for_each(|access| access.expires = std::time::Instant::now());
     }
 
     /// Ends everything that was granted so far.
     pub fn revoke_everything(&self) {
-        lock(&self.ledger)
-            .families
-            .iter_mut()
-            .for_each(|family| family.dead = true);
+        lock(&self.ledger).families.iter_mut().for_each(|family| family.dead = true);
     }
 
     pub fn identify(&self, access_token: &str) -> Option<Identity> {
@@ -227,9 +208,7 @@ impl AuthorizationServer {
         if redirect_uris.is_empty() {
             return error(400, "invalid_redirect_uri");
         }
-        let asked = document["token_endpoint_auth_method"]
-            .as_str()
-            .unwrap_or("client_secret_basic");
+        let asked = document["token_endpoint_auth_method"].as_str().unwrap_or("client_secret_basic");
         let method = registration.method.clone().unwrap_or_else(|| asked.to_owned());
         let id = format!("client-{}", super::random_hex(6));
         let client_secret = (method != "none").then(|| secret("upstream_client_secret"));
@@ -239,12 +218,7 @@ impl AuthorizationServer {
             document["client_secret"] = client_secret.clone().into();
             document["client_secret_expires_at"] = 0.into();
         }
-        let client = RegisteredClient {
-            id: id.clone(),
-            secret: client_secret,
-            method,
-            redirect_uris,
-        };
+        let client = RegisteredClient { id: id.clone(), secret: client_secret, method, redirect_uris };
         lock(&self.ledger).clients.insert(id, client);
         json_answer(201, &document)
     }
@@ -265,10 +239,7 @@ impl AuthorizationServer {
             id: id.into(),
             secret: None,
             method: "none".into(),
-            redirect_uris: uris
-                .iter()
-                .filter_map(|uri| uri.as_str().map(str::to_owned))
-                .collect(),
+            redirect_uris: uris.iter().filter_map(|uri| uri.as_str().map(str::to_owned)).collect(),
         };
         lock(&self.ledger).clients.insert(id.into(), client.clone());
         Some(client)
@@ -302,10 +273,7 @@ impl AuthorizationServer {
 
     /// The answer to the consent page.
     fn decide(&self, script: &AuthorizationScript, request: &Received) -> Response {
-        let asked = Received {
-            query: request.form("request"),
-            ..request.clone()
-        };
+        let asked = Received { query: request.form("request"), ..request.clone() };
         match request.form("decision").as_deref() {
             Some("allow") => self.approve(script, &asked),
             _ => self.back(script, &asked, ("error", "access_denied")),

@@ -65,9 +65,7 @@ impl http_body::Body for FedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        self.0
-            .poll_recv(cx)
-            .map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
+        self.0.poll_recv(cx).map(|bytes| bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 }
 
@@ -101,11 +99,7 @@ impl http_body::Body for EndlessBody {
 /// The first half of `content`, really sent, and then a broken connection.
 pub fn half(content: &str) -> Body {
     let half = Bytes::copy_from_slice(&content.as_bytes()[..content.len() / 2]);
-    Body::new(BrokenBody(VecDeque::from([
-        Step::Data(half),
-        Step::Flush,
-        Step::Break,
-    ])))
+    Body::new(BrokenBody(VecDeque::from([Step::Data(half), Step::Flush, Step::Break])))
 }
 
 enum Step {

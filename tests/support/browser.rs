@@ -81,28 +81,13 @@ impl Browser {
     /// Opens a URL as if typed and takes one step only: no redirect is followed.
     pub async fn peek(&mut self, url: &str) -> Page {
         let url = Url::parse(url).expect("url");
-        self.fetch(&Step {
-            method: "GET",
-            url,
-            body: None,
-            site: Site::None,
-            from: None,
-            form_bound: false,
-        })
-        .await
+        self.fetch(&Step { method: "GET", url, body: None, site: Site::None, from: None, form_bound: false })
+            .await
     }
 
     async fn open(&mut self, url: &str, site: Site, from: Option<Url>) -> Arrival {
         let url = Url::parse(url).unwrap_or_else(|error| panic!("{url}: {error}"));
-        self.walk(Step {
-            method: "GET",
-            url,
-            body: None,
-            site,
-            from,
-            form_bound: false,
-        })
-        .await
+        self.walk(Step { method: "GET", url, body: None, site, from, form_bound: false }).await
     }
 
     /// Presses the button with this label and follows wherever it leads.
@@ -110,8 +95,7 @@ impl Browser {
         let form = page.form_with_button(label);
         let button = form.button(label).cloned().expect("just found");
         let chosen = [(button.name.as_str(), button.value.as_str())];
-        self.submit(page, &form, if button.name.is_empty() { &[] } else { &chosen })
-            .await
+        self.submit(page, &form, if button.name.is_empty() { &[] } else { &chosen }).await
     }
 
     /// Sends a form with these fields on top of its own, and follows wherever it leads.
@@ -129,47 +113,23 @@ impl Browser {
     fn sending(page: &Page, form: &Form, fields: &[(&str, &str)]) -> Step {
         let mut values = form.defaults();
         values.retain(|(name, _)| !fields.iter().any(|(field, _)| field == name));
-        values.extend(
-            fields
-                .iter()
-                .map(|(name, value)| (name.to_string(), value.to_string())),
-        );
-        let encoded = form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(&values)
-            .finish();
+        values.extend(fields.iter().map(|(name, value)| (name.to_string(), value.to_string())));
+        let encoded = form_urlencoded::Serializer::new(String::new()).extend_pairs(&values).finish();
         let mut url = if form.action.is_empty() {
             page.url.clone()
         } else {
             page.url.join(&form.action).expect("form action")
         };
         let site = Site::between(&page.url, &url);
-        let form_bound = page
-            .header("content-security-policy")
-            .is_some_and(|csp| csp.contains("form-action 'self'"));
-        assert!(
-            !form_bound || site == Site::Origin,
-            "form-action 'self' forbids {url}"
-        );
+        let form_bound =
+            page.header("content-security-policy").is_some_and(|csp| csp.contains("form-action 'self'"));
+        assert!(!form_bound || site == Site::Origin, "form-action 'self' forbids {url}");
         let from = Some(page.url.clone());
         if form.method == "POST" {
-            Step {
-                method: "POST",
-                url,
-                body: Some(encoded),
-                site,
-                from,
-                form_bound,
-            }
+            Step { method: "POST", url, body: Some(encoded), site, from, form_bound }
         } else {
             url.set_query(Some(&encoded));
-            Step {
-                method: "GET",
-                url,
-                body: None,
-                site,
-                from,
-                form_bound,
-            }
+            Step { method: "GET", url, body: None, site, from, form_bound }
         }
     }
 
@@ -177,8 +137,7 @@ impl Browser {
     pub async fn sign_in(&mut self, page: &Page) -> Arrival {
         let form = sign_in_form(page).unwrap_or_else(|| panic!("no sign-in form: {}", page.text()));
         let (username, password) = (self.username.clone(), self.password.clone());
-        self.submit(page, &form, &[("username", &username), ("password", &password)])
-            .await
+        self.submit(page, &form, &[("username", &username), ("password", &password)]).await
     }
 
     /// Presses Allow on this consent page.
@@ -229,10 +188,7 @@ impl Browser {
 
     /// Method, URL and status of every step, for messages.
     pub fn trail(&self) -> Vec<String> {
-        self.hops
-            .iter()
-            .map(|hop| format!("{} {} {}", hop.method, hop.url, hop.status))
-            .collect()
+        self.hops.iter().map(|hop| format!("{} {} {}", hop.method, hop.url, hop.status)).collect()
     }
 
     /// Whether some step went to a URL that begins like this.
@@ -242,11 +198,7 @@ impl Browser {
 
     async fn walk(&mut self, mut step: Step) -> Arrival {
         for _ in 0..MOST_STEPS {
-            if self
-                .client
-                .as_ref()
-                .is_some_and(|client| step.url.as_str().starts_with(client))
-            {
+            if self.client.as_ref().is_some_and(|client| step.url.as_str().starts_with(client)) {
                 return Arrival::Client(step.url);
             }
             let page = self.fetch(&step).await;
@@ -268,55 +220,30 @@ impl Browser {
             .header("sec-fetch-mode", "navigate")
             .header("sec-fetch-dest", "document")
             .header("sec-fetch-site", step.site.header());
-        if let Some(cookies) = self
-            .jar
-            .header(&step.url, step.method, step.site, SystemTime::now())
-        {
+        if let Some(cookies) = self.jar.header(&step.url, step.method, step.site, SystemTime::now()) {
             request = request.header("cookie", cookies);
         }
         if let Some(body) = &step.body {
-            let origin = step
-                .from
-                .as_ref()
-                .map_or("null".into(), |from| from.origin().ascii_serialization());
+            let origin = step.from.as_ref().map_or("null".into(), |from| from.origin().ascii_serialization());
             let kind = "application/x-www-form-urlencoded";
-            request = request
-                .header("origin", origin)
-                .header("content-type", kind)
-                .body(body.clone());
+            request = request.header("origin", origin).header("content-type", kind).body(body.clone());
         }
-        let answer = request
-            .send()
-            .await
-            .unwrap_or_else(|error| panic!("{} {}: {error:?}", step.method, step.url));
+        let answer =
+            request.send().await.unwrap_or_else(|error| panic!("{} {}: {error:?}", step.method, step.url));
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
         let body = answer.text().await.unwrap_or_default();
         for cookie in headers.get_all("set-cookie") {
-            self.jar
-                .take(&step.url, cookie.to_str().unwrap_or_default(), SystemTime::now());
+            self.jar.take(&step.url, cookie.to_str().unwrap_or_default(), SystemTime::now());
         }
-        let page = Page {
-            url: step.url.clone(),
-            status,
-            headers: headers.clone(),
-            body,
-        };
+        let page = Page { url: step.url.clone(), status, headers: headers.clone(), body };
         let next = onward(&page).map(|(target, _)| target);
-        self.hops.push(Hop {
-            method: step.method.into(),
-            url: step.url.clone(),
-            status,
-            headers,
-            next,
-        });
+        self.hops.push(Hop { method: step.method.into(), url: step.url.clone(), status, headers, next });
         page
     }
 }
 
 fn sign_in_form(page: &Page) -> Option<Form> {
-    page.forms()
-        .into_iter()
-        .find(|form| form.has_field("username") && form.has_field("password"))
+    page.forms().into_iter().find(|form| form.has_field("username") && form.has_field("password"))
 }
 
 /// Where a page leads by itself, and whether by redirect (else by meta refresh).
@@ -329,37 +256,20 @@ fn onward(page: &Page) -> Option<(String, bool)> {
 
 fn next_step(step: &Step, page: &Page) -> Option<Step> {
     let (target, redirect) = onward(page)?;
-    let url = page
-        .url
-        .join(&target)
-        .unwrap_or_else(|error| panic!("{target}: {error}"));
+    let url = page.url.join(&target).unwrap_or_else(|error| panic!("{target}: {error}"));
     let hop = Site::between(&page.url, &url);
     if !redirect {
         // A meta refresh starts afresh: the page itself is what navigates.
         let from = Some(page.url.clone());
-        return Some(Step {
-            method: "GET",
-            url,
-            body: None,
-            site: hop,
-            from,
-            form_bound: false,
-        });
+        return Some(Step { method: "GET", url, body: None, site: hop, from, form_bound: false });
     }
-    assert!(
-        !step.form_bound || hop == Site::Origin,
-        "form-action 'self' forbids the redirect to {url}"
-    );
+    assert!(!step.form_bound || hop == Site::Origin, "form-action 'self' forbids the redirect to {url}");
     let keeps_method = matches!(page.status, 307 | 308);
     Some(Step {
         method: if keeps_method { step.method } else { "GET" },
         body: step.body.clone().filter(|_| keeps_method),
         // One foreign hop marks the rest of the chain.
-        site: if step.site == Site::None || step.site > hop {
-            step.site
-        } else {
-            hop
-        },
+        site: if step.site == Site::None || step.site > hop { step.site } else { hop },
         from: step.from.clone(),
         form_bound: step.form_bound,
         url,

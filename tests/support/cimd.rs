@@ -52,13 +52,7 @@ impl ClientDocuments {
             }
         })
         .await;
-        ClientDocuments {
-            origin: format!("http://{}", server.address),
-            requests,
-            server,
-            published,
-            gate,
-        }
+        ClientDocuments { origin: format!("http://{}", server.address), requests, server, published, gate }
     }
 
     /// Publishes a good document at `path`; returns its URL, which is the client's id.
@@ -77,28 +71,13 @@ impl ClientDocuments {
 
     /// Publishes any JSON document at `path`; returns its URL.
     pub fn publish_document(&self, path: &str, document: &Value) -> String {
-        self.publish_answer(
-            path,
-            200,
-            &[("content-type", "application/json")],
-            &document.to_string(),
-        )
+        self.publish_answer(path, 200, &[("content-type", "application/json")], &document.to_string())
     }
 
     /// Answers at `path` whatever the test likes; returns its URL.
     pub fn publish_answer(&self, path: &str, status: u16, headers: &[(&str, &str)], body: &str) -> String {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect();
-        lock(&self.published).insert(
-            path.into(),
-            Published {
-                status,
-                headers,
-                body: body.into(),
-            },
-        );
+        let headers = headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        lock(&self.published).insert(path.into(), Published { status, headers, body: body.into() });
         format!("{}{path}", self.origin)
     }
 

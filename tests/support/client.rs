@@ -58,19 +58,13 @@ pub struct Callback {
 
 impl Callback {
     pub fn of(url: &Url) -> Self {
-        Callback {
-            url: url.clone(),
-            params: Params(url.query_pairs().into_owned().collect()),
-        }
+        Callback { url: url.clone(), params: Params(url.query_pairs().into_owned().collect()) }
     }
 
     /// The code; panics when it is an error.
     #[track_caller]
     pub fn code(&self) -> String {
-        self.params
-            .value("code")
-            .unwrap_or_else(|| panic!("no code in {}", self.url))
-            .to_owned()
+        self.params.value("code").unwrap_or_else(|| panic!("no code in {}", self.url)).to_owned()
     }
 
     pub fn error(&self) -> Option<&str> {
@@ -139,29 +133,17 @@ impl Client {
         let answer = Self::register_with(gateway, &document).await;
         assert_eq!(answer.status, 201, "{}", answer.body);
         let registered = answer.json();
-        let mut client = Self::known_as(
-            gateway,
-            registered["client_id"].as_str().expect("client_id"),
-            &redirect_uri,
-        );
+        let mut client =
+            Self::known_as(gateway, registered["client_id"].as_str().expect("client_id"), &redirect_uri);
         client.secret = registered["client_secret"].as_str().map(str::to_owned);
         client
     }
 
     /// Sends any registration document.
     pub async fn register_with(gateway: &Gateway, document: &Value) -> McpAnswer {
-        let request = gateway
-            .http
-            .post(gateway.url("/oauth/register"))
-            .header("content-type", "application/json");
-        McpAnswer::of(
-            request
-                .body(document.to_string())
-                .send()
-                .await
-                .expect("registration"),
-        )
-        .await
+        let request =
+            gateway.http.post(gateway.url("/oauth/register")).header("content-type", "application/json");
+        McpAnswer::of(request.body(document.to_string()).send().await.expect("registration")).await
     }
 
     /// A client that need not register: by CIMD, its id is the URL of its document.
@@ -192,12 +174,7 @@ impl Client {
             .with("code_challenge", &pkce.challenge)
             .with("code_challenge_method", "S256")
             .with("resource", &self.resource(route));
-        AuthorizationRequest {
-            params,
-            pkce,
-            state,
-            endpoint: format!("{}/oauth/authorize", self.public_url),
-        }
+        AuthorizationRequest { params, pkce, state, endpoint: format!("{}/oauth/authorize", self.public_url) }
     }
 
     /// The whole flow: authorize in the browser, redeem the code.
@@ -234,9 +211,7 @@ impl Client {
     /// The parameters of a refresh, to be bent.
     pub fn refreshment(&self, refresh_token: &str) -> Params {
         self.identified(
-            Params::new()
-                .with("grant_type", "refresh_token")
-                .with("refresh_token", refresh_token),
+            Params::new().with("grant_type", "refresh_token").with("refresh_token", refresh_token),
         )
     }
 
@@ -255,11 +230,7 @@ impl Client {
 
     /// RFC 7009.
     pub async fn revoke(&self, token: &str) -> McpAnswer {
-        self.form(
-            "/oauth/revoke",
-            &self.identified(Params::new().with("token", token)),
-        )
-        .await
+        self.form("/oauth/revoke", &self.identified(Params::new().with("token", token))).await
     }
 
     /// Posts a form to any path of the gateway.
@@ -269,21 +240,12 @@ impl Client {
             .post(format!("{}{path}", self.public_url))
             .header("content-type", "application/x-www-form-urlencoded")
             .body(params.encoded());
-        McpAnswer::of(
-            request
-                .send()
-                .await
-                .unwrap_or_else(|error| panic!("{path}: {error:?}")),
-        )
-        .await
+        McpAnswer::of(request.send().await.unwrap_or_else(|error| panic!("{path}: {error:?}"))).await
     }
 }
 
 /// A loopback redirect URI of its own for each client. Nobody listens there: the browser stops before it.
 pub fn unused_redirect_uri() -> String {
     static NEXT: AtomicU16 = AtomicU16::new(1);
-    format!(
-        "http://127.0.0.1:{}/callback",
-        1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1000
-    )
+    format!("http://127.0.0.1:{}/callback", 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1000)
 }

@@ -73,20 +73,14 @@ impl Jar {
         let prefixed = cookie.name().to_lowercase();
         let bad_prefix = (prefixed.starts_with("__secure-") && !secure)
             || (prefixed.starts_with("__host-") && !(secure && path == "/" && cookie.domain().is_none()));
-        let foreign = cookie
-            .domain()
-            .is_some_and(|domain| domain.trim_start_matches('.') != host);
+        let foreign = cookie.domain().is_some_and(|domain| domain.trim_start_matches('.') != host);
         if bad_prefix || foreign || (secure && url.scheme() != "https") {
             return;
         }
         let now = seconds(now);
         let until_date = cookie.expires_datetime().map(|date| date.unix_timestamp());
-        let expires = cookie
-            .max_age()
-            .map(|age| now.saturating_add(age.whole_seconds()))
-            .or(until_date);
-        self.0
-            .retain(|old| !(old.host == host && old.path == path && old.name == cookie.name()));
+        let expires = cookie.max_age().map(|age| now.saturating_add(age.whole_seconds())).or(until_date);
+        self.0.retain(|old| !(old.host == host && old.path == path && old.name == cookie.name()));
         if expires.is_some_and(|expires| expires <= now) {
             return;
         }
@@ -118,12 +112,8 @@ impl Jar {
                 && path_matches(&cookie.path, url.path())
                 && cookie.expires.is_none_or(|expires| expires > seconds(now))
         };
-        let pairs: Vec<String> = self
-            .0
-            .iter()
-            .filter(sent)
-            .map(|cookie| format!("{}={}", cookie.name, cookie.value))
-            .collect();
+        let pairs: Vec<String> =
+            self.0.iter().filter(sent).map(|cookie| format!("{}={}", cookie.name, cookie.value)).collect();
         (!pairs.is_empty()).then(|| pairs.join("; "))
     }
 
@@ -146,8 +136,7 @@ impl Jar {
 }
 
 fn seconds(time: SystemTime) -> i64 {
-    time.duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs() as i64)
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
 /// RFC 6265 §5.1.4.

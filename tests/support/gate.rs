@@ -17,10 +17,7 @@ pub struct Gate {
 
 impl Gate {
     pub fn shut() -> Self {
-        Gate {
-            permits: Arc::new(Semaphore::new(0)),
-            waiting: Arc::default(),
-        }
+        Gate { permits: Arc::new(Semaphore::new(0)), waiting: Arc::default() }
     }
 
     /// Lets `count` requests pass, now or later.

@@ -38,11 +38,7 @@ impl Route {
 
     /// At `/{name}`, with one fixed header for everybody.
     pub fn header(name: &str, upstream: &Upstream, header: &str, value: Value) -> Self {
-        Self::to(
-            name,
-            &upstream.url(),
-            json!({"kind": "header", "name": header, "value": value}),
-        )
+        Self::to(name, &upstream.url(), json!({"kind": "header", "name": header, "value": value}))
     }
 
     /// At `/{name}`, to any URL with any credential.
@@ -150,10 +146,7 @@ impl Builder {
         for (key, value) in self.settings {
             set(&mut config, &key, value);
         }
-        let public_url = config["server"]["public_url"]
-            .as_str()
-            .expect("public_url")
-            .to_owned();
+        let public_url = config["server"]["public_url"].as_str().expect("public_url").to_owned();
         // JSON is YAML; one setting per line, as a person would write it.
         let text = serde_json::to_string_pretty(&config).expect("configuration");
         std::fs::write(directory.path().join("postern.yaml"), text).expect("configuration file");
@@ -204,10 +197,7 @@ impl Gateway {
 
     /// One OAuth route `demo`, everything else as in the smallest configuration.
     pub async fn before(upstream: &Upstream) -> Self {
-        Self::builder()
-            .route(Route::oauth("demo", upstream))
-            .start()
-            .await
+        Self::builder().route(Route::oauth("demo", upstream)).start().await
     }
 
     pub fn url(&self, path: &str) -> String {
@@ -219,8 +209,7 @@ impl Gateway {
     pub fn admin(&self, path: &str) -> String {
         format!(
             "http://{}{path}",
-            self.listener_address("admin")
-                .expect("the admin listener's address in the log")
+            self.listener_address("admin").expect("the admin listener's address in the log")
         )
     }
 
@@ -250,12 +239,8 @@ impl Gateway {
     pub fn spawn(&mut self) {
         let listener = self.listener.take().expect("a listener");
         let mut command = Command::new("sh");
-        command
-            .args(["-c", HAND_OVER, PROGRAM, "run", "--config"])
-            .arg(self.config_file());
-        command
-            .current_dir(self.directory.path())
-            .stdin(Stdio::from(OwnedFd::from(listener)));
+        command.args(["-c", HAND_OVER, PROGRAM, "run", "--config"]).arg(self.config_file());
+        command.current_dir(self.directory.path()).stdin(Stdio::from(OwnedFd::from(listener)));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.started_at_line = self.output.len();
         self.process = Some(Process::start(command, &self.output));
@@ -269,11 +254,7 @@ impl Gateway {
             let asked = {
                 let mut this = super::lock(&this);
                 let ended = this.process.as_mut().expect("started").ended();
-                assert!(
-                    ended.is_none(),
-                    "postern ended: {ended:?}\n{}",
-                    this.output.text()
-                );
+                assert!(ended.is_none(), "postern ended: {ended:?}\n{}", this.output.text());
                 let address = this.listener_address("admin");
                 address.map(|address| this.http.get(format!("http://{address}/readyz")))
             };
@@ -348,11 +329,7 @@ impl Gateway {
 /// Reads `{"message":"listening","listener":…,"address":…}`, with the fields on top or below `fields`.
 pub fn listening_address(line: &str, listener: &str) -> Option<SocketAddr> {
     let record: Value = serde_json::from_str(line).ok()?;
-    let fields = if record["fields"].is_object() {
-        &record["fields"]
-    } else {
-        &record
-    };
+    let fields = if record["fields"].is_object() { &record["fields"] } else { &record };
     let matches = fields["message"] == "listening" && fields["listener"] == listener;
     fields["address"].as_str().filter(|_| matches)?.parse().ok()
 }

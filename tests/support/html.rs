@@ -33,31 +33,20 @@ impl Form {
     }
 
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.inputs
-            .iter()
-            .find(|input| input.name == name)
-            .map(|input| input.value.as_str())
+        self.inputs.iter().find(|input| input.name == name).map(|input| input.value.as_str())
     }
 
     /// The button whose label says this, whatever the case.
     pub fn button(&self, label: &str) -> Option<&Button> {
         let label = label.to_lowercase();
-        self.buttons
-            .iter()
-            .find(|button| button.label.to_lowercase().contains(&label))
+        self.buttons.iter().find(|button| button.label.to_lowercase().contains(&label))
     }
 
     /// What a browser would send of its own accord: everything with a name that is not an unticked box.
     pub fn defaults(&self) -> Vec<(String, String)> {
         let ticked = |input: &&Input| input.checked || !matches!(input.kind.as_str(), "checkbox" | "radio");
-        let named = self
-            .inputs
-            .iter()
-            .filter(|input| !input.name.is_empty())
-            .filter(ticked);
-        named
-            .map(|input| (input.name.clone(), input.value.clone()))
-            .collect()
+        let named = self.inputs.iter().filter(|input| !input.name.is_empty()).filter(ticked);
+        named.map(|input| (input.name.clone(), input.value.clone())).collect()
     }
 }
 
@@ -69,16 +58,9 @@ pub fn forms(html: &str) -> Vec<Form> {
         match tag.name.as_str() {
             "form" => {
                 inside = true;
-                let method = tag
-                    .attribute("method")
-                    .unwrap_or_else(|| "get".into())
-                    .to_uppercase();
+                let method = tag.attribute("method").unwrap_or_else(|| "get".into()).to_uppercase();
                 let action = tag.attribute("action").unwrap_or_default();
-                forms.push(Form {
-                    action,
-                    method,
-                    ..Form::default()
-                });
+                forms.push(Form { action, method, ..Form::default() });
             }
             "/form" => inside = false,
             "input" | "button" if inside => {
@@ -88,28 +70,15 @@ pub fn forms(html: &str) -> Vec<Form> {
                 let kind = tag.attribute("type").map(|kind| kind.to_lowercase());
                 if tag.name == "button" {
                     let label = text(tag.rest.split("</button").next().unwrap_or_default());
-                    form.buttons.push(Button {
-                        name,
-                        value: value.unwrap_or_default(),
-                        label,
-                    });
+                    form.buttons.push(Button { name, value: value.unwrap_or_default(), label });
                 } else if kind.as_deref() == Some("submit") {
                     let value = value.unwrap_or_else(|| "Submit".into());
-                    form.buttons.push(Button {
-                        name,
-                        label: value.clone(),
-                        value,
-                    });
+                    form.buttons.push(Button { name, label: value.clone(), value });
                 } else {
                     let kind = kind.unwrap_or_else(|| "text".into());
                     let checked = tag.attribute("checked").is_some();
                     let value = value.unwrap_or_else(|| if checked { "on".into() } else { String::new() });
-                    form.inputs.push(Input {
-                        name,
-                        value,
-                        kind,
-                        checked,
-                    });
+                    form.inputs.push(Input { name, value, kind, checked });
                 }
             }
             _ => {}
@@ -122,23 +91,13 @@ pub fn forms(html: &str) -> Vec<Form> {
 pub fn meta_refresh(html: &str) -> Option<String> {
     let refresh = |tag: &Tag<'_>| {
         tag.name == "meta"
-            && tag
-                .attribute("http-equiv")
-                .is_some_and(|value| value.eq_ignore_ascii_case("refresh"))
+            && tag.attribute("http-equiv").is_some_and(|value| value.eq_ignore_ascii_case("refresh"))
     };
     let content = tags(html).into_iter().find(refresh)?.attribute("content")?;
     let (_, target) = content.split_once(';')?;
     let target = target.trim_start();
-    let prefix = target
-        .get(..4)
-        .filter(|prefix| prefix.eq_ignore_ascii_case("url="))?;
-    Some(
-        target
-            .strip_prefix(prefix)?
-            .trim()
-            .trim_matches(['\'', '"'])
-            .to_owned(),
-    )
+    let prefix = target.get(..4).filter(|prefix| prefix.eq_ignore_ascii_case("url="))?;
+    Some(target.strip_prefix(prefix)?.trim().trim_matches(['\'', '"']).to_owned())
 }
 
 /// What a reader sees: no tags, no style or script, entities resolved, single spaces.
@@ -219,11 +178,7 @@ fn tags(html: &str) -> Vec<Tag<'_>> {
         let inside = &after[1..end];
         rest = after.get(end + 1..).unwrap_or_default();
         let (name, attributes) = inside.split_at(inside.find(char::is_whitespace).unwrap_or(inside.len()));
-        found.push(Tag {
-            name: name.trim_end_matches('/').to_lowercase(),
-            attributes,
-            rest,
-        });
+        found.push(Tag { name: name.trim_end_matches('/').to_lowercase(), attributes, rest });
     }
     found
 }

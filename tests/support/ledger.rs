@@ -158,14 +158,7 @@ impl Ledger {
         if script.issues_refresh_tokens && (script.rotates || previous.is_none()) {
             let token = secret("upstream_rt");
             answer["refresh_token"] = token.clone().into();
-            self.refresh.insert(
-                token,
-                IssuedRefresh {
-                    family,
-                    spent: false,
-                    uses: 0,
-                },
-            );
+            self.refresh.insert(token, IssuedRefresh { family, spent: false, uses: 0 });
         }
         answer
     }

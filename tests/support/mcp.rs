@@ -17,13 +17,9 @@ pub struct McpRequest {
 
 impl McpRequest {
     pub fn to(http: &reqwest::Client, url: &str) -> Self {
-        McpRequest {
-            http: http.clone(),
-            url: url.into(),
-            headers: Vec::new(),
-        }
-        .header("accept", "application/json, text/event-stream")
-        .header("mcp-protocol-version", "2025-11-25")
+        McpRequest { http: http.clone(), url: url.into(), headers: Vec::new() }
+            .header("accept", "application/json, text/event-stream")
+            .header("mcp-protocol-version", "2025-11-25")
     }
 
     pub fn bearer(self, token: &str) -> Self {
@@ -48,14 +44,12 @@ impl McpRequest {
 
     /// Calls a JSON-RPC method.
     pub async fn call(&self, method: &str, params: Value) -> McpAnswer {
-        self.post(&json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string())
-            .await
+        self.post(&json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string()).await
     }
 
     /// Calls a tool.
     pub async fn tool(&self, name: &str, arguments: Value) -> McpAnswer {
-        self.call("tools/call", json!({"name": name, "arguments": arguments}))
-            .await
+        self.call("tools/call", json!({"name": name, "arguments": arguments})).await
     }
 
     /// Sends this body as it is.
@@ -97,11 +91,7 @@ impl McpRequest {
         let mut request = self.http.request(method.parse().expect("method"), &self.url);
         if let Some(body) = body {
             let typed = self.headers.iter().any(|(name, _)| name == "content-type");
-            request = if typed {
-                request
-            } else {
-                request.header("content-type", "application/json")
-            };
+            request = if typed { request } else { request.header("content-type", "application/json") };
             request = request.body(body.to_owned());
         }
         for (name, value) in &self.headers {
@@ -122,11 +112,7 @@ pub struct McpAnswer {
 impl McpAnswer {
     pub async fn of(answer: reqwest::Response) -> Self {
         let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
-        McpAnswer {
-            status,
-            headers,
-            body: answer.text().await.expect("body"),
-        }
+        McpAnswer { status, headers, body: answer.text().await.expect("body") }
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -142,23 +128,14 @@ impl McpAnswer {
     #[track_caller]
     pub fn result(&self) -> Value {
         let result = self.json()["result"].take();
-        assert!(
-            self.status == 200 && !result.is_null(),
-            "{} {:?} {}",
-            self.status,
-            self.headers,
-            self.body
-        );
+        assert!(self.status == 200 && !result.is_null(), "{} {:?} {}", self.status, self.headers, self.body);
         result
     }
 
     /// The text a tool has answered.
     #[track_caller]
     pub fn tool_text(&self) -> String {
-        self.result()["content"][0]["text"]
-            .as_str()
-            .expect("text content")
-            .to_owned()
+        self.result()["content"][0]["text"].as_str().expect("text content").to_owned()
     }
 
     /// A parameter of the one Bearer challenge; panics when there is not exactly one.
@@ -169,10 +146,7 @@ impl McpAnswer {
         let challenges = http_auth::parse_challenges(values[0].to_str().expect("text")).expect("challenge");
         assert_eq!(challenges.len(), 1, "{values:?}");
         assert!(challenges[0].scheme.eq_ignore_ascii_case("bearer"), "{values:?}");
-        let found = challenges[0]
-            .params
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(parameter));
+        let found = challenges[0].params.iter().find(|(name, _)| name.eq_ignore_ascii_case(parameter));
         found.map(|(_, value)| value.to_unescaped())
     }
 }
@@ -228,10 +202,7 @@ impl EventReader {
             let mut event = Event::default();
             let mut data = Vec::new();
             for line in text[..end].lines() {
-                match line
-                    .split_once(':')
-                    .map(|(name, value)| (name, value.trim_start()))
-                {
+                match line.split_once(':').map(|(name, value)| (name, value.trim_start())) {
                     Some(("event", value)) => event.event = Some(value.into()),
                     Some(("id", value)) => event.id = Some(value.into()),
                     Some(("data", value)) => data.push(value.to_owned()),

@@ -62,10 +62,7 @@ impl McpServer {
             return self.challenge(&script, 403, Some("insufficient_scope"), Some(&missing));
         }
         pass(&script.gate).await;
-        let answer = lock(&self.script)
-            .answers
-            .pop_front()
-            .unwrap_or_else(|| script.answer.clone());
+        let answer = lock(&self.script).answers.pop_front().unwrap_or_else(|| script.answer.clone());
         self.give(&answer, &script, &request, identity, connection)
     }
 
@@ -88,14 +85,9 @@ impl McpServer {
 
     fn metadata(&self, script: &McpScript) -> Value {
         let scripted = &script.resource_metadata;
-        let resource = scripted
-            .resource
-            .clone()
-            .unwrap_or_else(|| format!("{}{}", self.origin, script.path));
-        let issuers = scripted
-            .authorization_servers
-            .clone()
-            .unwrap_or_else(|| vec![self.authorization.issuer()]);
+        let resource = scripted.resource.clone().unwrap_or_else(|| format!("{}{}", self.origin, script.path));
+        let issuers =
+            scripted.authorization_servers.clone().unwrap_or_else(|| vec![self.authorization.issuer()]);
         let mut document = json!({"resource": resource, "authorization_servers": issuers});
         if let Some(scopes) = &scripted.scopes_supported {
             document["scopes_supported"] = json!(scopes);
@@ -107,11 +99,7 @@ impl McpServer {
     fn identity(&self, script: &McpScript, request: &Received) -> Option<Identity> {
         let token = request.bearer()?;
         if script.extra_tokens.contains(&token) {
-            return Some(Identity {
-                user: "static".into(),
-                scope: String::new(),
-                generation: u32::MAX,
-            });
+            return Some(Identity { user: "static".into(), scope: String::new(), generation: u32::MAX });
         }
         let identity = self.authorization.identify(&token)?;
         (identity.generation > script.refused_generation).then_some(identity)
@@ -129,14 +117,11 @@ impl McpServer {
             let path = self.metadata_path(script).filter(|_| scripted.with_metadata)?;
             Some(format!("{}{path}", self.origin))
         });
-        let parameters: Vec<String> = [
-            ("error", error),
-            ("resource_metadata", metadata.as_deref()),
-            ("scope", scope),
-        ]
-        .into_iter()
-        .filter_map(|(name, value)| value.map(|value| format!("{name}=\"{value}\"")))
-        .collect();
+        let parameters: Vec<String> =
+            [("error", error), ("resource_metadata", metadata.as_deref()), ("scope", scope)]
+                .into_iter()
+                .filter_map(|(name, value)| value.map(|value| format!("{name}=\"{value}\"")))
+                .collect();
         let value = match &scripted.verbatim {
             Some(verbatim) => verbatim.clone(),
             None => format!("Bearer {}", parameters.join(", ")).trim_end().to_owned(),
@@ -158,26 +143,17 @@ impl McpServer {
     ) -> Response {
         match answer {
             Answer::Mcp => self.serve(script, request, identity),
-            Answer::Http {
-                status,
-                headers,
-                body,
-            } => http_answer(*status, headers, body),
-            Answer::InvalidToken => self.challenge(
-                script,
-                401,
-                Some("invalid_token"),
-                script.challenge.scope.as_deref(),
-            ),
+            Answer::Http { status, headers, body } => http_answer(*status, headers, body),
+            Answer::InvalidToken => {
+                self.challenge(script, 401, Some("invalid_token"), script.challenge.scope.as_deref())
+            }
             Answer::InsufficientScope(scope) => {
                 self.challenge(script, 403, Some("insufficient_scope"), Some(scope))
             }
             Answer::Stream(fed) => events(fed.body()),
-            Answer::Events(list) => events(Body::from(
-                list.iter()
-                    .map(|data| format!("data: {data}\n\n"))
-                    .collect::<String>(),
-            )),
+            Answer::Events(list) => {
+                events(Body::from(list.iter().map(|data| format!("data: {data}\n\n")).collect::<String>()))
+            }
             Answer::Endless(given) => events(endless(given.clone())),
             Answer::Half => half_answer(r#"{"jsonrpc":"2.0","id":1,"result":{"this":"is never finished"}}"#),
             Answer::Hangup => {
@@ -214,9 +190,7 @@ impl McpServer {
         let mut response = json_answer(200, &answer);
         if script.sessions && method == "initialize" {
             let id = random_hex(16);
-            response
-                .headers_mut()
-                .insert("mcp-session-id", id.parse().expect("header value"));
+            response.headers_mut().insert("mcp-session-id", id.parse().expect("header value"));
             lock(&self.sessions).insert(id);
         }
         response
@@ -224,36 +198,21 @@ impl McpServer {
 }
 
 fn events(body: Body) -> Response {
-    (
-        [
-            ("content-type", "text/event-stream"),
-            ("cache-control", "no-cache"),
-        ],
-        body,
-    )
-        .into_response()
+    ([("content-type", "text/event-stream"), ("cache-control", "no-cache")], body).into_response()
 }
 
 /// The scope a call lacks.
 fn missing_scope(script: &McpScript, request: &Received, identity: Option<&Identity>) -> Option<String> {
     let call = request.json();
-    let of_tool = call["params"]["name"]
-        .as_str()
-        .and_then(|tool| script.tool_scopes.get(tool));
-    let held: Vec<&str> = identity
-        .map(|identity| identity.scope.split(' ').collect())
-        .unwrap_or_default();
+    let of_tool = call["params"]["name"].as_str().and_then(|tool| script.tool_scopes.get(tool));
+    let held: Vec<&str> = identity.map(|identity| identity.scope.split(' ').collect()).unwrap_or_default();
     let mut wanted = of_tool.into_iter().chain(&script.required_scope);
-    wanted
-        .find(|scope| !scope.split(' ').all(|one| held.contains(&one)))
-        .cloned()
+    wanted.find(|scope| !scope.split(' ').all(|one| held.contains(&one))).cloned()
 }
 
 /// The result of one JSON-RPC call. Tool results tell what has arrived here.
 fn result(request: &Received, call: &Value, identity: Option<Identity>) -> Value {
-    let version = request
-        .header("mcp-protocol-version")
-        .unwrap_or_else(|| "2025-11-25".into());
+    let version = request.header("mcp-protocol-version").unwrap_or_else(|| "2025-11-25".into());
     let about = json!({"name": "scripted-upstream", "version": "1"});
     match call["method"].as_str().unwrap_or_default() {
         "initialize" => {
@@ -272,20 +231,14 @@ fn result(request: &Received, call: &Value, identity: Option<Identity>) -> Value
             let user = identity.as_ref().map(|identity| identity.user.clone());
             let text = match call["params"]["name"].as_str() {
                 Some("whoami") => user.clone().unwrap_or_else(|| "nobody".into()),
-                _ => call["params"]["arguments"]["message"]
-                    .as_str()
-                    .unwrap_or("ok")
-                    .to_owned(),
+                _ => call["params"]["arguments"]["message"].as_str().unwrap_or("ok").to_owned(),
             };
             let headers: BTreeMap<String, String> = request
                 .headers
                 .iter()
                 .filter(|(name, _)| *name != "authorization")
                 .map(|(name, value)| {
-                    (
-                        name.to_string(),
-                        String::from_utf8_lossy(value.as_bytes()).into_owned(),
-                    )
+                    (name.to_string(), String::from_utf8_lossy(value.as_bytes()).into_owned())
                 })
                 .collect();
             json!({

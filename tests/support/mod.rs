@@ -4,12 +4,7 @@
 //! for a condition with a deadline (`eventually`) or hold a [`gate::Gate`] that they open themselves.
 //! Every secret made here starts with [`CANARY`], so that one search over the logs proves that none leaked.
 #![allow(dead_code)]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
 pub mod answers;
@@ -97,9 +92,7 @@ pub fn within<T>(deadline: Duration, future: impl Future<Output = T>) -> impl Fu
 /// `length` random bytes in hexadecimal.
 pub fn random_hex(length: usize) -> String {
     let mut bytes = vec![0; length];
-    ring::rand::SystemRandom::new()
-        .fill(&mut bytes)
-        .expect("randomness");
+    ring::rand::SystemRandom::new().fill(&mut bytes).expect("randomness");
     data_encoding::HEXLOWER.encode(&bytes)
 }
 

@@ -32,12 +32,6 @@ pub async fn run(script: &str, arguments: &[&str]) -> Vec<String> {
             format!("stopped after {LONGEST:?}")
         }
     };
-    assert_eq!(
-        status,
-        "exit status: 0",
-        "{script} {}\n{}",
-        arguments.join(" "),
-        output.text()
-    );
+    assert_eq!(status, "exit status: 0", "{script} {}\n{}", arguments.join(" "), output.text());
     output.lines()
 }

@@ -42,23 +42,13 @@ impl Page {
     #[track_caller]
     pub fn form_with_button(&self, label: &str) -> Form {
         let form = self.forms().into_iter().find(|form| form.button(label).is_some());
-        form.unwrap_or_else(|| {
-            panic!(
-                "no button {label:?} on {}: {} {}",
-                self.url,
-                self.status,
-                self.text()
-            )
-        })
+        form.unwrap_or_else(|| panic!("no button {label:?} on {}: {} {}", self.url, self.status, self.text()))
     }
 
     /// The form whose action ends like this.
     #[track_caller]
     pub fn form_to(&self, action: &str) -> Form {
-        let form = self
-            .forms()
-            .into_iter()
-            .find(|form| form.action.ends_with(action));
+        let form = self.forms().into_iter().find(|form| form.action.ends_with(action));
         form.unwrap_or_else(|| panic!("no form to {action} on {}: {}", self.url, self.text()))
     }
 }

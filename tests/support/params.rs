@@ -28,17 +28,12 @@ impl Params {
 
     /// First value of this name.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.0
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     /// As `application/x-www-form-urlencoded`.
     pub fn encoded(&self) -> String {
-        form_urlencoded::Serializer::new(String::new())
-            .extend_pairs(&self.0)
-            .finish()
+        form_urlencoded::Serializer::new(String::new()).extend_pairs(&self.0).finish()
     }
 
     /// `base` with these parameters in its query; keeps the query it has.
@@ -58,10 +53,7 @@ pub struct Pkce {
 impl Pkce {
     pub fn new() -> Self {
         let verifier = format!("CANARY_verifier_{}", random_hex(24));
-        Pkce {
-            challenge: pkce_challenge(&verifier),
-            verifier,
-        }
+        Pkce { challenge: pkce_challenge(&verifier), verifier }
     }
 }
 

@@ -30,10 +30,7 @@ impl Output {
 
     /// Lines that are JSON, parsed.
     pub fn records(&self) -> Vec<serde_json::Value> {
-        lock(&self.0)
-            .iter()
-            .filter_map(|line| serde_json::from_str(line).ok())
-            .collect()
+        lock(&self.0).iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
     }
 
     /// Panics when any line carries a secret of the rig.
@@ -63,17 +60,11 @@ pub struct Process {
 impl Process {
     /// Starts `command`; what it prints goes to `output`.
     pub fn start(mut command: Command, output: &Output) -> Self {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("start the program");
+        let mut child =
+            command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program");
         let stdout = output.collect(child.stdout.take().expect("piped"));
         let stderr = output.collect(child.stderr.take().expect("piped"));
-        Process {
-            child,
-            readers: vec![stdout, stderr],
-        }
+        Process { child, readers: vec![stdout, stderr] }
     }
 
     pub fn id(&self) -> u32 {
@@ -104,13 +95,8 @@ impl Process {
     /// Sends a signal by its name, such as `TERM`.
     pub fn signal(&self, name: &str) {
         let pid = self.id().to_string();
-        let status = Command::new("sh")
-            .args(["-c", "kill -s \"$0\" \"$1\"", name, &pid])
-            .status();
-        assert!(
-            status.is_ok_and(|status| status.success()),
-            "kill -s {name} {pid}"
-        );
+        let status = Command::new("sh").args(["-c", "kill -s \"$0\" \"$1\"", name, &pid]).status();
+        assert!(status.is_ok_and(|status| status.success()), "kill -s {name} {pid}");
     }
 }
 
@@ -131,24 +117,13 @@ pub struct Finished {
 /// Runs the program to its end: `run(&["validate", "--config", path], &[]).await`.
 pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
     let mut command = Command::new(PROGRAM);
-    command
-        .args(arguments)
-        .envs(environment.iter().copied())
-        .stdin(Stdio::null());
+    command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
     let (stdout, stderr) = (Output::default(), Output::default());
-    let mut child = command
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("start the program");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program");
     let readers = vec![
         stdout.collect(child.stdout.take().expect("piped")),
         stderr.collect(child.stderr.take().expect("piped")),
     ];
     let status = Process { child, readers }.wait(PATIENCE).await;
-    Finished {
-        code: status.code(),
-        stdout: stdout.text(),
-        stderr: stderr.text(),
-    }
+    Finished { code: status.code(), stdout: stdout.text(), stderr: stderr.text() }
 }

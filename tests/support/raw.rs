@@ -19,10 +19,7 @@ pub struct RawResponse {
 
 impl RawResponse {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key == name)
-            .map(|(_, value)| value.as_str())
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
     pub fn text(&self) -> String {
@@ -40,10 +37,7 @@ impl RawConnection {
     pub async fn open(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).await.expect("connect");
         stream.set_nodelay(true).expect("nodelay");
-        RawConnection {
-            stream,
-            buffer: Vec::new(),
-        }
+        RawConnection { stream, buffer: Vec::new() }
     }
 
     /// Writes these bytes; an error (the other side has closed) is told, not raised.
@@ -71,18 +65,10 @@ impl RawConnection {
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
             .collect();
-        let mut response = RawResponse {
-            status,
-            headers,
-            body: Vec::new(),
-        };
+        let mut response = RawResponse { status, headers, body: Vec::new() };
         let bodiless = status < 200 || matches!(status, 204 | 304);
-        let chunked = response
-            .header("transfer-encoding")
-            .is_some_and(|value| value.contains("chunked"));
-        let length = response
-            .header("content-length")
-            .and_then(|value| value.parse().ok());
+        let chunked = response.header("transfer-encoding").is_some_and(|value| value.contains("chunked"));
+        let length = response.header("content-length").and_then(|value| value.parse().ok());
         response.body = match length {
             _ if bodiless => Vec::new(),
             _ if chunked => self.chunks().await?,
@@ -149,10 +135,7 @@ impl RawConnection {
 
     /// Reads some more; `false` at the end or after a reset.
     async fn more(&mut self) -> bool {
-        self.stream
-            .read_buf(&mut self.buffer)
-            .await
-            .is_ok_and(|read| read > 0)
+        self.stream.read_buf(&mut self.buffer).await.is_ok_and(|read| read > 0)
     }
 }
 

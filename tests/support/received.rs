@@ -24,18 +24,14 @@ pub struct Received {
 
 impl Received {
     pub fn header(&self, name: &str) -> Option<String> {
-        self.headers
-            .get(name)
-            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+        self.headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     }
 
     /// The token of `Authorization: Bearer …`.
     pub fn bearer(&self) -> Option<String> {
         let value = self.header("authorization")?;
         let (scheme, token) = value.split_once(' ')?;
-        scheme
-            .eq_ignore_ascii_case("bearer")
-            .then(|| token.trim().to_owned())
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned())
     }
 
     pub fn text(&self) -> String {
@@ -58,9 +54,7 @@ impl Received {
 
     /// First value of a query parameter.
     pub fn parameter(&self, name: &str) -> Option<String> {
-        values(self.query.as_deref().unwrap_or_default().as_bytes(), name)
-            .into_iter()
-            .next()
+        values(self.query.as_deref().unwrap_or_default().as_bytes(), name).into_iter().next()
     }
 
     /// Path and query as they stood in the request line.
@@ -75,10 +69,7 @@ impl Received {
     pub fn everything(&self) -> String {
         let mut all = format!("{} {}\n", self.method, self.target());
         for (name, value) in &self.headers {
-            all.push_str(&format!(
-                "{name}: {}\n",
-                String::from_utf8_lossy(value.as_bytes())
-            ));
+            all.push_str(&format!("{name}: {}\n", String::from_utf8_lossy(value.as_bytes())));
         }
         all + "\n" + &self.text()
     }
@@ -114,11 +105,7 @@ impl Requests {
     }
 
     pub fn matching(&self, wanted: impl Fn(&Received) -> bool) -> Vec<Received> {
-        lock(&self.0)
-            .iter()
-            .filter(|request| wanted(request))
-            .cloned()
-            .collect()
+        lock(&self.0).iter().filter(|request| wanted(request)).cloned().collect()
     }
 
     pub fn count(&self, path: &str) -> usize {
@@ -136,17 +123,12 @@ impl Requests {
 
     /// Method and target of each, for orders and messages.
     pub fn paths(&self) -> Vec<String> {
-        lock(&self.0)
-            .iter()
-            .map(|request| format!("{} {}", request.method, request.target()))
-            .collect()
+        lock(&self.0).iter().map(|request| format!("{} {}", request.method, request.target())).collect()
     }
 
     /// Whether any of them carries this text anywhere.
     pub fn mention(&self, text: &str) -> bool {
-        lock(&self.0)
-            .iter()
-            .any(|request| request.everything().contains(text))
+        lock(&self.0).iter().any(|request| request.everything().contains(text))
     }
 
     /// Returns when at least `count` requests have come to `path`.

@@ -72,12 +72,7 @@ pub struct Challenge {
 
 impl Default for Challenge {
     fn default() -> Self {
-        Challenge {
-            with_metadata: true,
-            metadata_url: None,
-            scope: None,
-            verbatim: None,
-        }
+        Challenge { with_metadata: true, metadata_url: None, scope: None, verbatim: None }
     }
 }
 
@@ -135,15 +130,8 @@ pub enum Answer {
 impl Answer {
     /// An answer with a status, headers and a body of any kind.
     pub fn http(status: u16, headers: &[(&str, &str)], body: &str) -> Self {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect();
-        Answer::Http {
-            status,
-            headers,
-            body: body.into(),
-        }
+        let headers = headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        Answer::Http { status, headers, body: body.into() }
     }
 
     /// An SSE answer and the feed that paces it.
@@ -268,11 +256,7 @@ pub enum Consent {
 #[derive(Clone)]
 pub enum TokenFault {
     /// Answers this; nothing is consumed.
-    Answer {
-        status: u16,
-        headers: Vec<(String, String)>,
-        body: String,
-    },
+    Answer { status: u16, headers: Vec<(String, String)>, body: String },
     /// Closes the connection; nothing is consumed.
     Hangup,
     /// Does its work, then closes the connection without a byte.
@@ -283,15 +267,8 @@ pub enum TokenFault {
 
 impl TokenFault {
     pub fn answer(status: u16, headers: &[(&str, &str)], body: &str) -> Self {
-        let headers = headers
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect();
-        TokenFault::Answer {
-            status,
-            headers,
-            body: body.into(),
-        }
+        let headers = headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        TokenFault::Answer { status, headers, body: body.into() }
     }
 
     /// An RFC 6749 §5.2 error with status 400.

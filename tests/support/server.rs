@@ -56,12 +56,7 @@ impl Server {
             Arc::new(move |request, connection| -> Answering { Box::pin(handler(request, connection)) });
         let lines = Arc::new(Lines::default());
         let accepting = Mutex::new(accept(listener, handler.clone(), lines.clone()));
-        Server {
-            address,
-            handler,
-            lines,
-            accepting,
-        }
+        Server { address, handler, lines, accepting }
     }
 
     /// Cuts every connection and refuses new ones.
@@ -145,11 +140,7 @@ impl Connection {
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.cut.load(Ordering::SeqCst) {
-            Err(io::ErrorKind::ConnectionAborted.into())
-        } else {
-            Ok(())
-        }
+        if self.cut.load(Ordering::SeqCst) { Err(io::ErrorKind::ConnectionAborted.into()) } else { Ok(()) }
     }
 }
 
@@ -172,20 +163,9 @@ impl Listener for Accepting {
         let (stream, _) = Listener::accept(&mut self.listener).await;
         let _ = stream.set_nodelay(true);
         let number = self.lines.opened.fetch_add(1, Ordering::SeqCst);
-        let connection = Connection {
-            number,
-            cut: Arc::default(),
-            reader: Arc::default(),
-        };
+        let connection = Connection { number, cut: Arc::default(), reader: Arc::default() };
         lock(&self.lines.open).push(connection.clone());
-        (
-            Line {
-                stream,
-                connection: connection.clone(),
-                lines: self.lines.clone(),
-            },
-            connection,
-        )
+        (Line { stream, connection: connection.clone(), lines: self.lines.clone() }, connection)
     }
 
     fn local_addr(&self) -> io::Result<Connection> {

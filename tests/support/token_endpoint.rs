@@ -22,18 +22,11 @@ impl AuthorizationServer {
     ) -> Response {
         let fault = {
             let mut script = lock(&self.script);
-            script
-                .token_faults
-                .pop_front()
-                .or_else(|| script.token_fault.clone())
+            script.token_faults.pop_front().or_else(|| script.token_fault.clone())
         };
         pass(&script.token_gate).await;
         match &fault {
-            Some(TokenFault::Answer {
-                status,
-                headers,
-                body,
-            }) => return http_answer(*status, headers, body),
+            Some(TokenFault::Answer { status, headers, body }) => return http_answer(*status, headers, body),
             Some(TokenFault::Hangup) => {
                 connection.cut();
                 return StatusCode::OK.into_response();
@@ -65,13 +58,7 @@ impl AuthorizationServer {
                 if issued.is_some_and(|issued| issued.resource != request.form("resource")) {
                     return Err("invalid_target");
                 }
-                ledger.redeem(
-                    script,
-                    &client_id,
-                    &field("code"),
-                    &field("redirect_uri"),
-                    &challenge,
-                )
+                ledger.redeem(script, &client_id, &field("code"), &field("redirect_uri"), &challenge)
             }
             "refresh_token" => ledger.refresh(script, &client_id, &field("refresh_token")),
             _ => Err("unsupported_grant_type"),
@@ -80,20 +67,16 @@ impl AuthorizationServer {
 
     /// RFC 6749 §2.3: exactly the method the client is registered with.
     fn authenticate(&self, request: &Received) -> Result<String, &'static str> {
-        let basic = request
-            .header("authorization")
-            .map(|value| basic_credentials(&value));
+        let basic = request.header("authorization").map(|value| basic_credentials(&value));
         let (method, id, given) = match (basic, request.form("client_secret")) {
             (Some(_), Some(_)) => return Err("invalid_request"),
             (Some(credentials), None) => {
                 let (id, given) = credentials.ok_or("invalid_client")?;
                 ("client_secret_basic", id, Some(given))
             }
-            (None, Some(given)) => (
-                "client_secret_post",
-                request.form("client_id").unwrap_or_default(),
-                Some(given),
-            ),
+            (None, Some(given)) => {
+                ("client_secret_post", request.form("client_id").unwrap_or_default(), Some(given))
+            }
             (None, None) => ("none", request.form("client_id").unwrap_or_default(), None),
         };
         let ledger = lock(&self.ledger);
@@ -112,9 +95,7 @@ fn basic_credentials(value: &str) -> Option<(String, String)> {
     let (id, given) = decoded.split_once(':')?;
     let plain = |part: &str| {
         let pair = format!("x={part}");
-        let decoded = form_urlencoded::parse(pair.as_bytes())
-            .next()
-            .map(|(_, value)| value.into_owned());
+        let decoded = form_urlencoded::parse(pair.as_bytes()).next().map(|(_, value)| value.into_owned());
         decoded.unwrap_or_default()
     };
     Some((plain(id), plain(given)))

@@ -102,12 +102,7 @@ impl Upstream {
     /// Refuses every token issued so far, though its time is not over.
     pub fn refuse_current_tokens(&self) {
         let newest = self.authorization.ledger(|ledger| {
-            ledger
-                .families
-                .iter()
-                .map(|family| family.generation)
-                .max()
-                .unwrap_or_default()
+            ledger.families.iter().map(|family| family.generation).max().unwrap_or_default()
         });
         self.set(|script| script.refused_generation = newest);
     }
@@ -120,9 +115,6 @@ impl Upstream {
 
     /// Those that carried a bearer token; probes carry none.
     pub fn calls_with_token(&self) -> Vec<Received> {
-        self.calls()
-            .into_iter()
-            .filter(|call| call.bearer().is_some())
-            .collect()
+        self.calls().into_iter().filter(|call| call.bearer().is_some()).collect()
     }
 }

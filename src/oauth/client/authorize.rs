@@ -21,10 +21,7 @@ impl Pkce {
     pub fn new(random: [u8; 32]) -> Self {
         let verifier = SecretString::from(BASE64URL_NOPAD.encode(&random));
         let challenge = digest::digest(&digest::SHA256, verifier.expose_secret().as_bytes());
-        Pkce {
-            verifier,
-            challenge: BASE64URL_NOPAD.encode(challenge.as_ref()),
-        }
+        Pkce { verifier, challenge: BASE64URL_NOPAD.encode(challenge.as_ref()) }
     }
 }
 
@@ -120,20 +117,12 @@ fn without_own_parameters(query: &str) -> String {
 
 /// The decoded name of one `name=value` of a query.
 fn parameter_name(pair: &str) -> String {
-    form_urlencoded::parse(pair.as_bytes())
-        .next()
-        .map(|(name, _)| name.into_owned())
-        .unwrap_or_default()
+    form_urlencoded::parse(pair.as_bytes()).next().map(|(name, _)| name.into_owned()).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use std::collections::HashMap;
 
     use super::*;
@@ -154,10 +143,7 @@ mod tests {
 
     fn url(endpoint: &str, scopes: &[&str], extra: &[(&str, &str)]) -> String {
         let scopes: Vec<String> = scopes.iter().map(ToString::to_string).collect();
-        let extra = extra
-            .iter()
-            .map(|(name, value)| (name.to_string(), value.to_string()))
-            .collect();
+        let extra = extra.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         authorization_url(
             &server(endpoint, true),
             "https://gw.example/oauth/client.json",
@@ -171,9 +157,8 @@ mod tests {
     }
 
     fn parameters(url: &str) -> HashMap<String, String> {
-        let pairs: Vec<_> = form_urlencoded::parse(url.split_once('?').unwrap().1.as_bytes())
-            .into_owned()
-            .collect();
+        let pairs: Vec<_> =
+            form_urlencoded::parse(url.split_once('?').unwrap().1.as_bytes()).into_owned().collect();
         let map: HashMap<_, _> = pairs.iter().cloned().collect();
         assert_eq!(map.len(), pairs.len(), "a repeated parameter in {url}");
         map
@@ -186,10 +171,7 @@ mod tests {
             214, 191, 240, 91, 88, 5, 88, 83, 132, 141, 121,
         ];
         let pkce = Pkce::new(random.try_into().unwrap());
-        assert_eq!(
-            pkce.verifier.expose_secret(),
-            "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
-        );
+        assert_eq!(pkce.verifier.expose_secret(), "dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk");
         assert_eq!(pkce.challenge, "E9Melhoa2OwvFrEMTJguCHaoeK1t8URWbuGJSstw-cM");
     }
 
@@ -199,10 +181,7 @@ mod tests {
         let sent = parameters(&url);
         assert!(url.starts_with("https://as.example.com/authorize?"));
         assert_eq!(sent["response_type"], "code");
-        assert_eq!(
-            sent["redirect_uri"],
-            "https://gw.example/oauth/upstream/callback/abc"
-        );
+        assert_eq!(sent["redirect_uri"], "https://gw.example/oauth/upstream/callback/abc");
         assert_eq!(sent["state"], "s t&a+te");
         assert_eq!(sent["code_challenge"], "c");
         assert_eq!(sent["code_challenge_method"], "S256");
@@ -220,11 +199,7 @@ mod tests {
 
     #[test]
     fn the_endpoints_query_is_kept_but_cannot_speak_for_us() {
-        let url = url(
-            "https://as.example.com/a?tenant=x%2Fy&client_id=evil&res%6Furce=evil",
-            &[],
-            &[],
-        );
+        let url = url("https://as.example.com/a?tenant=x%2Fy&client_id=evil&res%6Furce=evil", &[], &[]);
         assert!(url.contains("tenant=x%2Fy"));
         let sent = parameters(&url);
         assert_eq!(sent["client_id"], "https://gw.example/oauth/client.json");
@@ -243,15 +218,9 @@ mod tests {
     #[test]
     fn offline_access_asks_for_consent_unless_a_prompt_is_configured() {
         let scopes = ["offline_access"];
-        assert_eq!(
-            parameters(&url("https://as.example.com/a", &scopes, &[]))["prompt"],
-            "consent"
-        );
+        assert_eq!(parameters(&url("https://as.example.com/a", &scopes, &[]))["prompt"], "consent");
         let login = [("prompt", "login")];
-        assert_eq!(
-            parameters(&url("https://as.example.com/a", &scopes, &login))["prompt"],
-            "login"
-        );
+        assert_eq!(parameters(&url("https://as.example.com/a", &scopes, &login))["prompt"], "login");
         assert_eq!(
             parameters(&url("https://as.example.com/a?prompt=login", &scopes, &[]))["prompt"],
             "login"

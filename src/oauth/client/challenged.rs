@@ -48,12 +48,8 @@ impl Connector {
         match self.records.get::<Challenge>(key).await? {
             Some(open) if !open.spent && open.value.incarnation == challenge.incarnation => {
                 let mut scopes = open.value.scopes.clone();
-                scopes.extend(
-                    challenge
-                        .scopes
-                        .into_iter()
-                        .filter(|scope| !open.value.scopes.contains(scope)),
-                );
+                scopes
+                    .extend(challenge.scopes.into_iter().filter(|scope| !open.value.scopes.contains(scope)));
                 if scopes == open.value.scopes {
                     return Ok(());
                 }
@@ -91,19 +87,12 @@ impl Connector {
         if challenge.spent {
             return Ok(false);
         }
-        let connection = self
-            .records
-            .store()
-            .connection(&connection_key(user, route))
-            .await?;
+        let connection = self.records.store().connection(&connection_key(user, route)).await?;
         if connection.map(|connection| connection.incarnation) != challenge.value.incarnation {
             self.records.remove::<Challenge>(&key).await?;
             return Ok(false);
         }
-        Ok(matches!(
-            self.records.take::<Challenge>(&key).await?,
-            Take::Fresh(_)
-        ))
+        Ok(matches!(self.records.take::<Challenge>(&key).await?, Take::Fresh(_)))
     }
 
     /// The challenge that a user's connection is still under.
@@ -112,12 +101,7 @@ impl Connector {
         connection: &str,
         incarnation: Option<&str>,
     ) -> Option<Challenge> {
-        let challenge = self
-            .records
-            .get::<Challenge>(&of_connection(connection))
-            .await
-            .ok()??
-            .value;
+        let challenge = self.records.get::<Challenge>(&of_connection(connection)).await.ok()??.value;
         (challenge.incarnation.as_deref() == incarnation).then_some(challenge)
     }
 }

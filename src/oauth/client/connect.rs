@@ -112,9 +112,7 @@ impl Connector {
             Err(RecordError::Unreadable) => None,
             Err(_) => return Ok(Prospect::Unknown),
         };
-        let incarnation = existing
-            .as_ref()
-            .map(|(connection, _)| connection.incarnation.as_str());
+        let incarnation = existing.as_ref().map(|(connection, _)| connection.incarnation.as_str());
         let challenge = self.open_challenge(&key, incarnation).await;
         let usable = existing.as_ref().is_some_and(|(connection, tokens)| {
             connection.state != State::NeedsReauth && is_alive(tokens, self.clock.now())
@@ -133,11 +131,8 @@ impl Connector {
             }
         };
         let overrides = overrides(oauth);
-        let target = Target {
-            url: &route.upstream.url,
-            policy: &route.upstream.policy,
-            overrides: &overrides,
-        };
+        let target =
+            Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides: &overrides };
         let discovered = match discover(&self.outbound, &target, bearer.as_ref()).await {
             Ok(discovered) => discovered,
             Err(error) if error.is_transient() => {
@@ -147,16 +142,10 @@ impl Connector {
             Err(error) => return Err(error),
         };
         // What was asked for before is asked for again: a step up adds (MCP Step-Up, SEP-2350).
-        let before = existing
-            .into_iter()
-            .flat_map(|(_, tokens)| tokens.requested_scopes);
+        let before = existing.into_iter().flat_map(|(_, tokens)| tokens.requested_scopes);
         let mut scopes = Vec::new();
-        for scope in discovered
-            .scopes
-            .iter()
-            .cloned()
-            .chain(challenge.unwrap_or_default().scopes)
-            .chain(before)
+        for scope in
+            discovered.scopes.iter().cloned().chain(challenge.unwrap_or_default().scopes).chain(before)
         {
             if !scopes.contains(&scope) {
                 scopes.push(scope);
@@ -206,10 +195,7 @@ impl Connector {
             plan,
         };
         let key = seal::digest(state.expose_secret());
-        self.records
-            .put(&key, 0, &pending, PENDING_TTL)
-            .await
-            .map_err(|_| ConnectError::Unavailable)?;
+        self.records.put(&key, 0, &pending, PENDING_TTL).await.map_err(|_| ConnectError::Unavailable)?;
         Ok(url)
     }
 
@@ -245,10 +231,7 @@ impl Connector {
         let route = routes.by_name(&pending.route).ok_or(CallbackError::Unknown)?;
         let outcome = self.redeem(route, &pending, returning).await;
         tracing::info!(target: "audit", event = "connect", user, route = %pending.route, issuer = %pending.plan.discovered.server.issuer, ok = outcome.is_ok());
-        Ok(Completed {
-            resume: pending.resume,
-            outcome,
-        })
+        Ok(Completed { resume: pending.resume, outcome })
     }
 
     async fn redeem(
@@ -265,11 +248,7 @@ impl Connector {
         }
         let code = returning.code.ok_or(ConnectError::Denied)?;
         let verifier = SecretString::from(pending.verifier.clone());
-        let grant = Grant::Code {
-            code,
-            verifier: &verifier,
-            redirect_uri: &pending.redirect_uri,
-        };
+        let grant = Grant::Code { code, verifier: &verifier, redirect_uri: &pending.redirect_uri };
         let endpoint = &discovered.server.token_endpoint;
         let now = self.clock.now();
         let response = match token::request(
@@ -285,9 +264,7 @@ impl Connector {
         {
             Outcome::Success(response) if response.usable => response,
             Outcome::Success(_) => {
-                return Err(ConnectError::Token(
-                    "the access token cannot be sent in a header".into(),
-                ));
+                return Err(ConnectError::Token("the access token cannot be sent in a header".into()));
             }
             Outcome::CleanTransient { .. } | Outcome::Ambiguous => return Err(ConnectError::Unavailable),
             Outcome::Dead => return Err(ConnectError::Token("invalid_grant".into())),
@@ -295,10 +272,7 @@ impl Connector {
         };
         let tokens = tokens(response, pending, now);
         let key = connection_key(&pending.user, &pending.route);
-        self.records
-            .connect(&key, &tokens, CONNECTION_TTL)
-            .await
-            .map_err(|_| ConnectError::Unavailable)?;
+        self.records.connect(&key, &tokens, CONNECTION_TTL).await.map_err(|_| ConnectError::Unavailable)?;
         Ok(())
     }
 }

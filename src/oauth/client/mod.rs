@@ -82,12 +82,7 @@ impl Connector {
 /// The short name of an issuer in our URLs: the first 16 base32 characters of its SHA-256.
 pub fn issuer_key(issuer: &str) -> String {
     let digest = ring::digest::digest(&ring::digest::SHA256, issuer.as_bytes());
-    BASE32_NOPAD
-        .encode(digest.as_ref())
-        .chars()
-        .take(16)
-        .collect::<String>()
-        .to_ascii_lowercase()
+    BASE32_NOPAD.encode(digest.as_ref()).chars().take(16).collect::<String>().to_ascii_lowercase()
 }
 
 /// The key of a user's connection at a route.

@@ -12,10 +12,7 @@ pub enum Probe {
     /// It answered, whatever it was, without asking for a token.
     Open,
     /// It asked for a token. `scopes` are those its challenge names.
-    Challenged {
-        bearer: Option<Bearer>,
-        scopes: Vec<String>,
-    },
+    Challenged { bearer: Option<Bearer>, scopes: Vec<String> },
     /// No answer to judge by: network, 5xx or 429. The reason is one line without secrets.
     Unreachable(String),
 }
@@ -24,11 +21,7 @@ pub enum Probe {
 /// in the words of 2025-11-25.
 pub async fn probe(outbound: &Outbound, url: &str, policy: &AddressPolicy) -> Probe {
     match ask(outbound, url, policy, mcp::probe_request()).await {
-        (Probe::Open, true) => {
-            ask(outbound, url, policy, mcp::session_era_probe_request())
-                .await
-                .0
-        }
+        (Probe::Open, true) => ask(outbound, url, policy, mcp::session_era_probe_request()).await.0,
         (probe, _) => probe,
     }
 }
@@ -38,9 +31,7 @@ async fn ask(outbound: &Outbound, url: &str, policy: &AddressPolicy, own: OwnReq
     let mut request = Request::new(Method::POST, url).head_only();
     request.body = Some(own.body);
     for (name, value) in own.headers {
-        request
-            .headers
-            .insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        request.headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
     }
     match outbound.send(request, policy).await {
         Ok(response) => (judged(&response), response.status.is_client_error()),
@@ -62,12 +53,7 @@ fn judged(response: &Response) -> Probe {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use crate::oauth::client::stub::{Answer, Stub, local, outbound};
 
@@ -82,9 +68,7 @@ mod tests {
             Answer::status(401).header("www-authenticate", &challenge)
         })
         .await;
-        let Probe::Challenged { bearer, scopes } = probed(&stub).await else {
-            panic!("not challenged")
-        };
+        let Probe::Challenged { bearer, scopes } = probed(&stub).await else { panic!("not challenged") };
         assert_eq!(bearer.unwrap().resource_metadata, Some(stub.url("/prm")));
         assert_eq!(scopes, ["mcp:basic", "mcp:read"]);
         let seen = stub.seen();
@@ -98,19 +82,14 @@ mod tests {
     #[tokio::test]
     async fn a_bare_401_is_a_challenge_too() {
         let stub = Stub::start(|_, _| Answer::status(401)).await;
-        assert!(matches!(
-            probed(&stub).await,
-            Probe::Challenged { bearer: None, .. }
-        ));
+        assert!(matches!(probed(&stub).await, Probe::Challenged { bearer: None, .. }));
     }
 
     #[tokio::test]
     async fn only_insufficient_scope_makes_a_403_a_challenge() {
         let stub = Stub::start(|_, _| {
-            Answer::status(403).header(
-                "www-authenticate",
-                "Bearer error=\"insufficient_scope\", scope=\"mcp:write\"",
-            )
+            Answer::status(403)
+                .header("www-authenticate", "Bearer error=\"insufficient_scope\", scope=\"mcp:write\"")
         })
         .await;
         assert!(matches!(probed(&stub).await, Probe::Challenged { scopes, .. } if scopes == ["mcp:write"]));
@@ -150,10 +129,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/mcp", listener.local_addr().unwrap());
         drop(listener);
-        assert!(matches!(
-            probe(&outbound(), &url, &local()).await,
-            Probe::Unreachable(_)
-        ));
+        assert!(matches!(probe(&outbound(), &url, &local()).await, Probe::Unreachable(_)));
     }
 
     #[tokio::test]

@@ -84,18 +84,11 @@ impl Connector {
             dashmap::Entry::Vacant(vacant) => {
                 let (sender, receiver) = watch::channel(None);
                 vacant.insert(receiver.clone());
-                let (this, route, key, outdated) = (
-                    Arc::clone(self),
-                    Arc::clone(route),
-                    key.to_owned(),
-                    outdated.clone(),
-                );
+                let (this, route, key, outdated) =
+                    (Arc::clone(self), Arc::clone(route), key.to_owned(), outdated.clone());
                 tokio::spawn(async move {
                     let _under_way = this.in_flight.start();
-                    let landing = Landing {
-                        connector: &this,
-                        key: &key,
-                    };
+                    let landing = Landing { connector: &this, key: &key };
                     let renewed = this.attempt(&route, &key, &outdated).await;
                     drop(landing);
                     let _ = sender.send(Some(renewed));
@@ -111,23 +104,11 @@ impl Connector {
         };
         let give_up = self.clock.now() + PATIENCE;
         loop {
-            match self
-                .records
-                .store()
-                .acquire(key, &id, outdated.generation, LEASE)
-                .await
-            {
+            match self.records.store().acquire(key, &id, outdated.generation, LEASE).await {
                 Ok(Acquired::Owner { connection, .. }) if !outdated.covers(&connection) => {
                     // The user has authorized anew meanwhile: what is there has not been tried yet.
-                    let now = Release::Transient {
-                        not_before: self.clock.now(),
-                    };
-                    if let Err(error) = self
-                        .records
-                        .store()
-                        .release(key, &id, connection.fence, now)
-                        .await
-                    {
+                    let now = Release::Transient { not_before: self.clock.now() };
+                    if let Err(error) = self.records.store().release(key, &id, connection.fence, now).await {
                         tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
                     }
                     return self.read(key, connection);
@@ -158,18 +139,11 @@ impl Connector {
             return Renewed::Later { retry_after: BACKOFF };
         };
         let release = async |outcome: Release| {
-            if let Err(error) = self
-                .records
-                .store()
-                .release(key, &attempt.id, attempt.fence, outcome)
-                .await
-            {
+            if let Err(error) = self.records.store().release(key, &attempt.id, attempt.fence, outcome).await {
                 tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
             }
         };
-        let later = |wait: Duration| Release::Transient {
-            not_before: self.clock.now() + wait,
-        };
+        let later = |wait: Duration| Release::Transient { not_before: self.clock.now() + wait };
         let tokens = match self.records.tokens(key, &acquired) {
             Ok(tokens) => tokens,
             Err(_) => {
@@ -187,22 +161,14 @@ impl Connector {
             Ok(None) | Err(RecordError::Unreadable) => {
                 tracing::error!(target: "postern::refresh", issuer = %tokens.issuer, "our registration at this issuer is missing or unreadable");
                 release(later(BACKOFF_CONFIG)).await;
-                return self.outcome(
-                    "no_registration",
-                    Renewed::Later {
-                        retry_after: BACKOFF_CONFIG,
-                    },
-                );
+                return self.outcome("no_registration", Renewed::Later { retry_after: BACKOFF_CONFIG });
             }
             Err(_) => {
                 release(later(BACKOFF)).await;
                 return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
             }
         };
-        if !matches!(
-            self.records.store().sent(key, &attempt.id, attempt.fence).await,
-            Ok(true)
-        ) {
+        if !matches!(self.records.store().sent(key, &attempt.id, attempt.fence).await, Ok(true)) {
             return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
         }
         let grant = Grant::Refresh { refresh_token };
@@ -219,8 +185,7 @@ impl Connector {
         .await;
         match answer {
             Outcome::Success(response) => {
-                self.persist(key, &acquired, merged(tokens, response, self.clock.now()))
-                    .await
+                self.persist(key, &acquired, merged(tokens, response, self.clock.now())).await
             }
             Outcome::CleanTransient { retry_after } => {
                 let wait = retry_after.unwrap_or(BACKOFF).max(BACKOFF);
@@ -228,10 +193,7 @@ impl Connector {
                 self.outcome("transient", Renewed::Later { retry_after: wait })
             }
             Outcome::Ambiguous => {
-                release(Release::Ambiguous {
-                    not_before: self.clock.now() + BACKOFF,
-                })
-                .await;
+                release(Release::Ambiguous { not_before: self.clock.now() + BACKOFF }).await;
                 self.outcome("ambiguous", Renewed::Later { retry_after: BACKOFF })
             }
             Outcome::Dead => {
@@ -241,12 +203,7 @@ impl Connector {
             Outcome::Config(error) => {
                 tracing::error!(target: "postern::refresh", route = %route.name, issuer = %tokens.issuer, %error, "the authorization server refuses this client: check its registration");
                 release(later(BACKOFF_CONFIG)).await;
-                self.outcome(
-                    "config",
-                    Renewed::Later {
-                        retry_after: BACKOFF_CONFIG,
-                    },
-                )
+                self.outcome("config", Renewed::Later { retry_after: BACKOFF_CONFIG })
             }
         }
     }
@@ -257,10 +214,7 @@ impl Connector {
         loop {
             match self.records.commit(key, acquired, &tokens, CONNECTION_TTL).await {
                 Ok(Committed::Stored { generation }) => {
-                    let connection = Connection {
-                        generation,
-                        ..acquired.clone()
-                    };
+                    let connection = Connection { generation, ..acquired.clone() };
                     return self.outcome("success", Renewed::Tokens(Arc::new((connection, tokens))));
                 }
                 // Disconnected or connected anew meanwhile: what we got is not wanted any more.
@@ -321,11 +275,7 @@ fn merged(old: Tokens, response: TokenResponse, now: std::time::SystemTime) -> T
         Some(std::time::UNIX_EPOCH)
     };
     Tokens {
-        access_token: if response.usable {
-            response.access_token
-        } else {
-            old.access_token
-        },
+        access_token: if response.usable { response.access_token } else { old.access_token },
         refresh_token: response.refresh_token.or(old.refresh_token),
         expires_at,
         obtained_at: now,

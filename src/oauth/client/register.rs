@@ -36,24 +36,16 @@ impl AuthMethod {
 
     /// By registered name; `None` for a method that is not ours.
     pub fn from_name(name: &str) -> Option<Self> {
-        [
-            AuthMethod::None,
-            AuthMethod::ClientSecretBasic,
-            AuthMethod::ClientSecretPost,
-        ]
-        .into_iter()
-        .find(|method| method.as_str() == name)
+        [AuthMethod::None, AuthMethod::ClientSecretBasic, AuthMethod::ClientSecretPost]
+            .into_iter()
+            .find(|method| method.as_str() == name)
     }
 
     /// For a new client: no secret where the server can do without, else Basic, else in the body.
     pub fn for_new_client(server: &AuthorizationServer) -> Option<Self> {
-        [
-            AuthMethod::None,
-            AuthMethod::ClientSecretBasic,
-            AuthMethod::ClientSecretPost,
-        ]
-        .into_iter()
-        .find(|method| server.auth_methods.iter().any(|name| name == method.as_str()))
+        [AuthMethod::None, AuthMethod::ClientSecretBasic, AuthMethod::ClientSecretPost]
+            .into_iter()
+            .find(|method| server.auth_methods.iter().any(|name| name == method.as_str()))
     }
 
     /// For a client that the operator registered by hand and that says nothing about its method.
@@ -163,12 +155,9 @@ pub async fn register(
     let endpoint = server
         .registration_endpoint
         .as_deref()
-        .ok_or(RegisterError::Unsupported(
-            "the server has no registration endpoint",
-        ))?;
-    let asked = AuthMethod::for_new_client(server).ok_or(RegisterError::Unsupported(
-        "the server has no client authentication that we know",
-    ))?;
+        .ok_or(RegisterError::Unsupported("the server has no registration endpoint"))?;
+    let asked = AuthMethod::for_new_client(server)
+        .ok_or(RegisterError::Unsupported("the server has no client authentication that we know"))?;
     let metadata = ClientMetadata {
         client_name,
         client_uri,
@@ -177,23 +166,16 @@ pub async fn register(
         response_types: ["code"],
         token_endpoint_auth_method: asked.as_str(),
         // OpenID Connect Registration §2: http on loopback is what a native application has.
-        application_type: if redirect_uri.starts_with("http://") {
-            "native"
-        } else {
-            "web"
-        },
+        application_type: if redirect_uri.starts_with("http://") { "native" } else { "web" },
     };
     let request =
         Request::post_json(endpoint, &metadata).map_err(|_| RegisterError::Invalid("client metadata"))?;
-    let response = outbound
-        .send(request, policy)
-        .await
-        .map_err(|error| match error {
-            outbound::Error::Refused { .. } => RegisterError::Address,
-            outbound::Error::NotSent { .. } | outbound::Error::Unknown { .. } => RegisterError::Unavailable,
-            outbound::Error::TooLarge { .. } => RegisterError::Invalid("too large"),
-            outbound::Error::Invalid { .. } => RegisterError::Invalid("not readable"),
-        })?;
+    let response = outbound.send(request, policy).await.map_err(|error| match error {
+        outbound::Error::Refused { .. } => RegisterError::Address,
+        outbound::Error::NotSent { .. } | outbound::Error::Unknown { .. } => RegisterError::Unavailable,
+        outbound::Error::TooLarge { .. } => RegisterError::Invalid("too large"),
+        outbound::Error::Invalid { .. } => RegisterError::Invalid("not readable"),
+    })?;
     match response.status {
         StatusCode::OK | StatusCode::CREATED => {
             let information = serde_json::from_slice(&response.body)
@@ -202,12 +184,10 @@ pub async fn register(
         }
         StatusCode::TOO_MANY_REQUESTS => Err(RegisterError::Unavailable),
         status if status.is_server_error() => Err(RegisterError::Unavailable),
-        status => Err(RegisterError::Refused(
-            match serde_json::from_slice::<ErrorBody>(&response.body) {
-                Ok(body) => error_code(&body.error),
-                Err(_) => format!("http status {}", status.as_u16()),
-            },
-        )),
+        status => Err(RegisterError::Refused(match serde_json::from_slice::<ErrorBody>(&response.body) {
+            Ok(body) => error_code(&body.error),
+            Err(_) => format!("http status {}", status.as_u16()),
+        })),
     }
 }
 
@@ -220,10 +200,7 @@ fn accepted(
     if !is_visible(&information.client_id) {
         return Err(RegisterError::Invalid("client id"));
     }
-    if information
-        .redirect_uris
-        .is_some_and(|uris| !uris.iter().any(|uri| uri == redirect_uri))
-    {
+    if information.redirect_uris.is_some_and(|uris| !uris.iter().any(|uri| uri == redirect_uri)) {
         return Err(RegisterError::Invalid("another redirect uri"));
     }
     let auth_method = match information.token_endpoint_auth_method.as_deref() {
@@ -235,9 +212,7 @@ fn accepted(
         }
         None => asked,
     };
-    let client_secret = information
-        .client_secret
-        .filter(|_| auth_method != AuthMethod::None);
+    let client_secret = information.client_secret.filter(|_| auth_method != AuthMethod::None);
     match &client_secret {
         Some(secret) if !is_visible(secret.expose_secret()) => {
             return Err(RegisterError::Invalid("client secret"));
@@ -273,32 +248,18 @@ fn is_visible(text: &str) -> bool {
 /// An error code as a log line can carry it: the server's, unless it is none.
 pub(super) fn error_code(code: &str) -> String {
     let fits = (1..=64).contains(&code.len())
-        && code
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
-    if fits {
-        code.to_string()
-    } else {
-        "unreadable error code".to_string()
-    }
+        && code.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.'));
+    if fits { code.to_string() } else { "unreadable error code".to_string() }
 }
 
 /// Only for records that are sealed before they leave the process.
 fn exposed<S: Serializer>(secret: &Option<SecretString>, serializer: S) -> Result<S::Ok, S::Error> {
-    secret
-        .as_ref()
-        .map(|secret| secret.expose_secret())
-        .serialize(serializer)
+    secret.as_ref().map(|secret| secret.expose_secret()).serialize(serializer)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use crate::oauth::client::stub::{Answer, Stub, at, local, outbound, server};
 
@@ -307,16 +268,7 @@ mod tests {
     async fn registered(stub: &Stub, methods: &[&str]) -> Result<Registration, RegisterError> {
         let mut server = server(stub);
         server.auth_methods = methods.iter().map(ToString::to_string).collect();
-        register(
-            &outbound(),
-            &local(),
-            &server,
-            REDIRECT,
-            "Postern",
-            "https://gw.example",
-            at(1_000),
-        )
-        .await
+        register(&outbound(), &local(), &server, REDIRECT, "Postern", "https://gw.example", at(1_000)).await
     }
 
     async fn answered(
@@ -324,11 +276,7 @@ mod tests {
         status: u16,
         body: &'static str,
     ) -> Result<Registration, RegisterError> {
-        registered(
-            &Stub::start(move |_, _| Answer::json(status, body)).await,
-            methods,
-        )
-        .await
+        registered(&Stub::start(move |_, _| Answer::json(status, body)).await, methods).await
     }
 
     fn error(result: Result<Registration, RegisterError>) -> RegisterError {
@@ -342,10 +290,7 @@ mod tests {
     async fn a_public_client_is_asked_for_where_possible() {
         for (methods, asked) in [
             (&["client_secret_basic", "none"][..], "none"),
-            (
-                &["client_secret_post", "client_secret_basic"],
-                "client_secret_basic",
-            ),
+            (&["client_secret_post", "client_secret_basic"], "client_secret_basic"),
             (&["private_key_jwt", "client_secret_post"], "client_secret_post"),
         ] {
             let stub =
@@ -356,10 +301,7 @@ mod tests {
             assert_eq!(seen[0].path, "/register");
             assert_eq!(sent["token_endpoint_auth_method"], asked);
             assert_eq!(sent["redirect_uris"], serde_json::json!([REDIRECT]));
-            assert_eq!(
-                sent["grant_types"],
-                serde_json::json!(["authorization_code", "refresh_token"])
-            );
+            assert_eq!(sent["grant_types"], serde_json::json!(["authorization_code", "refresh_token"]));
             assert_eq!(sent["application_type"], "web");
             assert!(sent.get("scope").is_none());
         }
@@ -373,18 +315,7 @@ mod tests {
     async fn a_loopback_callback_is_a_native_application() {
         let stub = Stub::start(|_, _| Answer::json(201, r#"{"client_id":"a"}"#)).await;
         let redirect = "http://127.0.0.1:8080/oauth/upstream/callback/abc";
-        register(
-            &outbound(),
-            &local(),
-            &server(&stub),
-            redirect,
-            "Postern",
-            "",
-            at(0),
-        )
-        .await
-        .ok()
-        .unwrap();
+        register(&outbound(), &local(), &server(&stub), redirect, "Postern", "", at(0)).await.ok().unwrap();
         let sent: serde_json::Value = serde_json::from_slice(&stub.seen()[0].body).unwrap();
         assert_eq!(sent["application_type"], "native");
         assert!(sent.get("client_uri").is_none());
@@ -394,16 +325,8 @@ mod tests {
     async fn the_servers_answer_counts() {
         for (body, method, has_secret) in [
             (r#"{"client_id":"a"}"#, AuthMethod::None, false),
-            (
-                r#"{"client_id":"a","client_secret":null}"#,
-                AuthMethod::None,
-                false,
-            ),
-            (
-                r#"{"client_id":"a","client_secret":"s"}"#,
-                AuthMethod::ClientSecretBasic,
-                true,
-            ),
+            (r#"{"client_id":"a","client_secret":null}"#, AuthMethod::None, false),
+            (r#"{"client_id":"a","client_secret":"s"}"#, AuthMethod::ClientSecretBasic, true),
             (
                 r#"{"client_id":"a","client_secret":"s","token_endpoint_auth_method":"client_secret_post"}"#,
                 AuthMethod::ClientSecretPost,
@@ -460,18 +383,12 @@ mod tests {
             r#"{"client_id":"a","client_secret":"s","client_secret_expires_at":999}"#,
         ] {
             assert!(
-                matches!(
-                    error(answered(&["none"], 201, body).await),
-                    RegisterError::Invalid(_)
-                ),
+                matches!(error(answered(&["none"], 201, body).await), RegisterError::Invalid(_)),
                 "{body}"
             );
         }
         let body = r#"{"client_id":"a","token_endpoint_auth_method":"private_key_jwt"}"#;
-        assert!(matches!(
-            error(answered(&["none"], 201, body).await),
-            RegisterError::Unsupported(_)
-        ));
+        assert!(matches!(error(answered(&["none"], 201, body).await), RegisterError::Unsupported(_)));
     }
 
     #[tokio::test]
@@ -511,11 +428,7 @@ mod tests {
         let mut server = crate::oauth::client::stub::server_at("https://as.example.com");
         for (methods, has_secret, method) in [
             (&["client_secret_post"][..], true, AuthMethod::ClientSecretPost),
-            (
-                &["client_secret_post", "client_secret_basic"],
-                true,
-                AuthMethod::ClientSecretBasic,
-            ),
+            (&["client_secret_post", "client_secret_basic"], true, AuthMethod::ClientSecretBasic),
             (&[], true, AuthMethod::ClientSecretBasic),
             (&["client_secret_basic"], false, AuthMethod::None),
         ] {

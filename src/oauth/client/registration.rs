@@ -47,10 +47,9 @@ impl Connector {
         let issuer = issuer_key(&server.issuer);
         let redirect_uri = self.redirect_uri(&issuer);
         let configured = match &route.credential {
-            Credential::Oauth(oauth) => oauth
-                .client_id
-                .as_ref()
-                .map(|id| configured(oauth, id, server, &redirect_uri)),
+            Credential::Oauth(oauth) => {
+                oauth.client_id.as_ref().map(|id| configured(oauth, id, server, &redirect_uri))
+            }
             _ => None,
         };
         // Which identity is in force here. Each one also stays under its own name, for the tokens issued to it.
@@ -89,13 +88,9 @@ impl Connector {
             }
         };
         let own = by_id(&issuer, &registration.client_id);
-        self.replace(&own, &registration)
-            .await
-            .map_err(|_| RegisterError::Unavailable)?;
+        self.replace(&own, &registration).await.map_err(|_| RegisterError::Unavailable)?;
         if own != current {
-            self.replace(&current, &registration)
-                .await
-                .map_err(|_| RegisterError::Unavailable)?;
+            self.replace(&current, &registration).await.map_err(|_| RegisterError::Unavailable)?;
         }
         tracing::info!(target: "audit", event = "registered_upstream", issuer = %server.issuer, client_id = %registration.client_id);
         Ok((own, registration))
@@ -147,10 +142,8 @@ impl Connector {
     /// The document for all issuers we have dealt with: for who names it as `oauth_client.client_metadata_url`.
     pub async fn common_document(&self) -> Result<Document, RecordError> {
         let known = self.records.scan::<Registration>().await?;
-        let mut redirect_uris: Vec<String> = known
-            .into_iter()
-            .map(|(_, known)| known.value.redirect_uri)
-            .collect();
+        let mut redirect_uris: Vec<String> =
+            known.into_iter().map(|(_, known)| known.value.redirect_uri).collect();
         redirect_uris.sort();
         redirect_uris.dedup();
         Ok(self.describe(format!("{}/oauth/client.json", self.origin), redirect_uris))
@@ -205,10 +198,7 @@ fn is_current(
     now: SystemTime,
 ) -> bool {
     let secret = |registration: &Registration| {
-        registration
-            .client_secret
-            .as_ref()
-            .map(|secret| secret.expose_secret().to_owned())
+        registration.client_secret.as_ref().map(|secret| secret.expose_secret().to_owned())
     };
     let same = |wanted: &Registration| {
         stored.client_id == wanted.client_id

@@ -1,11 +1,6 @@
 //! A scripted HTTP server on loopback for the tests of the client steps. It answers what the test says and remembers
 //! what it was asked.
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -42,18 +37,11 @@ pub struct Answer(http::Response<String>);
 
 impl Answer {
     pub fn status(status: u16) -> Self {
-        Answer(
-            http::Response::builder()
-                .status(status)
-                .body(String::new())
-                .unwrap(),
-        )
+        Answer(http::Response::builder().status(status).body(String::new()).unwrap())
     }
 
     pub fn json(status: u16, body: impl ToString) -> Self {
-        Self::status(status)
-            .header("content-type", "application/json")
-            .body(body)
+        Self::status(status).header("content-type", "application/json").body(body)
     }
 
     pub fn header(mut self, name: &'static str, value: &str) -> Self {

@@ -27,11 +27,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 #[derive(Clone, Copy)]
 pub enum Grant<'a> {
     /// RFC 6749 §4.1.3 with RFC 7636 §4.5.
-    Code {
-        code: &'a str,
-        verifier: &'a SecretString,
-        redirect_uri: &'a str,
-    },
+    Code { code: &'a str, verifier: &'a SecretString, redirect_uri: &'a str },
     /// RFC 6749 §6. No scopes are named: the grant keeps those it has.
     Refresh { refresh_token: &'a SecretString },
 }
@@ -101,33 +97,22 @@ fn token_request(
 ) -> Option<Request> {
     let mut fields: Vec<(&str, &str)> = Vec::with_capacity(7);
     match grant {
-        Grant::Code {
-            code,
-            verifier,
-            redirect_uri,
-        } => fields.extend([
+        Grant::Code { code, verifier, redirect_uri } => fields.extend([
             ("grant_type", "authorization_code"),
             ("code", code),
             ("code_verifier", verifier.expose_secret()),
             ("redirect_uri", redirect_uri),
         ]),
-        Grant::Refresh { refresh_token } => fields.extend([
-            ("grant_type", "refresh_token"),
-            ("refresh_token", refresh_token.expose_secret()),
-        ]),
+        Grant::Refresh { refresh_token } => {
+            fields.extend([("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())])
+        }
     }
     fields.push(("resource", resource));
-    let secret = registration
-        .client_secret
-        .as_ref()
-        .map(|secret| secret.expose_secret());
+    let secret = registration.client_secret.as_ref().map(|secret| secret.expose_secret());
     match (registration.auth_method, secret) {
         (AuthMethod::None, _) => fields.push(("client_id", &registration.client_id)),
         (AuthMethod::ClientSecretPost, Some(secret)) => {
-            fields.extend([
-                ("client_id", registration.client_id.as_str()),
-                ("client_secret", secret),
-            ]);
+            fields.extend([("client_id", registration.client_id.as_str()), ("client_secret", secret)]);
         }
         (AuthMethod::ClientSecretBasic, Some(_)) => {}
         (AuthMethod::ClientSecretPost | AuthMethod::ClientSecretBasic, None) => return None,
@@ -144,11 +129,7 @@ fn token_request(
 /// RFC 6749 §2.3.1: both halves form-encoded before they are joined.
 fn basic(client_id: &str, secret: &str) -> Option<HeaderValue> {
     let form = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-    let pair = Zeroizing::new(format!(
-        "{}:{}",
-        form(client_id),
-        Zeroizing::new(form(secret)).as_str()
-    ));
+    let pair = Zeroizing::new(format!("{}:{}", form(client_id), Zeroizing::new(form(secret)).as_str()));
     let line = Zeroizing::new(format!("Basic {}", BASE64.encode(pair.as_bytes())));
     let mut value = HeaderValue::from_str(&line).ok()?;
     value.set_sensitive(true);
@@ -207,10 +188,7 @@ pub fn classify(response: &Response, now: SystemTime) -> Outcome {
 }
 
 fn granted(answer: Answer, wait: Option<Duration>) -> Outcome {
-    let bearer = answer
-        .token_type
-        .as_str()
-        .is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
+    let bearer = answer.token_type.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
     let access_token = token(answer.access_token, is_b64token).filter(|_| bearer);
     let refresh_token = token(answer.refresh_token, is_printable);
     if access_token.is_none() && refresh_token.is_none() {
@@ -254,10 +232,7 @@ fn token(value: Value, fits: fn(&str) -> bool) -> Option<SecretString> {
 fn is_b64token(text: &str) -> bool {
     let body = text.trim_end_matches('=');
     let sign = |byte| matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
-    !body.is_empty()
-        && body
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || sign(byte))
+    !body.is_empty() && body.bytes().all(|byte| byte.is_ascii_alphanumeric() || sign(byte))
 }
 
 /// RFC 6749 appendix A.17.
@@ -267,13 +242,8 @@ fn is_printable(text: &str) -> bool {
 
 /// Seconds as integer, fraction or string, of any size and sign.
 fn lifetime(raw: &RawValue) -> Option<Duration> {
-    let seconds = raw
-        .get()
-        .trim_matches('"')
-        .trim()
-        .parse::<f64>()
-        .ok()
-        .filter(|seconds| !seconds.is_nan())?;
+    let seconds =
+        raw.get().trim_matches('"').trim().parse::<f64>().ok().filter(|seconds| !seconds.is_nan())?;
     // Clamped first, so that the conversion cannot fail.
     let seconds = seconds.clamp(SHORTEST_LIFE.as_secs_f64(), LONGEST_LIFE.as_secs_f64());
     Duration::try_from_secs_f64(seconds).ok()
@@ -298,10 +268,7 @@ fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
         // More digits than a number holds is long enough.
         text.parse().map_or(LONGEST_WAIT, Duration::from_secs)
     } else {
-        httpdate::parse_http_date(text)
-            .ok()?
-            .duration_since(now)
-            .unwrap_or_default()
+        httpdate::parse_http_date(text).ok()?.duration_since(now).unwrap_or_default()
     };
     Some(wait.min(LONGEST_WAIT))
 }

@@ -68,17 +68,10 @@ impl Keys {
                 &[b"postern access token key id", key.as_slice()].concat(),
             );
             let id = digest.as_ref().first_chunk().copied().ok_or(SealError)?;
-            Ok((
-                id,
-                LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| SealError)?),
-            ))
+            Ok((id, LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| SealError)?)))
         });
         let keys = keys.collect::<Result<Vec<_>, SealError>>()?;
-        if keys.is_empty() {
-            Err(SealError)
-        } else {
-            Ok(Self { keys })
-        }
+        if keys.is_empty() { Err(SealError) } else { Ok(Self { keys }) }
     }
 
     /// Makes the token string.
@@ -86,66 +79,32 @@ impl Keys {
         let (id, key) = self.keys.first().ok_or(SealError)?;
         let nonce: [u8; NONCE_LEN] = seal::random().map_err(|_| SealError)?;
         let mut plain = Vec::with_capacity(256);
-        let expires = claims
-            .expires_at
-            .duration_since(UNIX_EPOCH)
-            .map_err(|_| SealError)?
-            .as_secs();
+        let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
         plain.extend_from_slice(&expires.to_be_bytes());
-        for field in [
-            claims.audience,
-            claims.grant,
-            claims.subject,
-            claims.client,
-            claims.scope,
-        ] {
+        for field in [claims.audience, claims.grant, claims.subject, claims.client, claims.scope] {
             plain.extend_from_slice(&u16::try_from(field.len()).map_err(|_| SealError)?.to_be_bytes());
             plain.extend_from_slice(field.as_bytes());
         }
-        key.seal_in_place_append_tag(
-            Nonce::assume_unique_for_key(nonce),
-            Aad::from(CONTEXT),
-            &mut plain,
-        )
-        .map_err(|_| SealError)?;
+        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(CONTEXT), &mut plain)
+            .map_err(|_| SealError)?;
         let mut token = PREFIX.to_owned();
         BASE64URL_NOPAD.encode_append(&[id.as_slice(), &nonce, &plain].concat(), &mut token);
-        if token.len() > MAX_LEN {
-            Err(SealError)
-        } else {
-            Ok(token)
-        }
+        if token.len() > MAX_LEN { Err(SealError) } else { Ok(token) }
     }
 
     /// Opens `token` at `now`. Anything that is not exactly a token of ours is [`OpenError::Foreign`].
     pub fn open(&self, token: &str, now: SystemTime) -> Result<Opened, OpenError> {
-        let encoded = token
-            .strip_prefix(PREFIX)
-            .filter(|rest| rest.len() <= MAX_LEN)
-            .ok_or(OpenError::Foreign)?;
-        let mut bytes = BASE64URL_NOPAD
-            .decode(encoded.as_bytes())
-            .map_err(|_| OpenError::Foreign)?;
-        let (id, rest) = bytes
-            .split_first_chunk_mut::<KEY_ID_LEN>()
-            .ok_or(OpenError::Foreign)?;
-        let (nonce, sealed) = rest
-            .split_first_chunk_mut::<NONCE_LEN>()
-            .ok_or(OpenError::Foreign)?;
-        let (_, key) = self
-            .keys
-            .iter()
-            .find(|(known, _)| known == id)
-            .ok_or(OpenError::Foreign)?;
+        let encoded =
+            token.strip_prefix(PREFIX).filter(|rest| rest.len() <= MAX_LEN).ok_or(OpenError::Foreign)?;
+        let mut bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| OpenError::Foreign)?;
+        let (id, rest) = bytes.split_first_chunk_mut::<KEY_ID_LEN>().ok_or(OpenError::Foreign)?;
+        let (nonce, sealed) = rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(OpenError::Foreign)?;
+        let (_, key) = self.keys.iter().find(|(known, _)| known == id).ok_or(OpenError::Foreign)?;
         let plain = key
             .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(CONTEXT), sealed)
             .map_err(|_| OpenError::Foreign)?;
         let opened = Opened::read(plain).ok_or(OpenError::Foreign)?;
-        if opened.expires_at <= now {
-            Err(OpenError::Expired)
-        } else {
-            Ok(opened)
-        }
+        if opened.expires_at <= now { Err(OpenError::Expired) } else { Ok(opened) }
     }
 }
 
@@ -165,18 +124,11 @@ impl Opened {
             rest = after;
         }
         let expires_at = UNIX_EPOCH.checked_add(Duration::from_secs(u64::from_be_bytes(*expires)))?;
-        rest.is_empty().then_some(Self {
-            text,
-            fields,
-            expires_at,
-        })
+        rest.is_empty().then_some(Self { text, fields, expires_at })
     }
 
     fn field(&self, index: usize) -> &str {
-        self.fields
-            .get(index)
-            .and_then(|range| self.text.get(range.clone()))
-            .unwrap_or_default()
+        self.fields.get(index).and_then(|range| self.text.get(range.clone())).unwrap_or_default()
     }
 
     pub fn audience(&self) -> &str {
@@ -202,12 +154,7 @@ impl Opened {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     fn now() -> SystemTime {
@@ -236,10 +183,7 @@ mod tests {
             (opened.audience(), opened.grant(), opened.subject()),
             ("https://mcp.example.com/files", "g1", "alice")
         );
-        assert_eq!(
-            (opened.client(), opened.scope()),
-            ("https://client.example/meta.json", "mcp:access")
-        );
+        assert_eq!((opened.client(), opened.scope()), ("https://client.example/meta.json", "mcp:access"));
     }
 
     #[test]
@@ -260,24 +204,15 @@ mod tests {
     #[test]
     fn any_flipped_bit_and_any_truncation_is_refused() {
         let keys = Keys::new(&[[7; 32]]).unwrap();
-        let raw = BASE64URL_NOPAD
-            .decode(&sealed(&keys).as_bytes()[PREFIX.len()..])
-            .unwrap();
+        let raw = BASE64URL_NOPAD.decode(&sealed(&keys).as_bytes()[PREFIX.len()..]).unwrap();
         for bit in 0..raw.len() * 8 {
             let mut other = raw.clone();
             other[bit / 8] ^= 1 << (bit % 8);
-            assert!(
-                keys.open(&format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&other)), now())
-                    .is_err()
-            );
+            assert!(keys.open(&format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&other)), now()).is_err());
         }
         for length in 0..raw.len() {
             assert!(
-                keys.open(
-                    &format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&raw[..length])),
-                    now()
-                )
-                .is_err()
+                keys.open(&format!("{PREFIX}{}", BASE64URL_NOPAD.encode(&raw[..length])), now()).is_err()
             );
         }
     }
@@ -286,19 +221,8 @@ mod tests {
     fn expired_and_foreign_keys_are_refused_and_old_keys_still_open() {
         let old = Keys::new(&[[7; 32]]).unwrap();
         let token = sealed(&old);
-        assert_eq!(
-            old.open(&token, now() + Duration::from_secs(600)).err(),
-            Some(OpenError::Expired)
-        );
-        assert_eq!(
-            Keys::new(&[[8; 32]]).unwrap().open(&token, now()).err(),
-            Some(OpenError::Foreign)
-        );
-        assert!(
-            Keys::new(&[[8; 32], [7; 32]])
-                .unwrap()
-                .open(&token, now())
-                .is_ok()
-        );
+        assert_eq!(old.open(&token, now() + Duration::from_secs(600)).err(), Some(OpenError::Expired));
+        assert_eq!(Keys::new(&[[8; 32]]).unwrap().open(&token, now()).err(), Some(OpenError::Foreign));
+        assert!(Keys::new(&[[8; 32], [7; 32]]).unwrap().open(&token, now()).is_ok());
     }
 }

@@ -85,19 +85,13 @@ pub async fn validate(
     query: &str,
 ) -> Result<(Request, Client), Refused> {
     let params = Params::parse(query).map_err(|refusal| Refused::Page(refusal.description))?;
-    let client_id = params.value("client_id").ok_or(Refused::Page(
-        "The application did not say which one it is (client_id is missing).",
-    ))?;
+    let client_id = params
+        .value("client_id")
+        .ok_or(Refused::Page("The application did not say which one it is (client_id is missing)."))?;
     let cimd = &snapshot.config.oauth_server.cimd;
     let found = authority
         .clients
-        .find(
-            &authority.records,
-            &authority.connector.outbound,
-            cimd,
-            client_id,
-            authority.clock.now(),
-        )
+        .find(&authority.records, &authority.connector.outbound, cimd, client_id, authority.clock.now())
         .await;
     let client = found.map_err(|error| match error {
         ClientError::Unknown => Refused::Page(
@@ -140,12 +134,9 @@ pub async fn validate(
                 client,
             ))
         }
-        Err(refusal) => Err(Refused::Redirect(error_redirect(
-            snapshot,
-            &redirect_uri,
-            state.as_deref(),
-            refusal,
-        ))),
+        Err(refusal) => {
+            Err(Refused::Redirect(error_redirect(snapshot, &redirect_uri, state.as_deref(), refusal)))
+        }
     }
 }
 
@@ -154,14 +145,10 @@ fn check<'s>(
     snapshot: &'s Snapshot,
 ) -> Result<(&'s Arc<Route>, String, Vec<String>), Refusal> {
     if params.value("request").is_some() || params.value("request_uri").is_some() {
-        return Err(Refusal::request_not_supported(
-            "request objects are not supported",
-        ));
+        return Err(Refusal::request_not_supported("request objects are not supported"));
     }
     if params.required("response_type", "response_type is required")? != "code" {
-        return Err(Refusal::unsupported_response_type(
-            "only response_type=code is supported",
-        ));
+        return Err(Refusal::unsupported_response_type("only response_type=code is supported"));
     }
     if params.value("response_mode").is_some_and(|mode| mode != "query") {
         return Err(Refusal::invalid_request("only response_mode=query is supported"));
@@ -172,22 +159,17 @@ fn check<'s>(
         return Err(Refusal::invalid_request("code_challenge_method must be S256"));
     }
     if challenge.len() != 43
-        || !challenge
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        || !challenge.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
     {
-        return Err(Refusal::invalid_request(
-            "code_challenge is not a SHA-256 digest in base64url",
-        ));
+        return Err(Refusal::invalid_request("code_challenge is not a SHA-256 digest in base64url"));
     }
     let route = match params.value("resource") {
         Some(resource) => snapshot
             .routes
             .by_resource(resource)
             .ok_or(Refusal::invalid_target("resource is not one of this server"))?,
-        None => only_route(snapshot).ok_or(Refusal::invalid_target(
-            "resource is required: this server has several",
-        ))?,
+        None => only_route(snapshot)
+            .ok_or(Refusal::invalid_target("resource is required: this server has several"))?,
     };
     let scopes = params
         .value("scope")
@@ -213,18 +195,10 @@ pub async fn prepare(
     browser: &Browser,
 ) -> Result<Question, Refused> {
     let refuse = |refusal| {
-        Refused::Redirect(error_redirect(
-            snapshot,
-            &request.redirect_uri,
-            request.state.as_deref(),
-            refusal,
-        ))
+        Refused::Redirect(error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal))
     };
-    let route = snapshot
-        .routes
-        .by_name(&request.route)
-        .ok_or(Refused::Page("This MCP server is gone."))?
-        .clone();
+    let route =
+        snapshot.routes.by_name(&request.route).ok_or(Refused::Page("This MCP server is gone."))?.clone();
     let prospect = authority.connector.prospect(&route, &browser.user).await.map_err(|error| {
         tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
         refuse(Refusal::server_error("the MCP server's authorization server cannot be used"))
@@ -232,10 +206,9 @@ pub async fn prepare(
     let (plan, note) = match prospect {
         Prospect::NotNeeded => (None, None),
         Prospect::Needed(plan) => (Some(*plan), None),
-        Prospect::Unknown => (
-            None,
-            Some("The MCP server does not answer just now. You may be asked to connect to it later."),
-        ),
+        Prospect::Unknown => {
+            (None, Some("The MCP server does not answer just now. You may be asked to connect to it later."))
+        }
     };
     let scopes = granted(&route, &request.scopes, plan.as_ref());
     let flow = seal::name().map_err(|_| refuse(Refusal::server_error("no randomness")))?;
@@ -251,15 +224,7 @@ pub async fn prepare(
         .put(&seal::digest(&flow), 0, &record, FLOW_TTL)
         .await
         .map_err(|_| Refused::Later("The store cannot be reached just now."))?;
-    Ok(Question {
-        flow,
-        client,
-        redirect_uri: request.redirect_uri,
-        route,
-        scopes,
-        plan,
-        note,
-    })
+    Ok(Question { flow, client, redirect_uri: request.redirect_uri, route, scopes, plan, note })
 }
 
 /// What is granted of what was asked: the route's own scopes always, since nothing works without them, and of the
@@ -282,10 +247,7 @@ pub fn error_redirect(
     state: Option<&str>,
     refusal: Refusal,
 ) -> String {
-    let mut pairs = vec![
-        ("error", refusal.code),
-        ("error_description", refusal.description),
-    ];
+    let mut pairs = vec![("error", refusal.code), ("error_description", refusal.description)];
     pairs.extend(state.map(|state| ("state", state)));
     pairs.push(("iss", snapshot.issuer()));
     with_query(redirect_uri, &pairs)
@@ -294,9 +256,6 @@ pub fn error_redirect(
 impl Question {
     /// Host of the redirect URI and whether it is this computer.
     pub fn destination(&self) -> (String, bool) {
-        (
-            redirect::host(&self.redirect_uri),
-            redirect::is_loopback(&self.redirect_uri),
-        )
+        (redirect::host(&self.redirect_uri), redirect::is_loopback(&self.redirect_uri))
     }
 }

@@ -99,10 +99,7 @@ struct Document {
 
 impl Default for Clients {
     fn default() -> Self {
-        Self {
-            documents: Cache::new(1024),
-            fetching: Semaphore::new(FETCHES),
-        }
+        Self { documents: Cache::new(1024), fetching: Semaphore::new(FETCHES) }
     }
 }
 
@@ -133,10 +130,7 @@ impl Clients {
             self.documents.remove(id);
         }
         let fetched = self.documents.get_or_insert_async(id, async {
-            let _turn = self
-                .fetching
-                .try_acquire()
-                .map_err(|_| ClientError::Unavailable)?;
+            let _turn = self.fetching.try_acquire().map_err(|_| ClientError::Unavailable)?;
             Ok::<_, ClientError>(fetch(outbound, &policy, id, now).await)
         });
         fetched.await?.outcome.map_err(ClientError::from)
@@ -158,10 +152,7 @@ pub async fn keep(records: &Records, id: &str, now: SystemTime) {
         Ok(Some(stored)) if stored.expires_at < now + REGISTRATION_TTL / 2 => stored,
         _ => return,
     };
-    if let Err(error) = records
-        .put(id, stored.version, &stored.value, REGISTRATION_TTL)
-        .await
-    {
+    if let Err(error) = records.put(id, stored.version, &stored.value, REGISTRATION_TTL).await {
         tracing::warn!(target: "postern::oauth", %error, "a client's registration could not be kept longer");
     }
 }
@@ -201,24 +192,13 @@ fn document_policy(id: &str, allow_private: bool) -> Result<AddressPolicy, &'sta
     {
         return Err("client_id must be a plain URL with a path");
     }
-    Ok(if allow_private {
-        AddressPolicy::allowing([host])
-    } else {
-        AddressPolicy::public()
-    })
+    Ok(if allow_private { AddressPolicy::allowing([host]) } else { AddressPolicy::public() })
 }
 
 /// Failures are remembered too, for a moment: nobody can make us ask somebody else again and again.
 async fn fetch(outbound: &Outbound, policy: &AddressPolicy, id: &str, now: SystemTime) -> Remembered {
-    let failed = |failure| Remembered {
-        outcome: Err(failure),
-        until: now + REMEMBER_FAILURE,
-    };
-    let limits = Limits {
-        total: DOCUMENT_TIME,
-        body: DOCUMENT_MAX,
-        ..Limits::default()
-    };
+    let failed = |failure| Remembered { outcome: Err(failure), until: now + REMEMBER_FAILURE };
+    let limits = Limits { total: DOCUMENT_TIME, body: DOCUMENT_MAX, ..Limits::default() };
     let response = match outbound.send(Request::get(id).limits(limits), policy).await {
         Ok(response) => response,
         Err(outbound::Error::Refused { .. }) => {
@@ -233,18 +213,13 @@ async fn fetch(outbound: &Outbound, policy: &AddressPolicy, id: &str, now: Syste
     if response.status != http::StatusCode::OK {
         return failed(Failed::Document("it is not there"));
     }
-    let document = response
-        .json::<Document>()
-        .map_err(|_| "it is not a JSON document with the required fields");
+    let document =
+        response.json::<Document>().map_err(|_| "it is not a JSON document with the required fields");
     match document.and_then(|document| document.check(id)) {
         Ok(client) => {
-            let remember = max_age(&response.headers)
-                .unwrap_or(REMEMBER_DEFAULT)
-                .clamp(REMEMBER_MIN, REMEMBER_MAX);
-            Remembered {
-                outcome: Ok(client),
-                until: now + remember,
-            }
+            let remember =
+                max_age(&response.headers).unwrap_or(REMEMBER_DEFAULT).clamp(REMEMBER_MIN, REMEMBER_MAX);
+            Remembered { outcome: Ok(client), until: now + remember }
         }
         Err(why) => failed(Failed::Document(why)),
     }
@@ -255,9 +230,7 @@ fn max_age(headers: &http::HeaderMap) -> Option<Duration> {
     if value.contains("no-store") || value.contains("no-cache") {
         return Some(Duration::ZERO);
     }
-    let seconds = value
-        .split(',')
-        .find_map(|part| part.trim().strip_prefix("max-age="))?;
+    let seconds = value.split(',').find_map(|part| part.trim().strip_prefix("max-age="))?;
     seconds.trim().parse().ok().map(Duration::from_secs)
 }
 
@@ -271,10 +244,7 @@ impl Document {
         if self.client_secret.is_some() || self.client_secret_expires_at.is_some() {
             return Err("it carries a secret");
         }
-        if self
-            .token_endpoint_auth_method
-            .is_some_and(|method| method != "none")
-        {
+        if self.token_endpoint_auth_method.is_some_and(|method| method != "none") {
             return Err("only token_endpoint_auth_method none is supported");
         }
         if self.redirect_uris.is_empty()
@@ -296,8 +266,6 @@ impl Document {
 
 impl Client {
     pub fn allows(&self, redirect_uri: &str) -> bool {
-        self.redirect_uris
-            .iter()
-            .any(|registered| redirect::matches(registered, redirect_uri))
+        self.redirect_uris.iter().any(|registered| redirect::matches(registered, redirect_uri))
     }
 }

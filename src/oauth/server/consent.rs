@@ -57,28 +57,16 @@ pub async fn decide(
     let request = flow.request;
     audit("consent", &request, browser, decision == Decision::Allow);
     if decision == Decision::Deny {
-        return Ok(refused(
-            snapshot,
-            &request,
-            Refusal::access_denied("the user said no"),
-        ));
+        return Ok(refused(snapshot, &request, Refusal::access_denied("the user said no")));
     }
     let Some(plan) = flow.plan else {
         return Ok(issue(authority, snapshot, request, &browser.user, flow.scopes).await);
     };
     let Some(route) = snapshot.routes.by_name(&request.route) else {
-        return Ok(refused(
-            snapshot,
-            &request,
-            Refusal::server_error("the MCP server is gone"),
-        ));
+        return Ok(refused(snapshot, &request, Refusal::server_error("the MCP server is gone")));
     };
     let resume = serde_json::to_value((&request, &flow.scopes)).unwrap_or_default();
-    match authority
-        .connector
-        .begin(route, plan, &browser.user, &browser.session, resume)
-        .await
-    {
+    match authority.connector.begin(route, plan, &browser.user, &browser.session, resume).await {
         Ok(url) => Ok(url),
         Err(error) => {
             tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot begin");

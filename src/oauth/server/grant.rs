@@ -103,10 +103,7 @@ pub struct Renewal<'a> {
 pub async fn issue_code(authority: &Authority, mut code: Code) -> Result<String, Refusal> {
     let secret = format!("{CODE_PREFIX}{}", fresh_token()?);
     code.grant = seal::name().map_err(|_| Refusal::server_error("no randomness"))?;
-    authority
-        .records
-        .put(&seal::digest(&secret), 0, &code, CODE_TTL)
-        .await?;
+    authority.records.put(&seal::digest(&secret), 0, &code, CODE_TTL).await?;
     Ok(secret)
 }
 
@@ -119,17 +116,10 @@ pub async fn redeem(
 ) -> Result<Answer, Refusal> {
     const INVALID: Refusal = Refusal::invalid_grant("the code is not valid");
     let key = seal::digest(redemption.code);
-    let Versioned {
-        value: code, spent, ..
-    } = authority.records.get::<Code>(&key).await?.ok_or(INVALID)?;
-    let verifier_fits = code
-        .challenge
-        .as_bytes()
-        .ct_eq(seal::digest(redemption.verifier).as_bytes());
+    let Versioned { value: code, spent, .. } = authority.records.get::<Code>(&key).await?.ok_or(INVALID)?;
+    let verifier_fits = code.challenge.as_bytes().ct_eq(seal::digest(redemption.verifier).as_bytes());
     if code.client_id != redemption.client_id
-        || redemption
-            .redirect_uri
-            .is_some_and(|uri| uri != code.redirect_uri)
+        || redemption.redirect_uri.is_some_and(|uri| uri != code.redirect_uri)
         || !bool::from(verifier_fits)
     {
         return Err(INVALID);
@@ -181,11 +171,8 @@ pub async fn refresh(
     let presented = seal::digest(secret);
     // A conditional write that loses is decided anew on what the winner wrote.
     for _ in 0..4 {
-        let Versioned {
-            value: mut grant,
-            version,
-            ..
-        } = authority.records.get::<Grant>(id).await?.ok_or(INVALID)?;
+        let Versioned { value: mut grant, version, .. } =
+            authority.records.get::<Grant>(id).await?.ok_or(INVALID)?;
         if grant.client_id != renewal.client_id {
             return Err(INVALID);
         }
@@ -193,10 +180,7 @@ pub async fn refresh(
         let scopes = narrowed(&grant.scopes, renewal.scope)?;
         let now = authority.clock.now();
         if !same(&grant.current, &presented) {
-            if let Some(previous) = grant
-                .previous
-                .filter(|previous| same(&previous.digest, &presented))
-            {
+            if let Some(previous) = grant.previous.filter(|previous| same(&previous.digest, &presented)) {
                 if seconds(now) < previous.until && previous.asked_scope.as_deref() == renewal.scope {
                     return Ok(previous.answer);
                 }
@@ -211,14 +195,8 @@ pub async fn refresh(
             return Err(Refusal::invalid_grant("the user is no longer known here"));
         }
         // Some clients only ever re-authorize when a refresh fails, so while the upstream wants the user again it does.
-        if authority
-            .connector
-            .wants_user(id, &grant.user, &grant.route)
-            .await?
-        {
-            return Err(Refusal::invalid_grant(
-                "the MCP server asks the user to authorize again",
-            ));
+        if authority.connector.wants_user(id, &grant.user, &grant.route).await? {
+            return Err(Refusal::invalid_grant("the MCP server asks the user to authorize again"));
         }
         let next = fresh_token()?;
         let answer = mint(snapshot, id, &grant, &scopes, &next, now)?;
@@ -236,12 +214,7 @@ pub async fn refresh(
         grant.current = seal::digest(&next);
         match authority
             .records
-            .put(
-                id,
-                version,
-                &grant,
-                snapshot.config.oauth_server.refresh_token_ttl,
-            )
+            .put(id, version, &grant, snapshot.config.oauth_server.refresh_token_ttl)
             .await?
         {
             Put::Stored => {
@@ -251,9 +224,7 @@ pub async fn refresh(
             Put::Conflict => {}
         }
     }
-    Err(Refusal::unavailable(
-        "the grant is being refreshed elsewhere, try again",
-    ))
+    Err(Refusal::unavailable("the grant is being refreshed elsewhere, try again"))
 }
 
 /// Revokes the grant a token belongs to (RFC 7009). Unknown tokens and other clients' are left alone, silently (§2.2).
@@ -263,20 +234,14 @@ pub async fn revoke(
     client_id: &str,
     token: &str,
 ) -> Result<(), Refusal> {
-    let id = match token
-        .strip_prefix(REFRESH_PREFIX)
-        .and_then(|rest| rest.split_once('.'))
-    {
+    let id = match token.strip_prefix(REFRESH_PREFIX).and_then(|rest| rest.split_once('.')) {
         Some((id, secret)) => {
             let Some(Versioned { value: grant, .. }) = authority.records.get::<Grant>(id).await? else {
                 return Ok(());
             };
             let presented = seal::digest(secret);
             let known = same(&grant.current, &presented)
-                || grant
-                    .previous
-                    .as_ref()
-                    .is_some_and(|previous| same(&previous.digest, &presented));
+                || grant.previous.as_ref().is_some_and(|previous| same(&previous.digest, &presented));
             if !known || grant.client_id != client_id {
                 return Ok(());
             }
@@ -294,10 +259,7 @@ pub async fn revoke(
 /// Ends a grant for good: refresh tokens at once, access tokens as soon as every instance has heard.
 async fn withdraw(authority: &Authority, snapshot: &Snapshot, grant: &str) -> Result<(), Refusal> {
     let remember = snapshot.config.oauth_server.access_token_ttl + Duration::from_secs(60);
-    authority
-        .records
-        .tombstone::<Grant>(grant, remember.max(CODE_TTL))
-        .await?;
+    authority.records.tombstone::<Grant>(grant, remember.max(CODE_TTL)).await?;
     Ok(())
 }
 
@@ -319,10 +281,8 @@ fn mint(
         scope: &scope,
         expires_at: now + lifetime,
     };
-    let access_token = snapshot
-        .keys
-        .seal(&claims)
-        .map_err(|_| Refusal::server_error("the token could not be made"))?;
+    let access_token =
+        snapshot.keys.seal(&claims).map_err(|_| Refusal::server_error("the token could not be made"))?;
     let refresh_token = format!("{REFRESH_PREFIX}{id}.{secret}");
     Ok(Answer {
         access_token,
@@ -347,11 +307,7 @@ fn narrowed(granted: &[String], asked: Option<&str>) -> Result<Vec<String>, Refu
     let Some(asked) = asked else {
         return Ok(granted.to_vec());
     };
-    let asked: Vec<String> = asked
-        .split(' ')
-        .filter(|scope| !scope.is_empty())
-        .map(str::to_owned)
-        .collect();
+    let asked: Vec<String> = asked.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect();
     if asked.iter().all(|scope| granted.contains(scope)) {
         Ok(asked)
     } else {

@@ -57,11 +57,8 @@ struct OpenId {
 
 pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
     let issuer = snapshot.issuer();
-    let mut scopes: Vec<String> = snapshot
-        .routes
-        .iter()
-        .flat_map(|route| route.scopes.iter().cloned())
-        .collect();
+    let mut scopes: Vec<String> =
+        snapshot.routes.iter().flat_map(|route| route.scopes.iter().cloned()).collect();
     scopes.sort();
     scopes.dedup();
     Server {

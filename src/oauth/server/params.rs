@@ -26,10 +26,7 @@ impl Params {
 
     /// The value, unless absent or empty.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.0
-            .get(name)
-            .map(String::as_str)
-            .filter(|value| !value.is_empty())
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     pub fn required(&self, name: &'static str, missing: &'static str) -> Result<&str, Refusal> {
@@ -53,38 +50,21 @@ pub fn with_query(base: &str, pairs: &[(&str, &str)]) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     #[test]
     fn twice_is_an_error_and_empty_is_absent() {
         assert!(Params::parse("a=1&a=1").is_err());
         let params = Params::parse("a=&b=x+y%20z").unwrap();
-        assert_eq!(
-            (params.value("a"), params.value("b"), params.value("c")),
-            (None, Some("x y z"), None)
-        );
+        assert_eq!((params.value("a"), params.value("b"), params.value("c")), (None, Some("x y z"), None));
         assert!(Params::parse(&(0..65).map(|n| format!("p{n}=1&")).collect::<String>()).is_err());
     }
 
     #[test]
     fn queries_are_added_to_what_is_there() {
-        assert_eq!(
-            with_query("https://c/cb", &[("code", "a b")]),
-            "https://c/cb?code=a+b"
-        );
-        assert_eq!(
-            with_query("https://c/cb?x=1", &[("code", "a")]),
-            "https://c/cb?x=1&code=a"
-        );
-        assert_eq!(
-            with_query("https://c/cb?", &[("code", "a")]),
-            "https://c/cb?code=a"
-        );
+        assert_eq!(with_query("https://c/cb", &[("code", "a b")]), "https://c/cb?code=a+b");
+        assert_eq!(with_query("https://c/cb?x=1", &[("code", "a")]), "https://c/cb?x=1&code=a");
+        assert_eq!(with_query("https://c/cb?", &[("code", "a")]), "https://c/cb?code=a");
     }
 }

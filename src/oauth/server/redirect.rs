@@ -57,15 +57,11 @@ fn is_this_computer(url: &Url) -> bool {
 /// `http://127.0.0.1:5/cb?x` → `http://127.0.0.1/cb?x`, from the raw text; `None` for every other host.
 fn without_loopback_port(uri: &str) -> Option<String> {
     let rest = uri.strip_prefix("http://")?;
-    let (host, rest) = ["127.0.0.1", "[::1]"]
-        .iter()
-        .find_map(|host| Some((*host, rest.strip_prefix(*host)?)))?;
+    let (host, rest) =
+        ["127.0.0.1", "[::1]"].iter().find_map(|host| Some((*host, rest.strip_prefix(*host)?)))?;
     let rest = match rest.strip_prefix(':') {
         Some(rest) => {
-            let digits = rest.len()
-                - rest
-                    .trim_start_matches(|digit: char| digit.is_ascii_digit())
-                    .len();
+            let digits = rest.len() - rest.trim_start_matches(|digit: char| digit.is_ascii_digit()).len();
             rest.get(digits..).filter(|_| (1..=5).contains(&digits))?
         }
         None => rest,
@@ -75,12 +71,7 @@ fn without_loopback_port(uri: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     #[test]

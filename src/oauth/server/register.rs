@@ -46,15 +46,8 @@ pub async fn register(records: &Records, body: &[u8], now: SystemTime) -> Result
         .map_err(|_| Refusal::invalid_client_metadata("the body is not a JSON object of client metadata"))?;
     asked.check()?;
     let issued_at = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let client_id = format!(
-        "client_{}",
-        seal::name().map_err(|_| Refusal::server_error("no randomness"))?
-    );
-    let client = Registered {
-        client_name: asked.client_name,
-        redirect_uris: asked.redirect_uris,
-        issued_at,
-    };
+    let client_id = format!("client_{}", seal::name().map_err(|_| Refusal::server_error("no randomness"))?);
+    let client = Registered { client_name: asked.client_name, redirect_uris: asked.redirect_uris, issued_at };
     records.put(&client_id, 0, &client, UNUSED_TTL).await?;
     Ok(Answer {
         client_id,
@@ -82,27 +75,17 @@ impl Asked {
                 "redirect_uris must be https, or http on localhost or a loopback address, without fragment or wildcard",
             ));
         }
-        if self
-            .client_name
-            .as_ref()
-            .is_some_and(|name| name.len() > MAX_NAME)
-        {
+        if self.client_name.as_ref().is_some_and(|name| name.len() > MAX_NAME) {
             return Err(Refusal::invalid_client_metadata("client_name is too long"));
         }
         if self.software_statement.is_some() {
-            return Err(Refusal::invalid_client_metadata(
-                "software statements are not supported",
-            ));
+            return Err(Refusal::invalid_client_metadata("software statements are not supported"));
         }
         let lacks = |asked: &Option<Vec<String>>, needed: &str| {
-            asked
-                .as_ref()
-                .is_some_and(|list| !list.iter().any(|one| one == needed))
+            asked.as_ref().is_some_and(|list| !list.iter().any(|one| one == needed))
         };
         if lacks(&self.grant_types, "authorization_code") {
-            return Err(Refusal::invalid_client_metadata(
-                "grant_types must have authorization_code",
-            ));
+            return Err(Refusal::invalid_client_metadata("grant_types must have authorization_code"));
         }
         if lacks(&self.response_types, "code") {
             return Err(Refusal::invalid_client_metadata("response_types must have code"));

@@ -10,9 +10,7 @@ pub async fn token(authority: &Authority, snapshot: &Snapshot, body: &str) -> Re
     let grant_type = params.required("grant_type", "grant_type is required")?;
     let client_id = params.required("client_id", "client_id is required")?;
     if params.value("client_secret").is_some() || params.value("client_assertion").is_some() {
-        return Err(Refusal::invalid_client(
-            "clients are public here: send client_id alone",
-        ));
+        return Err(Refusal::invalid_client("clients are public here: send client_id alone"));
     }
     let resource = params.value("resource");
     match grant_type {
@@ -40,17 +38,10 @@ pub async fn token(authority: &Authority, snapshot: &Snapshot, body: &str) -> Re
             refresh(
                 authority,
                 snapshot,
-                &Renewal {
-                    client_id,
-                    refresh_token,
-                    scope: params.value("scope"),
-                    resource,
-                },
+                &Renewal { client_id, refresh_token, scope: params.value("scope"), resource },
             )
             .await
         }
-        _ => Err(Refusal::unsupported_grant_type(
-            "grant_type is authorization_code or refresh_token",
-        )),
+        _ => Err(Refusal::unsupported_grant_type("grant_type is authorization_code or refresh_token")),
     }
 }

@@ -72,15 +72,8 @@ impl DatabaseFile {
     /// Opens or creates `postern.redb` in `data_dir`, both readable by their owner only. Blocks.
     pub fn open(data_dir: &Path, clock: Clock) -> Result<DatabaseFile, OpenError> {
         let path = data_dir.join(FILE_NAME);
-        let io_error = |error: io::Error| OpenError::Io {
-            path: path.clone(),
-            reason: error.to_string(),
-        };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(data_dir)
-            .map_err(io_error)?;
+        let io_error = |error: io::Error| OpenError::Io { path: path.clone(), reason: error.to_string() };
+        DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(io_error)?;
         let database = match fs::exists(&path).map_err(io_error)? {
             true => reopen(&path)?,
             false => create(data_dir, &path)?,
@@ -100,11 +93,7 @@ impl DatabaseFile {
                 .spawn(move || shared.write_all(jobs))
                 .map_err(io_error)?
         };
-        Ok(DatabaseFile {
-            shared,
-            queue: Some(queue),
-            writer: Some(writer),
-        })
+        Ok(DatabaseFile { shared, queue: Some(queue), writer: Some(writer) })
     }
 
     /// Runs `change` in a transaction and returns once that is durable. `then` runs right before, and
@@ -126,13 +115,8 @@ impl DatabaseFile {
             })
         });
         let queue = self.queue.as_ref().ok_or_else(|| unavailable("closed"))?;
-        queue
-            .send(job)
-            .await
-            .map_err(|_| unavailable("the writer has stopped"))?;
-        answered
-            .await
-            .map_err(|_| unavailable("writing to the database file failed"))?
+        queue.send(job).await.map_err(|_| unavailable("the writer has stopped"))?;
+        answered.await.map_err(|_| unavailable("writing to the database file failed"))?
     }
 
     /// Runs `look` on the state after all answered changes.
@@ -149,11 +133,7 @@ impl DatabaseFile {
     pub async fn ready(&self) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
         let probe = move |rows: &mut Rows<'_>| {
-            if shared.failing.load(Ordering::Relaxed) {
-                rows.probe()
-            } else {
-                Ok(())
-            }
+            if shared.failing.load(Ordering::Relaxed) { rows.probe() } else { Ok(()) }
         };
         self.write(probe, |()| {}).await?;
         self.read(|_| Ok(())).await
@@ -206,9 +186,7 @@ impl Shared {
         let guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let database = guard.as_ref().ok_or("closed")?;
         let mut transaction = database.begin_write().map_err(|error| error.to_string())?;
-        transaction
-            .set_durability(Durability::Immediate)
-            .map_err(|error| error.to_string())?;
+        transaction.set_durability(Durability::Immediate).map_err(|error| error.to_string())?;
         // Values derive from what strangers send, and the page checksum is no cryptographic one: the
         // second phase keeps a torn commit from being taken for a whole one.
         transaction.set_two_phase_commit(true);
@@ -252,45 +230,30 @@ impl Shared {
             self.open_again().map_err(unavailable)?;
             guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
         }
-        let database = guard
-            .as_ref()
-            .ok_or_else(|| unavailable("the database file is closed"))?;
+        let database = guard.as_ref().ok_or_else(|| unavailable("the database file is closed"))?;
         let transaction = database.begin_read().map_err(unavailable)?;
         View::open(&transaction, self.clock.now())
     }
 }
 
 fn create(data_dir: &Path, path: &Path) -> Result<Database, OpenError> {
-    let io_error = |error: io::Error| OpenError::Io {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    };
+    let io_error = |error: io::Error| OpenError::Io { path: path.to_owned(), reason: error.to_string() };
     let unique = seal::name().map_err(|error| io_error(io::Error::other(error)))?;
     // The database cannot open a file whose first initialisation was cut short, so it is made beside
     // and linked into place whole. The lock belongs to the file, under whichever name.
     let beside = data_dir.join(format!("{FILE_NAME}.{unique}"));
-    OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&beside)
-        .map_err(io_error)?;
-    let made = builder()
-        .create(&beside)
-        .map_err(|error| named(path, error))
-        .and_then(|database| {
-            let transaction = database.begin_write().map_err(|error| damaged(path, error))?;
-            rows::create_tables(&transaction).map_err(|error| damaged(path, error))?;
-            transaction.commit().map_err(|error| damaged(path, error))?;
-            match fs::hard_link(&beside, path) {
-                Ok(()) => File::open(data_dir)
-                    .and_then(|dir| dir.sync_all())
-                    .map(|()| Some(database)),
-                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
-                Err(error) => Err(error),
-            }
-            .map_err(io_error)
-        });
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(io_error)?;
+    let made = builder().create(&beside).map_err(|error| named(path, error)).and_then(|database| {
+        let transaction = database.begin_write().map_err(|error| damaged(path, error))?;
+        rows::create_tables(&transaction).map_err(|error| damaged(path, error))?;
+        transaction.commit().map_err(|error| damaged(path, error))?;
+        match fs::hard_link(&beside, path) {
+            Ok(()) => File::open(data_dir).and_then(|dir| dir.sync_all()).map(|()| Some(database)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+            Err(error) => Err(error),
+        }
+        .map_err(io_error)
+    });
     let removed = fs::remove_file(&beside);
     match made? {
         Some(database) => removed.map(|()| database).map_err(io_error),
@@ -301,37 +264,25 @@ fn create(data_dir: &Path, path: &Path) -> Result<Database, OpenError> {
 fn reopen(path: &Path) -> Result<Database, OpenError> {
     // The database may panic on a file that was changed beneath it.
     let opened = catch_unwind(|| builder().open(path));
-    opened
-        .map_err(|_| damaged(path, "its structure is broken"))?
-        .map_err(|error| named(path, error))
+    opened.map_err(|_| damaged(path, "its structure is broken"))?.map_err(|error| named(path, error))
 }
 
 fn builder() -> Builder {
     let mut builder = Builder::new();
-    builder
-        .set_cache_size(CACHE_BYTES)
-        .set_check_integrity_on_open(true);
+    builder.set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true);
     builder
 }
 
 fn named(path: &Path, error: DatabaseError) -> OpenError {
     match error {
-        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse {
-            path: path.to_owned(),
-        },
+        DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.to_owned() },
         DatabaseError::Storage(StorageError::Io(error)) if error.kind() != ErrorKind::InvalidData => {
-            OpenError::Io {
-                path: path.to_owned(),
-                reason: error.to_string(),
-            }
+            OpenError::Io { path: path.to_owned(), reason: error.to_string() }
         }
         error => damaged(path, error),
     }
 }
 
 fn damaged(path: &Path, reason: impl ToString) -> OpenError {
-    OpenError::Damaged {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+    OpenError::Damaged { path: path.to_owned(), reason: reason.to_string() }
 }

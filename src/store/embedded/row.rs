@@ -25,11 +25,7 @@ pub struct Row {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// An ordinary record.
-    Record {
-        version: u64,
-        spent: bool,
-        value: Vec<u8>,
-    },
+    Record { version: u64, spent: bool, value: Vec<u8> },
     /// A connection with its lease.
     Connection(Connection),
     /// A key that is refused. The fence goes on counting where a connection was.
@@ -48,22 +44,11 @@ impl Row {
     /// The bytes to store.
     pub fn encode(&self) -> Result<Vec<u8>, StoreError> {
         let (head, value): (Head, &[u8]) = match &self.body {
-            Body::Record {
-                version,
-                spent,
-                value,
-            } => (
-                Head::Record {
-                    version: *version,
-                    spent: *spent,
-                },
-                value,
-            ),
+            Body::Record { version, spent, value } => {
+                (Head::Record { version: *version, spent: *spent }, value)
+            }
             Body::Connection(connection) => {
-                let head = Connection {
-                    sealed: Vec::new(),
-                    ..connection.clone()
-                };
+                let head = Connection { sealed: Vec::new(), ..connection.clone() };
                 (Head::Connection(head), &connection.sealed)
             }
             Body::Tombstone { fence } => (Head::Tombstone { fence: *fence }, &[]),
@@ -90,15 +75,10 @@ impl Row {
         let head_len = usize::try_from(u32::from_be_bytes(*head_len)).ok()?;
         let (head, value) = rest.split_at_checked(head_len)?;
         let body = match serde_json::from_slice(head).ok()? {
-            Head::Record { version, spent } => Body::Record {
-                version,
-                spent,
-                value: value.to_vec(),
-            },
-            Head::Connection(connection) => Body::Connection(Connection {
-                sealed: value.to_vec(),
-                ..connection
-            }),
+            Head::Record { version, spent } => Body::Record { version, spent, value: value.to_vec() },
+            Head::Connection(connection) => {
+                Body::Connection(Connection { sealed: value.to_vec(), ..connection })
+            }
             Head::Tombstone { fence } => Body::Tombstone { fence },
         };
         Some(Row { expires_millis, body })
@@ -108,24 +88,10 @@ impl Row {
     pub fn into_stored(self) -> Option<Stored> {
         let expires_at = time(self.expires_millis);
         match self.body {
-            Body::Record {
-                version,
-                spent,
-                value,
-            } => Some(Stored {
-                version,
-                value,
-                spent,
-                expires_at,
-            }),
-            Body::Connection(Connection {
-                generation, sealed, ..
-            }) => Some(Stored {
-                version: generation,
-                value: sealed,
-                spent: false,
-                expires_at,
-            }),
+            Body::Record { version, spent, value } => Some(Stored { version, value, spent, expires_at }),
+            Body::Connection(Connection { generation, sealed, .. }) => {
+                Some(Stored { version: generation, value: sealed, spent: false, expires_at })
+            }
             Body::Tombstone { .. } => None,
         }
     }
@@ -182,19 +148,12 @@ pub fn whole_millis(duration: Duration) -> u64 {
 }
 
 fn time(millis: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH
-        .checked_add(Duration::from_millis(millis))
-        .unwrap_or(SystemTime::UNIX_EPOCH)
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     fn rows() -> Vec<Row> {
@@ -202,24 +161,13 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_234_567);
         connection.acquire("attempt", 1, Duration::from_secs(12), now);
         [
-            Body::Record {
-                version: 7,
-                spent: true,
-                value: b"value".to_vec(),
-            },
-            Body::Record {
-                version: 1,
-                spent: false,
-                value: Vec::new(),
-            },
+            Body::Record { version: 7, spent: true, value: b"value".to_vec() },
+            Body::Record { version: 1, spent: false, value: Vec::new() },
             Body::Connection(connection),
             Body::Tombstone { fence: 9 },
         ]
         .into_iter()
-        .map(|body| Row {
-            expires_millis: 1_700_000_000_123,
-            body,
-        })
+        .map(|body| Row { expires_millis: 1_700_000_000_123, body })
         .collect()
     }
 

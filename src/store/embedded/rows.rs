@@ -87,10 +87,7 @@ impl<'txn> Rows<'txn> {
     pub fn delete_expired(&mut self, limit: usize) -> Result<usize, StoreError> {
         let end = self.now_millis.saturating_add(1).to_be_bytes();
         let found = self.expiry.range::<&[u8]>(..end.as_slice()).and_then(|range| {
-            range
-                .take(limit)
-                .map(|entry| Ok(entry?.0.value().to_vec()))
-                .collect::<Result<Vec<_>, _>>()
+            range.take(limit).map(|entry| Ok(entry?.0.value().to_vec())).collect::<Result<Vec<_>, _>>()
         });
         let expired = found.map_err(|error| note(&mut self.failure, error))?;
         for expiry_key in &expired {
@@ -107,10 +104,7 @@ impl<'txn> Rows<'txn> {
 
     fn delete_row(&mut self, row_key: &[u8]) -> Result<bool, StoreError> {
         let (existed, expires) = match self.records.remove(row_key) {
-            Ok(before) => (
-                before.is_some(),
-                before.and_then(|before| row::expires_millis(before.value())),
-            ),
+            Ok(before) => (before.is_some(), before.and_then(|before| row::expires_millis(before.value()))),
             Err(error) => return Err(note(&mut self.failure, error)),
         };
         self.changed |= existed;
@@ -122,10 +116,7 @@ impl<'txn> Rows<'txn> {
         let Some(expires_millis) = expires_millis else {
             return Ok(());
         };
-        match self
-            .expiry
-            .remove(row::expiry_key(expires_millis, row_key).as_slice())
-        {
+        match self.expiry.remove(row::expiry_key(expires_millis, row_key).as_slice()) {
             Ok(_) => Ok(()),
             Err(error) => Err(note(&mut self.failure, error)),
         }
@@ -134,10 +125,7 @@ impl<'txn> Rows<'txn> {
     /// Changes something that nobody reads.
     pub fn probe(&mut self) -> Result<(), StoreError> {
         self.changed = true;
-        match self
-            .records
-            .insert(PROBE_KEY, self.now_millis.to_be_bytes().as_slice())
-        {
+        match self.records.insert(PROBE_KEY, self.now_millis.to_be_bytes().as_slice()) {
             Ok(_) => Ok(()),
             Err(error) => Err(note(&mut self.failure, error)),
         }
@@ -154,10 +142,7 @@ impl View {
     /// The records as the transaction sees them, at `now`.
     pub fn open(transaction: &ReadTransaction, now: SystemTime) -> Result<View, StoreError> {
         let records = transaction.open_table(RECORDS).map_err(unavailable)?;
-        Ok(View {
-            records,
-            now_millis: row::millis(now),
-        })
+        Ok(View { records, now_millis: row::millis(now) })
     }
 
     /// The row under this key, unless it has expired.

@@ -1,11 +1,6 @@
 //! What only the file on disk can show. The promises of the trait are in [`crate::store::suite`].
 
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
@@ -27,21 +22,14 @@ fn bed() -> Bed {
     let data_dir = tempfile::tempdir().unwrap();
     let clock = clock();
     let store = Embedded::open(data_dir.path(), clock.clone()).unwrap();
-    Bed {
-        store: Arc::new(store),
-        clock,
-        _keep: Box::new(data_dir),
-    }
+    Bed { store: Arc::new(store), clock, _keep: Box::new(data_dir) }
 }
 
 store_suite!(bed);
 
 fn records(data_dir: &Path) -> Records {
     let sealer = Sealer::new(vec![SealingKey::new("k1", [7; 32]).unwrap()]).unwrap();
-    Records::new(
-        Arc::new(Embedded::open(data_dir, clock()).unwrap()),
-        Arc::new(sealer),
-    )
+    Records::new(Arc::new(Embedded::open(data_dir, clock()).unwrap()), Arc::new(sealer))
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
@@ -54,9 +42,7 @@ impl Typed for Note {
 }
 
 fn note(text: &str) -> Note {
-    Note {
-        text: text.to_owned(),
-    }
+    Note { text: text.to_owned() }
 }
 
 fn tokens(access: &str) -> Tokens {
@@ -105,28 +91,13 @@ async fn tokens_follow_their_generation() {
     let records = records(data_dir.path());
     let incarnation = records.connect("u", &tokens("one"), HOUR).await.unwrap();
     let acquired = records.store().acquire("u", "attempt", 1, HOUR).await.unwrap();
-    let Acquired::Owner { connection, .. } = acquired else {
-        panic!()
-    };
+    let Acquired::Owner { connection, .. } = acquired else { panic!() };
     assert_eq!(connection.incarnation, incarnation);
-    assert_eq!(
-        records
-            .tokens("u", &connection)
-            .unwrap()
-            .access_token
-            .expose_secret(),
-        "one"
-    );
-    let committed = records
-        .commit("u", &connection, &tokens("two"), HOUR)
-        .await
-        .unwrap();
+    assert_eq!(records.tokens("u", &connection).unwrap().access_token.expose_secret(), "one");
+    let committed = records.commit("u", &connection, &tokens("two"), HOUR).await.unwrap();
     assert_eq!(committed, Committed::Stored { generation: 2 });
     let (connection, tokens) = records.connection("u").await.unwrap().unwrap();
-    assert_eq!(
-        (connection.generation, tokens.access_token.expose_secret()),
-        (2, "two")
-    );
+    assert_eq!((connection.generation, tokens.access_token.expose_secret()), (2, "two"));
 }
 
 #[tokio::test]
@@ -135,18 +106,9 @@ async fn the_file_is_private_and_shows_no_secret() {
     let data_dir = parent.path().join("data");
     {
         let records = records(&data_dir);
-        records
-            .connect("u", &tokens("canary-in-the-token"), HOUR)
-            .await
-            .unwrap();
-        records
-            .put("a", 0, &note("canary-in-the-note"), HOUR)
-            .await
-            .unwrap();
-        records
-            .put("a", 1, &note("canary-in-the-note"), HOUR)
-            .await
-            .unwrap();
+        records.connect("u", &tokens("canary-in-the-token"), HOUR).await.unwrap();
+        records.put("a", 0, &note("canary-in-the-note"), HOUR).await.unwrap();
+        records.put("a", 1, &note("canary-in-the-note"), HOUR).await.unwrap();
     }
     let path = data_dir.join(FILE_NAME);
     let bytes = std::fs::read(&path).unwrap();
@@ -166,11 +128,7 @@ async fn swapped_and_rolled_back_rows_are_unreadable() {
         let transaction = Database::open(&path).unwrap();
         let transaction = redb::ReadableDatabase::begin_read(&transaction).unwrap();
         let table = transaction.open_table(TABLE).unwrap();
-        redb::ReadableTable::get(&table, key)
-            .unwrap()
-            .unwrap()
-            .value()
-            .to_vec()
+        redb::ReadableTable::get(&table, key).unwrap().unwrap().value().to_vec()
     };
     let overwrite = |key: &[u8], value: &[u8]| {
         let database = Database::open(&path).unwrap();
@@ -191,45 +149,21 @@ async fn swapped_and_rolled_back_rows_are_unreadable() {
     overwrite(b"connection\0alice", &bob);
     {
         let records = records(data_dir.path());
-        assert!(matches!(
-            records.get::<Note>("alice").await,
-            Err(RecordError::Unreadable)
-        ));
-        assert!(matches!(
-            records.take::<Note>("alice").await,
-            Err(RecordError::Unreadable)
-        ));
-        assert!(matches!(
-            records.connection("alice").await,
-            Err(RecordError::Unreadable)
-        ));
-        assert_eq!(
-            records.get::<Note>("bob").await.unwrap().unwrap().value,
-            note("bob")
-        );
-        let listed: Vec<_> = records
-            .scan::<Note>()
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|(key, _)| key)
-            .collect();
+        assert!(matches!(records.get::<Note>("alice").await, Err(RecordError::Unreadable)));
+        assert!(matches!(records.take::<Note>("alice").await, Err(RecordError::Unreadable)));
+        assert!(matches!(records.connection("alice").await, Err(RecordError::Unreadable)));
+        assert_eq!(records.get::<Note>("bob").await.unwrap().unwrap().value, note("bob"));
+        let listed: Vec<_> = records.scan::<Note>().await.unwrap().into_iter().map(|(key, _)| key).collect();
         assert_eq!(listed, ["bob"]);
     }
     // An old value under a newer version, and a row that is not even one.
     let mut old = raw(b"flow\0bob");
-    let at = old
-        .windows(11)
-        .position(|window| window == b"\"version\":1")
-        .unwrap();
+    let at = old.windows(11).position(|window| window == b"\"version\":1").unwrap();
     old[at + 10] = b'2';
     overwrite(b"flow\0bob", &old);
     overwrite(b"flow\0garbage", b"\xff\x00garbage");
     let records = records(data_dir.path());
-    assert!(matches!(
-        records.get::<Note>("bob").await,
-        Err(RecordError::Unreadable)
-    ));
+    assert!(matches!(records.get::<Note>("bob").await, Err(RecordError::Unreadable)));
     let garbage = records.get::<Note>("garbage").await;
     assert!(matches!(garbage, Err(RecordError::Store(StoreError::Corrupt))));
     assert!(records.scan::<Note>().await.unwrap().is_empty());
@@ -274,10 +208,7 @@ async fn a_file_with_damaged_pages_is_refused_or_right() {
     {
         let records = records(whole.path());
         for number in 0..50 {
-            records
-                .put(&number.to_string(), 0, &note(&"x".repeat(200)), HOUR)
-                .await
-                .unwrap();
+            records.put(&number.to_string(), 0, &note(&"x".repeat(200)), HOUR).await.unwrap();
         }
     }
     let bytes = std::fs::read(whole.path().join(FILE_NAME)).unwrap();
@@ -318,21 +249,12 @@ fn writes_until_killed() {
     let Some(data_dir) = std::env::var_os("POSTERN_TEST_DATA_DIR") else {
         return;
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let store = Embedded::open(Path::new(&data_dir), clock()).unwrap();
         for number in 0_u64.. {
-            store
-                .put(Kind::Flow, "counter", number, vec![0; 500], HOUR)
-                .await
-                .unwrap();
-            store
-                .put(Kind::Flow, &format!("row{number}"), 0, vec![0; 500], HOUR)
-                .await
-                .unwrap();
+            store.put(Kind::Flow, "counter", number, vec![0; 500], HOUR).await.unwrap();
+            store.put(Kind::Flow, &format!("row{number}"), 0, vec![0; 500], HOUR).await.unwrap();
             println!("\ndurable {number}");
         }
     });
@@ -342,27 +264,14 @@ fn writes_until_killed() {
 async fn a_killed_process_loses_nothing() {
     let data_dir = tempfile::tempdir().unwrap();
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args([
-            "--ignored",
-            "--nocapture",
-            "--exact",
-            "store::embedded::tests::writes_until_killed",
-        ])
+        .args(["--ignored", "--nocapture", "--exact", "store::embedded::tests::writes_until_killed"])
         .env("POSTERN_TEST_DATA_DIR", data_dir.path())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let durable = |line: String| {
-        line.strip_prefix("durable ")
-            .map(|number| number.parse::<u64>().unwrap())
-    };
-    let mut last = lines
-        .by_ref()
-        .find_map(|line| durable(line).filter(|number| *number >= 50))
-        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let durable = |line: String| line.strip_prefix("durable ").map(|number| number.parse::<u64>().unwrap());
+    let mut last = lines.by_ref().find_map(|line| durable(line).filter(|number| *number >= 50)).unwrap();
     child.kill().unwrap();
     // What it said before it died and was still in the pipe.
     last = lines.filter_map(durable).last().unwrap_or(last);
@@ -372,13 +281,7 @@ async fn a_killed_process_loses_nothing() {
     let counter = store.get(Kind::Flow, "counter").await.unwrap().unwrap();
     assert!(counter.version > last);
     for number in 0..=last {
-        assert!(
-            store
-                .get(Kind::Flow, &format!("row{number}"))
-                .await
-                .unwrap()
-                .is_some()
-        );
+        assert!(store.get(Kind::Flow, &format!("row{number}")).await.unwrap().is_some());
     }
 }
 
@@ -389,10 +292,7 @@ fn writes_until_the_disk_is_full() {
     let Some(data_dir) = std::env::var_os("POSTERN_TEST_DATA_DIR") else {
         return;
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let store = Embedded::open(Path::new(&data_dir), clock()).unwrap();
         let put = |number: u64| {
@@ -413,19 +313,10 @@ fn writes_until_the_disk_is_full() {
         std::io::stdin().read_line(&mut String::new()).unwrap();
         store.ready().await.unwrap();
         for number in 0..number {
-            assert!(
-                store
-                    .get(Kind::Flow, &format!("row{number}"))
-                    .await
-                    .unwrap()
-                    .is_some()
-            );
+            assert!(store.get(Kind::Flow, &format!("row{number}")).await.unwrap().is_some());
         }
         assert_eq!(
-            store
-                .put(Kind::Flow, "afterwards", 0, vec![0; 500_000], HOUR)
-                .await
-                .unwrap(),
+            store.put(Kind::Flow, "afterwards", 0, vec![0; 500_000], HOUR).await.unwrap(),
             Put::Stored
         );
         println!("\nrecovered");
@@ -446,9 +337,7 @@ fn a_full_disk_fails_cleanly_and_recovers() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
     assert!(lines.by_ref().any(|line| line == "full"));
     let raised = Command::new("prlimit")
         .args(["--fsize=unlimited:unlimited", "--pid", &child.id().to_string()])

@@ -112,9 +112,7 @@ pub(super) fn without_slash(text: &str) -> &str {
 }
 
 fn bare(host: &str) -> &str {
-    host.strip_prefix('[')
-        .and_then(|host| host.strip_suffix(']'))
-        .unwrap_or(host)
+    host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
 }
 
 /// The path without a single slash at the end; empty for the root.
@@ -123,8 +121,7 @@ fn path(url: &Url) -> &str {
 }
 
 fn is_within(path: &str, prefix: &str) -> bool {
-    path.strip_prefix(prefix)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// `parent` must be a name with a dot: a top-level domain or an address literal has nothing below it.
@@ -135,12 +132,7 @@ fn is_below(host: &str, parent: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![allow(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic
-    )]
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
     fn url(text: &str) -> Url {
@@ -273,27 +265,15 @@ mod tests {
     fn sr_t19_sites() {
         for (issuer, endpoint, same) in [
             ("https://as.example.com", "https://as.example.com/authorize", true),
-            (
-                "https://cf.mcp.example.com",
-                "https://mcp.example.com/authorize",
-                true,
-            ),
+            ("https://cf.mcp.example.com", "https://mcp.example.com/authorize", true),
             ("https://example.com", "https://login.example.com/authorize", true),
-            (
-                "https://evil.example.com",
-                "https://honest.example.com/authorize",
-                false,
-            ),
+            ("https://evil.example.com", "https://honest.example.com/authorize", false),
             ("https://evil.test", "https://honest.example.com/authorize", false),
             ("https://badexample.com", "https://example.com/authorize", false),
             ("https://com", "https://example.com/authorize", false),
             ("https://10.0.0.1", "https://1.10.0.0.1.example/authorize", false),
         ] {
-            assert_eq!(
-                same_site(&url(issuer), &url(endpoint)),
-                same,
-                "{issuer} {endpoint}"
-            );
+            assert_eq!(same_site(&url(issuer), &url(endpoint)), same, "{issuer} {endpoint}");
         }
     }
 }

@@ -55,15 +55,12 @@ pub(super) async fn fetch<T: DeserializeOwned>(
 ) -> Result<Option<T>, DiscoverError> {
     let mut request = Request::get(url);
     request.limits.total = FETCH_TIME;
-    let response = outbound
-        .send(request, policy)
-        .await
-        .map_err(|error| match error {
-            outbound::Error::Refused { .. } => DiscoverError::Refused,
-            outbound::Error::NotSent { .. } | outbound::Error::Unknown { .. } => DiscoverError::Unavailable,
-            outbound::Error::TooLarge { .. } => DiscoverError::Invalid("document too large"),
-            outbound::Error::Invalid { .. } => DiscoverError::Invalid("not a usable answer"),
-        })?;
+    let response = outbound.send(request, policy).await.map_err(|error| match error {
+        outbound::Error::Refused { .. } => DiscoverError::Refused,
+        outbound::Error::NotSent { .. } | outbound::Error::Unknown { .. } => DiscoverError::Unavailable,
+        outbound::Error::TooLarge { .. } => DiscoverError::Invalid("document too large"),
+        outbound::Error::Invalid { .. } => DiscoverError::Invalid("not a usable answer"),
+    })?;
     if response.status.is_server_error() || response.status == StatusCode::TOO_MANY_REQUESTS {
         return Err(DiscoverError::Unavailable);
     }

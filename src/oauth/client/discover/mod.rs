@@ -126,10 +126,8 @@ async fn walk(
         return Ok(conclude(target, challenge, server, None));
     }
     let metadata = resource_metadata(outbound, target, &upstream, challenge).await?;
-    let listed = metadata
-        .as_ref()
-        .and_then(|metadata| metadata.authorization_servers.as_deref())
-        .unwrap_or(&[]);
+    let listed =
+        metadata.as_ref().and_then(|metadata| metadata.authorization_servers.as_deref()).unwrap_or(&[]);
     let server = match (&target.overrides.issuer, listed) {
         (Some(issuer), []) => published_server(outbound, target, issuer).await?,
         (Some(issuer), listed) if listed.contains(issuer) => {
@@ -176,9 +174,7 @@ async fn resource_metadata(
         .filter(|hint| check::may_follow(hint, upstream, target.policy));
     let well_known = check::resource_metadata_urls(upstream);
     // A hint that names a well-known place is not asked twice.
-    let places = hint
-        .iter()
-        .chain(well_known.iter().filter(|url| Some(*url) != hint.as_ref()));
+    let places = hint.iter().chain(well_known.iter().filter(|url| Some(*url) != hint.as_ref()));
     for place in places {
         let Some(found) = fetch::<ResourceMetadata>(outbound, target.policy, place).await? else {
             continue;
@@ -252,10 +248,7 @@ async fn origin_server(
             .authorization_endpoint
             .clone()
             .unwrap_or_else(|| format!("{issuer}/authorize")),
-        token_endpoint: overrides
-            .token_endpoint
-            .clone()
-            .unwrap_or_else(|| format!("{issuer}/token")),
+        token_endpoint: overrides.token_endpoint.clone().unwrap_or_else(|| format!("{issuer}/token")),
         registration_endpoint: Some(format!("{issuer}/register")),
         revocation_endpoint: None,
         // Nothing is published; clients of that revision are public ones with PKCE.
@@ -293,19 +286,14 @@ fn checked_server(
         .ok_or(DiscoverError::Unsupported("it has no token endpoint"))?;
     let authorization = safe_url(&authorization_endpoint, target.policy)?;
     safe_url(&token_endpoint, target.policy)?;
-    for endpoint in [&metadata.registration_endpoint, &metadata.revocation_endpoint]
-        .into_iter()
-        .flatten()
-    {
+    for endpoint in [&metadata.registration_endpoint, &metadata.revocation_endpoint].into_iter().flatten() {
         safe_url(endpoint, target.policy)?;
     }
     if overrides.authorization_endpoint.is_none()
         && !same_site(issuer, &authorization)
         && !target.policy.allows_private(check::bare_host(&authorization))
     {
-        return Err(DiscoverError::Invalid(
-            "authorization endpoint on another site than the issuer",
-        ));
+        return Err(DiscoverError::Invalid("authorization endpoint on another site than the issuer"));
     }
     Ok(AuthorizationServer {
         issuer: metadata.issuer,
@@ -313,13 +301,9 @@ fn checked_server(
         token_endpoint,
         registration_endpoint: metadata.registration_endpoint,
         revocation_endpoint: metadata.revocation_endpoint,
-        auth_methods: metadata
-            .token_endpoint_auth_methods_supported
-            .unwrap_or_else(default_auth_methods),
+        auth_methods: metadata.token_endpoint_auth_methods_supported.unwrap_or_else(default_auth_methods),
         cimd: metadata.client_id_metadata_document_supported.unwrap_or(false),
-        iss_parameter: metadata
-            .authorization_response_iss_parameter_supported
-            .unwrap_or(false),
+        iss_parameter: metadata.authorization_response_iss_parameter_supported.unwrap_or(false),
         scopes_supported: valid_scopes(metadata.scopes_supported.unwrap_or_default()),
     })
 }
@@ -331,27 +315,16 @@ fn conclude(
     metadata: Option<ResourceMetadata>,
 ) -> Discovered {
     let (published_resource, published_scopes) = match metadata {
-        Some(metadata) => (
-            Some(metadata.resource),
-            metadata.scopes_supported.unwrap_or_default(),
-        ),
+        Some(metadata) => (Some(metadata.resource), metadata.scopes_supported.unwrap_or_default()),
         None => (None, Vec::new()),
     };
-    let resource = target
-        .overrides
-        .resource
-        .clone()
-        .or(published_resource)
-        .unwrap_or_else(|| target.url.to_string());
+    let resource =
+        target.overrides.resource.clone().or(published_resource).unwrap_or_else(|| target.url.to_string());
     let scopes = match &target.overrides.scopes {
         Some(configured) => configured.clone(),
         None => wanted_scopes(challenge, published_scopes, &server),
     };
-    Discovered {
-        server,
-        resource,
-        scopes,
-    }
+    Discovered { server, resource, scopes }
 }
 
 /// RFC 8414 §2: what an absent list means.

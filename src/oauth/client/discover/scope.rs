@@ -13,10 +13,7 @@ pub(super) fn wanted_scopes(
     published: Vec<String>,
     server: &AuthorizationServer,
 ) -> Vec<String> {
-    let offline_known = server
-        .scopes_supported
-        .iter()
-        .any(|scope| scope == OFFLINE_ACCESS);
+    let offline_known = server.scopes_supported.iter().any(|scope| scope == OFFLINE_ACCESS);
     let challenged = scope_list(challenge.and_then(|bearer| bearer.scope.as_deref()));
     let mut scopes = if challenged.is_empty() {
         let mut published = valid_scopes(published);
@@ -40,10 +37,7 @@ pub(in super::super) fn scope_list(value: Option<&str>) -> Vec<String> {
 pub(super) fn valid_scopes(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut valid: Vec<String> = Vec::new();
     for name in names {
-        let fits = !name.is_empty()
-            && name
-                .bytes()
-                .all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e));
+        let fits = !name.is_empty() && name.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e));
         if fits && !valid.contains(&name) {
             valid.push(name);
         }

@@ -1,9 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 use serde_json::{Value, json};
 
 use super::*;
@@ -46,10 +41,7 @@ async fn with_server(changes: Value) -> Stub {
             for (key, value) in changes.as_object().unwrap() {
                 match value {
                     Value::Null => document.as_object_mut().unwrap().remove(key),
-                    value => document
-                        .as_object_mut()
-                        .unwrap()
-                        .insert(key.clone(), value.clone()),
+                    value => document.as_object_mut().unwrap().insert(key.clone(), value.clone()),
                 };
             }
             Some(document)
@@ -82,23 +74,11 @@ async fn overridden(
     bearer: Option<&Bearer>,
 ) -> Result<Discovered, DiscoverError> {
     let url = stub.url("/mcp");
-    discover(
-        &outbound(),
-        &Target {
-            url: &url,
-            policy: &local(),
-            overrides,
-        },
-        bearer,
-    )
-    .await
+    discover(&outbound(), &Target { url: &url, policy: &local(), overrides }, bearer).await
 }
 
 fn hint(url: String) -> Bearer {
-    Bearer {
-        resource_metadata: Some(url),
-        ..Bearer::default()
-    }
+    Bearer { resource_metadata: Some(url), ..Bearer::default() }
 }
 
 #[tokio::test]
@@ -128,11 +108,7 @@ async fn spec_cl_1_the_root_document_comes_last_and_its_resource_stays_as_spelle
     let found = discovered(&stub).await.unwrap();
     assert_eq!(found.resource, stub.base(), "no slash added");
     assert!(found.scopes.is_empty());
-    let asked = [
-        PATH_METADATA,
-        ROOT_METADATA,
-        "/.well-known/oauth-authorization-server/tenant1",
-    ];
+    let asked = [PATH_METADATA, ROOT_METADATA, "/.well-known/oauth-authorization-server/tenant1"];
     assert_eq!(stub.paths(), asked);
 }
 
@@ -144,9 +120,7 @@ async fn spec_cl_1_the_challenge_comes_first() {
         _ => None,
     })
     .await;
-    challenged(&stub, &hint(stub.url("/custom/metadata.json")))
-        .await
-        .unwrap();
+    challenged(&stub, &hint(stub.url("/custom/metadata.json"))).await.unwrap();
     assert_eq!(stub.paths(), ["/custom/metadata.json", RFC8414]);
 }
 
@@ -155,18 +129,10 @@ async fn a_hint_that_leads_nowhere_or_elsewhere_gives_way_to_the_well_known_plac
     let elsewhere = serving(|_, base| Some(resource(base))).await;
     let foreign = elsewhere.url("/prm").replace("127.0.0.1", "127.0.0.2");
     let stub = with_server(json!({})).await;
-    for lost in [
-        stub.url("/gone"),
-        foreign,
-        "http://169.254.169.254/x".into(),
-        "file:///x".into(),
-    ] {
+    for lost in [stub.url("/gone"), foreign, "http://169.254.169.254/x".into(), "file:///x".into()] {
         challenged(&stub, &hint(lost)).await.unwrap();
     }
-    assert_eq!(
-        stub.paths().iter().filter(|path| *path == PATH_METADATA).count(),
-        4
-    );
+    assert_eq!(stub.paths().iter().filter(|path| *path == PATH_METADATA).count(), 4);
     assert!(elsewhere.seen().is_empty());
     // A hint that is the well-known place itself is asked once.
     let empty = serving(|_, _| None).await;
@@ -189,11 +155,7 @@ async fn spec_cl_2_an_issuer_with_a_path_has_three_places() {
     })
     .await;
     let found = discovered(&stub).await.unwrap();
-    assert_eq!(
-        found.server.issuer,
-        stub.url("/t1/"),
-        "the slash is part of the issuer"
-    );
+    assert_eq!(found.server.issuer, stub.url("/t1/"), "the slash is part of the issuer");
     let asked = [
         PATH_METADATA,
         "/.well-known/oauth-authorization-server/t1",
@@ -216,10 +178,7 @@ async fn an_issuer_without_a_path_has_two_places() {
     let stub = with_resource(resource).await;
     discovered(&stub).await.unwrap();
     let nothing = serving(|path, base| (path == PATH_METADATA).then(|| resource(base))).await;
-    assert!(matches!(
-        discovered(&nothing).await,
-        Err(DiscoverError::Unsupported(_))
-    ));
+    assert!(matches!(discovered(&nothing).await, Err(DiscoverError::Unsupported(_))));
 }
 
 #[tokio::test]
@@ -232,11 +191,7 @@ async fn spec_cl_6_metadata_of_another_resource_stops_everything() {
         })
         .await;
         assert_eq!(discovered(&stub).await, Err(DiscoverError::ResourceMismatch));
-        assert_eq!(
-            stub.paths(),
-            [PATH_METADATA],
-            "neither the root nor a server is asked"
-        );
+        assert_eq!(stub.paths(), [PATH_METADATA], "neither the root nor a server is asked");
     }
 }
 
@@ -248,10 +203,8 @@ async fn a_configured_resource_vouches_for_metadata_that_names_it() {
         document
     })
     .await;
-    let overrides = Overrides {
-        resource: Some("https://public.example.com/mcp".into()),
-        ..Overrides::default()
-    };
+    let overrides =
+        Overrides { resource: Some("https://public.example.com/mcp".into()), ..Overrides::default() };
     let found = overridden(&stub, &overrides, None).await.unwrap();
     assert_eq!(found.resource, "https://public.example.com/mcp");
 }
@@ -267,55 +220,33 @@ async fn spec_cl_7_another_issuer_is_refused() {
         |base| json!({"resource": format!("{base}/mcp"), "authorization_servers": [format!("{base}/")]}),
     )
     .await;
-    assert_eq!(
-        discovered(&slash).await,
-        Err(DiscoverError::IssuerMismatch),
-        "a slash makes another issuer"
-    );
+    assert_eq!(discovered(&slash).await, Err(DiscoverError::IssuerMismatch), "a slash makes another issuer");
 }
 
 #[tokio::test]
 async fn spec_cl_8_pkce_must_be_announced() {
     for methods in [Value::Null, json!([]), json!(["plain"]), json!(["s256"])] {
         let stub = with_server(json!({"code_challenge_methods_supported": methods})).await;
-        assert!(
-            matches!(discovered(&stub).await, Err(DiscoverError::Unsupported(_))),
-            "{methods}"
-        );
+        assert!(matches!(discovered(&stub).await, Err(DiscoverError::Unsupported(_))), "{methods}");
     }
 }
 
 #[tokio::test]
 async fn sr_t15_unsafe_endpoints_are_refused() {
-    let keys = [
-        "authorization_endpoint",
-        "token_endpoint",
-        "registration_endpoint",
-        "revocation_endpoint",
-    ];
+    let keys = ["authorization_endpoint", "token_endpoint", "registration_endpoint", "revocation_endpoint"];
     for key in keys {
-        for bad in [
-            "javascript:alert(1)",
-            "data:text/html,x",
-            "/relative",
-            "https://u@127.0.0.1/",
-            "https://h/#f",
-        ] {
+        for bad in
+            ["javascript:alert(1)", "data:text/html,x", "/relative", "https://u@127.0.0.1/", "https://h/#f"]
+        {
             let stub = with_server(json!({key: bad})).await;
-            assert!(
-                matches!(discovered(&stub).await, Err(DiscoverError::Invalid(_))),
-                "{key} {bad}"
-            );
+            assert!(matches!(discovered(&stub).await, Err(DiscoverError::Invalid(_))), "{key} {bad}");
         }
         let stub = with_server(json!({key: "http://as.example.com/x"})).await;
         assert_eq!(discovered(&stub).await, Err(DiscoverError::Refused), "{key}");
     }
     for key in ["authorization_endpoint", "token_endpoint"] {
         let stub = with_server(json!({key: null})).await;
-        assert!(
-            matches!(discovered(&stub).await, Err(DiscoverError::Unsupported(_))),
-            "{key}"
-        );
+        assert!(matches!(discovered(&stub).await, Err(DiscoverError::Unsupported(_))), "{key}");
     }
 }
 
@@ -324,10 +255,7 @@ async fn sr_t19_a_borrowed_sign_in_page_is_refused_unless_configured() {
     let honest = "https://honest.example.com/authorize";
     let stub = with_server(json!({"authorization_endpoint": honest})).await;
     assert!(matches!(discovered(&stub).await, Err(DiscoverError::Invalid(_))));
-    let overrides = Overrides {
-        authorization_endpoint: Some(honest.into()),
-        ..Overrides::default()
-    };
+    let overrides = Overrides { authorization_endpoint: Some(honest.into()), ..Overrides::default() };
     let found = overridden(&stub, &overrides, None).await.unwrap();
     assert_eq!(found.server.authorization_endpoint, honest);
     assert_eq!(found.server.token_endpoint, stub.url("/token"));
@@ -349,10 +277,7 @@ async fn several_servers_the_first_that_passes_and_at_most_three() {
         json!({"resource": format!("{base}/mcp"), "authorization_servers": many})
     })
     .await;
-    assert!(matches!(
-        discovered(&stub).await,
-        Err(DiscoverError::Unsupported(_))
-    ));
+    assert!(matches!(discovered(&stub).await, Err(DiscoverError::Unsupported(_))));
     assert_eq!(stub.seen().len(), 1 + 3 * 3);
 }
 
@@ -386,25 +311,13 @@ async fn an_outage_of_the_path_document_is_not_its_absence() {
 #[tokio::test]
 async fn a_configured_issuer_must_be_listed_where_there_is_a_list() {
     let stub = with_server(json!({})).await;
-    let overrides = Overrides {
-        issuer: Some("https://other.example.com".into()),
-        ..Overrides::default()
-    };
-    assert_eq!(
-        overridden(&stub, &overrides, None).await,
-        Err(DiscoverError::IssuerNotListed)
-    );
+    let overrides = Overrides { issuer: Some("https://other.example.com".into()), ..Overrides::default() };
+    assert_eq!(overridden(&stub, &overrides, None).await, Err(DiscoverError::IssuerNotListed));
     assert_eq!(stub.paths(), [PATH_METADATA]);
-    let overrides = Overrides {
-        issuer: Some(stub.base().into()),
-        ..Overrides::default()
-    };
+    let overrides = Overrides { issuer: Some(stub.base().into()), ..Overrides::default() };
     assert!(overridden(&stub, &overrides, None).await.is_ok());
     let unlisted = serving(|path, base| (path == RFC8414).then(|| server(base))).await;
-    let overrides = Overrides {
-        issuer: Some(unlisted.base().into()),
-        ..Overrides::default()
-    };
+    let overrides = Overrides { issuer: Some(unlisted.base().into()), ..Overrides::default() };
     let found = overridden(&unlisted, &overrides, None).await.unwrap();
     assert_eq!(found.resource, unlisted.url("/mcp"));
     assert_eq!(unlisted.paths(), [PATH_METADATA, ROOT_METADATA, RFC8414]);
@@ -419,22 +332,14 @@ async fn configured_endpoints_need_no_discovery() {
         scopes: Some(vec!["read".into()]),
         ..Overrides::default()
     };
-    let found = overridden(&stub, &overrides, Some(&hint(stub.url("/prm"))))
-        .await
-        .unwrap();
+    let found = overridden(&stub, &overrides, Some(&hint(stub.url("/prm")))).await.unwrap();
     assert!(stub.seen().is_empty());
     assert_eq!(found.server.issuer, "https://login.example.com");
     assert_eq!(found.server.registration_endpoint, None);
     assert_eq!(found.scopes, ["read"]);
     assert_eq!(found.resource, stub.url("/mcp"));
-    let unsafe_ones = Overrides {
-        token_endpoint: Some("http://api.example.com/t".into()),
-        ..overrides
-    };
-    assert_eq!(
-        overridden(&stub, &unsafe_ones, None).await,
-        Err(DiscoverError::Refused)
-    );
+    let unsafe_ones = Overrides { token_endpoint: Some("http://api.example.com/t".into()), ..overrides };
+    assert_eq!(overridden(&stub, &unsafe_ones, None).await, Err(DiscoverError::Refused));
 }
 
 #[tokio::test]
@@ -469,36 +374,18 @@ async fn without_any_metadata_the_fixed_paths_are_used() {
 
 #[tokio::test]
 async fn spec_cl_14_scopes_by_source() {
-    let bearer = Bearer {
-        scope: Some("mcp:write a a".into()),
-        ..Bearer::default()
-    };
+    let bearer = Bearer { scope: Some("mcp:write a a".into()), ..Bearer::default() };
     let stub = with_server(json!({})).await;
-    assert_eq!(
-        challenged(&stub, &bearer).await.unwrap().scopes,
-        ["mcp:write", "a"]
-    );
-    let overrides = Overrides {
-        scopes: Some(vec!["x".into()]),
-        ..Overrides::default()
-    };
-    assert_eq!(
-        overridden(&stub, &overrides, Some(&bearer)).await.unwrap().scopes,
-        ["x"]
-    );
+    assert_eq!(challenged(&stub, &bearer).await.unwrap().scopes, ["mcp:write", "a"]);
+    let overrides = Overrides { scopes: Some(vec!["x".into()]), ..Overrides::default() };
+    assert_eq!(overridden(&stub, &overrides, Some(&bearer)).await.unwrap().scopes, ["x"]);
 }
 
 #[tokio::test]
 async fn spec_cl_12_offline_access_only_where_it_is_known() {
     let known = with_server(json!({"scopes_supported": ["a", "offline_access"]})).await;
-    assert_eq!(
-        discovered(&known).await.unwrap().scopes,
-        ["a", "b", "offline_access"]
-    );
-    let overrides = Overrides {
-        scopes: Some(vec!["x".into()]),
-        ..Overrides::default()
-    };
+    assert_eq!(discovered(&known).await.unwrap().scopes, ["a", "b", "offline_access"]);
+    let overrides = Overrides { scopes: Some(vec!["x".into()]), ..Overrides::default() };
     assert_eq!(overridden(&known, &overrides, None).await.unwrap().scopes, ["x"]);
     let unknown = with_resource(|base| {
         json!({
@@ -519,10 +406,7 @@ async fn spec_cl_12_offline_access_only_where_it_is_known() {
         _ => None,
     })
     .await;
-    assert!(
-        discovered(&silent).await.unwrap().scopes.is_empty(),
-        "never alone"
-    );
+    assert!(discovered(&silent).await.unwrap().scopes.is_empty(), "never alone");
 }
 
 #[tokio::test]
@@ -538,55 +422,27 @@ async fn capabilities_are_read() {
     assert!(server.cimd && server.iss_parameter);
     assert_eq!(server.auth_methods, ["none", "client_secret_post"]);
     let stored = serde_json::to_string(&server).unwrap();
-    assert_eq!(
-        serde_json::from_str::<AuthorizationServer>(&stored).unwrap(),
-        server
-    );
+    assert_eq!(serde_json::from_str::<AuthorizationServer>(&stored).unwrap(), server);
 }
 
 #[tokio::test]
 async fn sr_t61_hostile_documents() {
     for (status, kind, body, expected) in [
-        (
-            200,
-            "application/json",
-            r#"{"resource":"#.to_string(),
-            Some(DiscoverError::Invalid("")),
-        ),
-        (
-            200,
-            "application/json",
-            "[".repeat(100_000),
-            Some(DiscoverError::Invalid("")),
-        ),
-        (
-            200,
-            "application/json",
-            "x".repeat(300 * 1024),
-            Some(DiscoverError::Invalid("")),
-        ),
+        (200, "application/json", r#"{"resource":"#.to_string(), Some(DiscoverError::Invalid(""))),
+        (200, "application/json", "[".repeat(100_000), Some(DiscoverError::Invalid(""))),
+        (200, "application/json", "x".repeat(300 * 1024), Some(DiscoverError::Invalid(""))),
         (
             200,
             "application/json",
             r#"{"resource":"a","resource":"b"}"#.into(),
             Some(DiscoverError::Invalid("")),
         ),
-        (
-            200,
-            "application/json",
-            r#"{"error":"none"}"#.into(),
-            Some(DiscoverError::Invalid("")),
-        ),
+        (200, "application/json", r#"{"error":"none"}"#.into(), Some(DiscoverError::Invalid(""))),
         // Nothing that claims to be metadata: the walk ends at the fixed paths.
         (200, "text/html", "<html>".into(), None),
         (302, "application/json", "{}".into(), None),
         (401, "application/json", "{}".into(), None),
-        (
-            500,
-            "text/html",
-            "<html>".into(),
-            Some(DiscoverError::Unavailable),
-        ),
+        (500, "text/html", "<html>".into(), Some(DiscoverError::Unavailable)),
     ] {
         let shown: String = body.chars().take(30).collect();
         let stub = Stub::start(move |_, base| {
@@ -610,14 +466,7 @@ async fn sr_t61_hostile_documents() {
 async fn the_address_policy_has_the_first_word() {
     let stub = with_server(json!({})).await;
     let url = stub.url("/mcp");
-    let target = Target {
-        url: &url,
-        policy: &AddressPolicy::public(),
-        overrides: &Overrides::default(),
-    };
-    assert_eq!(
-        discover(&outbound(), &target, None).await,
-        Err(DiscoverError::Refused)
-    );
+    let target = Target { url: &url, policy: &AddressPolicy::public(), overrides: &Overrides::default() };
+    assert_eq!(discover(&outbound(), &target, None).await, Err(DiscoverError::Refused));
     assert!(stub.seen().is_empty());
 }

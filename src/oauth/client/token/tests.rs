@@ -1,9 +1,4 @@
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic
-)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 use std::collections::HashMap;
 
 use bytes::Bytes;
@@ -39,10 +34,7 @@ fn response(status: u16, headers: &[(&'static str, &str)], body: &str) -> Respon
 }
 
 fn json(status: u16, body: &str) -> Outcome {
-    classify(
-        &response(status, &[("content-type", "application/json")], body),
-        at(1_000),
-    )
+    classify(&response(status, &[("content-type", "application/json")], body), at(1_000))
 }
 
 fn success(body: &str) -> TokenResponse {
@@ -67,82 +59,34 @@ fn kind(outcome: &Outcome) -> &'static str {
 fn json_answers_are_classified() {
     for (status, body, expected) in [
         (200, r#"{"access_token":"a","token_type":"Bearer"}"#, "success"),
-        (
-            200,
-            r#"{"access_token":"a","token_type":"bEaReR","refresh_token":"r"}"#,
-            "success",
-        ),
+        (200, r#"{"access_token":"a","token_type":"bEaReR","refresh_token":"r"}"#, "success"),
         (201, r#"{"access_token":"a","token_type":"bearer"}"#, "success"),
-        (
-            200,
-            r#"{"access_token":"a.b-c_d~e+f/g==","token_type":"bearer","id_token":7}"#,
-            "success",
-        ),
-        (
-            200,
-            r#"{"access_token":"a","token_type":"bearer","scope":7,"expires_in":{}}"#,
-            "success",
-        ),
+        (200, r#"{"access_token":"a.b-c_d~e+f/g==","token_type":"bearer","id_token":7}"#, "success"),
+        (200, r#"{"access_token":"a","token_type":"bearer","scope":7,"expires_in":{}}"#, "success"),
         // An access token nobody may send, beside a refresh token worth keeping.
         (
             200,
             r#"{"access_token":"a\r\nX: y","token_type":"bearer","refresh_token":"r"}"#,
             "refresh token only",
         ),
-        (
-            200,
-            r#"{"access_token":"a b","token_type":"bearer","refresh_token":"r"}"#,
-            "refresh token only",
-        ),
-        (
-            200,
-            r#"{"access_token":"ä","token_type":"bearer","refresh_token":"r"}"#,
-            "refresh token only",
-        ),
+        (200, r#"{"access_token":"a b","token_type":"bearer","refresh_token":"r"}"#, "refresh token only"),
+        (200, r#"{"access_token":"ä","token_type":"bearer","refresh_token":"r"}"#, "refresh token only"),
         (
             200,
             r#"{"access_token":"a\u0000","token_type":"bearer","refresh_token":"r"}"#,
             "refresh token only",
         ),
-        (
-            200,
-            r#"{"access_token":"==","token_type":"bearer","refresh_token":"r"}"#,
-            "refresh token only",
-        ),
-        (
-            200,
-            r#"{"access_token":"a=b","token_type":"bearer","refresh_token":"r"}"#,
-            "refresh token only",
-        ),
-        (
-            200,
-            r#"{"access_token":7,"token_type":"bearer","refresh_token":"r"}"#,
-            "refresh token only",
-        ),
-        (
-            200,
-            r#"{"access_token":"a","token_type":"mac","refresh_token":"r"}"#,
-            "refresh token only",
-        ),
-        (
-            200,
-            r#"{"access_token":"a","refresh_token":"r"}"#,
-            "refresh token only",
-        ),
+        (200, r#"{"access_token":"==","token_type":"bearer","refresh_token":"r"}"#, "refresh token only"),
+        (200, r#"{"access_token":"a=b","token_type":"bearer","refresh_token":"r"}"#, "refresh token only"),
+        (200, r#"{"access_token":7,"token_type":"bearer","refresh_token":"r"}"#, "refresh token only"),
+        (200, r#"{"access_token":"a","token_type":"mac","refresh_token":"r"}"#, "refresh token only"),
+        (200, r#"{"access_token":"a","refresh_token":"r"}"#, "refresh token only"),
         (200, r#"{"refresh_token":"r"}"#, "refresh token only"),
         // Nothing to keep.
         (200, r#"{"access_token":"a","token_type":"DPoP"}"#, "ambiguous"),
         (200, r#"{"access_token":"","token_type":"bearer"}"#, "ambiguous"),
-        (
-            200,
-            r#"{"access_token":"a b","token_type":"bearer","refresh_token":"r\n"}"#,
-            "ambiguous",
-        ),
-        (
-            200,
-            r#"{"access_token":"a","access_token":"b","token_type":"bearer"}"#,
-            "ambiguous",
-        ),
+        (200, r#"{"access_token":"a b","token_type":"bearer","refresh_token":"r\n"}"#, "ambiguous"),
+        (200, r#"{"access_token":"a","access_token":"b","token_type":"bearer"}"#, "ambiguous"),
         (200, r#"{"access_token":"a","token_type":"bea"#, "ambiguous"),
         (200, "{}", "ambiguous"),
         (200, "[]", "ambiguous"),
@@ -155,11 +99,7 @@ fn json_answers_are_classified() {
         (200, r#"{"error":"incorrect_client_credentials"}"#, "config"),
         // The grant is gone, whatever the status.
         (400, r#"{"error":"invalid_grant"}"#, "dead"),
-        (
-            401,
-            r#"{"error":"invalid_grant","error_description":"x"}"#,
-            "dead",
-        ),
+        (401, r#"{"error":"invalid_grant","error_description":"x"}"#, "dead"),
         (403, r#"{"error":"invalid_grant"}"#, "dead"),
         // We are at fault, or the configuration.
         (400, r#"{"error":"invalid_request"}"#, "config"),
@@ -177,11 +117,7 @@ fn json_answers_are_classified() {
         (429, r#"{"error":"invalid_grant"}"#, "clean"),
         // Perhaps processed.
         (400, r#"{"error":"server_error"}"#, "ambiguous"),
-        (
-            400,
-            r#"{"error":"invalid_grant","error":"invalid_client"}"#,
-            "ambiguous",
-        ),
+        (400, r#"{"error":"invalid_grant","error":"invalid_client"}"#, "ambiguous"),
         (400, "", "ambiguous"),
         (500, r#"{"error":"invalid_grant"}"#, "ambiguous"),
         (502, "", "ambiguous"),
@@ -198,14 +134,8 @@ fn the_content_type_protects_the_grant_but_costs_no_tokens() {
     let html = [("content-type", "text/html")];
     let dead = response(400, &html, r#"{"error":"invalid_grant"}"#);
     assert_eq!(kind(&classify(&dead, at(0))), "ambiguous");
-    assert_eq!(
-        kind(&classify(&response(403, &html, "<html>blocked</html>"), at(0))),
-        "ambiguous"
-    );
-    assert_eq!(
-        kind(&classify(&response(404, &[], "not found"), at(0))),
-        "ambiguous"
-    );
+    assert_eq!(kind(&classify(&response(403, &html, "<html>blocked</html>"), at(0))), "ambiguous");
+    assert_eq!(kind(&classify(&response(404, &[], "not found"), at(0))), "ambiguous");
     let tokens = response(200, &html, r#"{"access_token":"a","token_type":"bearer"}"#);
     assert_eq!(kind(&classify(&tokens, at(0))), "success");
 }
@@ -213,13 +143,10 @@ fn the_content_type_protects_the_grant_but_costs_no_tokens() {
 #[test]
 fn sr_t40_an_overlong_token_is_not_carried_but_its_neighbour_is_kept() {
     let at_limit = "a".repeat(LONGEST_TOKEN);
-    let tokens = success(&format!(
-        r#"{{"access_token":"{at_limit}","token_type":"bearer"}}"#
-    ));
+    let tokens = success(&format!(r#"{{"access_token":"{at_limit}","token_type":"bearer"}}"#));
     assert_eq!(tokens.access_token.expose_secret().len(), LONGEST_TOKEN);
-    let tokens = success(&format!(
-        r#"{{"access_token":"{at_limit}a","token_type":"bearer","refresh_token":"r"}}"#
-    ));
+    let tokens =
+        success(&format!(r#"{{"access_token":"{at_limit}a","token_type":"bearer","refresh_token":"r"}}"#));
     assert!(!tokens.usable);
     assert!(tokens.access_token.expose_secret().is_empty());
     assert_eq!(tokens.refresh_token.unwrap().expose_secret(), "r");
@@ -250,16 +177,9 @@ fn sr_t70_lifetimes_are_clamped_whatever_they_look_like() {
         ("[]", None),
     ] {
         let body = format!(r#"{{"access_token":"a","token_type":"bearer","expires_in":{spelling}}}"#);
-        assert_eq!(
-            success(&body).expires_in,
-            seconds.map(Duration::from_secs),
-            "{spelling}"
-        );
+        assert_eq!(success(&body).expires_in, seconds.map(Duration::from_secs), "{spelling}");
     }
-    assert_eq!(
-        success(r#"{"access_token":"a","token_type":"bearer"}"#).expires_in,
-        None
-    );
+    assert_eq!(success(r#"{"access_token":"a","token_type":"bearer"}"#).expires_in, None);
 }
 
 #[test]
@@ -295,50 +215,28 @@ fn sr_t70_retry_after_is_seconds_or_a_date_and_never_long() {
         ("", None),
     ] {
         let limited = classify(&response(429, &[("retry-after", value)], ""), at(1_000));
-        let Outcome::CleanTransient { retry_after } = limited else {
-            panic!("{limited:?}")
-        };
+        let Outcome::CleanTransient { retry_after } = limited else { panic!("{limited:?}") };
         assert_eq!(retry_after, seconds.map(Duration::from_secs), "{value}");
         let down = classify(&response(503, &[("retry-after", value)], ""), at(1_000));
-        assert_eq!(
-            kind(&down),
-            if seconds.is_some() { "clean" } else { "ambiguous" },
-            "{value}"
-        );
+        assert_eq!(kind(&down), if seconds.is_some() { "clean" } else { "ambiguous" }, "{value}");
     }
 }
 
 #[test]
 fn errors_and_debug_output_carry_no_secret() {
-    let Outcome::Config(text) = json(400, r#"{"error":"x\r\ncanary secret"}"#) else {
-        panic!()
-    };
+    let Outcome::Config(text) = json(400, r#"{"error":"x\r\ncanary secret"}"#) else { panic!() };
     assert!(!text.contains("canary"));
-    let tokens = json(
-        200,
-        r#"{"access_token":"canary","token_type":"bearer","refresh_token":"canary"}"#,
-    );
+    let tokens = json(200, r#"{"access_token":"canary","token_type":"bearer","refresh_token":"canary"}"#);
     assert!(!format!("{tokens:?}").contains("canary"));
 }
 
 async fn sent(registration: &Registration, grant: Grant<'_>) -> (Option<String>, HashMap<String, String>) {
     let stub = Stub::start(|_, _| Scripted::json(200, r#"{"access_token":"a","token_type":"bearer"}"#)).await;
-    let outcome = request(
-        &outbound(),
-        &local(),
-        &stub.url("/token"),
-        registration,
-        grant,
-        RESOURCE,
-        at(0),
-    )
-    .await;
+    let outcome =
+        request(&outbound(), &local(), &stub.url("/token"), registration, grant, RESOURCE, at(0)).await;
     assert_eq!(kind(&outcome), "success");
     let seen = stub.seen();
-    assert_eq!(
-        (seen[0].method.as_str(), seen[0].path.as_str()),
-        ("POST", "/token")
-    );
+    assert_eq!((seen[0].method.as_str(), seen[0].path.as_str()), ("POST", "/token"));
     assert_eq!(seen[0].header("accept"), Some("application/json"));
     let form = seen[0].form();
     let map: HashMap<_, _> = form.iter().cloned().collect();
@@ -349,16 +247,9 @@ async fn sent(registration: &Registration, grant: Grant<'_>) -> (Option<String>,
 #[tokio::test]
 async fn a_code_goes_out_with_its_verifier_and_the_resource_as_spelled() {
     let verifier = "v".into();
-    let grant = Grant::Code {
-        code: "c&d",
-        verifier: &verifier,
-        redirect_uri: REDIRECT,
-    };
-    let (authorization, form) = sent(
-        &client(AuthMethod::None, "https://gw.example/c.json", None),
-        grant,
-    )
-    .await;
+    let grant = Grant::Code { code: "c&d", verifier: &verifier, redirect_uri: REDIRECT };
+    let (authorization, form) =
+        sent(&client(AuthMethod::None, "https://gw.example/c.json", None), grant).await;
     assert_eq!(authorization, None);
     assert_eq!(form["grant_type"], "authorization_code");
     assert_eq!(form["code"], "c&d");
@@ -373,21 +264,12 @@ async fn a_code_goes_out_with_its_verifier_and_the_resource_as_spelled() {
 async fn a_refresh_goes_out_with_the_resource() {
     let token = "r".into();
     let post = client(AuthMethod::ClientSecretPost, "id", Some("s&s"));
-    let (authorization, form) = sent(
-        &post,
-        Grant::Refresh {
-            refresh_token: &token,
-        },
-    )
-    .await;
+    let (authorization, form) = sent(&post, Grant::Refresh { refresh_token: &token }).await;
     assert_eq!(authorization, None);
     assert_eq!(form["grant_type"], "refresh_token");
     assert_eq!(form["refresh_token"], "r");
     assert_eq!(form["resource"], RESOURCE);
-    assert_eq!(
-        (form["client_id"].as_str(), form["client_secret"].as_str()),
-        ("id", "s&s")
-    );
+    assert_eq!((form["client_id"].as_str(), form["client_secret"].as_str()), ("id", "s&s"));
     assert_eq!(form.len(), 5);
 }
 
@@ -395,13 +277,7 @@ async fn a_refresh_goes_out_with_the_resource() {
 async fn basic_credentials_are_form_encoded_first() {
     let token = "r".into();
     let basic = client(AuthMethod::ClientSecretBasic, "a:b c", Some("s%ü/:"));
-    let (authorization, form) = sent(
-        &basic,
-        Grant::Refresh {
-            refresh_token: &token,
-        },
-    )
-    .await;
+    let (authorization, form) = sent(&basic, Grant::Refresh { refresh_token: &token }).await;
     let authorization = authorization.unwrap();
     let encoded = authorization.strip_prefix("Basic ").unwrap();
     let decoded = String::from_utf8(BASE64.decode(encoded.as_bytes()).unwrap()).unwrap();
@@ -411,9 +287,7 @@ async fn basic_credentials_are_form_encoded_first() {
 
 async fn refreshed(endpoint: &str, policy: &AddressPolicy) -> Outcome {
     let token = "r".into();
-    let grant = Grant::Refresh {
-        refresh_token: &token,
-    };
+    let grant = Grant::Refresh { refresh_token: &token };
     let public = client(AuthMethod::None, "id", None);
     request(&outbound(), policy, endpoint, &public, grant, RESOURCE, at(0)).await
 }
@@ -424,25 +298,11 @@ async fn what_was_never_sent_is_clean_or_a_matter_of_configuration() {
     let endpoint = format!("http://{}/token", listener.local_addr().unwrap());
     drop(listener);
     assert_eq!(kind(&refreshed(&endpoint, &local()).await), "clean");
-    assert_eq!(
-        kind(&refreshed(&endpoint, &AddressPolicy::public()).await),
-        "config"
-    );
+    assert_eq!(kind(&refreshed(&endpoint, &AddressPolicy::public()).await), "config");
     let token = "r".into();
-    let grant = Grant::Refresh {
-        refresh_token: &token,
-    };
+    let grant = Grant::Refresh { refresh_token: &token };
     let secretless = client(AuthMethod::ClientSecretBasic, "id", None);
-    let outcome = request(
-        &outbound(),
-        &local(),
-        &endpoint,
-        &secretless,
-        grant,
-        RESOURCE,
-        at(0),
-    )
-    .await;
+    let outcome = request(&outbound(), &local(), &endpoint, &secretless, grant, RESOURCE, at(0)).await;
     assert_eq!(kind(&outcome), "config");
 }
 
@@ -461,11 +321,7 @@ async fn a_connection_that_ends_after_the_request_is_ambiguous() {
             }
             stream.write_all(answer.as_bytes()).await.unwrap();
         });
-        assert_eq!(
-            kind(&refreshed(&endpoint, &local()).await),
-            "ambiguous",
-            "{answer}"
-        );
+        assert_eq!(kind(&refreshed(&endpoint, &local()).await), "ambiguous", "{answer}");
         serving.await.unwrap();
     }
 }
