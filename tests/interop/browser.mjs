@@ -109,21 +109,26 @@ async function act(page, trip, { credentials, screenshots }, still) {
     await page.waitForLoadState('domcontentloaded');
     const button = page.getByRole('button', { name: FORWARD }).first();
     if (!(await button.isVisible())) return false;
-    const { origin, pathname } = new URL(page.url());
-    const password = page.locator('input[type=password]').first();
-    const signIn = await password.isVisible();
+    // Everything about this page is asked of the button itself: the page's own URL may already be the next one's.
+    const pressed = await button.elementHandle({ timeout: 1000 });
+    const { href, signIn } = await pressed.evaluate(element => ({
+      href: element.ownerDocument.location.href,
+      signIn: Boolean(element.form?.querySelector('input[type=password]')),
+    }));
+    const { origin, pathname } = new URL(href);
     if (signIn) {
-      const { name, password: secret } = credentials(origin);
-      await page.locator('input[name=username], input[name=login], input[name=email]').first().fill(name);
-      await password.fill(secret);
+      const { name, password } = credentials(origin);
+      const form = await pressed.evaluateHandle(element => element.form);
+      await (await form.$('input[name=username], input[name=login], input[name=email]')).fill(name);
+      await (await form.$('input[type=password]')).fill(password);
     }
-    const label = (await button.innerText()).trim();
+    const label = (await pressed.innerText()).trim();
     if (screenshots) {
       const file = `${trip.steps.length + 1}-${signIn ? 'sign-in' : 'consent'}-${new URL(origin).port}.png`;
       await page.screenshot({ path: join(screenshots, file), fullPage: true });
     }
+    await pressed.click({ noWaitAfter: true, timeout: 5000 });
     trip.steps.push(`${origin}${pathname}: ${signIn ? 'signed in with' : 'pressed'} "${label}"`);
-    await button.click({ noWaitAfter: true, timeout: 5000 });
     return true;
   } catch (error) {
     // The page moved on while it was looked at; the next look sees the new one.
