@@ -3,7 +3,7 @@
 //! MCP authorization, Token Requirements).
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use dashmap::DashMap;
 use http::{HeaderMap, header};
@@ -15,6 +15,7 @@ pub struct Caller {
     token: Opened,
 }
 
+/// Why a request has no caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthnError {
     /// No credential at all: the challenge carries no error (RFC 6750 §3.1).
@@ -78,6 +79,7 @@ impl Caller {
     pub fn client(&self) -> &str {
         self.token.client()
     }
+    /// Id of the grant, the one to be revoked.
     pub fn grant(&self) -> &str {
         self.token.grant()
     }
@@ -112,18 +114,13 @@ impl Revoked {
     }
 }
 
-/// How long a revoked grant has to be remembered after `now`.
-pub fn remember_revoked(access_token_ttl: Duration) -> Duration {
-    access_token_ttl + Duration::from_secs(60)
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
     use crate::oauth::server::access_token::Claims;
     use http::HeaderValue;
-    use std::time::UNIX_EPOCH;
+    use std::time::{Duration, UNIX_EPOCH};
 
     fn judge(values: &[&str], revoked: &Revoked) -> Result<Caller, AuthnError> {
         let keys = Keys::new(&[[3; 32]]).unwrap();

@@ -6,35 +6,36 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::sync::broadcast;
 use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{Mutex, broadcast};
 
-use crate::authn::{Revoked, remember_revoked};
+use crate::authn::Revoked;
 use crate::credential::Connections;
 use crate::oauth::server::Authority;
+use crate::oauth::server::grant::remember_revoked;
 use crate::store::{Change, Kind};
 
 const SWEEP: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Keeps copies in memory true to the store, and the store free of what has expired.
 pub struct Upkeep {
     pub authority: Arc<Authority>,
     pub connections: Arc<Connections>,
     pub revoked: Revoked,
     /// Subscribed before anything was read from the store, so that nothing is missed in between.
-    pub changes: broadcast::Receiver<Change>,
+    pub changes: Mutex<broadcast::Receiver<Change>>,
 }
 
 #[async_trait]
 impl BackgroundService for Upkeep {
     /// Goes on while the last requests end: a revocation counts for them too.
     async fn start(&self, _shutdown: ShutdownWatch) {
-        let mut changes = self.changes.resubscribe();
-        self.read_revoked().await;
+        let mut changes = self.changes.lock().await;
+        // Whether something is still to be read that could not be read when it changed.
+        let mut missed = !self.read_revoked().await;
         let mut sweep = tokio::time::interval(SWEEP);
         let mut again = tokio::time::interval(AGAIN);
-        // Whether something is still to be read that could not be read when it changed.
-        let mut missed = false;
         loop {
             tokio::select! {
                 change = changes.recv() => match change {

@@ -55,11 +55,11 @@ pub fn additions(
 ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
     let proto = HeaderValue::from_static(if route.resource.starts_with("https:") { "https" } else { "http" });
     [
-        HeaderValue::from_str(&route.upstream.authority).ok().map(|host| (header::HOST, host)),
+        route.upstream.host_header.clone().map(|host| (header::HOST, host)),
         client
-            .and_then(|client| HeaderValue::from_str(&client.to_string()).ok())
+            .and_then(|client| HeaderValue::try_from(client.to_string()).ok())
             .map(|client| (FORWARDED_FOR, client)),
-        HeaderValue::from_str(&route.authority).ok().map(|host| (FORWARDED_HOST, host)),
+        route.forwarded_host.clone().map(|host| (FORWARDED_HOST, host)),
         Some((FORWARDED_PROTO, proto)),
         Some((REQUEST_ID, request_id.clone())),
         credential.header.clone(),

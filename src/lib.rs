@@ -16,6 +16,7 @@
 //!
 //! oauth       server  we are the authorization server · client  we are the client
 //! route       host and path → Route · mcp  what the protocol's headers say · challenge  WWW-Authenticate
+//! demo        an MCP server with an authorization server of its own, for cli alone
 //! store       records, one trait · outbound  the only HTTP client · seal · telemetry · config · clock
 //! ```
 //!

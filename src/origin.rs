@@ -12,6 +12,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
 );
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 
+/// The request comes from a page that may not call MCP routes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("origin is not allowed")]
 pub struct OriginError;

@@ -1,14 +1,17 @@
 //! `Caller` × `Route` → [`Permit`] or [`Denied`]. The one place that says yes: everything after it asks for a
 //! `Permit`, and only [`permit`] makes one.
+use std::sync::Arc;
+
 use crate::authn::Caller;
 use crate::route::Route;
 
 /// A caller who may use a route. Proof by type: the fields are private, so this module alone can say so.
 pub struct Permit<'a> {
     caller: &'a Caller,
-    route: &'a Route,
+    route: &'a Arc<Route>,
 }
 
+/// Why a proven caller may not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
     /// The token was issued for another route (RFC 8707 §2, MCP Access Token Privilege Restriction).
@@ -20,7 +23,7 @@ pub enum Denied {
 }
 
 /// Decides whether `caller` may use `route`.
-pub fn permit<'a>(caller: &'a Caller, route: &'a Route) -> Result<Permit<'a>, Denied> {
+pub fn permit<'a>(caller: &'a Caller, route: &'a Arc<Route>) -> Result<Permit<'a>, Denied> {
     if caller.audience() != route.resource {
         return Err(Denied::Audience);
     }
@@ -33,10 +36,12 @@ pub fn permit<'a>(caller: &'a Caller, route: &'a Route) -> Result<Permit<'a>, De
 // === impl Permit ===
 
 impl<'a> Permit<'a> {
+    /// Who may.
     pub fn caller(&self) -> &'a Caller {
         self.caller
     }
-    pub fn route(&self) -> &'a Route {
+    /// What for.
+    pub fn route(&self) -> &'a Arc<Route> {
         self.route
     }
 }

@@ -36,7 +36,7 @@ pub enum Failure {
     Origin(#[from] OriginError),
     #[error(transparent)]
     Route(#[from] RouteError),
-    /// All that is needed, what the token has included.
+    /// `scopes`: all that is needed, those the token has among them.
     #[error("the user has to allow more at the upstream")]
     StepUp { scopes: Vec<String> },
     #[error("request body is too large")]
@@ -191,9 +191,10 @@ pub fn is_attachment<'h>(mut content_types: impl Iterator<Item = &'h HeaderValue
     let Some(value) = content_types.next() else {
         return false;
     };
-    let essence =
-        value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    let is_json =
-        essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"));
-    content_types.next().is_some() || !(is_json || essence == "text/event-stream")
+    let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let is = |known: &str| essence.eq_ignore_ascii_case(known);
+    let is_dialect = |essence: String| essence.starts_with("application/") && essence.ends_with("+json");
+    let is_shown =
+        is("application/json") || is("text/event-stream") || is_dialect(essence.to_ascii_lowercase());
+    content_types.next().is_some() || !is_shown
 }

@@ -26,6 +26,8 @@ pub struct Route {
     pub metadata_url: String,
     /// `host[:port]` it answers on, default port left out.
     pub authority: String,
+    /// `authority`, ready-made for `X-Forwarded-Host`.
+    pub forwarded_host: Option<HeaderValue>,
     /// Canonical path; empty for the root.
     pub path: String,
     pub upstream: Upstream,
@@ -45,6 +47,8 @@ pub struct Upstream {
     pub tls: bool,
     /// What the `Host` header says: host, and port unless it is the scheme's own.
     pub authority: String,
+    /// `authority`, ready-made for `Host`.
+    pub host_header: Option<HeaderValue>,
     /// Path of `url`, without a trailing slash unless written so.
     pub base_path: String,
     pub policy: AddressPolicy,
@@ -63,6 +67,7 @@ pub struct Matched<'a> {
     pub rest: &'a str,
 }
 
+/// Why a request leads nowhere.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum RouteError {
     #[error("path has no single meaning")]
@@ -94,6 +99,10 @@ impl Table {
 
     /// `host` of the request in the form authorities are compared in: lower case, default port left out.
     pub fn authority<'h>(&self, host: &'h str) -> Result<Cow<'h, str>, RouteError> {
+        // Nearly every request spells it as the configuration does: nothing to parse.
+        if self.by_authority.contains_key(host) || self.is_public(host) {
+            return Ok(Cow::Borrowed(host));
+        }
         let parsed: http::uri::Authority = host.parse().map_err(|_| RouteError::BadHost)?;
         if host.contains('@') || parsed.host().is_empty() {
             return Err(RouteError::BadHost);
@@ -151,6 +160,7 @@ impl Table {
         self.iter().find(|route| route.name == name)
     }
 
+    /// All routes, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.by_authority.values().flatten()
     }
@@ -173,6 +183,7 @@ impl Route {
             name: configured.name.clone(),
             resource: format!("{origin}{}", configured.path),
             metadata_url: format!("{origin}{RESOURCE_METADATA}{}", configured.path),
+            forwarded_host: HeaderValue::from_str(&authority).ok(),
             authority,
             path: configured.path.clone(),
             upstream: Upstream::new(&configured.upstream),
@@ -226,6 +237,7 @@ impl Upstream {
             url: configured.url_as_written.clone(),
             port: url.port_or_known_default().unwrap_or(if tls { 443 } else { 80 }),
             tls,
+            host_header: HeaderValue::from_str(&authority).ok(),
             authority,
             base_path: url.path().to_owned(),
             policy: AddressPolicy::allowing(configured.private_hosts()),

@@ -12,7 +12,7 @@ use postern::oauth::client::Connector;
 use postern::oauth::server::access_token::Keys;
 use postern::oauth::server::authorize;
 use postern::oauth::server::consent::{ConsentError, Decision, decide};
-use postern::oauth::server::grant::{self, Code, Redemption, Renewal};
+use postern::oauth::server::grant::{self, Redemption, Renewal};
 use postern::oauth::server::{self, Authority, Snapshot};
 use postern::outbound::{Outbound, Settings};
 use postern::route::Table;
@@ -695,17 +695,17 @@ impl Later {
     }
 
     async fn code(&self, pkce: &Pkce) -> String {
-        let code = Code {
+        let request = authorize::Request {
             client_id: "c".into(),
             redirect_uri: "https://client.example/cb".into(),
+            state: None,
             challenge: pkce.challenge.clone(),
             route: "demo".into(),
             resource: "https://gw.example/demo".into(),
-            scopes: vec![ACCESS_SCOPE.into()],
-            user: "alice".into(),
-            grant: String::new(),
+            scopes: Vec::new(),
         };
-        grant::issue_code(&self.authority, code).await.unwrap()
+        let scopes = vec![ACCESS_SCOPE.into()];
+        grant::issue_code(&self.authority, &request, "alice", scopes).await.unwrap()
     }
 
     /// The answer, or the error's code.

@@ -87,16 +87,16 @@ impl Connections {
             Known::NeedsUser { incarnation } => {
                 Err(Unresolved::NeedsUser { incarnation: incarnation.clone() })
             }
-            Known::Token(token) if refused.is_some_and(|refused| token.is_covered_by(refused)) => {
-                self.renewed(&slot, route, &known, token, now).await
-            }
-            Known::Token(token) if token.dead_at.is_none_or(|end| now < end) => {
+            Known::Token(token) => {
+                let refused = refused.is_some_and(|refused| token.is_covered_by(refused));
+                if refused || token.dead_at.is_some_and(|end| now >= end) {
+                    return self.renewed(&slot, route, &known, token, now).await;
+                }
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
                     self.renew_ahead(&slot, route, token.outdated(), now);
                 }
                 Ok(token.credential(&slot.key))
             }
-            Known::Token(token) => self.renewed(&slot, route, &known, token, now).await,
         }
     }
 

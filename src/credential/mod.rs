@@ -10,7 +10,6 @@ use http::{HeaderName, HeaderValue};
 use crate::config;
 use crate::oauth::client::refresh::Outdated;
 use crate::policy::Permit;
-use crate::route::Route;
 
 pub use connection::Connections;
 
@@ -49,6 +48,7 @@ pub enum Unresolved {
 }
 
 impl Source {
+    /// Of the connection it came from, if it came from one.
     pub fn incarnation(&self) -> Option<Arc<str>> {
         match self {
             Source::Connection { incarnation, .. } => Some(Arc::clone(incarnation)),
@@ -71,11 +71,11 @@ impl Source {
 pub async fn resolve(
     connections: &Connections,
     permit: &Permit<'_>,
-    route: &Arc<Route>,
     refused: Option<&Outdated>,
     now: SystemTime,
 ) -> Result<Credential, Unresolved> {
-    match &permit.route().credential {
+    let route = permit.route();
+    match &route.credential {
         config::Credential::None => Ok(Credential { header: None, source: Source::None }),
         config::Credential::Header { .. } => {
             Ok(Credential { header: route.fixed.clone(), source: Source::Fixed })

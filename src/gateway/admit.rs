@@ -1,14 +1,17 @@
 //! The stages before the upstream, in their order: what comes out is permitted, or is answered by ourselves.
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::Method;
 use pingora::proxy::Session;
 
 use super::context::{Context, Target};
 use super::{Gateway, screen};
-use crate::credential::{self, Unresolved};
+use crate::authn::Caller;
+use crate::credential::{self, Credential, Unresolved};
+use crate::oauth::client::refresh::Outdated;
 use crate::respond::Failure;
-use crate::route::canonical_path;
+use crate::route::{Route, canonical_path};
 use crate::{authn, origin, policy, web};
 
 /// What a request turned out to be.
@@ -43,18 +46,7 @@ impl Gateway {
         }
         let now = self.authority.clock.now();
         let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.revoked, now)?;
-        let permit = policy::permit(&caller, &route)?;
-        let resolved = credential::resolve(&self.connections, &permit, &route, None, now).await;
-        let credential = match resolved {
-            Ok(credential) => credential,
-            Err(unresolved) => {
-                // Told once more, the client may answer with a refresh: then that has to fail.
-                if let Unresolved::NeedsUser { incarnation } = &unresolved {
-                    self.remember_challenge(&caller, &route, incarnation.clone(), Vec::new()).await;
-                }
-                return Err(failure_of(unresolved));
-            }
-        };
+        let credential = self.credential(&caller, &route, None, now).await?;
         let path = route.upstream.target(matched.rest, head.uri.query());
         ctx.target = Some(Target { route, caller, credential, path, refused: None, again: false });
         Ok(Admitted::Proxied)
@@ -63,16 +55,27 @@ impl Gateway {
     /// The credential again, newer than the one that was refused.
     pub(super) async fn renew(&self, target: &mut Target) -> Result<(), Failure> {
         let now = self.authority.clock.now();
-        let permit = policy::permit(&target.caller, &target.route)?;
-        let renewed =
-            credential::resolve(&self.connections, &permit, &target.route, target.refused.as_ref(), now)
-                .await;
-        if let Err(Unresolved::NeedsUser { incarnation }) = &renewed {
-            self.remember_challenge(&target.caller, &target.route, incarnation.clone(), Vec::new()).await;
-        }
-        target.credential = renewed.map_err(failure_of)?;
+        let refused = target.refused.as_ref();
+        target.credential = self.credential(&target.caller, &target.route, refused, now).await?;
         target.again = false;
         Ok(())
+    }
+
+    /// Policy and credential: what goes upstream for this caller, newer than `refused`.
+    async fn credential(
+        &self,
+        caller: &Caller,
+        route: &Arc<Route>,
+        refused: Option<&Outdated>,
+        now: SystemTime,
+    ) -> Result<Credential, Failure> {
+        let permit = policy::permit(caller, route)?;
+        let resolved = credential::resolve(&self.connections, &permit, refused, now).await;
+        // Told once more, the client may answer with a refresh: then that has to fail.
+        if let Err(Unresolved::NeedsUser { incarnation }) = &resolved {
+            self.remember_challenge(caller, route, incarnation.clone(), Vec::new()).await;
+        }
+        resolved.map_err(failure_of)
     }
 }
 

@@ -20,6 +20,7 @@ pub const REFRESHED: ErrorType = ErrorType::Custom("UpstreamTokenRefused");
 /// The request ends with an answer of ours, which is in the context.
 pub const ANSWERED: ErrorType = ErrorType::Custom("AnsweredByGateway");
 
+/// One request, from its arrival to its line in the log.
 pub struct Context {
     pub started: Instant,
     pub request_id: HeaderValue,
@@ -38,7 +39,8 @@ pub struct Context {
     /// The upstream's answer has no body. Belongs to one attempt.
     pub header_only: bool,
     pub reason: &'static str,
-    pub active: Option<Guard>,
+    /// Counts as under way until dropped.
+    pub _under_way: Guard,
 }
 
 /// A permitted request: who, where to, with what.

@@ -15,11 +15,11 @@ use crate::web::About;
 /// The largest body of a local request, bytes. None of ours comes near.
 const BODY_MAX: usize = 64 * 1024;
 
-/// Hands the request to the router and streams its answer. `path` is canonical. Returns the status.
-pub async fn serve(session: &mut Session, router: &Router, path: &str, about: About) -> Result<StatusCode> {
+/// Hands the request to the router and streams its answer. `path` is canonical.
+pub async fn serve(session: &mut Session, router: &Router, path: &str, about: About) -> Result<()> {
     let (version, is_head) = (session.req_header().version, session.req_header().method == Method::HEAD);
     let Some(body) = read_body(session).await? else {
-        return Ok(StatusCode::PAYLOAD_TOO_LARGE);
+        return Ok(());
     };
     let request = request(session, path, body, about)?;
     let response = match router.clone().oneshot(request).await {
@@ -43,7 +43,7 @@ pub async fn serve(session: &mut Session, router: &Router, path: &str, about: Ab
     session.write_response_header(Box::new(head), bodiless).await?;
     if bodiless {
         session.finish_body().await?;
-        return Ok(status);
+        return Ok(());
     }
     loop {
         // What is ready goes first: a client that has its answer may send its next request at once, and that must not
@@ -51,7 +51,7 @@ pub async fn serve(session: &mut Session, router: &Router, path: &str, about: Ab
         let frame = tokio::select! {
             biased;
             frame = body.frame() => frame,
-            gone = session.read_body_or_idle(true) => { gone?; return Ok(status); }
+            gone = session.read_body_or_idle(true) => { gone?; return Ok(()); }
         };
         match frame {
             Some(Ok(frame)) => {
@@ -62,7 +62,7 @@ pub async fn serve(session: &mut Session, router: &Router, path: &str, about: Ab
             Some(Err(error)) => return Err(Error::because(ErrorType::InternalError, "local body", error)),
             None => {
                 session.write_response_body(None, true).await?;
-                return Ok(status);
+                return Ok(());
             }
         }
     }
@@ -74,10 +74,7 @@ pub async fn answer(session: &mut Session, reply: &Reply) -> Result<()> {
         // The rest of a small body is read after the answer, so that a 401 does not cost the client its connection.
         session.set_close_on_response_before_downstream_finish(false);
     }
-    let mut head = ResponseHeader::build(reply.status, Some(reply.headers.len() + 1))?;
-    for (name, value) in &reply.headers {
-        head.append_header(name.clone(), value.clone())?;
-    }
+    let mut head = head(reply)?;
     let bodiless = session.req_header().method == Method::HEAD || reply.status == StatusCode::NO_CONTENT;
     if reply.status != StatusCode::NO_CONTENT {
         head.insert_header(header::CONTENT_LENGTH, reply.body.len())?;
@@ -87,6 +84,15 @@ pub async fn answer(session: &mut Session, reply: &Reply) -> Result<()> {
         true => session.finish_body().await,
         false => session.write_response_body(Some(reply.body.clone()), true).await,
     }
+}
+
+/// The head of an answer of ours, its length still to come.
+pub fn head(reply: &Reply) -> Result<ResponseHeader> {
+    let mut head = ResponseHeader::build(reply.status, Some(reply.headers.len() + 1))?;
+    for (name, value) in &reply.headers {
+        head.append_header(name.clone(), value.clone())?;
+    }
+    Ok(head)
 }
 
 fn expects_continue(session: &Session) -> bool {

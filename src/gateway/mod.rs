@@ -18,6 +18,7 @@ mod rescue;
 mod screen;
 mod verdict;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -55,6 +56,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// A client that reads nothing for so long is gone.
 const WRITE: Duration = Duration::from_secs(60);
 
+/// The proxy: what all requests share.
 pub struct Gateway {
     pub authority: Arc<Authority>,
     pub connections: Arc<Connections>,
@@ -89,7 +91,7 @@ impl ProxyHttp for Gateway {
             replacement: None,
             header_only: false,
             reason: "ok",
-            active: Some(self.in_flight.start()),
+            _under_way: self.in_flight.start(),
         }
     }
 
@@ -109,9 +111,8 @@ impl ProxyHttp for Gateway {
         match self.admit(session, ctx).await {
             Ok(Admitted::Proxied) => Ok(false),
             Ok(Admitted::Local { path, authority }) => {
-                let client =
-                    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
-                let about = web::About { authority, client, request_id: ctx.request_id.clone() };
+                let client = client(session);
+                let about = web::About { authority, client };
                 local::serve(session, &self.router, &path, about).await?;
                 ctx.reason = "local";
                 Ok(true)
@@ -184,7 +185,7 @@ impl ProxyHttp for Gateway {
             .parse()
             .map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "upstream path", error))?;
         upstream.set_uri(uri);
-        let client = session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip());
+        let client = client(session);
         for (name, value) in inject::additions(&target.route, client, &ctx.request_id, &target.credential) {
             upstream.insert_header(name, value)?;
         }
@@ -365,7 +366,7 @@ impl Gateway {
     fn new_request_id(&self) -> HeaderValue {
         let (process, count) = &self.request_ids;
         let id = format!("{process}-{:x}", count.fetch_add(1, Ordering::Relaxed));
-        HeaderValue::from_str(&id).unwrap_or(HeaderValue::from_static("-"))
+        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
     }
 }
 
@@ -374,4 +375,9 @@ fn remove(response: &mut ResponseHeader, is_unwanted: impl Fn(&HeaderName) -> bo
     for name in names.cloned().collect::<Vec<_>>() {
         response.remove_header(&name);
     }
+}
+
+/// The address a request came from.
+fn client(session: &Session) -> Option<IpAddr> {
+    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip())
 }

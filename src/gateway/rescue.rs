@@ -2,12 +2,11 @@
 use std::time::Duration;
 
 use http::header;
-use pingora::http::ResponseHeader;
 use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::Gateway;
 use super::context::Context;
+use super::{Gateway, local};
 use crate::respond::{self, Failure, Reply};
 use crate::route::Route;
 use crate::{inject, origin};
@@ -81,10 +80,7 @@ fn blame(error: &Error) -> Option<Failure> {
 }
 
 async fn write_error(session: &mut Session, reply: Reply) -> Result<()> {
-    let mut head = ResponseHeader::build(reply.status, Some(reply.headers.len() + 1))?;
-    for (name, value) in reply.headers {
-        head.append_header(name, value)?;
-    }
+    let mut head = local::head(&reply)?;
     head.insert_header(header::CONTENT_LENGTH, reply.body.len())?;
     session.write_error_response(head, reply.body).await
 }

@@ -80,7 +80,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         authority: Arc::clone(&authority),
         connections: Arc::clone(&gateway.connections),
         revoked: gateway.revoked.clone(),
-        changes: parts.changes,
+        changes: tokio::sync::Mutex::new(parts.changes),
     };
     let mut service =
         ProxyServiceBuilder::new(&conf, gateway).name("gateway").server_options(options).build();

@@ -12,13 +12,14 @@ use tokio::sync::broadcast;
 use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
-use crate::authn::{Revoked, remember_revoked};
+use crate::authn::Revoked;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::credential::Connections;
 use crate::gateway::Gateway;
 use crate::oauth::client::Connector;
 use crate::oauth::server::access_token::Keys;
+use crate::oauth::server::grant::remember_revoked;
 use crate::oauth::server::{Authority, Snapshot};
 use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
@@ -54,6 +55,7 @@ impl Typed for TokenKeys {
 const TOKEN_KEYS: &str = "access-token";
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
+/// Opens the store and builds everything on it. `admin`: a socket that outgoing requests never reach.
 pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartError> {
     let clock = Clock::system();
     let other = |error: &dyn std::fmt::Display| StartError::Other(error.to_string());

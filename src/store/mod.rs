@@ -30,8 +30,6 @@ pub enum Kind {
     Flow,
     /// An authorization code that we issued, by its digest.
     Code,
-    /// A refresh token that we issued, by its digest.
-    Refresh,
     /// What a user allowed a client.
     Grant,
     /// A registered MCP client.
@@ -42,8 +40,6 @@ pub enum Kind {
     Connection,
     /// Our client identity at one upstream authorization server.
     Registration,
-    /// What discovery found out about an upstream.
-    Discovery,
     /// An upstream challenge that a grant has met and not answered yet.
     Challenge,
     /// Key material made by the gateway itself.
@@ -52,17 +48,15 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
-        Kind::Refresh,
         Kind::Grant,
         Kind::Client,
         Kind::Pending,
         Kind::Connection,
         Kind::Registration,
-        Kind::Discovery,
         Kind::Challenge,
         Kind::Key,
     ];
@@ -73,13 +67,11 @@ impl Kind {
             Kind::Session => "session",
             Kind::Flow => "flow",
             Kind::Code => "code",
-            Kind::Refresh => "refresh",
             Kind::Grant => "grant",
             Kind::Client => "client",
             Kind::Pending => "pending",
             Kind::Connection => "connection",
             Kind::Registration => "registration",
-            Kind::Discovery => "discovery",
             Kind::Challenge => "challenge",
             Kind::Key => "key",
         }

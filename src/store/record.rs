@@ -68,8 +68,6 @@ pub struct Tokens {
     /// Redeemed for the next access token, where there is one.
     #[serde(serialize_with = "expose_option")]
     pub refresh_token: Option<SecretString>,
-    /// As the authorization server named it, normally `Bearer`.
-    pub token_type: String,
     /// When the access token ends, as far as we were told.
     pub expires_at: Option<SystemTime>,
     /// When the tokens were received.
@@ -104,11 +102,6 @@ impl Records {
     /// The store beneath, for the operations that need no type.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.store
-    }
-
-    /// The sealer, for what is sealed outside the store.
-    pub fn sealer(&self) -> &Arc<Sealer> {
-        &self.sealer
     }
 
     /// The record, spent or not.
@@ -253,11 +246,11 @@ fn encode<T: Serialize>(value: &T) -> Result<Zeroizing<Vec<u8>>, RecordError> {
     serde_json::to_vec(value).map(Zeroizing::new).map_err(|_| RecordError::Seal(SealError::Cipher))
 }
 
-fn expose<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn expose<S: serde::Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose_secret())
 }
 
-fn expose_option<S: serde::Serializer>(
+pub(crate) fn expose_option<S: serde::Serializer>(
     secret: &Option<SecretString>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {

@@ -1,6 +1,7 @@
 //! The access log: one line per request on standard output, written by a thread of its own so that a slow reader
 //! never holds a request up. When the reader is too slow for the buffer lines are dropped.
 use std::io::Write;
+use std::net::IpAddr;
 
 use serde::Serialize;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -12,7 +13,7 @@ use crate::config::AccessLog;
 pub struct Line<'a> {
     pub time: String,
     pub request_id: &'a str,
-    pub client_ip: Option<String>,
+    pub client_ip: Option<IpAddr>,
     pub method: &'a str,
     pub host: &'a str,
     pub path: &'a str,

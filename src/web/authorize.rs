@@ -1,7 +1,7 @@
 //! The browser's trip: authorize, consent, and back from the upstream's authorization server.
 use axum::Form;
 use axum::extract::{Extension, Path, RawQuery, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
@@ -44,7 +44,7 @@ pub async fn authorize(State(web): Shared, RawQuery(query): RawQuery, headers: H
         }
         Err(Refused::Later(message)) => {
             let mut response = page(StatusCode::SERVICE_UNAVAILABLE, "Not just now", message);
-            response.headers_mut().insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("2"));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
             response
         }
         Err(Refused::Redirect(url)) => see_other(&url),

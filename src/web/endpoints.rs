@@ -2,7 +2,7 @@
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
@@ -11,7 +11,7 @@ use crate::oauth::server::params::Params;
 use crate::oauth::server::refusal::Refusal;
 use crate::oauth::server::{grant, register, token};
 
-/// No request to these endpoints is larger, bytes.
+/// No form sent to these endpoints is larger, bytes.
 const FORM_MAX: usize = 16 * 1024;
 
 /// CORS for whoever wants to use these endpoints from a page; no cookies are involved.
@@ -104,22 +104,17 @@ impl Web {
                 let mut response = (refusal.status(), Json(body)).into_response();
                 if refusal.status() == StatusCode::UNAUTHORIZED {
                     // RFC 6749 §5.2: whoever tried the Authorization header is answered in kind.
-                    let scheme =
-                        axum::http::HeaderValue::from_static("Basic realm=\"clients are public here\"");
+                    let scheme = HeaderValue::from_static("Basic realm=\"clients are public here\"");
                     response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
                 }
                 if refusal.status() == StatusCode::SERVICE_UNAVAILABLE {
-                    response
-                        .headers_mut()
-                        .insert(header::RETRY_AFTER, axum::http::HeaderValue::from_static("1"));
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
                 }
                 response
             }
         };
-        response
-            .headers_mut()
-            .insert(header::CACHE_CONTROL, axum::http::HeaderValue::from_static("no-store"));
-        response.headers_mut().insert(header::PRAGMA, axum::http::HeaderValue::from_static("no-cache"));
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response.headers_mut().insert(header::PRAGMA, HeaderValue::from_static("no-cache"));
         response
     }
 }

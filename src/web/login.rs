@@ -78,7 +78,7 @@ pub async fn sign_in(
         return again(StatusCode::FORBIDDEN, "This form had expired. Please try again.");
     }
     let now = web.authority.clock.now();
-    if web.throttle.wait(&fields.username, about.client, now).is_some() {
+    if web.throttle.left(&fields.username, about.client, now).is_some() {
         return again(StatusCode::TOO_MANY_REQUESTS, "That was wrong too often. Please wait a few minutes.");
     }
     let user = match &fields.one_click {

@@ -34,7 +34,6 @@ pub struct About {
     /// Host the request came to, in canonical form.
     pub authority: String,
     pub client: Option<IpAddr>,
-    pub request_id: HeaderValue,
 }
 
 /// What all handlers share.
@@ -138,7 +137,7 @@ async fn style() -> Response {
 
 /// An error page.
 fn page(status: StatusCode, title: &str, message: &str) -> Response {
-    let problem = pages::Problem { status: status.as_u16(), title, message, request_id: None };
+    let problem = pages::Problem { status: status.as_u16(), title, message };
     (status, Html(pages::problem(&problem))).into_response()
 }
 

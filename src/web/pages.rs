@@ -150,8 +150,6 @@ pub struct Problem<'a> {
     pub title: &'a str,
     /// What happened and what the reader can do.
     pub message: &'a str,
-    /// What to quote to the operator.
-    pub request_id: Option<&'a str>,
 }
 
 impl Problem<'_> {
@@ -202,7 +200,6 @@ pub fn moved(url: &str) -> String {
             status: 400,
             title: "This address cannot be opened",
             message: "The application asked to be returned to an address that a browser should not follow.",
-            request_id: None,
         });
     }
     render(&Moved { url })
@@ -373,12 +370,7 @@ mod tests {
             upstream: Some(ConsentUpstream { server_host: SCRIPT, issuer_host: SCRIPT, scopes: &hostile }),
             upstream_note: Some(SCRIPT),
         }));
-        assert_tame(&problem(&Problem {
-            status: 400,
-            title: SCRIPT,
-            message: SCRIPT,
-            request_id: Some(SCRIPT),
-        }));
+        assert_tame(&problem(&Problem { status: 400, title: SCRIPT, message: SCRIPT }));
         assert_tame(&home(&Home {
             csrf: SCRIPT,
             user: Some(SCRIPT),

@@ -17,7 +17,7 @@ pub struct Throttle(DashMap<String, (u32, SystemTime)>);
 
 impl Throttle {
     /// How long this pair has to wait, if it does.
-    pub fn wait(&self, username: &str, address: Option<IpAddr>, now: SystemTime) -> Option<Duration> {
+    pub fn left(&self, username: &str, address: Option<IpAddr>, now: SystemTime) -> Option<Duration> {
         let (count, until) = *self.0.get(&pair(username, address))?;
         let left = until.duration_since(now).unwrap_or_default();
         (count >= FAILURES && !left.is_zero()).then_some(left)
@@ -57,17 +57,17 @@ mod tests {
     fn ten_failures_make_one_pair_wait_for_the_rest_of_the_window() {
         let (throttle, here) = (Throttle::default(), Some(IpAddr::from([127, 0, 0, 1])));
         for _ in 0..10 {
-            assert_eq!(throttle.wait("alice", here, UNIX_EPOCH), None);
+            assert_eq!(throttle.left("alice", here, UNIX_EPOCH), None);
             throttle.failed("alice", here, UNIX_EPOCH);
         }
         assert_eq!(
-            throttle.wait("alice", here, UNIX_EPOCH + Duration::from_secs(100)),
+            throttle.left("alice", here, UNIX_EPOCH + Duration::from_secs(100)),
             Some(Duration::from_secs(200))
         );
-        assert_eq!(throttle.wait("bob", here, UNIX_EPOCH), None);
-        assert_eq!(throttle.wait("alice", None, UNIX_EPOCH), None);
-        assert_eq!(throttle.wait("alice", here, UNIX_EPOCH + WINDOW), None);
+        assert_eq!(throttle.left("bob", here, UNIX_EPOCH), None);
+        assert_eq!(throttle.left("alice", None, UNIX_EPOCH), None);
+        assert_eq!(throttle.left("alice", here, UNIX_EPOCH + WINDOW), None);
         throttle.succeeded("alice", here);
-        assert_eq!(throttle.wait("alice", here, UNIX_EPOCH), None);
+        assert_eq!(throttle.left("alice", here, UNIX_EPOCH), None);
     }
 }

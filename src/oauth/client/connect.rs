@@ -14,7 +14,7 @@ use super::authorize::{Pkce, authorization_url, check_issuer};
 use super::discover::{DiscoverError, Discovered, Overrides, Target, discover};
 use super::probe::{Probe, probe};
 use super::register::{RegisterError, Registration};
-use super::token::{self, Grant, Outcome, TokenResponse};
+use super::token::{self, Outcome, Presented, TokenResponse};
 use super::{Connector, connection_key, issuer_key};
 use crate::config::{Credential, OauthCredential};
 use crate::route::{Route, Table};
@@ -48,7 +48,8 @@ struct Pending {
     user: String,
     session: String,
     plan: Plan,
-    verifier: String,
+    #[serde(serialize_with = "crate::store::record::expose")]
+    verifier: SecretString,
     redirect_uri: String,
     registration_key: String,
     registration: Registration,
@@ -187,7 +188,7 @@ impl Connector {
             route: route.name.clone(),
             user: user.to_owned(),
             session: session.to_owned(),
-            verifier: pkce.verifier.expose_secret().to_owned(),
+            verifier: pkce.verifier,
             redirect_uri,
             registration_key,
             registration,
@@ -199,7 +200,7 @@ impl Connector {
         Ok(url)
     }
 
-    /// Takes the browser back. `issuer_key` is the part of the callback URL that names the issuer.
+    /// Takes the browser back. `key` is the part of the callback URL that names the issuer.
     pub async fn complete(
         &self,
         routes: &Table,
@@ -247,8 +248,8 @@ impl Connector {
             return Err(ConnectError::Denied);
         }
         let code = returning.code.ok_or(ConnectError::Denied)?;
-        let verifier = SecretString::from(pending.verifier.clone());
-        let grant = Grant::Code { code, verifier: &verifier, redirect_uri: &pending.redirect_uri };
+        let grant =
+            Presented::Code { code, verifier: &pending.verifier, redirect_uri: &pending.redirect_uri };
         let endpoint = &discovered.server.token_endpoint;
         let now = self.clock.now();
         let response = match token::request(
@@ -297,7 +298,6 @@ fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens
     Tokens {
         access_token: response.access_token,
         refresh_token: response.refresh_token,
-        token_type: "Bearer".to_owned(),
         expires_at: response.expires_in.map(|lifetime| now + lifetime),
         obtained_at: now,
         scopes: response.scope.unwrap_or_else(|| pending.plan.scopes.clone()),

@@ -38,7 +38,7 @@ pub struct Connector {
     origin: String,
     is_https: bool,
     client_metadata_url: Option<String>,
-    /// One registration at a time per issuer.
+    /// One registration at a time per identity wanted at an issuer: as many as the configuration and the upstreams name.
     registering: DashMap<String, Arc<Mutex<()>>>,
     /// Grants whose last call met an upstream challenge in this process.
     met: DashSet<Box<str>>,

@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use super::Connector;
 use super::connect::CONNECTION_TTL;
 use super::register::Registration;
-use super::token::{self, Grant, Outcome, TokenResponse};
+use super::token::{self, Outcome, Presented, TokenResponse};
 use crate::route::Route;
 use crate::seal;
 use crate::store::record::{RecordError, Tokens};
@@ -108,9 +108,7 @@ impl Connector {
                 Ok(Acquired::Owner { connection, .. }) if !outdated.covers(&connection) => {
                     // The user has authorized anew meanwhile: what is there has not been tried yet.
                     let now = Release::Transient { not_before: self.clock.now() };
-                    if let Err(error) = self.records.store().release(key, &id, connection.fence, now).await {
-                        tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
-                    }
+                    self.release(key, &id, connection.fence, now).await;
                     return self.read(key, connection);
                 }
                 Ok(Acquired::Owner { connection, .. }) => {
@@ -138,11 +136,7 @@ impl Connector {
         let Some(attempt) = acquired.attempt.clone() else {
             return Renewed::Later { retry_after: BACKOFF };
         };
-        let release = async |outcome: Release| {
-            if let Err(error) = self.records.store().release(key, &attempt.id, attempt.fence, outcome).await {
-                tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
-            }
-        };
+        let release = async |outcome: Release| self.release(key, &attempt.id, attempt.fence, outcome).await;
         let later = |wait: Duration| Release::Transient { not_before: self.clock.now() + wait };
         let tokens = match self.records.tokens(key, &acquired) {
             Ok(tokens) => tokens,
@@ -171,7 +165,7 @@ impl Connector {
         if !matches!(self.records.store().sent(key, &attempt.id, attempt.fence).await, Ok(true)) {
             return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
         }
-        let grant = Grant::Refresh { refresh_token };
+        let grant = Presented::Refresh { refresh_token };
         let now = self.clock.now();
         let answer = token::request(
             &self.outbound,
@@ -205,6 +199,13 @@ impl Connector {
                 release(later(BACKOFF_CONFIG)).await;
                 self.outcome("config", Renewed::Later { retry_after: BACKOFF_CONFIG })
             }
+        }
+    }
+
+    /// Ends an attempt; what the store cannot be told ends with its lease.
+    async fn release(&self, key: &str, id: &str, fence: u64, outcome: Release) {
+        if let Err(error) = self.records.store().release(key, id, fence, outcome).await {
+            tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
         }
     }
 

@@ -25,7 +25,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// What is exchanged for tokens.
 #[derive(Clone, Copy)]
-pub enum Grant<'a> {
+pub enum Presented<'a> {
     /// RFC 6749 §4.1.3 with RFC 7636 §4.5.
     Code { code: &'a str, verifier: &'a SecretString, redirect_uri: &'a str },
     /// RFC 6749 §6. No scopes are named: the grant keeps those it has.
@@ -72,7 +72,7 @@ pub async fn request(
     policy: &AddressPolicy,
     endpoint: &str,
     registration: &Registration,
-    grant: Grant<'_>,
+    grant: Presented<'_>,
     resource: &str,
     now: SystemTime,
 ) -> Outcome {
@@ -92,18 +92,18 @@ pub async fn request(
 fn token_request(
     endpoint: &str,
     registration: &Registration,
-    grant: Grant<'_>,
+    grant: Presented<'_>,
     resource: &str,
 ) -> Option<Request> {
     let mut fields: Vec<(&str, &str)> = Vec::with_capacity(7);
     match grant {
-        Grant::Code { code, verifier, redirect_uri } => fields.extend([
+        Presented::Code { code, verifier, redirect_uri } => fields.extend([
             ("grant_type", "authorization_code"),
             ("code", code),
             ("code_verifier", verifier.expose_secret()),
             ("redirect_uri", redirect_uri),
         ]),
-        Grant::Refresh { refresh_token } => {
+        Presented::Refresh { refresh_token } => {
             fields.extend([("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())])
         }
     }

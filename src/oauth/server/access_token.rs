@@ -38,7 +38,7 @@ pub struct Claims<'a> {
     pub expires_at: SystemTime,
 }
 
-/// An opened token. Strings are slices of one buffer, so opening allocates once.
+/// An opened token. Strings are slices of one buffer, so opening allocates that and the decoded bytes.
 pub struct Opened {
     text: String,
     fields: [Range<usize>; 5],

@@ -4,7 +4,7 @@
 //! when it is back. Otherwise, and after that, the client gets its code. The `state` for the upstream is made here,
 //! after consent and not before (MCP Security Best Practices, Confused Deputy).
 use super::authorize::{Browser, Flow, Request, error_redirect};
-use super::grant::{Code, issue_code};
+use super::grant::issue_code;
 use super::params::with_query;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
@@ -101,17 +101,7 @@ async fn issue(
     user: &str,
     scopes: Vec<String>,
 ) -> String {
-    let code = Code {
-        client_id: request.client_id.clone(),
-        redirect_uri: request.redirect_uri.clone(),
-        challenge: request.challenge.clone(),
-        route: request.route.clone(),
-        resource: request.resource.clone(),
-        scopes,
-        user: user.to_owned(),
-        grant: String::new(),
-    };
-    match issue_code(authority, code).await {
+    match issue_code(authority, &request, user, scopes).await {
         Ok(code) => {
             let mut pairs = vec![("code", code.as_str())];
             pairs.extend(request.state.as_deref().map(|state| ("state", state)));

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
 use super::access_token::Claims;
+use super::authorize::Request;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot, client};
 use crate::seal;
@@ -99,10 +100,24 @@ pub struct Renewal<'a> {
     pub resource: Option<&'a str>,
 }
 
-/// Stores a code and returns it.
-pub async fn issue_code(authority: &Authority, mut code: Code) -> Result<String, Refusal> {
+/// Stores a code for what `user` allowed and returns it.
+pub async fn issue_code(
+    authority: &Authority,
+    request: &Request,
+    user: &str,
+    scopes: Vec<String>,
+) -> Result<String, Refusal> {
     let secret = format!("{CODE_PREFIX}{}", fresh_token()?);
-    code.grant = seal::name().map_err(|_| Refusal::server_error("no randomness"))?;
+    let code = Code {
+        client_id: request.client_id.clone(),
+        redirect_uri: request.redirect_uri.clone(),
+        challenge: request.challenge.clone(),
+        route: request.route.clone(),
+        resource: request.resource.clone(),
+        scopes,
+        user: user.to_owned(),
+        grant: seal::name().map_err(|_| Refusal::server_error("no randomness"))?,
+    };
     authority.records.put(&seal::digest(&secret), 0, &code, CODE_TTL).await?;
     Ok(secret)
 }
@@ -256,9 +271,14 @@ pub async fn revoke(
     withdraw(authority, snapshot, &id).await
 }
 
+/// How long a revoked grant has to be remembered: until its last access token has expired for certain.
+pub fn remember_revoked(access_token_ttl: Duration) -> Duration {
+    access_token_ttl + Duration::from_secs(60)
+}
+
 /// Ends a grant for good: refresh tokens at once, access tokens as soon as every instance has heard.
 async fn withdraw(authority: &Authority, snapshot: &Snapshot, grant: &str) -> Result<(), Refusal> {
-    let remember = snapshot.config.oauth_server.access_token_ttl + Duration::from_secs(60);
+    let remember = remember_revoked(snapshot.config.oauth_server.access_token_ttl);
     authority.records.tombstone::<Grant>(grant, remember.max(CODE_TTL)).await?;
     Ok(())
 }

@@ -49,7 +49,6 @@ fn tokens(access: &str) -> Tokens {
     Tokens {
         access_token: SecretString::from(access),
         refresh_token: Some(SecretString::from(format!("refresh-{access}"))),
-        token_type: "Bearer".to_owned(),
         expires_at: Some(clock().now() + HOUR),
         obtained_at: clock().now(),
         scopes: vec!["read".to_owned()],

@@ -230,7 +230,10 @@ fn errors_and_debug_output_carry_no_secret() {
     assert!(!format!("{tokens:?}").contains("canary"));
 }
 
-async fn sent(registration: &Registration, grant: Grant<'_>) -> (Option<String>, HashMap<String, String>) {
+async fn sent(
+    registration: &Registration,
+    grant: Presented<'_>,
+) -> (Option<String>, HashMap<String, String>) {
     let stub = Stub::start(|_, _| Scripted::json(200, r#"{"access_token":"a","token_type":"bearer"}"#)).await;
     let outcome =
         request(&outbound(), &local(), &stub.url("/token"), registration, grant, RESOURCE, at(0)).await;
@@ -247,7 +250,7 @@ async fn sent(registration: &Registration, grant: Grant<'_>) -> (Option<String>,
 #[tokio::test]
 async fn a_code_goes_out_with_its_verifier_and_the_resource_as_spelled() {
     let verifier = "v".into();
-    let grant = Grant::Code { code: "c&d", verifier: &verifier, redirect_uri: REDIRECT };
+    let grant = Presented::Code { code: "c&d", verifier: &verifier, redirect_uri: REDIRECT };
     let (authorization, form) =
         sent(&client(AuthMethod::None, "https://gw.example/c.json", None), grant).await;
     assert_eq!(authorization, None);
@@ -264,7 +267,7 @@ async fn a_code_goes_out_with_its_verifier_and_the_resource_as_spelled() {
 async fn a_refresh_goes_out_with_the_resource() {
     let token = "r".into();
     let post = client(AuthMethod::ClientSecretPost, "id", Some("s&s"));
-    let (authorization, form) = sent(&post, Grant::Refresh { refresh_token: &token }).await;
+    let (authorization, form) = sent(&post, Presented::Refresh { refresh_token: &token }).await;
     assert_eq!(authorization, None);
     assert_eq!(form["grant_type"], "refresh_token");
     assert_eq!(form["refresh_token"], "r");
@@ -277,7 +280,7 @@ async fn a_refresh_goes_out_with_the_resource() {
 async fn basic_credentials_are_form_encoded_first() {
     let token = "r".into();
     let basic = client(AuthMethod::ClientSecretBasic, "a:b c", Some("s%ü/:"));
-    let (authorization, form) = sent(&basic, Grant::Refresh { refresh_token: &token }).await;
+    let (authorization, form) = sent(&basic, Presented::Refresh { refresh_token: &token }).await;
     let authorization = authorization.unwrap();
     let encoded = authorization.strip_prefix("Basic ").unwrap();
     let decoded = String::from_utf8(BASE64.decode(encoded.as_bytes()).unwrap()).unwrap();
@@ -287,7 +290,7 @@ async fn basic_credentials_are_form_encoded_first() {
 
 async fn refreshed(endpoint: &str, policy: &AddressPolicy) -> Outcome {
     let token = "r".into();
-    let grant = Grant::Refresh { refresh_token: &token };
+    let grant = Presented::Refresh { refresh_token: &token };
     let public = client(AuthMethod::None, "id", None);
     request(&outbound(), policy, endpoint, &public, grant, RESOURCE, at(0)).await
 }
@@ -300,7 +303,7 @@ async fn what_was_never_sent_is_clean_or_a_matter_of_configuration() {
     assert_eq!(kind(&refreshed(&endpoint, &local()).await), "clean");
     assert_eq!(kind(&refreshed(&endpoint, &AddressPolicy::public()).await), "config");
     let token = "r".into();
-    let grant = Grant::Refresh { refresh_token: &token };
+    let grant = Presented::Refresh { refresh_token: &token };
     let secretless = client(AuthMethod::ClientSecretBasic, "id", None);
     let outcome = request(&outbound(), &local(), &endpoint, &secretless, grant, RESOURCE, at(0)).await;
     assert_eq!(kind(&outcome), "config");
