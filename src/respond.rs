@@ -44,11 +44,11 @@ pub enum Failure {
     /// Ours: store, or an authorization server we depend on.
     #[error("try again later")]
     Unavailable { retry_after: Duration },
-    #[error("the upstream refused the configured credential")]
+    #[error("the upstream refused what this route is configured to send")]
     UpstreamRefused,
     #[error("the upstream did not answer in time")]
     UpstreamTimeout,
-    #[error("the upstream cannot be reached")]
+    #[error("the upstream cannot be reached or gave no usable answer")]
     UpstreamUnreachable,
 }
 

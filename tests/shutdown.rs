@@ -295,3 +295,18 @@ async fn the_port_is_free_again_after_the_end() {
     }
     assert_eq!(call.post(ECHO).await.tool_text(), "late");
 }
+
+#[tokio::test]
+async fn a_hangup_is_answered_in_the_log_and_ends_nothing() {
+    let upstream = Upstream::open().await;
+    let (mut gateway, tokens) = open_gateway(&upstream, "30s").await;
+    gateway.hang_up();
+    let output = gateway.output.clone();
+    eventually(PATIENCE, || {
+        let text = output.text();
+        async move { text.contains("SIGHUP") }
+    })
+    .await;
+    assert_eq!(gateway.mcp("open").bearer(&tokens.access_token).post(ECHO).await.status, 200);
+    assert!(gateway.stop().await.success());
+}

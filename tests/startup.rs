@@ -352,7 +352,10 @@ async fn files_that_cannot_be_used_are_refused_before_anything_starts() {
     let short = files.write("short.key", "AAAA\n");
     // Where others get into the directory, the file's own mode counts.
     std::fs::create_dir(files.path("open")).unwrap();
-    std::fs::set_permissions(files.path("open"), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // A directory that nobody else gets through would be protection enough, wherever on the way it lies.
+    for directory in [files.path("open"), files.path("")] {
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
     let random = run(&["keys", "generate"], &[]).await.stdout;
     let readable = files.write_with_mode("open/readable.key", &random, 0o644);
     let (directory, nowhere) = (files.text("open"), files.text("nowhere"));

@@ -119,11 +119,12 @@ fn key_bytes(check: &mut Checker<'_>, key: &Key, text: &SecretString) -> Option<
     Some(SecretBox::new(Box::new(*exact)))
 }
 
-/// Whether only the owner can get at the file at `path`: by its own mode, or because nobody else gets into its
-/// directory.
+/// Whether only the owner can get at the file at `path`: by its own mode, or because nobody else gets through one of
+/// the directories above it.
 fn private(check: &mut Checker<'_>, key: &Key, path: &Path) -> bool {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let shut = check.environment().mode(directory).is_ok_and(|mode| mode & 0o077 == 0);
+    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let is_shut = |directory: &Path| check.environment().mode(directory).is_ok_and(|mode| mode & 0o011 == 0);
+    let shut = real.ancestors().skip(1).any(is_shut);
     match check.environment().mode(path) {
         Ok(mode) if mode & 0o077 != 0 && !shut => {
             let what = format!("key file {} is readable by others", path.display());

@@ -121,7 +121,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
 fn sealer(config: &Config) -> Result<Sealer, StartError> {
     let seal = |error: &dyn std::fmt::Display| StartError::Seal(error.to_string());
     let keys = match config.sealing_keys.as_slice() {
-        [] => vec![seal::load_or_generate(&config.server.data_dir).map_err(|error| seal(&error))?],
+        [] => vec![seal::load_or_generate(&config.server.data_dir).map_err(StartError::DataDir)?],
         configured => {
             let keys = configured.iter().map(|key| SealingKey::new(&key.id, *key.key.expose_secret()));
             keys.collect::<Result<Vec<_>, _>>().map_err(|error| seal(&error))?

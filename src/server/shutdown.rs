@@ -28,22 +28,25 @@ impl Flush {
     }
 }
 
-/// SIGTERM and SIGQUIT drain, SIGINT ends at once.
+/// SIGTERM and SIGQUIT drain, SIGINT ends at once; SIGHUP, which would end it without a word, is answered in the log.
 pub struct Signals;
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let (Ok(mut terminate), Ok(mut quit), Ok(mut interrupt)) =
-            (signal(SignalKind::terminate()), signal(SignalKind::quit()), signal(SignalKind::interrupt()))
-        else {
+        let kinds =
+            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [Ok(mut terminate), Ok(mut quit), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
             tracing::error!("signals cannot be received: the process can only be killed");
             return std::future::pending().await;
         };
-        let (name, kind) = tokio::select! {
-            _ = terminate.recv() => ("SIGTERM", ShutdownSignal::GracefulTerminate),
-            _ = quit.recv() => ("SIGQUIT", ShutdownSignal::GracefulTerminate),
-            _ = interrupt.recv() => ("SIGINT", ShutdownSignal::FastShutdown),
+        let (name, kind) = loop {
+            tokio::select! {
+                _ = terminate.recv() => break ("SIGTERM", ShutdownSignal::GracefulTerminate),
+                _ = quit.recv() => break ("SIGQUIT", ShutdownSignal::GracefulTerminate),
+                _ = interrupt.recv() => break ("SIGINT", ShutdownSignal::FastShutdown),
+                _ = hangup.recv() => tracing::warn!("SIGHUP: a running process does not read its configuration again; restart it"),
+            }
         };
         tracing::info!(signal = name, "stopping");
         kind

@@ -279,6 +279,11 @@ impl Gateway {
         self.running().signal("TERM");
     }
 
+    /// Sends SIGHUP.
+    pub fn hang_up(&self) {
+        self.running().signal("HUP");
+    }
+
     /// Ends it with SIGKILL, as a crash would.
     pub async fn kill9(&mut self) {
         self.running().signal("KILL");

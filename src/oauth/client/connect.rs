@@ -134,14 +134,9 @@ impl Connector {
         let overrides = overrides(oauth);
         let target =
             Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides: &overrides };
-        let discovered = match discover(&self.outbound, &target, bearer.as_ref()).await {
-            Ok(discovered) => discovered,
-            Err(error) if error.is_transient() => {
-                tracing::info!(target: "postern::oauth", route = %route.name, %error, "upstream's authorization server does not answer");
-                return Ok(Prospect::Unknown);
-            }
-            Err(error) => return Err(error),
-        };
+        // The upstream wants a token, so without its authorization server the client would get one of ours and be
+        // refused with it: its flow ends here, for now or for good.
+        let discovered = discover(&self.outbound, &target, bearer.as_ref()).await?;
         // What was asked for before is asked for again: a step up adds (MCP Step-Up, SEP-2350).
         let before = existing.into_iter().flat_map(|(_, tokens)| tokens.requested_scopes);
         let mut scopes = Vec::new();

@@ -201,7 +201,10 @@ pub async fn prepare(
         snapshot.routes.by_name(&request.route).ok_or(Refused::Page("This MCP server is gone."))?.clone();
     let prospect = authority.connector.prospect(&route, &browser.user).await.map_err(|error| {
         tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
-        refuse(Refusal::server_error("the MCP server's authorization server cannot be used"))
+        refuse(match error.is_transient() {
+            true => Refusal::unavailable("the MCP server's authorization server does not answer, try again"),
+            false => Refusal::server_error("the MCP server's authorization server cannot be used"),
+        })
     })?;
     let (plan, note) = match prospect {
         Prospect::NotNeeded => (None, None),
