@@ -58,6 +58,7 @@ pub struct Upstream {
 pub struct Table {
     by_authority: HashMap<String, Vec<Arc<Route>>>,
     public_authority: String,
+    scheme: &'static str,
     default_port: u16,
 }
 
@@ -94,7 +95,7 @@ impl Table {
         for routes in by_authority.values_mut() {
             routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
         }
-        Self { by_authority, public_authority, default_port }
+        Self { by_authority, public_authority, scheme: public.scheme(), default_port }
     }
 
     /// `host` of the request in the form authorities are compared in: lower case, default port left out.
@@ -150,10 +151,16 @@ impl Table {
         Some(found.ok_or(RouteError::NotFound))
     }
 
-    /// The route that a client means by `resource` (RFC 8707). A trailing slash makes no difference (MCP: canonical URI).
+    /// The route that a client means by `resource` (RFC 8707), spelled in any way that leads there: the host in capitals,
+    /// a slash too many. What has query, fragment or user is another resource.
     pub fn by_resource(&self, resource: &str) -> Option<&Arc<Route>> {
-        let wanted = resource.trim_end_matches('/');
-        self.iter().find(|route| route.resource.trim_end_matches('/') == wanted)
+        let (scheme, rest) = resource.split_once("://")?;
+        let (host, path) = rest.split_at_checked(rest.find('/').unwrap_or(rest.len()))?;
+        let authority = self.authority(host).ok()?;
+        let path = canonical_path(if path.is_empty() { "/" } else { path }).ok()?;
+        let routes =
+            self.by_authority.get(&*authority).filter(|_| scheme.eq_ignore_ascii_case(self.scheme))?;
+        routes.iter().find(|route| route.path == path)
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {

@@ -347,6 +347,18 @@ async fn sr_as_15_the_resource_is_one_of_ours() {
         let bad = client.authorization("demo").with("resource", &resource);
         assert_error(&Browser::new().peek(&bad.url()).await, &bad, issuer, "invalid_target");
     }
+    // Spellings of the one address are one resource, from the question to the last refresh.
+    let spelled = [demo.replace("http:", "HTTP:"), format!("{demo}/"), demo.replace("/demo", "//demo")];
+    for resource in &spelled {
+        let request = client.authorization("demo").with("resource", resource);
+        let callback = Browser::new().authorize(REDIRECT, &request.url()).await;
+        let redemption = client.redemption(&callback.code(), &request).with("resource", &spelled[1]);
+        let tokens = client.token(&redemption).await.tokens();
+        let call = rig.gateway.mcp("demo").bearer(&tokens.access_token);
+        assert_eq!(call.tool("echo", json!({"text": "x"})).await.status, 200, "{resource}");
+        let refreshment = client.refreshment(&tokens.refresh_token).with("resource", &spelled[2]);
+        assert_eq!(client.token(&refreshment).await.status(), 200, "{resource}");
+    }
     // With a single route there is no doubt which one is meant.
     let request = client.authorization("demo").without("resource");
     let callback = Browser::new().authorize(REDIRECT, &request.url()).await;

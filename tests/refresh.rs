@@ -461,9 +461,15 @@ async fn an_outage_met_through_a_refused_token_is_503_too() {
     let rig = Connected::new().await;
     rig.fault(TokenFault::answer(503, &[("retry-after", "1")], ""));
     rig.upstream.refuse_current_tokens();
-    let answer = rig.whoami().await;
-    assert_eq!(answer.status, 503, "{}", answer.body);
-    assert!(answer.header("retry-after").is_some());
+    let before = rig.upstream.calls_with_token().len();
+    for _ in 0..5 {
+        let answer = rig.whoami().await;
+        assert_eq!(answer.status, 503, "{}", answer.body);
+        assert!(answer.header("retry-after").is_some());
+    }
+    // What was refused once is not tried again, nor is the server asked again before its time.
+    assert_eq!(rig.upstream.calls_with_token().len(), before + 1);
+    assert_eq!(rig.refreshes_tried(), 1);
     eventually(PATIENCE, || async { rig.whoami().await.status == 200 }).await;
     assert_eq!(rig.upstream.authorization.codes_redeemed(), 1);
 }
@@ -687,6 +693,9 @@ async fn sr_cl_14_a_step_up_is_not_lost_in_a_refresh() {
 #[tokio::test]
 async fn sr_t68_a_refresh_in_flight_does_not_undo_a_new_authorization() {
     let mut rig = Connected::new().await;
+    // The connection counts as good, so a challenge is needed for the user to be sent there again.
+    rig.upstream.answer_next(Answer::InsufficientScope("more".into()));
+    assert_eq!(rig.whoami().await.status, 403);
     let gate = Gate::shut();
     rig.upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
     rig.upstream.refuse_current_tokens();
@@ -700,9 +709,6 @@ async fn sr_t68_a_refresh_in_flight_does_not_undo_a_new_authorization() {
     });
     rig.upstream.set(|script| script.refused_generation = 0);
     let stored = rig.upstream.authorization.codes_redeemed();
-    // The old connection still counts as good, so a challenge is needed to begin again.
-    rig.upstream.answer_next(Answer::InsufficientScope("more".into()));
-    assert_eq!(rig.whoami().await.status, 403);
     rig.tokens = rig.connect_again().await;
     assert_eq!(rig.upstream.authorization.codes_redeemed(), stored + 1);
     assert_eq!(rig.whoami().await.tool_text(), "new-user");

@@ -24,76 +24,10 @@ use support::upstream::Upstream;
 use support::{CANARY, PATIENCE, eventually_some, http_client, secret};
 
 /// The smallest configuration there is; scripts outside rely on it, so only ports may be changed here.
-const MINIMAL: &str = r#"server:
-  public_url: http://127.0.0.1:8080
-  listen: ["127.0.0.1:8080"]
-  admin: "127.0.0.1:9090"          # /healthz /readyz /metrics
-  data_dir: ./postern-data          # embedded store, generated keys; created 0700
-login:
-  local:
-    users:
-      - username: alice
-        password_hash: "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8"
-      - username: bob
-        password_hash: "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8"
-routes:
-  - name: demo
-    path: /demo                     # clients use {public_url}/demo; it maps to upstream.url
-    upstream:
-      url: http://127.0.0.1:4110/mcp
-      allow_private: true           # http, and loopback, RFC 1918 and ULA addresses, for this upstream's own host name (any port);
-                                    # other hosts it may lead to are listed in allow_hosts; link-local and Postern's own
-                                    # admin and store addresses are never allowed
-    credential:
-      kind: oauth                   # discover, register, authorize per user, refresh, inject
-"#;
+const MINIMAL: &str = include_str!("contract/minimal.yaml");
 
 /// Every key name that is fixed, also those of later versions.
-const FULL: &str = r#"server:
-  public_url: https://mcp.example.com
-  listen: ["0.0.0.0:443"]
-  tls: {certificates: [{cert_file: /etc/postern/tls.crt, key_file: /etc/postern/tls.key}]}
-  admin: "127.0.0.1:9090"
-  data_dir: /var/lib/postern
-  threads: 2
-  access_log: "off"
-  allowed_origins: []
-store:
-  kind: redis
-  urls: ["redis://127.0.0.1:6379/0"]
-  prefix: "postern:"
-sealing_keys:
-  - {id: k1, file: /etc/postern/k1.key}
-oauth_server:
-  access_token_format: sealed
-  signing_keys: [{id: s1, file: /etc/postern/s1.pem}]
-  access_token_ttl: 10m
-  refresh_token_ttl: 30d
-  refresh_replay_window: 30s
-  clients:
-    cimd: {enabled: true, allow_private: false}
-    dcr: {enabled: true}
-oauth_client:
-  client_metadata_url: https://mcp.example.com/oauth/client.json
-login:
-  oidc:
-    - {name: corp, issuer: "https://idp.example.com", client_id: postern, client_secret: {env: IDP_SECRET}, allow_private: false}
-outbound:
-  ca_files: []
-routes:
-  - name: files
-    path: /files
-    upstream: {url: "https://files.example.com/mcp"}
-    credential: {kind: oauth, client_id: abc, client_secret: {env: FILES_SECRET}, scopes: [read]}
-  - name: search
-    path: /search
-    upstream: {url: "http://10.0.0.7:3000/mcp", allow_private: true}
-    credential: {kind: header, name: Authorization, value: {env: SEARCH_KEY}, format: "Bearer {value}"}
-  - name: open
-    path: /open
-    upstream: {url: "http://127.0.0.1:3001/mcp", allow_private: true}
-    credential: {kind: none}
-"#;
+const FULL: &str = include_str!("contract/full.yaml");
 
 /// A directory of files for one run of the program.
 struct Files(tempfile::TempDir);

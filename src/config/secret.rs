@@ -23,6 +23,9 @@ pub trait Environment {
 
     /// Unix permission bits of the file at `path`.
     fn mode(&self, path: &Path) -> io::Result<u32>;
+
+    /// The path without links and relative parts.
+    fn real(&self, path: &Path) -> io::Result<PathBuf>;
 }
 
 /// The environment of this process.
@@ -41,6 +44,10 @@ impl Environment for Process {
     fn mode(&self, path: &Path) -> io::Result<u32> {
         use std::os::unix::fs::PermissionsExt;
         Ok(std::fs::metadata(path)?.permissions().mode())
+    }
+
+    fn real(&self, path: &Path) -> io::Result<PathBuf> {
+        std::fs::canonicalize(path)
     }
 }
 
@@ -122,7 +129,7 @@ fn key_bytes(check: &mut Checker<'_>, key: &Key, text: &SecretString) -> Option<
 /// Whether only the owner can get at the file at `path`: by its own mode, or because nobody else gets through one of
 /// the directories above it.
 fn private(check: &mut Checker<'_>, key: &Key, path: &Path) -> bool {
-    let real = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let real = check.environment().real(path).unwrap_or_else(|_| path.to_owned());
     let is_shut = |directory: &Path| check.environment().mode(directory).is_ok_and(|mode| mode & 0o011 == 0);
     let shut = real.ancestors().skip(1).any(is_shut);
     match check.environment().mode(path) {

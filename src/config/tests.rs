@@ -40,6 +40,10 @@ impl Environment for Fake {
     fn mode(&self, path: &Path) -> io::Result<u32> {
         self.files.get(path).map(|(_, mode)| *mode).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
+
+    fn real(&self, path: &Path) -> io::Result<PathBuf> {
+        Ok(path.to_owned())
+    }
 }
 
 const HASH: &str =
@@ -97,28 +101,7 @@ fn credential(text: &str) -> String {
     format!("credential: {{{text}}}")
 }
 
-const MINIMAL: &str = r#"
-server:
-  public_url: http://127.0.0.1:8080
-  listen: ["127.0.0.1:8080"]
-  admin: "127.0.0.1:9090"          # /healthz /readyz /metrics
-  data_dir: ./postern-data          # embedded store, generated keys; created 0700
-login:
-  local:
-    users:
-      - username: alice
-        password_hash: "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8"
-      - username: bob
-        password_hash: "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8"
-routes:
-  - name: demo
-    path: /demo
-    upstream:
-      url: http://127.0.0.1:4110/mcp
-      allow_private: true
-    credential:
-      kind: oauth
-"#;
+const MINIMAL: &str = include_str!("../../tests/contract/minimal.yaml");
 
 #[test]
 fn minimal_file_gets_all_defaults() {
@@ -155,51 +138,7 @@ fn minimal_file_gets_all_defaults() {
     assert!(matches!(&route.credential, Credential::Oauth(oauth) if oauth.client_id.is_none()));
 }
 
-const FULL: &str = r#"server:
-  public_url: https://mcp.example.com
-  listen: ["0.0.0.0:443"]
-  tls: {certificates: [{cert_file: /etc/postern/tls.crt, key_file: /etc/postern/tls.key}]}
-  admin: "127.0.0.1:9090"
-  data_dir: /var/lib/postern
-  threads: 2
-  access_log: "off"
-  allowed_origins: []
-store:
-  kind: redis
-  urls: ["redis://127.0.0.1:6379/0"]
-  prefix: "postern:"
-sealing_keys:
-  - {id: k1, file: /etc/postern/k1.key}
-oauth_server:
-  access_token_format: sealed
-  signing_keys: [{id: s1, file: /etc/postern/s1.pem}]
-  access_token_ttl: 10m
-  refresh_token_ttl: 30d
-  refresh_replay_window: 30s
-  clients:
-    cimd: {enabled: true, allow_private: false}
-    dcr: {enabled: true}
-oauth_client:
-  client_metadata_url: https://mcp.example.com/oauth/client.json
-login:
-  oidc:
-    - {name: corp, issuer: "https://idp.example.com", client_id: postern, client_secret: {env: IDP_SECRET}, allow_private: false}
-outbound:
-  ca_files: []
-routes:
-  - name: files
-    path: /files
-    upstream: {url: "https://files.example.com/mcp"}
-    credential: {kind: oauth, client_id: abc, client_secret: {env: FILES_SECRET}, scopes: [read]}
-  - name: search
-    path: /search
-    upstream: {url: "http://10.0.0.7:3000/mcp", allow_private: true}
-    credential: {kind: header, name: Authorization, value: {env: SEARCH_KEY}, format: "Bearer {value}"}
-  - name: open
-    path: /open
-    upstream: {url: "http://127.0.0.1:3001/mcp", allow_private: true}
-    credential: {kind: none}
-"#;
+const FULL: &str = include_str!("../../tests/contract/full.yaml");
 
 #[test]
 fn full_file_has_only_missing_files_and_what_is_not_there_yet() {

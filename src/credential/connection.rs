@@ -4,10 +4,10 @@
 //! emptied by the store's events and filled again by the next call. A fresh token costs one map look-up and no lock
 //! that outlives it.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
 use http::{HeaderValue, header};
 use secrecy::ExposeSecret;
@@ -36,8 +36,10 @@ struct Slot {
     known: ArcSwap<Known>,
     /// A refresh ahead of expiry is under way: one is enough.
     renewing: AtomicBool,
-    /// No refresh before that moment, milliseconds of the epoch.
-    quiet_until: AtomicU64,
+    /// What the upstream has refused: not sent again, whatever the store still says about it.
+    refused: ArcSwapOption<Outdated>,
+    /// No refresh of these tokens before that moment.
+    quiet: ArcSwapOption<(Outdated, SystemTime)>,
 }
 
 /// What we know of a connection.
@@ -76,6 +78,9 @@ impl Connections {
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
         let slot = self.slot(caller, &route.name);
+        if let Some(refused) = refused {
+            slot.refused.store(Some(Arc::new(refused.clone())));
+        }
         let mut known = slot.known.load_full();
         // What needs the user is looked at again each time: the user may have been there, and the news be under way.
         if matches!(*known, Known::Unknown | Known::NeedsUser { .. }) {
@@ -88,8 +93,7 @@ impl Connections {
                 Err(Unresolved::NeedsUser { incarnation: incarnation.clone() })
             }
             Known::Token(token) => {
-                let refused = refused.is_some_and(|refused| token.is_covered_by(refused));
-                if refused || token.dead_at.is_some_and(|end| now >= end) {
+                if slot.has_refused(token) || token.dead_at.is_some_and(|end| now >= end) {
                     return self.renewed(&slot, route, &known, token, now).await;
                 }
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
@@ -116,12 +120,7 @@ impl Connections {
         }
         // Whether or not the store could be told, this process knows.
         if let Some(slot) = self.by_key.get(&**key) {
-            let known = slot.known.load_full();
-            let is_refused =
-                |token: &Token| token.generation == *generation && token.incarnation == *incarnation;
-            if matches!(&*known, Known::Token(token) if is_refused(token)) {
-                slot.replace(&known, Known::NeedsUser { incarnation: Some(Arc::clone(incarnation)) });
-            }
+            slot.refused.store(source.outdated().map(Arc::new));
         }
     }
 
@@ -132,14 +131,7 @@ impl Connections {
         };
         let slot = self.by_key.get(&**key).map(|slot| Arc::clone(&slot));
         if let (Some(slot), Some(outdated)) = (slot, source.outdated()) {
-            let known = slot.known.load_full();
-            if let Known::Token(token) = &*known
-                && token.is_covered_by(&outdated)
-            {
-                let dead_at = Some(UNIX_EPOCH);
-                let token = Token { dead_at, ..token.clone() };
-                slot.replace(&known, Known::Token(token));
-            }
+            slot.refused.store(Some(Arc::new(outdated.clone())));
             self.renew_ahead(&slot, route, outdated, now);
         }
     }
@@ -148,7 +140,6 @@ impl Connections {
     pub fn changed(&self, key: &str) {
         if let Some(slot) = self.by_key.get(key) {
             slot.known.store(Arc::new(Known::Unknown));
-            slot.quiet_until.store(0, Ordering::Relaxed);
         }
     }
 
@@ -199,10 +190,10 @@ impl Connections {
         token: &Token,
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
-        if let Some(retry_after) = slot.quiet(now) {
+        let outdated = token.outdated();
+        if let Some(retry_after) = slot.quiet(&outdated, now) {
             return Err(Unresolved::Unavailable { retry_after });
         }
-        let outdated = token.outdated();
         let needs_user = || Unresolved::NeedsUser { incarnation: Some(Arc::clone(&token.incarnation)) };
         match self.connector.renew(route, &slot.key, &outdated).await {
             Renewed::Tokens(tokens) => match &*slot.replace(before, Known::of(&tokens.0, &tokens.1)) {
@@ -218,14 +209,14 @@ impl Connections {
                 Err(needs_user())
             }
             Renewed::Later { retry_after } => {
-                slot.be_quiet(now, retry_after);
+                slot.be_quiet(outdated, now + retry_after);
                 Err(Unresolved::Unavailable { retry_after })
             }
         }
     }
 
     fn renew_ahead(&self, slot: &Arc<Slot>, route: &Arc<Route>, outdated: Outdated, now: SystemTime) {
-        if slot.quiet(now).is_some() || slot.renewing.swap(true, Ordering::AcqRel) {
+        if slot.quiet(&outdated, now).is_some() || slot.renewing.swap(true, Ordering::AcqRel) {
             return;
         }
         let (connector, slot, route) = (Arc::clone(&self.connector), Arc::clone(slot), Arc::clone(route));
@@ -237,7 +228,7 @@ impl Connections {
                 }
                 // What is there serves until it expires.
                 Renewed::NeedsUser => {}
-                Renewed::Later { retry_after } => slot.be_quiet(now, retry_after),
+                Renewed::Later { retry_after } => slot.be_quiet(outdated, now + retry_after),
             }
             slot.renewing.store(false, Ordering::Release);
         });
@@ -252,7 +243,8 @@ impl Slot {
             key: key.into(),
             known: ArcSwap::from_pointee(Known::Unknown),
             renewing: AtomicBool::new(false),
-            quiet_until: AtomicU64::new(0),
+            refused: ArcSwapOption::empty(),
+            quiet: ArcSwapOption::empty(),
         })
     }
 
@@ -263,14 +255,19 @@ impl Slot {
         known
     }
 
-    fn quiet(&self, now: SystemTime) -> Option<Duration> {
-        let until = UNIX_EPOCH + Duration::from_millis(self.quiet_until.load(Ordering::Relaxed));
+    fn has_refused(&self, token: &Token) -> bool {
+        self.refused.load().as_deref().is_some_and(|refused| token.is_covered_by(refused))
+    }
+
+    /// How long these tokens are not to be refreshed. It says nothing about newer ones.
+    fn quiet(&self, outdated: &Outdated, now: SystemTime) -> Option<Duration> {
+        let quiet = self.quiet.load();
+        let (_, until) = quiet.as_deref().filter(|(tokens, _)| tokens == outdated)?;
         until.duration_since(now).ok().filter(|left| !left.is_zero())
     }
 
-    fn be_quiet(&self, now: SystemTime, wait: Duration) {
-        let until = now.duration_since(UNIX_EPOCH).unwrap_or_default() + wait;
-        self.quiet_until.store(u64::try_from(until.as_millis()).unwrap_or(0), Ordering::Relaxed);
+    fn be_quiet(&self, outdated: Outdated, until: SystemTime) {
+        self.quiet.store(Some(Arc::new((outdated, until))));
     }
 }
 

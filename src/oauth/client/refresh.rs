@@ -178,9 +178,7 @@ impl Connector {
         )
         .await;
         match answer {
-            Outcome::Success(response) => {
-                self.persist(key, &acquired, merged(tokens, response, self.clock.now())).await
-            }
+            Outcome::Success(response) => self.persist(key, &acquired, merged(tokens, response, now)).await,
             Outcome::CleanTransient { retry_after } => {
                 let wait = retry_after.unwrap_or(BACKOFF).max(BACKOFF);
                 release(later(wait)).await;

@@ -139,7 +139,7 @@ pub async fn redeem(
     {
         return Err(INVALID);
     }
-    check_resource(&code.resource, redemption.resource)?;
+    check_resource(snapshot, &code.resource, redemption.resource)?;
     let now = authority.clock.now();
     let secret = fresh_token()?;
     let grant = Grant {
@@ -191,7 +191,7 @@ pub async fn refresh(
         if grant.client_id != renewal.client_id {
             return Err(INVALID);
         }
-        check_resource(&grant.resource, renewal.resource)?;
+        check_resource(snapshot, &grant.resource, renewal.resource)?;
         let scopes = narrowed(&grant.scopes, renewal.scope)?;
         let now = authority.clock.now();
         if !same(&grant.current, &presented) {
@@ -313,9 +313,11 @@ fn mint(
     })
 }
 
-fn check_resource(granted: &str, asked: Option<&str>) -> Result<(), Refusal> {
+fn check_resource(snapshot: &Snapshot, granted: &str, asked: Option<&str>) -> Result<(), Refusal> {
+    let means_granted =
+        |asked| snapshot.routes.by_resource(asked).is_some_and(|route| route.resource == granted);
     match asked {
-        Some(asked) if asked.trim_end_matches('/') != granted.trim_end_matches('/') => {
+        Some(asked) if !means_granted(asked) => {
             Err(Refusal::invalid_target("the grant is for another resource"))
         }
         _ => Ok(()),
