@@ -675,12 +675,18 @@ async fn no_secret_is_printed(log: &str) {
         TokenFault::HalfAnswer,
         TokenFault::error("invalid_grant"),
     ] {
+        // While the token is good, so that the user can be sent there again afterwards.
+        upstream.answer_next(Answer::InsufficientScope("more".into()));
+        assert_eq!(call.tool("whoami", json!({})).await.status, 403);
         upstream.refuse_current_tokens();
         upstream.set_authorization(|script| script.token_faults.push_back(fault.clone()));
-        call.tool("whoami", json!({})).await;
+        assert_ne!(call.tool("whoami", json!({})).await.status, 200);
         upstream.set_authorization(|script| script.token_faults.push_back(fault));
         browser.authorize_or_stop(&client.redirect_uri, &client.authorization("demo").url()).await;
         upstream.set_authorization(|script| script.token_faults.clear());
+        upstream.set(|script| script.refused_generation = 0);
+        hidden.push(client.sign_in(&mut browser, "demo").await.access_token);
+        assert_eq!(call.tool("whoami", json!({})).await.status, 200);
     }
     let answers = format!(
         "/oauth/upstream/callback/aaaaaaaaaaaaaaaa?code={}&state={}",
