@@ -301,12 +301,7 @@ async fn a_hangup_is_answered_in_the_log_and_ends_nothing() {
     let upstream = Upstream::open().await;
     let (mut gateway, tokens) = open_gateway(&upstream, "30s").await;
     gateway.hang_up();
-    let output = gateway.output.clone();
-    eventually(PATIENCE, || {
-        let text = output.text();
-        async move { text.contains("SIGHUP") }
-    })
-    .await;
+    gateway.output.shows("SIGHUP").await;
     assert_eq!(gateway.mcp("open").bearer(&tokens.access_token).post(ECHO).await.status, 200);
     assert!(gateway.stop().await.success());
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::{CANARY, PATIENCE, eventually_some, lock};
+use super::{CANARY, PATIENCE, eventually, eventually_some, lock};
 
 /// Path of the program under test.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_postern");
@@ -26,6 +26,15 @@ impl Output {
 
     pub fn text(&self) -> String {
         lock(&self.0).join("\n")
+    }
+
+    /// Waits until `text` has been printed: the log is written beside the answers, not before them.
+    #[track_caller]
+    pub fn shows(&self, text: &str) -> impl Future<Output = ()> {
+        eventually(PATIENCE, move || {
+            let printed = self.text().contains(text);
+            async move { printed }
+        })
     }
 
     /// Lines that are JSON, parsed.
