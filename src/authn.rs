@@ -30,6 +30,9 @@ pub enum AuthnError {
     Expired,
     #[error("grant was revoked")]
     Revoked,
+    /// Ours: it cannot be judged yet.
+    #[error("the gateway is not ready yet")]
+    NotReady,
 }
 
 /// Grants that were revoked while access tokens of theirs may still be unexpired. A copy of the store's
@@ -66,6 +69,7 @@ pub fn authenticate(
     let token = keys.open(token, now).map_err(|error| match error {
         OpenError::Foreign => AuthnError::Invalid,
         OpenError::Expired => AuthnError::Expired,
+        OpenError::NotReady => AuthnError::NotReady,
     })?;
     if revoked.contains(token.grant()) { Err(AuthnError::Revoked) } else { Ok(Caller { token }) }
 }
@@ -125,16 +129,15 @@ mod tests {
     fn judge(values: &[&str], revoked: &Revoked) -> Result<Caller, AuthnError> {
         let keys = Keys::new(&[[3; 32]]).unwrap();
         let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let token = keys
-            .seal(&Claims {
-                audience: "r",
-                grant: "g",
-                subject: "alice",
-                client: "c",
-                scope: "mcp:access x",
-                expires_at: now + Duration::from_secs(5),
-            })
-            .unwrap();
+        let claims = Claims {
+            audience: "r",
+            grant: "g",
+            subject: "alice",
+            client: "c",
+            scope: "mcp:access x",
+            expires_at: now + Duration::from_secs(5),
+        };
+        let token = keys.seal(&claims, now).unwrap();
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(

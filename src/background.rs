@@ -11,12 +11,12 @@ use tokio::sync::{Mutex, broadcast};
 
 use crate::authn::Revoked;
 use crate::credential::Connections;
-use crate::oauth::server::Authority;
 use crate::oauth::server::grant::remember_revoked;
+use crate::oauth::server::{Authority, token_keys};
 use crate::store::{Change, Kind};
 
 const SWEEP: Duration = Duration::from_secs(60);
-const AGAIN: Duration = Duration::from_secs(1);
+const AGAIN: Duration = Duration::from_millis(250);
 
 /// Keeps copies in memory true to the store, and the store free of what has expired.
 pub struct Upkeep {
@@ -33,7 +33,7 @@ impl BackgroundService for Upkeep {
     async fn start(&self, _shutdown: ShutdownWatch) {
         let mut changes = self.changes.lock().await;
         // Whether something is still to be read that could not be read when it changed.
-        let mut missed = !self.read_revoked().await;
+        let mut missed = !self.read_all().await;
         let mut sweep = tokio::time::interval(SWEEP);
         let mut again = tokio::time::interval(AGAIN);
         loop {
@@ -42,12 +42,11 @@ impl BackgroundService for Upkeep {
                     Ok(change) => missed |= !self.follow(change).await,
                     Err(RecvError::Lagged(count)) => {
                         tracing::warn!(count, "changes in the store were missed: reading everything again");
-                        self.connections.forget_all();
-                        missed |= !self.read_revoked().await;
+                        missed |= !self.follow(Change::Missed).await;
                     }
                     Err(RecvError::Closed) => return,
                 },
-                _ = again.tick(), if missed => missed = !self.read_revoked().await,
+                _ = again.tick(), if missed => missed = !self.read_all().await,
                 _ = sweep.tick() => self.sweep().await,
             }
         }
@@ -57,18 +56,43 @@ impl BackgroundService for Upkeep {
 impl Upkeep {
     /// Says whether the change is taken in.
     async fn follow(&self, change: Change) -> bool {
-        match change.kind {
-            Kind::Connection => self.connections.changed(&change.key),
+        match change {
+            Change::Of { kind: Kind::Connection, key } => self.connections.changed(&key),
             // A grant changes with every refresh; it is revoked when nothing is left of it.
-            Kind::Grant => match self.authority.records.store().get(Kind::Grant, &change.key).await {
-                Ok(Some(_)) => {}
-                Ok(None) => self.revoke(change.key),
-                Err(error) => {
-                    tracing::warn!(%error, "whether a grant was revoked is not known yet");
-                    return false;
+            Change::Of { kind: Kind::Grant, key } => {
+                match self.authority.records.store().get(Kind::Grant, &key).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => self.revoke(key),
+                    Err(error) => {
+                        tracing::warn!(%error, "whether a grant was revoked is not known yet");
+                        return false;
+                    }
                 }
-            },
-            _ => {}
+            }
+            Change::Of { kind: Kind::Key, .. } => return self.read_keys().await,
+            Change::Of { .. } => {}
+            Change::Missed => {
+                self.connections.forget_all();
+                return self.read_all().await;
+            }
+        }
+        true
+    }
+
+    /// Keys last: with them the first request is judged, and what is revoked has to be known by then.
+    async fn read_all(&self) -> bool {
+        self.read_revoked().await && self.read_keys().await
+    }
+
+    async fn read_keys(&self) -> bool {
+        let (records, now) = (&self.authority.records, self.authority.clock.now());
+        let snapshot = self.authority.snapshot();
+        match token_keys::load(records, &snapshot.config.server.data_dir, now).await {
+            Ok(keys) => self.authority.use_keys(keys),
+            Err(error) => {
+                tracing::warn!(%error, "the keys of access tokens cannot be read");
+                return false;
+            }
         }
         true
     }

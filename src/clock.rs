@@ -39,6 +39,11 @@ impl Clock {
         }
     }
 
+    /// What a manual clock says; `None` for the machine's. For stores whose time is their server's.
+    pub fn manual_now(&self) -> Option<SystemTime> {
+        matches!(self.0, Source::Manual { .. }).then(|| self.now())
+    }
+
     /// Moves a manual clock forward, in whole milliseconds. A system clock is left alone.
     pub fn advance(&self, by: Duration) {
         if let Source::Manual { moved_millis, .. } = &self.0 {

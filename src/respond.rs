@@ -24,7 +24,7 @@ const HTML: &str = "text/html; charset=utf-8";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     #[error(transparent)]
-    Authn(#[from] AuthnError),
+    Authn(AuthnError),
     #[error(transparent)]
     Denied(#[from] Denied),
     #[error("{0}")]
@@ -50,6 +50,15 @@ pub enum Failure {
     UpstreamTimeout,
     #[error("the upstream cannot be reached or gave no usable answer")]
     UpstreamUnreachable,
+}
+
+impl From<AuthnError> for Failure {
+    fn from(error: AuthnError) -> Self {
+        match error {
+            AuthnError::NotReady => Self::Unavailable { retry_after: Duration::from_secs(1) },
+            error => Self::Authn(error),
+        }
+    }
 }
 
 /// An answer of our own.
@@ -99,6 +108,9 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         Failure::Authn(AuthnError::Invalid) => (StatusCode::UNAUTHORIZED, "invalid_token", "invalid_token"),
         Failure::Authn(AuthnError::Expired) => (StatusCode::UNAUTHORIZED, "invalid_token", "expired_token"),
         Failure::Authn(AuthnError::Revoked) => (StatusCode::UNAUTHORIZED, "invalid_token", "revoked_token"),
+        Failure::Authn(AuthnError::NotReady) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")
+        }
         Failure::Denied(Denied::Audience) => (StatusCode::UNAUTHORIZED, "invalid_token", "wrong_audience"),
         Failure::Denied(Denied::Scope { .. }) => {
             (StatusCode::FORBIDDEN, "insufficient_scope", "insufficient_scope")

@@ -683,9 +683,9 @@ impl Later {
             InFlight::default(),
         );
         let snapshot = Snapshot {
-            routes: Table::new(&config.server.public_url, &config.routes),
-            keys: Keys::new(&[seal::random().unwrap()]).unwrap(),
-            config,
+            routes: Arc::new(Table::new(&config.server.public_url, &config.routes)),
+            keys: Arc::new(Keys::new(&[seal::random().unwrap()]).unwrap()),
+            config: Arc::new(config),
         };
         Later {
             authority: Authority::new(clock.clone(), records, Arc::new(connector), snapshot),

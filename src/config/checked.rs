@@ -12,12 +12,12 @@ use url::Url;
 use super::document::Node;
 use super::report::{Key, Problem};
 use super::secret::{self, Environment, SealingKey};
-use super::{file, login, route, server};
+use super::{file, login, route, server, store};
 
 /// The whole configuration. Has no `Debug`: it holds secrets.
 pub struct Config {
     pub server: server::Server,
-    pub store: Store,
+    pub store: store::Store,
     /// The first seals, all open. Empty: one is generated into `server.data_dir`.
     pub sealing_keys: Vec<SealingKey>,
     pub oauth_server: OauthServer,
@@ -26,13 +26,6 @@ pub struct Config {
     pub outbound: Outbound,
     /// In the order of the file. Names are unique, and so are pairs of host and path.
     pub routes: Vec<route::Route>,
-}
-
-/// Where state is kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Store {
-    /// In `server.data_dir`.
-    Embedded,
 }
 
 /// Postern as authorization server.
@@ -196,8 +189,12 @@ pub(super) fn check(
     let mut check = Checker { document, environment, problems };
     let server = server::check(&mut check, &file.server);
     let public_url = server.as_ref().map(|server| &server.public_url);
-    let store = store(&mut check, file.store.as_ref());
     let sealing_keys = secret::sealing_keys(&mut check, file.sealing_keys.as_deref().unwrap_or_default());
+    let store = store::check(
+        &mut check,
+        file.store.as_ref(),
+        file.sealing_keys.as_ref().is_some_and(|keys| !keys.is_empty()),
+    );
     let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default());
     let oauth_client = oauth_client(&mut check, file.oauth_client);
     let login = login::check(&mut check, &file.login, server.as_ref());
@@ -209,28 +206,6 @@ pub(super) fn check(
         }
         _ => Err(check.problems),
     }
-}
-
-fn store(check: &mut Checker<'_>, written: Option<&file::Store>) -> Store {
-    let key = Key::top("store");
-    let Some(written) = written else {
-        return Store::Embedded;
-    };
-    if written.kind == Some(file::StoreKind::Redis) {
-        let write = "write `kind: embedded` or leave `store` out";
-        check.refuse(&key.child("kind"), "this version has the embedded store only", write);
-        return Store::Embedded;
-    }
-    for (name, present) in [("urls", written.urls.is_some()), ("prefix", written.prefix.is_some())] {
-        if present {
-            check.refuse(
-                &key.child(name),
-                "belongs to `kind: redis`, which this version does not have",
-                "leave it out",
-            );
-        }
-    }
-    Store::Embedded
 }
 
 fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer) -> OauthServer {

@@ -87,12 +87,37 @@ pub enum AccessLog {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Store {
-    /// `embedded` keeps everything in `data_dir`. `redis` is not there yet. Default: `embedded`.
+    /// `embedded` keeps everything in `data_dir`, for one instance. `redis` is shared by many (Redis 6.2 or newer, or Valkey); the
+    /// other keys belong to it. Default: `embedded`.
     pub(super) kind: Option<StoreKind>,
-    /// Not yet: addresses of the Redis servers.
+    /// Addresses, like `redis://127.0.0.1:6379/0`, with TLS `rediss://…`, as a socket `unix:///run/redis/redis.sock`. For `sentinel` those of
+    /// the Sentinels, for `cluster` of some of its nodes.
     pub(super) urls: Option<Vec<String>>,
-    /// Not yet: what every key in Redis begins with.
+    /// What every key in Redis begins with. Default: `postern:`.
     pub(super) prefix: Option<String>,
+    /// What stands at `urls`. Default: `standalone`, which is one server.
+    pub(super) topology: Option<StoreTopology>,
+    /// `sentinel`: the name under which the Sentinels know the primary.
+    pub(super) master: Option<String>,
+    /// ACL user. Default: Redis's `default` user.
+    pub(super) username: Option<String>,
+    /// Password of the user.
+    pub(super) password: Option<Secret>,
+    /// `sentinel`: ACL user at the Sentinels.
+    pub(super) sentinel_username: Option<String>,
+    /// `sentinel`: password at the Sentinels.
+    pub(super) sentinel_password: Option<Secret>,
+    /// With TLS: PEM file with the authorities to trust instead of the system's.
+    pub(super) ca_file: Option<PathBuf>,
+    /// With TLS: PEM file with a client certificate.
+    pub(super) cert_file: Option<PathBuf>,
+    /// With TLS: PEM file with the private key of `cert_file`.
+    pub(super) key_file: Option<PathBuf>,
+    /// How many replicas have to confirm a refresh or a revocation (WAIT, 50 ms) before it counts as safe. Default: 0.
+    #[schemars(range(min = 0, max = 16))]
+    pub(super) replicas: Option<u32>,
+    /// Allows a Redis beyond loopback without TLS or without a password. Default: `false`.
+    pub(super) allow_insecure: Option<bool>,
 }
 
 /// The kinds of store.
@@ -101,6 +126,15 @@ pub(super) struct Store {
 pub(super) enum StoreKind {
     Embedded,
     Redis,
+}
+
+/// How Redis is set up.
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum StoreTopology {
+    Standalone,
+    Sentinel,
+    Cluster,
 }
 
 /// A sealing key: 32 random bytes in base64, as `postern keys generate` prints. Give one of `env`, `file`, `credential`.

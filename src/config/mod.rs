@@ -16,13 +16,14 @@ mod route;
 mod secret;
 mod server;
 mod shape;
+mod store;
 #[cfg(test)]
 mod tests;
 mod tls;
 
 use std::path::Path;
 
-pub use checked::{Cimd, Config, OauthClient, OauthServer, Outbound, Store};
+pub use checked::{Cimd, Config, OauthClient, OauthServer, Outbound};
 pub use credential::{Credential, OauthCredential};
 pub use file::{AccessLog, TokenEndpointAuthMethod};
 pub use login::{Login, User};
@@ -30,6 +31,7 @@ pub use report::{Key, Position, Problem, Report};
 pub use route::{Route, Upstream};
 pub use secret::{Environment, Process, SealingKey};
 pub use server::{Listen, PublicUrl, Server};
+pub use store::{Address, ClientCertificate, Redis, Store, Topology};
 pub use tls::Certificate;
 
 /// Reads the file at `path`, checks it and resolves its secrets from this process's environment.

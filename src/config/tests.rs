@@ -117,7 +117,7 @@ fn minimal_file_gets_all_defaults() {
     assert_eq!(server.access_log, AccessLog::Json);
     assert_eq!(server.drain_timeout, Duration::from_secs(30));
     assert!(server.threads >= 1 && server.tls.is_empty() && server.allowed_origins.is_empty());
-    assert_eq!(config.store, Store::Embedded);
+    assert!(matches!(config.store, Store::Embedded));
     assert!(config.sealing_keys.is_empty());
     let expected = OauthServer {
         access_token_ttl: Duration::from_secs(600),
@@ -147,7 +147,6 @@ fn full_file_has_only_missing_files_and_what_is_not_there_yet() {
     let expected = "\
 full.yaml:4:36: server.tls.certificates[0].cert_file: /etc/postern/tls.crt cannot be read: entity not found; name a file that Postern's user can read
 full.yaml:4:68: server.tls.certificates[0].key_file: /etc/postern/tls.key cannot be read: entity not found; name a file that Postern's user can read
-full.yaml:11:9: store.kind: this version has the embedded store only; write `kind: embedded` or leave `store` out
 full.yaml:15:20: sealing_keys[0].file: /etc/postern/k1.key cannot be read: entity not found; name a file that Postern's user can read
 full.yaml:18:17: oauth_server.signing_keys: this version signs no tokens yet; leave it out
 full.yaml:28:3: login.oidc: this version signs in local users only; leave it out and list people under `login.local.users`";
@@ -169,10 +168,6 @@ fn everything_configured_arrives() {
     let login = format!("  local: {{users: [{{username: alice, password_hash: \"{HASH}\"}}]}}");
     let oidc = FULL.lines().find(|line| line.contains("name: corp")).unwrap();
     let text = FULL
-        .replace(
-            "  kind: redis\n  urls: [\"redis://127.0.0.1:6379/0\"]\n  prefix: \"postern:\"\n",
-            "  kind: embedded\n",
-        )
         .replace("  signing_keys: [{id: s1, file: /etc/postern/s1.pem}]\n", "")
         .replace(&format!("  oidc:\n{oidc}"), &login)
         .replace("ca_files: []", "ca_files: [/etc/postern/ca.crt]")
@@ -186,6 +181,10 @@ fn everything_configured_arrives() {
     assert_eq!(config.server.public_url.port(), 443);
     assert_eq!(config.server.tls[0].chain.len(), 1);
     assert_eq!(config.outbound.ca_certificates.len(), 1);
+    let Store::Redis(redis) = &config.store else { panic!("not redis") };
+    assert_eq!(redis.topology, Topology::Standalone);
+    assert_eq!(redis.addresses, [Address::Tcp("127.0.0.1".to_owned(), 6379)]);
+    assert_eq!((redis.database, redis.tls, redis.prefix.as_str()), (0, false, "postern:"));
     assert_eq!(config.sealing_keys[0].id, "k1");
     assert_eq!(config.sealing_keys[0].key.expose_secret()[31], 31);
     let Credential::Oauth(oauth) = &config.routes[0].credential else { panic!("not oauth") };
@@ -255,6 +254,45 @@ fn syntax_types_and_missing_keys_have_a_place() {
     );
     assert!(parse("", "conf.yaml", &Fake::default()).is_err());
     assert!(parse("- a\n", "conf.yaml", &Fake::default()).is_err());
+}
+
+#[test]
+fn a_redis_has_to_be_reachable_shared_and_private() {
+    let keys = "sealing_keys: [{id: k1, env: K1}]\n";
+    let cases = [
+        ("kind: redis", "store.urls: no address of Redis is given; write `urls:"),
+        ("kind: redis, urls: [\"redis://:pw@127.0.0.1\"]", "carries credentials; they belong into"),
+        ("kind: redis, urls: [\"http://127.0.0.1\"]", "is not a Redis URL; write"),
+        ("kind: redis, urls: [\"redis://127.0.0.1/x\"]", "has a path that is no database number"),
+        (
+            "kind: redis, urls: [\"redis://127.0.0.1\", \"redis://127.0.0.2\"]",
+            "nothing says how they belong together",
+        ),
+        ("kind: redis, urls: [\"redis://127.0.0.1\"], topology: sentinel", "needs the name of the primary"),
+        ("kind: redis, urls: [\"redis://127.0.0.1\"], master: x", "belongs to `topology: sentinel`"),
+        ("kind: redis, urls: [\"redis://127.0.0.1/1\"], topology: cluster", "a cluster has just one"),
+        (
+            "kind: redis, urls: [\"redis://r.example.com\"], password: {env: PW}",
+            "without TLS; write rediss://",
+        ),
+        ("kind: redis, urls: [\"rediss://r.example.com\"]", "and no password is given; write `password:"),
+        ("kind: redis, urls: [\"redis://127.0.0.1\"], prefix: \"{x}\"", "store.prefix: is not a prefix"),
+        (
+            "kind: redis, urls: [\"redis://127.0.0.1\"], ca_file: ca.pem",
+            "is for TLS, which the URLs do not ask for",
+        ),
+        ("kind: redis, urls: [\"rediss://127.0.0.1\"], cert_file: c.pem", "has no key beside it"),
+        ("kind: embedded, urls: [\"redis://127.0.0.1\"]", "store.urls: belongs to `kind: redis`"),
+    ];
+    let key = data_encoding::BASE64.encode(&std::array::from_fn::<u8, 32, _>(|index| index as u8));
+    let environment = Fake::default().var("K1", &key).var("PW", "pw").file("c.pem", "no certificate", 0o644);
+    for (store, expected) in cases {
+        let report = bad(&[("#top", &format!("store: {{{store}}}\n{keys}"))], &environment);
+        assert_eq!(report.lines().count(), 1, "{store}: {report}");
+        assert!(report.contains(expected), "got  {report}\nwant {expected}");
+    }
+    let report = bad(&[("#top", "store: {kind: redis, urls: [\"redis://127.0.0.1\"]}")], &environment);
+    assert!(report.contains("and none are configured; make one with"), "{report}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::Mutex;
 
-use crate::store::Store;
+use crate::oauth::server::Authority;
 use crate::telemetry::{InFlight, Metrics};
 
 const STORE_ANSWERS: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ pub struct Admin {
 
 struct Endpoints {
     metrics: Arc<Metrics>,
-    store: Arc<dyn Store>,
+    authority: Arc<Authority>,
     draining: Arc<AtomicBool>,
     in_flight: InFlight,
 }
@@ -37,13 +37,13 @@ impl Admin {
     pub fn new(
         socket: TcpListener,
         metrics: Arc<Metrics>,
-        store: Arc<dyn Store>,
+        authority: Arc<Authority>,
         draining: Arc<AtomicBool>,
         in_flight: InFlight,
     ) -> Self {
         Self {
             socket: Mutex::new(Some(socket)),
-            state: Arc::new(Endpoints { metrics, store, draining, in_flight }),
+            state: Arc::new(Endpoints { metrics, authority, draining, in_flight }),
         }
     }
 }
@@ -74,8 +74,9 @@ async fn ready(State(endpoints): State<Arc<Endpoints>>) -> Response {
     if endpoints.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
-    match tokio::time::timeout(STORE_ANSWERS, endpoints.store.ready()).await {
-        Ok(Ok(())) => "ready\n".into_response(),
+    match tokio::time::timeout(STORE_ANSWERS, endpoints.authority.records.store().ready()).await {
+        Ok(Ok(())) if endpoints.authority.is_ready() => "ready\n".into_response(),
+        Ok(Ok(())) => (StatusCode::SERVICE_UNAVAILABLE, "starting\n").into_response(),
         _ => (StatusCode::SERVICE_UNAVAILABLE, "store does not answer\n").into_response(),
     }
 }

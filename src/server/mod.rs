@@ -101,8 +101,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     server.add_service(OnSockets::new(service, sockets));
     server.add_service(background_service("upkeep", upkeep));
     if let Some(socket) = admin {
-        let endpoints =
-            Admin::new(socket, metrics, authority.records.store().clone(), draining, parts.in_flight);
+        let endpoints = Admin::new(socket, metrics, Arc::clone(&authority), draining, parts.in_flight);
         server.add_service(background_service("admin", endpoints));
     }
     server.run(RunArgs { shutdown_signal: Box::new(shutdown::Signals) });

@@ -1,32 +1,33 @@
 //! Puts the parts together, and reads from the store what must be known before the first request.
+use std::fs::DirBuilder;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
-use data_encoding::{BASE64, BASE64URL_NOPAD, HEXLOWER};
+use data_encoding::{BASE64, HEXLOWER};
 use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize};
 use tokio::sync::broadcast;
 use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
 use crate::authn::Revoked;
 use crate::clock::Clock;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::credential::Connections;
 use crate::gateway::Gateway;
 use crate::oauth::client::Connector;
 use crate::oauth::server::access_token::Keys;
 use crate::oauth::server::grant::remember_revoked;
+use crate::oauth::server::token_keys::{self, KeysError};
 use crate::oauth::server::{Authority, Snapshot};
 use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
 use crate::seal::{self, Sealer, SealingKey};
 use crate::store::embedded::Embedded;
-use crate::store::record::{Records, Typed};
-use crate::store::{Change, Kind, Put, Store};
+use crate::store::record::Records;
+use crate::store::redis::Redis;
+use crate::store::{Change, Kind, Store};
 use crate::telemetry::access::Log;
 use crate::telemetry::{InFlight, Metrics};
 use crate::upstream::resolve::Resolver;
@@ -42,19 +43,6 @@ pub struct Parts {
     pub flush: Option<WorkerGuard>,
 }
 
-/// The keys of access tokens (store record), made on first start.
-#[derive(Serialize, Deserialize)]
-struct TokenKeys {
-    keys: Vec<String>,
-}
-
-impl Typed for TokenKeys {
-    const KIND: Kind = Kind::Key;
-}
-
-const TOKEN_KEYS: &str = "access-token";
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
-
 /// Opens the store and builds everything on it. `admin`: a socket that outgoing requests never reach.
 pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartError> {
     let clock = Clock::system();
@@ -63,10 +51,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let in_flight = InFlight::default();
     let (access, flush) = Log::new(config.server.access_log);
     let sealer = Arc::new(sealer(&config)?);
-    let store: Arc<dyn Store> = Arc::new(
-        Embedded::open(&config.server.data_dir, clock.clone())
-            .map_err(|error| StartError::Store(error.to_string()))?,
-    );
+    let store = store(&config, &clock)?;
     let changes = store.subscribe();
     let records = Records::new(Arc::clone(&store), sealer);
     let settings = Settings {
@@ -84,13 +69,25 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let reading =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| other(&error))?;
     let keys = reading.block_on(async {
-        for grant in
-            store.tombstones(Kind::Grant).await.map_err(|error| StartError::Store(error.to_string()))?
-        {
-            revoked.insert(grant, clock.now() + remember_revoked(config.oauth_server.access_token_ttl));
+        let records = &records;
+        match store.tombstones(Kind::Grant).await {
+            Ok(grants) => {
+                let until = clock.now() + remember_revoked(config.oauth_server.access_token_ttl);
+                grants.into_iter().for_each(|grant| revoked.insert(grant, until));
+                token_keys::load(records, &config.server.data_dir, clock.now()).await
+            }
+            Err(error) => Err(KeysError::Store(error.into())),
         }
-        token_keys(&records).await
-    })?;
+    });
+    let keys = match keys {
+        Ok(keys) => keys,
+        // The shared store may be away for a while: until it is there nobody is judged.
+        Err(error) if error.is_passing() && matches!(config.store, config::Store::Redis(_)) => {
+            tracing::error!(%error, "starting without the store");
+            Keys::unknown()
+        }
+        Err(error) => return Err(StartError::Store(error.to_string())),
+    };
     drop(reading);
 
     let connector = Arc::new(Connector::new(
@@ -101,7 +98,8 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         Arc::clone(&metrics),
         in_flight.clone(),
     ));
-    let snapshot = Snapshot { routes: Table::new(&config.server.public_url, &config.routes), keys, config };
+    let routes = Table::new(&config.server.public_url, &config.routes);
+    let snapshot = Snapshot { routes: Arc::new(routes), keys: Arc::new(keys), config: Arc::new(config) };
     let authority = Arc::new(Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot));
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
     let gateway = Gateway {
@@ -118,6 +116,23 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     Ok(Parts { gateway, in_flight, changes, flush })
 }
 
+fn store(config: &Config, clock: &Clock) -> Result<Arc<dyn Store>, StartError> {
+    let failed = |error: &dyn std::fmt::Display| StartError::Store(error.to_string());
+    Ok(match &config.store {
+        config::Store::Embedded => {
+            Arc::new(Embedded::open(&config.server.data_dir, clock.clone()).map_err(|error| failed(&error))?)
+        }
+        config::Store::Redis(redis) => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&config.server.data_dir)
+                .map_err(StartError::DataDir)?;
+            Arc::new(Redis::open(redis, clock.clone()).map_err(|error| failed(&error))?)
+        }
+    })
+}
+
 fn sealer(config: &Config) -> Result<Sealer, StartError> {
     let seal = |error: &dyn std::fmt::Display| StartError::Seal(error.to_string());
     let keys = match config.sealing_keys.as_slice() {
@@ -128,39 +143,6 @@ fn sealer(config: &Config) -> Result<Sealer, StartError> {
         }
     };
     Sealer::new(keys).map_err(|error| seal(&error))
-}
-
-/// Reads the keys of access tokens, or makes them. Sealed keys that do not open are never replaced: that would sign
-/// everybody out over a mistake in the configuration.
-async fn token_keys(records: &Records) -> Result<Keys, StartError> {
-    for _ in 0..2 {
-        let stored = records.get::<TokenKeys>(TOKEN_KEYS).await;
-        let stored = stored.map_err(|error| {
-            StartError::Store(format!(
-                "{error}; the sealing key is another one than the store was written with"
-            ))
-        })?;
-        if let Some(stored) = stored {
-            let keys = stored
-                .value
-                .keys
-                .iter()
-                .map(|key| BASE64URL_NOPAD.decode(key.as_bytes()).ok()?.try_into().ok());
-            let keys: Option<Vec<[u8; 32]>> = keys.collect();
-            return keys
-                .and_then(|keys| Keys::new(&keys).ok())
-                .ok_or_else(|| StartError::Store("the keys of access tokens are damaged".into()));
-        }
-        let fresh: [u8; 32] = seal::random().map_err(|error| StartError::Seal(error.to_string()))?;
-        let made = TokenKeys { keys: vec![BASE64URL_NOPAD.encode(&fresh)] };
-        // Another instance may be faster: then its keys count.
-        let put: Put = records
-            .put(TOKEN_KEYS, 0, &made, FOREVER)
-            .await
-            .map_err(|error| StartError::Store(error.to_string()))?;
-        tracing::info!(made = put == Put::Stored, "keys of access tokens");
-    }
-    Err(StartError::Store("the keys of access tokens could not be stored".into()))
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and
@@ -181,7 +163,7 @@ pub fn ca_bundle(config: &Config) -> Result<Option<String>, StartError> {
         }
         bundle.push_str("-----END CERTIFICATE-----\n");
     }
-    let private = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&config.server.data_dir);
+    let private = DirBuilder::new().recursive(true).mode(0o700).create(&config.server.data_dir);
     private.map_err(StartError::DataDir)?;
     let path = config.server.data_dir.join("ca-bundle.pem");
     std::fs::write(&path, bundle).map_err(StartError::DataDir)?;

@@ -2,8 +2,12 @@
 //!
 //! Every record has a kind, a key, a version and a time to live, and every change is one named atomic
 //! operation on one key. No caller reads, changes and writes on its own: it says which version it
-//! changes, or it uses an operation that decides inside the store. That keeps each operation possible
-//! as one script on one Redis slot, and one body of tests fits every implementation.
+//! changes, or it uses an operation that decides inside the store.
+//!
+//! The operations are written once, as decisions on one row ([`change`]); a store is a [`backend`]: it finds the
+//! row and carries a decision out as one atomic step. So the two stores cannot come to differ in what they
+//! promise, the state machine that the model checker walks is the one that runs on both, and one body of tests
+//! fits them all.
 //!
 //! Values are opaque and already sealed; [`record`] is the typed layer that seals and opens them.
 //! Expired records are never returned, whether a sweep has met them or not.
@@ -13,11 +17,17 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use tokio::sync::broadcast;
 
+mod backend;
+mod change;
 pub mod embedded;
 pub mod lease;
 pub mod record;
+pub mod redis;
+mod row;
 #[cfg(test)]
 pub(crate) mod suite;
+
+pub use row::Row;
 
 pub use lease::{Acquired, Attempt, Committed, Connection, Phase, Release, State};
 
@@ -112,13 +122,18 @@ pub enum Taken {
     Absent,
 }
 
-/// Says that a record may have changed, so that copies in memory are looked at again.
+/// What subscribers hear, so that copies in memory are looked at again.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// What kind of record.
-    pub kind: Kind,
-    /// Its key.
-    pub key: String,
+pub enum Change {
+    /// This record may have changed.
+    Of {
+        /// What kind of record.
+        kind: Kind,
+        /// Its key.
+        key: String,
+    },
+    /// Changes were missed, nobody knows which: everything has to be looked at again.
+    Missed,
 }
 
 /// Why the store could not answer.
@@ -130,7 +145,18 @@ pub enum StoreError {
     /// The record is there but is not what was written.
     #[error("store record is damaged")]
     Corrupt,
+    /// A newer Postern wrote the record; it is left alone.
+    #[error("store record was written by a newer version of Postern")]
+    Newer,
+    /// More than a record may hold ([`VALUE_MAX`], [`KEY_MAX`]).
+    #[error("record is too large for the store")]
+    TooLarge,
 }
+
+/// Bytes of a record's value, sealed.
+pub const VALUE_MAX: usize = 1024 * 1024;
+/// Bytes of a record's key.
+pub const KEY_MAX: usize = 1024;
 
 /// The named atomic operations. Each call is durable when it returns `Ok`.
 ///
@@ -168,6 +194,16 @@ pub trait Store: Send + Sync {
 
     /// The keys that are tombstones now: what is revoked, read at start.
     async fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError>;
+
+    /// Replaces the sealed value by another sealing of the same plain value, if it is still exactly `old`.
+    /// Version and end stay.
+    async fn reseal(&self, kind: Kind, key: &str, old: &[u8], new: Vec<u8>) -> Result<bool, StoreError>;
+
+    /// Writes a row of another store where there is none: for migration.
+    async fn restore(&self, kind: Kind, key: &str, row: Row) -> Result<bool, StoreError>;
+
+    /// All rows of a kind as they are, tombstones too: for migration.
+    async fn rows(&self, kind: Kind) -> Result<Vec<(String, Row)>, StoreError>;
 
     /// All records of a kind, spent ones too. For start-up, pages of one user and the command line;
     /// its cost grows with the number of records.

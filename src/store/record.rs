@@ -104,6 +104,11 @@ impl Records {
         &self.store
     }
 
+    /// What seals and opens the values.
+    pub fn sealer(&self) -> &Sealer {
+        &self.sealer
+    }
+
     /// The record, spent or not.
     pub async fn get<T: Typed>(&self, key: &str) -> Result<Option<Versioned<T>>, RecordError> {
         match self.store.get(T::KIND, key).await? {

@@ -51,6 +51,9 @@ macro_rules! store_suite {
             scan_lists_what_lives
             sweep_deletes_what_has_ended
             changes_are_told
+            values_and_keys_have_a_limit
+            reseal_keeps_version_and_end
+            rows_move_to_another_store
             connect_begins_and_replaces
             connections_change_by_leases_only
             acquire_has_one_owner
@@ -313,20 +316,78 @@ pub(crate) async fn changes_are_told(bed: Bed) {
     bed.store.release("c", "two", fence, Release::NeedsReauth).await.unwrap();
     bed.put("end", 0, "end").await;
 
+    // Those of one key come in order, those of different keys in any.
     let mut heard = Vec::new();
-    loop {
-        let change = changes.recv().await.unwrap();
-        if change.key == "end" {
-            break;
+    while heard.len() < 9 {
+        match changes.recv().await.unwrap() {
+            Change::Of { kind, key } => heard.push((kind, key)),
+            Change::Missed => panic!("nothing was missed"),
         }
-        heard.push((change.kind, change.key));
     }
-    let connection = (Kind::Connection, "c".to_owned());
-    let mut expected =
-        vec![(Kind::Session, "a".to_owned()), (Kind::Session, "a".to_owned()), (Kind::Grant, "g".to_owned())];
     // Connect, commit, refuse, connect, release.
-    expected.extend(std::iter::repeat_n(connection, 5));
+    let mut expected = vec![(Kind::Connection, "c".to_owned()); 5];
+    expected.extend([(Kind::Session, "a"), (Kind::Session, "a")].map(|(kind, key)| (kind, key.to_owned())));
+    expected.extend([(Kind::Grant, "g"), (Kind::Session, "end")].map(|(kind, key)| (kind, key.to_owned())));
+    heard.sort();
+    expected.sort();
     assert_eq!(heard, expected);
+    assert!(changes.is_empty(), "nothing is told twice");
+}
+
+pub(crate) async fn values_and_keys_have_a_limit(bed: Bed) {
+    let put = async |key: &str, length: usize| {
+        bed.store.put(Kind::Grant, key, 0, vec![7; length], HOUR).await.map(|_| ())
+    };
+    assert!(put("largest", VALUE_MAX).await.is_ok());
+    assert!(matches!(put("larger", VALUE_MAX + 1).await, Err(StoreError::TooLarge)));
+    assert!(put(&"k".repeat(KEY_MAX), 1).await.is_ok());
+    assert!(matches!(put(&"k".repeat(KEY_MAX + 1), 1).await, Err(StoreError::TooLarge)));
+    let connected = bed.store.connect("c", "inc", vec![7; VALUE_MAX + 1], HOUR).await;
+    assert!(matches!(connected, Err(StoreError::TooLarge)));
+}
+
+pub(crate) async fn reseal_keeps_version_and_end(bed: Bed) {
+    bed.put("a", 0, "old").await;
+    bed.clock.advance(HOUR / 2);
+    let reseal = async |kind: Kind, key: &str, old: &str, new: &str| {
+        bed.store.reseal(kind, key, old.as_bytes(), value(new)).await.unwrap()
+    };
+    assert!(!reseal(Kind::Session, "a", "other", "new").await);
+    assert!(!reseal(Kind::Session, "absent", "", "new").await);
+    assert!(reseal(Kind::Session, "a", "old", "new").await);
+    assert!(!reseal(Kind::Session, "a", "old", "again").await);
+    let stored = bed.store.get(Kind::Session, "a").await.unwrap().unwrap();
+    assert_eq!((stored.version, stored.value, stored.spent), (1, value("new"), false));
+    assert_eq!(stored.expires_at, bed.clock.now() + HOUR / 2);
+    // A connection keeps its lease.
+    bed.connect("inc").await;
+    let fence = bed.own("one", 1).await;
+    assert!(reseal(Kind::Connection, "c", "first", "first again").await);
+    assert_eq!(bed.connection().await.sealed, value("first again"));
+    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
+    bed.store.tombstone(Kind::Session, "a", HOUR).await.unwrap();
+    assert!(!reseal(Kind::Session, "a", "new", "back").await);
+}
+
+pub(crate) async fn rows_move_to_another_store(bed: Bed) {
+    bed.put("a", 0, "one").await;
+    bed.put("a", 1, "two").await;
+    bed.put("spent", 0, "once").await;
+    bed.store.take(Kind::Session, "spent").await.unwrap();
+    bed.store.tombstone(Kind::Session, "grave", HOUR).await.unwrap();
+    let mut rows = bed.store.rows(Kind::Session).await.unwrap();
+    rows.sort_by(|one, other| one.0.cmp(&other.0));
+    assert_eq!(rows.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>(), ["a", "grave", "spent"]);
+    // Under other keys of the same store, which is as good as another.
+    for (key, row) in rows {
+        let key = format!("moved-{key}");
+        assert!(bed.store.restore(Kind::Session, &key, row.clone()).await.unwrap());
+        assert!(!bed.store.restore(Kind::Session, &key, row).await.unwrap(), "never over what is there");
+    }
+    assert_eq!(bed.get("moved-a").await, Some((2, "two".to_owned())));
+    assert!(matches!(bed.store.take(Kind::Session, "moved-spent").await.unwrap(), Taken::Spent(_)));
+    assert_eq!(bed.put("moved-grave", 0, "back").await, Put::Conflict);
+    assert!(bed.store.tombstones(Kind::Session).await.unwrap().contains(&"moved-grave".to_owned()));
 }
 
 pub(crate) async fn connect_begins_and_replaces(bed: Bed) {

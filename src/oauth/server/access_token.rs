@@ -21,9 +21,17 @@ const MAX_LEN: usize = 7 * 1024;
 /// Keeps these ciphertexts apart from any other use of a key; the key id needs no place here, it selects the key.
 const CONTEXT: &[u8] = b"postern access token 1";
 
-/// The keys that seal (the first) and open (all) access tokens.
+/// The keys that seal (the newest that has begun) and open (all) access tokens.
 pub struct Keys {
-    keys: Vec<([u8; KEY_ID_LEN], LessSafeKey)>,
+    /// Newest first. Empty: not known yet.
+    keys: Vec<Key>,
+}
+
+struct Key {
+    id: [u8; KEY_ID_LEN],
+    cipher: LessSafeKey,
+    /// From then on it seals.
+    from: SystemTime,
 }
 
 /// What a token says when it is made.
@@ -51,6 +59,9 @@ pub enum OpenError {
     Foreign,
     #[error("access token has expired")]
     Expired,
+    /// Our own trouble: nothing can be said about the token.
+    #[error("the keys of access tokens are not known yet")]
+    NotReady,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,21 +73,38 @@ pub struct SealError;
 impl Keys {
     /// `keys`: 32 random bytes each, the first one seals. Key ids are derived from the keys themselves.
     pub fn new(keys: &[[u8; 32]]) -> Result<Self, SealError> {
-        let keys = keys.iter().map(|key| {
+        let keys: Vec<_> = keys.iter().map(|key| (*key, UNIX_EPOCH)).collect();
+        Self::starting(&keys)
+    }
+
+    /// What an instance has that could not read them yet.
+    pub fn unknown() -> Self {
+        Self { keys: Vec::new() }
+    }
+
+    pub fn is_known(&self) -> bool {
+        !self.keys.is_empty()
+    }
+
+    /// As [`Keys::new`], newest first, each with the moment from which on it seals.
+    pub fn starting(keys: &[([u8; 32], SystemTime)]) -> Result<Self, SealError> {
+        let keys = keys.iter().map(|(key, from)| {
             let digest = ring::digest::digest(
                 &ring::digest::SHA256,
                 &[b"postern access token key id", key.as_slice()].concat(),
             );
             let id = digest.as_ref().first_chunk().copied().ok_or(SealError)?;
-            Ok((id, LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| SealError)?)))
+            let cipher = LessSafeKey::new(UnboundKey::new(&AES_256_GCM, key).map_err(|_| SealError)?);
+            Ok(Key { id, cipher, from: *from })
         });
         let keys = keys.collect::<Result<Vec<_>, SealError>>()?;
         if keys.is_empty() { Err(SealError) } else { Ok(Self { keys }) }
     }
 
     /// Makes the token string.
-    pub fn seal(&self, claims: &Claims<'_>) -> Result<String, SealError> {
-        let (id, key) = self.keys.first().ok_or(SealError)?;
+    pub fn seal(&self, claims: &Claims<'_>, now: SystemTime) -> Result<String, SealError> {
+        let begun = self.keys.iter().find(|key| key.from <= now);
+        let Key { id, cipher, .. } = begun.or(self.keys.last()).ok_or(SealError)?;
         let nonce: [u8; NONCE_LEN] = seal::random().map_err(|_| SealError)?;
         let mut plain = Vec::with_capacity(256);
         let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
@@ -85,7 +113,8 @@ impl Keys {
             plain.extend_from_slice(&u16::try_from(field.len()).map_err(|_| SealError)?.to_be_bytes());
             plain.extend_from_slice(field.as_bytes());
         }
-        key.seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(CONTEXT), &mut plain)
+        cipher
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(CONTEXT), &mut plain)
             .map_err(|_| SealError)?;
         let mut token = PREFIX.to_owned();
         BASE64URL_NOPAD.encode_append(&[id.as_slice(), &nonce, &plain].concat(), &mut token);
@@ -94,13 +123,17 @@ impl Keys {
 
     /// Opens `token` at `now`. Anything that is not exactly a token of ours is [`OpenError::Foreign`].
     pub fn open(&self, token: &str, now: SystemTime) -> Result<Opened, OpenError> {
+        if !self.is_known() {
+            return Err(OpenError::NotReady);
+        }
         let encoded =
             token.strip_prefix(PREFIX).filter(|rest| rest.len() <= MAX_LEN).ok_or(OpenError::Foreign)?;
         let mut bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| OpenError::Foreign)?;
         let (id, rest) = bytes.split_first_chunk_mut::<KEY_ID_LEN>().ok_or(OpenError::Foreign)?;
         let (nonce, sealed) = rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(OpenError::Foreign)?;
-        let (_, key) = self.keys.iter().find(|(known, _)| known == id).ok_or(OpenError::Foreign)?;
+        let key = self.keys.iter().find(|key| key.id == *id).ok_or(OpenError::Foreign)?;
         let plain = key
+            .cipher
             .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(CONTEXT), sealed)
             .map_err(|_| OpenError::Foreign)?;
         let opened = Opened::read(plain).ok_or(OpenError::Foreign)?;
@@ -162,15 +195,15 @@ mod tests {
     }
 
     fn sealed(keys: &Keys) -> String {
-        keys.seal(&Claims {
+        let claims = Claims {
             audience: "https://mcp.example.com/files",
             grant: "g1",
             subject: "alice",
             client: "https://client.example/meta.json",
             scope: "mcp:access",
             expires_at: now() + Duration::from_secs(600),
-        })
-        .unwrap()
+        };
+        keys.seal(&claims, now()).unwrap()
     }
 
     #[test]
@@ -224,5 +257,24 @@ mod tests {
         assert_eq!(old.open(&token, now() + Duration::from_secs(600)).err(), Some(OpenError::Expired));
         assert_eq!(Keys::new(&[[8; 32]]).unwrap().open(&token, now()).err(), Some(OpenError::Foreign));
         assert!(Keys::new(&[[8; 32], [7; 32]]).unwrap().open(&token, now()).is_ok());
+    }
+
+    #[test]
+    fn a_new_key_opens_at_once_and_seals_later() {
+        let old = Keys::new(&[[7; 32]]).unwrap();
+        let both =
+            Keys::starting(&[([8; 32], now() + Duration::from_secs(5)), ([7; 32], UNIX_EPOCH)]).unwrap();
+        assert!(old.open(&sealed(&both), now()).is_ok(), "an instance that knows the old key alone");
+        let earlier = Keys::starting(&[([8; 32], now()), ([7; 32], UNIX_EPOCH)]).unwrap();
+        let token = sealed(&earlier);
+        assert!(old.open(&token, now()).is_err() && both.open(&token, now()).is_ok());
+    }
+
+    #[test]
+    fn nothing_is_said_about_a_token_without_keys() {
+        let token = sealed(&Keys::new(&[[7; 32]]).unwrap());
+        for token in [token.as_str(), "nonsense"] {
+            assert_eq!(Keys::unknown().open(token, now()).err(), Some(OpenError::NotReady));
+        }
     }
 }

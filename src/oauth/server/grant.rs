@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-use super::access_token::Claims;
+use super::access_token::{Claims, OpenError};
 use super::authorize::Request;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot, client};
@@ -24,6 +24,7 @@ use crate::store::{Kind, Put};
 const CODE_TTL: Duration = Duration::from_secs(60);
 const CODE_PREFIX: &str = "postern_ac_";
 const REFRESH_PREFIX: &str = "postern_rt_";
+const NOT_READY: Refusal = Refusal::unavailable("the gateway is not ready yet, try again");
 /// Digests of retired tokens kept to recognise theft.
 const RETIRED_MAX: usize = 8;
 
@@ -264,6 +265,7 @@ pub async fn revoke(
         }
         None => match snapshot.keys.open(token, authority.clock.now()) {
             Ok(token) if token.client() == client_id => token.grant().to_owned(),
+            Err(OpenError::NotReady) => return Err(NOT_READY),
             _ => return Ok(()),
         },
     };
@@ -301,8 +303,11 @@ fn mint(
         scope: &scope,
         expires_at: now + lifetime,
     };
+    if !snapshot.keys.is_known() {
+        return Err(NOT_READY);
+    }
     let access_token =
-        snapshot.keys.seal(&claims).map_err(|_| Refusal::server_error("the token could not be made"))?;
+        snapshot.keys.seal(&claims, now).map_err(|_| Refusal::server_error("the token could not be made"))?;
     let refresh_token = format!("{REFRESH_PREFIX}{id}.{secret}");
     Ok(Answer {
         access_token,

@@ -11,6 +11,7 @@ pub mod redirect;
 pub mod refusal;
 pub mod register;
 pub mod token;
+pub mod token_keys;
 
 use std::sync::Arc;
 
@@ -23,10 +24,11 @@ use crate::route::Table;
 use crate::store::record::Records;
 
 /// What one request sees of configuration, routes and keys: taken once, never changing under it.
+#[derive(Clone)]
 pub struct Snapshot {
-    pub config: Config,
-    pub routes: Table,
-    pub keys: access_token::Keys,
+    pub config: Arc<Config>,
+    pub routes: Arc<Table>,
+    pub keys: Arc<access_token::Keys>,
 }
 
 /// The authorization server: everything its endpoints share.
@@ -62,5 +64,16 @@ impl Authority {
 
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
+    }
+
+    /// Whether tokens can be judged: not before their keys are known.
+    pub fn is_ready(&self) -> bool {
+        self.snapshot.load().keys.is_known()
+    }
+
+    /// From the next request on these keys count.
+    pub fn use_keys(&self, keys: access_token::Keys) {
+        let keys = Arc::new(keys);
+        self.snapshot.rcu(|snapshot| Snapshot { keys: Arc::clone(&keys), ..Snapshot::clone(snapshot) });
     }
 }

@@ -9,8 +9,8 @@ use redb::{
     WriteTransaction,
 };
 
+use super::super::row::{self, Row};
 use super::super::{Kind, StoreError};
-use super::row::{self, Row};
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 const EXPIRY: TableDefinition<'static, &[u8], ()> = TableDefinition::new("expiry");
@@ -78,8 +78,8 @@ impl<'txn> Rows<'txn> {
         }
     }
 
-    /// Deletes the row; says whether there was one.
-    pub fn delete(&mut self, kind: Kind, key: &str) -> Result<bool, StoreError> {
+    /// Deletes the row, if there is one.
+    pub fn delete(&mut self, kind: Kind, key: &str) -> Result<(), StoreError> {
         self.delete_row(&row::row_key(kind, key))
     }
 
@@ -102,14 +102,13 @@ impl<'txn> Rows<'txn> {
         Ok(expired.len())
     }
 
-    fn delete_row(&mut self, row_key: &[u8]) -> Result<bool, StoreError> {
+    fn delete_row(&mut self, row_key: &[u8]) -> Result<(), StoreError> {
         let (existed, expires) = match self.records.remove(row_key) {
             Ok(before) => (before.is_some(), before.and_then(|before| row::expires_millis(before.value()))),
             Err(error) => return Err(note(&mut self.failure, error)),
         };
         self.changed |= existed;
-        self.forget_expiry(expires, row_key)?;
-        Ok(existed)
+        self.forget_expiry(expires, row_key)
     }
 
     fn forget_expiry(&mut self, expires_millis: Option<u64>, row_key: &[u8]) -> Result<(), StoreError> {

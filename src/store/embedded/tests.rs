@@ -11,10 +11,13 @@ use redb::{Database, TableDefinition};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use std::time::Duration;
+
 use super::*;
 use crate::seal::{Sealer, SealingKey};
 use crate::store::record::{RecordError, Records, Take, Tokens, Typed};
 use crate::store::suite::{Bed, clock, store_suite};
+use crate::store::{Acquired, Committed, Put, Store};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -237,7 +240,7 @@ async fn a_change_is_made_though_its_caller_has_gone() {
         // Queued by the first poll, then dropped; the answer may even be there already.
         let _ = put.as_mut().poll(&mut std::task::Context::from_waker(waker));
     }
-    assert_eq!(changes.recv().await.unwrap().key, "a");
+    assert_eq!(changes.recv().await.unwrap(), Change::Of { kind: Kind::Flow, key: "a".to_owned() });
     assert!(store.get(Kind::Flow, "a").await.unwrap().is_some());
 }
 

@@ -1,16 +1,20 @@
-//! How one record lies in the file.
+//! How one record lies in a store, whichever that is.
 //!
 //! Layout: format byte `1`, expiry in milliseconds since the epoch (64 bits), length of the head
 //! (32 bits, both big-endian), head in JSON, sealed value. The head holds only what the operations
-//! decide on. Everything is checked on the way in: what does not parse is damage, never a panic.
+//! decide on. Everything is checked on the way in: what does not parse is damage, never a panic. A
+//! higher format byte comes from a newer Postern beside this one: such a record is neither used nor
+//! replaced.
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::super::{Connection, Kind, StoreError, Stored};
+use super::{Connection, Kind, StoreError, Stored};
 
 const FORMAT: u8 = 1;
+/// Format bytes that later versions may use; any other is damage.
+const LATER: std::ops::RangeInclusive<u8> = 2..=31;
 
 /// A record with its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,7 +70,10 @@ impl Row {
 
     /// Reads stored bytes.
     pub fn decode(bytes: &[u8]) -> Result<Row, StoreError> {
-        Row::parse(bytes).ok_or(StoreError::Corrupt)
+        match bytes.first() {
+            Some(format) if LATER.contains(format) => Err(StoreError::Newer),
+            _ => Row::parse(bytes).ok_or(StoreError::Corrupt),
+        }
     }
 
     fn parse(bytes: &[u8]) -> Option<Row> {
@@ -136,6 +143,11 @@ pub fn expiry_key(expires_millis: u64, row_key: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// When a row that is written now ends.
+pub fn end(now: SystemTime, ttl: Duration) -> u64 {
+    millis(now).saturating_add(whole_millis(ttl))
+}
+
 /// Milliseconds since the epoch; 0 before it.
 pub fn millis(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -147,7 +159,8 @@ pub fn whole_millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn time(millis: u64) -> SystemTime {
+/// The moment that so many milliseconds since the epoch are.
+pub fn time(millis: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis)).unwrap_or(SystemTime::UNIX_EPOCH)
 }
 

@@ -1,0 +1,172 @@
+//! Hearing what other instances have changed.
+//!
+//! Every change is written into the log of its shard, in the same script as the change itself; the log is the truth.
+//! That a log has grown is said over pub/sub, and each log is read again every half second whatever was said, so that a
+//! message that got lost costs half a second and nothing else. Entries are numbered: who was away reads on from where
+//! they stopped, and who was away for too long, or comes back to a server that has lost its latest writes, learns that
+//! something was missed and looks at everything again.
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use tokio::sync::broadcast;
+use tokio::time::MissedTickBehavior;
+
+use super::super::{Change, Kind};
+use super::link::Link;
+use super::names::{Names, SHARDS};
+use super::script;
+use super::topology::Target;
+use crate::seal;
+
+/// How often the logs are read without being asked to.
+const POLL: Duration = Duration::from_millis(500);
+/// Before the next try to subscribe.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// Follows all logs.
+pub struct Follower {
+    names: Names,
+    link: Arc<Link>,
+    target: Arc<Target>,
+    changes: broadcast::Sender<Change>,
+    /// The newest entry read, by shard; `None` before the log was read for the first time.
+    known: Vec<Option<Vec<u8>>>,
+}
+
+impl Follower {
+    pub fn new(
+        names: Names,
+        link: Arc<Link>,
+        target: Arc<Target>,
+        changes: broadcast::Sender<Change>,
+    ) -> Self {
+        Self { names, link, target, changes, known: vec![None; SHARDS] }
+    }
+
+    /// Takes the present state as known: nobody has read anything before it.
+    pub async fn begin(&mut self) {
+        for (shard, known) in self.known.iter_mut().enumerate() {
+            let log = self.names.log(shard);
+            if let Ok(newest) = self.link.run(|connection| script::newest(connection, &log)).await {
+                *known = Some(newest);
+            }
+        }
+    }
+
+    /// Reads on until the store is dropped.
+    pub async fn follow(mut self) {
+        let (grown, mut heard) = tokio::sync::mpsc::channel(SHARDS * 4);
+        tokio::spawn(listen(Arc::clone(&self.target), self.names.channel(), grown));
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                shard = heard.recv() => match shard {
+                    Some(shard) => self.read(shard).await,
+                    None => return,
+                },
+                _ = poll.tick() => {
+                    for shard in 0..SHARDS {
+                        self.read(shard).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn read(&mut self, shard: usize) {
+        let Some(known) = self.known.get(shard) else {
+            return;
+        };
+        let log = self.names.log(shard);
+        let Some(position) = known else {
+            let newest = self.link.run(|connection| script::newest(connection, &log)).await;
+            if let Ok(newest) = newest {
+                self.move_to(shard, newest);
+                self.tell(Change::Missed);
+            }
+            return;
+        };
+        let news = self.link.run(|connection| script::news(connection, &log, position)).await;
+        // A log that cannot be read now is read on from the same place later.
+        let Ok(news) = news else {
+            return;
+        };
+        if news.missed {
+            tracing::warn!(target: "postern::store", shard, "changes were missed: reading everything again");
+            self.tell(Change::Missed);
+        }
+        for entry in news.entries.iter().rev() {
+            match change(entry) {
+                Some(change) => self.tell(change),
+                None => self.tell(Change::Missed),
+            }
+        }
+        self.move_to(shard, news.newest);
+    }
+
+    fn move_to(&mut self, shard: usize, newest: Vec<u8>) {
+        if let Some(known) = self.known.get_mut(shard) {
+            *known = Some(newest);
+        }
+    }
+
+    fn tell(&self, change: Change) {
+        // Nobody may be listening.
+        let _ = self.changes.send(change);
+    }
+}
+
+/// Passes on which logs are said to have grown.
+async fn listen(target: Arc<Target>, channel: String, grown: tokio::sync::mpsc::Sender<usize>) {
+    loop {
+        if let Ok(mut listening) = target.listen().await
+            && listening.subscribe(&channel).await.is_ok()
+        {
+            let mut messages = listening.into_on_message();
+            while let Some(message) = messages.next().await {
+                let shard =
+                    std::str::from_utf8(message.get_payload_bytes()).ok().and_then(|text| text.parse().ok());
+                // A full queue means that the logs are being read anyway.
+                if let Some(shard) = shard
+                    && let Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) = grown.try_send(shard)
+                {
+                    return;
+                }
+            }
+        }
+        if grown.is_closed() {
+            return;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// An entry without its number: something that no other entry has, the kind, the key.
+pub fn entry(kind: Kind, key: &str) -> String {
+    format!("{} {} {key}", seal::name().unwrap_or_default(), kind.name())
+}
+
+fn change(entry: &[u8]) -> Option<Change> {
+    let mut parts = std::str::from_utf8(entry).ok()?.splitn(4, ' ').skip(2);
+    let (name, key) = (parts.next()?, parts.next()?);
+    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name)?;
+    Some(Change::Of { kind, key: key.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_are_read_as_written() {
+        for key in ["a", "", "with spaces  in it", "ü\0{}"] {
+            let entry = format!("17 {}", entry(Kind::Grant, key));
+            assert_eq!(change(entry.as_bytes()), Some(Change::Of { kind: Kind::Grant, key: key.to_owned() }));
+        }
+        for damaged in ["", "17", "17 x", "17 x nothing a"] {
+            assert_eq!(change(damaged.as_bytes()), None);
+        }
+    }
+}

@@ -1,0 +1,399 @@
+//! What only a real server can show. The promises of the trait are in [`crate::store::suite`]. Each test that kills,
+//! stops or reconfigures a server starts one of its own; the suite shares one, under prefixes of their own.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::net::TcpListener;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::time::Instant;
+
+use super::*;
+use crate::config::{Address, Topology};
+use crate::store::suite::{Bed, clock, store_suite};
+use crate::store::{Acquired, Put, Store};
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A redis-server on a free port, in a directory of its own. Dropping it kills it.
+struct Server {
+    port: u16,
+    directory: tempfile::TempDir,
+    child: Mutex<Child>,
+}
+
+impl Server {
+    fn start(arguments: &[&str]) -> Arc<Self> {
+        let directory = tempfile::tempdir().unwrap();
+        // A port that is taken by somebody else in between ends the server; then another is tried.
+        for _ in 0..20 {
+            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+            let mut child = spawn(directory.path(), port, arguments);
+            if answers(port, &mut child) {
+                return Arc::new(Self { port, directory, child: Mutex::new(child) });
+            }
+        }
+        panic!("redis-server does not start");
+    }
+
+    fn kill(&self) {
+        let mut child = self.child.lock().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    fn again(&self, arguments: &[&str]) {
+        let mut child = spawn(self.directory.path(), self.port, arguments);
+        assert!(answers(self.port, &mut child));
+        *self.child.lock().unwrap() = child;
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.lock().unwrap().id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+    }
+
+    fn cli(&self, arguments: &[&str]) -> String {
+        let output =
+            Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    fn config(&self, prefix: &str) -> config::Redis {
+        config::Redis {
+            topology: Topology::Standalone,
+            addresses: vec![Address::Tcp("127.0.0.1".into(), self.port)],
+            tls: false,
+            database: 0,
+            prefix: prefix.to_owned(),
+            username: None,
+            password: None,
+            sentinel_username: None,
+            sentinel_password: None,
+            authorities: None,
+            client_certificate: None,
+            replicas: 0,
+        }
+    }
+
+    fn open(&self, prefix: &str) -> Result<Redis, OpenError> {
+        Redis::open(&self.config(prefix), Clock::system())
+    }
+}
+
+fn spawn(directory: &std::path::Path, port: u16, arguments: &[&str]) -> Child {
+    Command::new("redis-server")
+        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
+        .arg("--dir")
+        .arg(directory)
+        .args(arguments)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("redis-server is installed by `make test`")
+}
+
+fn answers(port: u16, child: &mut Child) -> bool {
+    let end = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < end {
+        if child.try_wait().unwrap().is_some() {
+            return false;
+        }
+        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
+            let pong = Command::new("redis-cli").args(["-p", &port.to_string(), "ping"]).output().unwrap();
+            // One that wants a password answers too.
+            if pong.stdout.starts_with(b"PONG") || pong.stdout.starts_with(b"NOAUTH") {
+                return child.try_wait().unwrap().is_none();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let mut child = self.child.lock().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// The server that the suite shares, for as long as a test uses it.
+fn shared() -> Arc<Server> {
+    static SHARED: OnceLock<Mutex<Weak<Server>>> = OnceLock::new();
+    let mut shared = SHARED.get_or_init(Mutex::default).lock().unwrap();
+    shared.upgrade().unwrap_or_else(|| {
+        let server = Server::start(&[]);
+        *shared = Arc::downgrade(&server);
+        server
+    })
+}
+
+fn bed() -> Bed {
+    let server = shared();
+    let clock = clock();
+    let prefix = format!("{}:", crate::seal::name().unwrap());
+    let store = Redis::open(&server.config(&prefix), clock.clone()).unwrap();
+    Bed { store: Arc::new(store), clock, _keep: Box::new(server) }
+}
+
+store_suite!(bed);
+
+async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) -> Duration {
+    let begun = Instant::now();
+    while !condition().await {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    begun.elapsed()
+}
+
+async fn put(store: &Redis, key: &str) -> Result<Put, StoreError> {
+    store.put(Kind::Grant, key, 0, b"value".to_vec(), HOUR).await
+}
+
+/// The next changes, however many of them say that something was missed.
+async fn heard(changes: &mut broadcast::Receiver<Change>, wanted: &Change) -> Duration {
+    let begun = Instant::now();
+    let hear = async { while changes.recv().await.unwrap() != *wanted {} };
+    tokio::time::timeout(Duration::from_secs(10), hear).await.expect("heard of");
+    begun.elapsed()
+}
+
+fn of(key: &str) -> Change {
+    Change::Of { kind: Kind::Grant, key: key.to_owned() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_instance_writes_all_others_read_and_hear_of() {
+    let server = shared();
+    let prefix = format!("{}:", crate::seal::name().unwrap());
+    let [one, other, third] = [(); 3].map(|()| server.open(&prefix).unwrap());
+    let mut changes = [one.subscribe(), other.subscribe(), third.subscribe()];
+    for round in 0..20 {
+        let key = format!("g{round}");
+        assert_eq!(put(&one, &key).await.unwrap(), Put::Stored);
+        assert!(other.get(Kind::Grant, &key).await.unwrap().is_some());
+        for changes in &mut changes {
+            let took = heard(changes, &of(&key)).await;
+            assert!(took < Duration::from_secs(1), "{took:?}");
+        }
+    }
+    third.tombstone(Kind::Grant, "g3", HOUR).await.unwrap();
+    assert!(one.get(Kind::Grant, "g3").await.unwrap().is_none());
+    assert_eq!(other.tombstones(Kind::Grant).await.unwrap(), ["g3"]);
+    // Other prefixes are other stores.
+    let stranger = server.open("stranger:").unwrap();
+    assert!(stranger.get(Kind::Grant, "g1").await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn three_instances_take_once_and_acquire_once() {
+    let server = shared();
+    let prefix = format!("{}:", crate::seal::name().unwrap());
+    let stores: Vec<_> = (0..3).map(|_| Arc::new(server.open(&prefix).unwrap())).collect();
+    put(&stores[0], "code").await.unwrap();
+    stores[0].connect("c", "inc", b"sealed".to_vec(), HOUR).await.unwrap();
+    let takes = (0..51).map(|n| {
+        let store = Arc::clone(&stores[n % 3]);
+        tokio::spawn(async move {
+            let fresh =
+                matches!(store.take(Kind::Grant, "code").await.unwrap(), super::super::Taken::Fresh(_));
+            let owner = store.acquire("c", &format!("attempt{n}"), 1, HOUR).await.unwrap();
+            (fresh, matches!(owner, Acquired::Owner { .. }))
+        })
+    });
+    let (mut fresh, mut owners) = (0, 0);
+    for take in takes.collect::<Vec<_>>() {
+        let (taken, owner) = take.await.unwrap();
+        fresh += u32::from(taken);
+        owners += u32::from(owner);
+    }
+    assert_eq!((fresh, owners), (1, 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_that_gets_lost_costs_half_a_second() {
+    let server = Server::start(&[]);
+    let (one, other) = (server.open("p:").unwrap(), server.open("p:").unwrap());
+    let mut changes = other.subscribe();
+    put(&one, "first").await.unwrap();
+    heard(&mut changes, &of("first")).await;
+    // Nobody is told anything any more over pub/sub.
+    assert_eq!(server.cli(&["ACL", "SETUSER", "default", "resetchannels"]), "OK");
+    for key in ["second", "third"] {
+        put(&one, key).await.unwrap();
+        let took = heard(&mut changes, &of(key)).await;
+        assert!(took < Duration::from_secs(1), "{took:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_was_away_reads_on_or_learns_that_something_was_missed() {
+    let server = Server::start(&[]);
+    let (one, other) = (server.open("p:").unwrap(), server.open("p:").unwrap());
+    let mut changes = other.subscribe();
+    put(&one, "before").await.unwrap();
+    heard(&mut changes, &of("before")).await;
+    // A server that comes back empty has forgotten what was heard: everything is to be looked at again.
+    server.kill();
+    server.again(&[]);
+    eventually("back", async || put(&one, "after").await.is_ok()).await;
+    heard(&mut changes, &Change::Missed).await;
+    assert!(other.get(Kind::Grant, "before").await.unwrap().is_none());
+    put(&one, "later").await.unwrap();
+    heard(&mut changes, &of("later")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f02_a_killed_server_is_an_error_and_back_within_two_seconds() {
+    let server = Server::start(&["--appendonly", "yes"]);
+    let store = server.open("p:").unwrap();
+    put(&store, "a").await.unwrap();
+    server.kill();
+    let begun = Instant::now();
+    let failed = store.get(Kind::Grant, "a").await;
+    assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
+    assert!(store.ready().await.is_err());
+    assert!(begun.elapsed() < Duration::from_secs(2), "nobody waits for long");
+    server.again(&["--appendonly", "yes"]);
+    let took = eventually("back", async || store.get(Kind::Grant, "a").await.is_ok()).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(store.get(Kind::Grant, "a").await.unwrap().is_some());
+    assert_eq!(put(&store, "b").await.unwrap(), Put::Stored, "its scripts are known again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f05_a_stopped_server_is_an_unknown_answer() {
+    let server = Server::start(&[]);
+    let store = server.open("p:").unwrap();
+    put(&store, "a").await.unwrap();
+    server.signal("STOP");
+    let begun = Instant::now();
+    let failed = put(&store, "b").await;
+    assert!(matches!(&failed, Err(StoreError::Unavailable(why)) if !why.is_empty()), "{failed:?}");
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    server.signal("CONT");
+    let took = eventually("back", async || store.ready().await.is_ok()).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    assert!(store.get(Kind::Grant, "a").await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f06_a_server_that_cannot_write_is_an_error_and_reads_go_on() {
+    let server = Server::start(&[]);
+    let store = server.open("p:").unwrap();
+    put(&store, "a").await.unwrap();
+    for (setting, good, bad) in [("maxmemory", "0", "1"), ("min-replicas-to-write", "0", "1")] {
+        assert_eq!(server.cli(&["CONFIG", "SET", setting, bad]), "OK");
+        assert!(put(&store, setting).await.is_err(), "{setting}");
+        assert!(store.ready().await.is_err(), "{setting}");
+        assert!(store.get(Kind::Grant, "a").await.unwrap().is_some(), "{setting}");
+        assert_eq!(server.cli(&["CONFIG", "SET", setting, good]), "OK");
+        assert_eq!(put(&store, setting).await.unwrap(), Put::Stored, "{setting}");
+    }
+    // A primary that has become a replica is left, and found again once it is a primary.
+    assert_eq!(server.cli(&["REPLICAOF", "127.0.0.1", "1"]), "OK");
+    assert!(put(&store, "b").await.is_err());
+    assert_eq!(server.cli(&["REPLICAOF", "NO", "ONE"]), "OK");
+    eventually("a primary again", async || put(&store, "b").await.is_ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_a_server_that_comes_later_is_found() {
+    let server = Server::start(&[]);
+    server.kill();
+    let store = server.open("p:").unwrap();
+    let mut changes = store.subscribe();
+    assert!(matches!(store.get(Kind::Grant, "a").await, Err(StoreError::Unavailable(_))));
+    server.again(&[]);
+    let took = eventually("there", async || put(&store, "a").await.is_ok()).await;
+    assert!(took < Duration::from_secs(2), "{took:?}");
+    heard(&mut changes, &Change::Missed).await;
+}
+
+#[test]
+fn a_server_that_would_lose_records_is_refused() {
+    let server = Server::start(&["--maxmemory-policy", "allkeys-lru"]);
+    let refused = server.open("p:").err().unwrap().to_string();
+    assert!(
+        refused.starts_with("redis: maxmemory-policy is allkeys-lru, which throws grants away"),
+        "{refused}"
+    );
+    assert_eq!(server.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]), "OK");
+    assert!(server.open("p:").is_ok());
+}
+
+#[test]
+fn user_password_and_rights_are_checked() {
+    let server = Server::start(&["--requirepass", "secret"]);
+    let refused = server.open("p:").err().unwrap().to_string();
+    assert!(refused.contains("refuses the user name or password"), "{refused}");
+    let with = |username: Option<&str>, password: &str| {
+        let config = config::Redis {
+            username: username.map(str::to_owned),
+            password: Some(password.into()),
+            ..server.config("p:")
+        };
+        Redis::open(&config, Clock::system()).map_err(|error| error.to_string())
+    };
+    assert!(with(None, "secret").is_ok());
+    assert!(with(None, "wrong").err().unwrap().contains("refuses the user name or password"));
+    // The ACL line of the manual is enough, and not more than is needed.
+    let manual = include_str!("../../../conf/postern.yaml");
+    let line = manual.lines().find_map(|line| line.split_once("ACL SETUSER postern ")).unwrap().1;
+    let rules: Vec<&str> =
+        line.split(' ').map(|rule| if rule == ">PASSWORD" { ">pw" } else { rule }).collect();
+    let acl = [&["-a", "secret", "ACL", "SETUSER", "postern"][..], &rules].concat();
+    assert_eq!(server.cli(&acl), "OK");
+    let config = config::Redis {
+        username: Some("postern".to_owned()),
+        password: Some("pw".into()),
+        ..server.config("postern:")
+    };
+    let store = Redis::open(&config, Clock::system()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        assert_eq!(put(&store, "a").await.unwrap(), Put::Stored);
+        assert_eq!(store.scan(Kind::Grant).await.unwrap().len(), 1);
+        store.tombstone(Kind::Grant, "a", HOUR).await.unwrap();
+        store.ready().await.unwrap();
+        store.sweep().await.unwrap();
+    });
+    let foreign = config::Redis { prefix: "other:".to_owned(), ..config };
+    let other = Redis::open(&foreign, Clock::system()).unwrap();
+    assert!(runtime.block_on(put(&other, "a")).is_err(), "another prefix");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f34_records_of_a_newer_version_are_left_alone() {
+    let server = Server::start(&[]);
+    let store = server.open("p:").unwrap();
+    store.connect("c", "inc", b"sealed".to_vec(), HOUR).await.unwrap();
+    let name = Names::new("p:").of(Kind::Connection, "c").record;
+    let newer = "\u{2}whatever comes later";
+    assert_eq!(server.cli(&["SET", &name, newer]), "OK");
+    assert!(matches!(store.acquire("c", "a", 1, HOUR).await, Err(StoreError::Newer)));
+    assert!(matches!(store.tombstone(Kind::Connection, "c", HOUR).await, Err(StoreError::Newer)));
+    assert!(matches!(store.connect("c", "inc", b"sealed".to_vec(), HOUR).await, Err(StoreError::Newer)));
+    assert_eq!(server.cli(&["GET", &name]), newer.trim());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_confirm_what_must_not_get_lost() {
+    let primary = Server::start(&[]);
+    let replica = Server::start(&["--replicaof", "127.0.0.1", &primary.port.to_string()]);
+    eventually("linked", async || replica.cli(&["INFO", "replication"]).contains("master_link_status:up"))
+        .await;
+    let store = Redis::open(&config::Redis { replicas: 1, ..primary.config("p:") }, Clock::system()).unwrap();
+    for round in 0..20 {
+        let key = format!("c{round}");
+        store.connect(&key, "inc", b"sealed".to_vec(), HOUR).await.unwrap();
+        let name = Names::new("p:").of(Kind::Connection, &key).record;
+        assert_eq!(replica.cli(&["EXISTS", &name]), "1");
+    }
+    let refused = replica.open("p:");
+    assert!(refused.is_ok(), "a replica may become a primary");
+    assert!(refused.unwrap().get(Kind::Connection, "c1").await.is_err(), "until then it is not used");
+}
