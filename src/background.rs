@@ -79,8 +79,12 @@ impl Upkeep {
         true
     }
 
-    /// Keys last: with them the first request is judged, and what is revoked has to be known by then.
+    /// What this instance has written of late is said again first: a failover may have lost it. Keys last: with them the first request is judged, and what is revoked has to be known by then.
     async fn read_all(&self) -> bool {
+        if let Err(error) = self.authority.records.reassert().await {
+            tracing::warn!(%error, "what was written of late cannot be asserted yet");
+            return false;
+        }
         self.read_revoked().await && self.read_keys().await
     }
 

@@ -17,7 +17,7 @@
 //! oauth       server  we are the authorization server · client  we are the client
 //! route       host and path → Route · mcp  what the protocol's headers say · challenge  WWW-Authenticate
 //! demo        an MCP server with an authorization server of its own, for cli alone
-//! store       records, one trait · outbound  the only HTTP client · seal · telemetry · config · clock
+//! store       records, one trait · outbound  the only HTTP client · seal · telemetry · config · clock · failpoint
 //! ```
 //!
 //! The client's token never goes upstream, the upstream's never comes down.
@@ -29,6 +29,7 @@ pub mod clock;
 pub mod config;
 pub mod credential;
 pub mod demo;
+pub mod failpoint;
 pub mod gateway;
 pub mod inject;
 pub mod mcp;

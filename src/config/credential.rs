@@ -6,7 +6,7 @@ use http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::checked::{Checker, bare_host};
-use super::file::{self, CredentialKind, TokenEndpointAuthMethod};
+use super::file::{self, CredentialKind, RefreshRotation, TokenEndpointAuthMethod};
 use super::report::Key;
 use super::secret;
 
@@ -43,6 +43,8 @@ pub struct OauthCredential {
     pub token_endpoint_auth_method: Option<TokenEndpointAuthMethod>,
     /// Never one of the parameters that Postern sets itself.
     pub authorization_params: BTreeMap<String, String>,
+    /// `None`: unknown.
+    pub refresh_rotation: Option<RefreshRotation>,
 }
 
 /// Parameters of the authorization request that are Postern's own, or would change where its answer goes.
@@ -119,6 +121,7 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("resource", written.resource.is_some()),
         ("token_endpoint_auth_method", written.token_endpoint_auth_method.is_some()),
         ("authorization_params", written.authorization_params.is_some()),
+        ("refresh_rotation", written.refresh_rotation.is_some()),
     ];
     let header = header.into_iter().map(|(name, present)| (name, present, CredentialKind::Header, "header"));
     let oauth = oauth.into_iter().map(|(name, present)| (name, present, CredentialKind::Oauth, "oauth"));
@@ -270,6 +273,7 @@ fn oauth(
         resource: written.resource.clone(),
         token_endpoint_auth_method: written.token_endpoint_auth_method,
         authorization_params: written.authorization_params.clone().unwrap_or_default(),
+        refresh_rotation: written.refresh_rotation,
     })
 }
 

@@ -300,6 +300,10 @@ pub(super) struct Credential {
     pub(super) token_endpoint_auth_method: Option<TokenEndpointAuthMethod>,
     /// `oauth`: further parameters of the authorization request, like `{access_type: offline}`. Default: none.
     pub(super) authorization_params: Option<BTreeMap<String, String>>,
+    /// `oauth`: what the authorization server does about a refresh token that comes a second time, because an answer got lost. `strict`:
+    /// it ends the connection; then Postern waits, while the access token is good, for the instance that may have the answer. Default:
+    /// unknown, and Postern tries at once, which saves most.
+    pub(super) refresh_rotation: Option<RefreshRotation>,
     /// Not yet: a named set of settings for a provider that deviates from the standards.
     pub(super) profile: Option<serde_json::Value>,
 }
@@ -312,6 +316,18 @@ pub(super) enum CredentialKind {
     Oauth,
     Header,
     None,
+}
+
+/// How an authorization server takes a refresh token that was used before.
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum RefreshRotation {
+    /// Refresh tokens are good until revoked.
+    None,
+    /// The token before is good for a while.
+    Grace,
+    /// A token that comes twice ends the connection.
+    Strict,
 }
 
 /// Client authentication at a token endpoint (RFC 7591 §2).

@@ -25,7 +25,7 @@ use std::path::Path;
 
 pub use checked::{Cimd, Config, OauthClient, OauthServer, Outbound};
 pub use credential::{Credential, OauthCredential};
-pub use file::{AccessLog, TokenEndpointAuthMethod};
+pub use file::{AccessLog, RefreshRotation, TokenEndpointAuthMethod};
 pub use login::{Login, User};
 pub use report::{Key, Position, Problem, Report};
 pub use route::{Route, Upstream};

@@ -18,7 +18,7 @@ use crate::oauth::client::refresh::{Outdated, Renewed};
 use crate::oauth::client::{Connector, connection_key};
 use crate::route::Route;
 use crate::store::record::{RecordError, Tokens};
-use crate::store::{Connection, State};
+use crate::store::{Connection, Refusal, State};
 
 /// More grants than that and the copies are dropped and read again as needed.
 const SLOTS_MAX: usize = 100_000;
@@ -56,6 +56,8 @@ struct Token {
     incarnation: Arc<str>,
     generation: u64,
     refreshable: bool,
+    /// The upstream has turned it down, at whichever instance.
+    refused: bool,
     /// From here on a newer one is fetched in the background.
     refresh_at: Option<SystemTime>,
     /// From here on it is not sent any more.
@@ -79,7 +81,7 @@ impl Connections {
     ) -> Result<Credential, Unresolved> {
         let slot = self.slot(caller, &route.name);
         if let Some(refused) = refused {
-            slot.refused.store(Some(Arc::new(refused.clone())));
+            self.mark_refused(&slot, refused).await;
         }
         let mut known = slot.known.load_full();
         // What needs the user is looked at again each time: the user may have been there, and the news be under way.
@@ -115,9 +117,7 @@ impl Connections {
         let Source::Connection { key, incarnation, generation, .. } = source else {
             return;
         };
-        if let Err(error) = self.connector.records.store().refuse(key, incarnation, *generation).await {
-            tracing::warn!(target: "postern::credential", %error, "a refused token could not be marked in the store");
-        }
+        self.tell_refused(key, incarnation, *generation, Refusal::Final).await;
         // Whether or not the store could be told, this process knows.
         if let Some(slot) = self.by_key.get(&**key) {
             slot.refused.store(source.outdated().map(Arc::new));
@@ -125,14 +125,30 @@ impl Connections {
     }
 
     /// Fetches a newer token than the one refused, for calls to come; they wait for it.
-    pub fn renew_refused(&self, route: &Arc<Route>, source: &Source, now: SystemTime) {
+    pub async fn renew_refused(&self, route: &Arc<Route>, source: &Source, now: SystemTime) {
         let Source::Connection { key, .. } = source else {
             return;
         };
         let slot = self.by_key.get(&**key).map(|slot| Arc::clone(&slot));
         if let (Some(slot), Some(outdated)) = (slot, source.outdated()) {
-            slot.refused.store(Some(Arc::new(outdated.clone())));
+            self.mark_refused(&slot, &outdated).await;
             self.renew_ahead(&slot, route, outdated, now);
+        }
+    }
+
+    /// The upstream has turned these tokens down: neither this process nor any other sends them again.
+    async fn mark_refused(&self, slot: &Slot, outdated: &Outdated) {
+        let before = slot.refused.swap(Some(Arc::new(outdated.clone())));
+        if before.as_deref() != Some(outdated) {
+            let Outdated { incarnation, generation } = outdated;
+            self.tell_refused(&slot.key, incarnation, *generation, Refusal::Renewable).await;
+        }
+    }
+
+    async fn tell_refused(&self, key: &str, incarnation: &str, generation: u64, refusal: Refusal) {
+        let store = self.connector.records.store();
+        if let Err(error) = store.refuse(key, incarnation, generation, refusal).await {
+            tracing::warn!(target: "postern::credential", %error, "a refused token could not be marked in the store");
         }
     }
 
@@ -256,7 +272,7 @@ impl Slot {
     }
 
     fn has_refused(&self, token: &Token) -> bool {
-        self.refused.load().as_deref().is_some_and(|refused| token.is_covered_by(refused))
+        token.refused || self.refused.load().as_deref().is_some_and(|refused| token.is_covered_by(refused))
     }
 
     /// How long these tokens are not to be refreshed. It says nothing about newer ones.
@@ -284,12 +300,14 @@ impl Known {
             return needs_user;
         };
         value.set_sensitive(true);
-        let window = tokens.expires_at.map(|end| window(tokens.obtained_at, end));
+        let spread = spread(&connection.incarnation);
+        let window = tokens.expires_at.map(|end| window(tokens.obtained_at, end, spread));
         Self::Token(Token {
             value,
             incarnation: connection.incarnation.as_str().into(),
             generation: connection.generation,
             refreshable: tokens.refresh_token.is_some(),
+            refused: connection.refused >= connection.generation,
             refresh_at: window.map(|(refresh_at, _)| refresh_at),
             dead_at: window.map(|(_, dead_at)| dead_at),
         })
@@ -297,12 +315,20 @@ impl Known {
 }
 
 /// When to refresh ahead and when to stop sending, for a token valid from `from` to `until`. Both margins shrink with
-/// the lifetime, so that tokens of two seconds work as well as those of a day.
-fn window(from: SystemTime, until: SystemTime) -> (SystemTime, SystemTime) {
+/// the lifetime, so that tokens of two seconds work as well as those of a day. `spread`, 0 to 255, moves the first by up
+/// to a quarter of its distance from the end, so that tokens given out together are not all renewed together.
+fn window(from: SystemTime, until: SystemTime, spread: u8) -> (SystemTime, SystemTime) {
     let lifetime = until.duration_since(from).unwrap_or_default();
     let ahead = (lifetime / 10).max(Duration::from_secs(60)).min(lifetime / 4);
+    let jitter = ahead / 4 * u32::from(spread) / 255;
     let margin = Duration::from_secs(5).min(lifetime / 10);
-    (until - ahead, until - margin)
+    (until - ahead + jitter, until - margin)
+}
+
+/// The same for one connection at every instance, evenly spread over all of them.
+fn spread(incarnation: &str) -> u8 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, incarnation.as_bytes());
+    digest.as_ref().first().copied().unwrap_or_default()
 }
 
 // === impl Token ===
@@ -336,8 +362,13 @@ mod tests {
     #[test]
     fn windows_shrink_with_the_lifetime() {
         let at = |seconds: f64| UNIX_EPOCH + Duration::from_secs_f64(seconds);
-        assert_eq!(window(at(0.0), at(3600.0)), (at(3240.0), at(3595.0)));
-        assert_eq!(window(at(0.0), at(300.0)), (at(240.0), at(295.0)));
-        assert_eq!(window(at(0.0), at(2.0)), (at(1.5), at(1.8)));
+        assert_eq!(window(at(0.0), at(3600.0), 0), (at(3240.0), at(3595.0)));
+        assert_eq!(window(at(0.0), at(3600.0), 255), (at(3330.0), at(3595.0)));
+        assert_eq!(window(at(0.0), at(300.0), 0), (at(240.0), at(295.0)));
+        assert_eq!(window(at(0.0), at(2.0), 0), (at(1.5), at(1.8)));
+        for (lifetime, spread) in [(1.0, 255), (2.0, 255), (60.0, 255), (86400.0, 255)] {
+            let (refresh_at, dead_at) = window(at(0.0), at(lifetime), spread);
+            assert!(refresh_at < dead_at && dead_at < at(lifetime));
+        }
     }
 }

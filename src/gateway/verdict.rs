@@ -54,7 +54,8 @@ impl Gateway {
                 if refused {
                     self.connections.refuse(source).await;
                 } else {
-                    self.connections.renew_refused(&target.route, source, self.authority.clock.now());
+                    let now = self.authority.clock.now();
+                    self.connections.renew_refused(&target.route, source, now).await;
                 }
                 if refused || anonymous {
                     self.remember_challenge(&target.caller, &target.route, source.incarnation(), scopes)

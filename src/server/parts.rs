@@ -25,6 +25,7 @@ use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
 use crate::seal::{self, Sealer, SealingKey};
 use crate::store::embedded::Embedded;
+use crate::store::journal::Journal;
 use crate::store::record::Records;
 use crate::store::redis::Redis;
 use crate::store::{Change, Kind, Store};
@@ -53,7 +54,11 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let sealer = Arc::new(sealer(&config)?);
     let store = store(&config, &clock)?;
     let changes = store.subscribe();
-    let records = Records::new(Arc::clone(&store), sealer);
+    let mut records = Records::new(Arc::clone(&store), sealer);
+    if matches!(config.store, config::Store::Redis(_)) {
+        let journal = Journal::open(&config.server.data_dir, clock.clone()).map_err(StartError::DataDir)?;
+        records = records.with_journal(journal);
+    }
     let settings = Settings {
         ca_certificates: config.outbound.ca_certificates.clone(),
         forbidden: admin.into_iter().collect(),

@@ -7,8 +7,8 @@ use tokio::sync::broadcast;
 use super::change::{self, Decided, Found};
 use super::row::{Body, Row};
 use super::{
-    Acquired, Change, Committed, Connection, KEY_MAX, Kind, Put, Release, Store, StoreError, Stored, Taken,
-    VALUE_MAX,
+    Acquired, Change, Claim, Committed, Connection, KEY_MAX, Kind, Put, Refusal, Release, Released, Store,
+    StoreError, Stored, Taken, VALUE_MAX,
 };
 
 /// A place for rows.
@@ -78,9 +78,13 @@ impl<B: Backend> Store for B {
         self.change(kind, key, |found, _| change::remove(found)).await
     }
 
-    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<(), StoreError> {
+    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<u64, StoreError> {
         fits(key, &[])?;
         self.change(kind, key, move |found, now| change::tombstone(found, now, ttl)).await
+    }
+
+    async fn bury(&self, kind: Kind, key: &str, fence: u64, ttl: Duration) -> Result<bool, StoreError> {
+        self.change(kind, key, move |found, now| change::bury(found, now, fence, ttl)).await
     }
 
     async fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
@@ -148,17 +152,13 @@ impl<B: Backend> Store for B {
     async fn commit(
         &self,
         key: &str,
-        incarnation: &str,
-        attempt_id: &str,
-        fence: u64,
+        claim: &Claim,
         sealed: Vec<u8>,
         ttl: Duration,
     ) -> Result<Committed, StoreError> {
         fits(key, &sealed)?;
-        let (incarnation, attempt_id) = (incarnation.to_owned(), attempt_id.to_owned());
-        let decide = move |found: Found, now| {
-            change::commit(found, now, &incarnation, &attempt_id, fence, sealed.clone(), ttl)
-        };
+        let claim = claim.clone();
+        let decide = move |found: Found, now| change::commit(found, now, &claim, sealed.clone(), ttl);
         self.change(Kind::Connection, key, decide).await
     }
 
@@ -168,15 +168,21 @@ impl<B: Backend> Store for B {
         attempt_id: &str,
         fence: u64,
         outcome: Release,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<Released, StoreError> {
         let attempt_id = attempt_id.to_owned();
         let decide = move |found: Found, _| change::release(found, &attempt_id, fence, outcome);
         self.change(Kind::Connection, key, decide).await
     }
 
-    async fn refuse(&self, key: &str, incarnation: &str, generation: u64) -> Result<bool, StoreError> {
+    async fn refuse(
+        &self,
+        key: &str,
+        incarnation: &str,
+        generation: u64,
+        refusal: Refusal,
+    ) -> Result<bool, StoreError> {
         let incarnation = incarnation.to_owned();
-        let decide = move |found: Found, _| change::refuse(found, &incarnation, generation);
+        let decide = move |found: Found, _| change::refuse(found, &incarnation, generation, refusal);
         self.change(Kind::Connection, key, decide).await
     }
 

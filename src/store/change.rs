@@ -5,7 +5,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::row::{Body, Row, end};
-use super::{Acquired, Committed, Connection, Put, Release, StoreError, Taken};
+use super::{Acquired, Claim, Committed, Connection, Put, Refusal, Release, Released, StoreError, Taken};
 
 /// The row as a store has found it; a damaged one is an error that some operations get over.
 pub type Found = Result<Option<Row>, StoreError>;
@@ -80,7 +80,7 @@ pub fn remove(found: Found) -> Decided<()> {
 }
 
 /// See [`super::Store::tombstone`].
-pub fn tombstone(found: Found, now: SystemTime, ttl: Duration) -> Decided<()> {
+pub fn tombstone(found: Found, now: SystemTime, ttl: Duration) -> Decided<u64> {
     let before = replaceable(found)?;
     let earlier_end = match &before {
         Some(Row { expires_millis, body: Body::Tombstone { .. } }) => *expires_millis,
@@ -88,7 +88,16 @@ pub fn tombstone(found: Found, now: SystemTime, ttl: Duration) -> Decided<()> {
     };
     let fence = before.map_or(0, |row| row.fence()).saturating_add(1);
     let expires_millis = end(now, ttl).max(earlier_end);
-    Decision::save((), Row { expires_millis, body: Body::Tombstone { fence } }, true)
+    Decision::save(fence, Row { expires_millis, body: Body::Tombstone { fence } }, true)
+}
+
+/// See [`super::Store::bury`].
+pub fn bury(found: Found, now: SystemTime, fence: u64, ttl: Duration) -> Decided<bool> {
+    if replaceable(found)?.is_some_and(|row| row.fence() >= fence) {
+        return Decision::nothing(false);
+    }
+    let row = Row { expires_millis: end(now, ttl), body: Body::Tombstone { fence } };
+    Decision::save(true, row, true)
 }
 
 /// See [`super::Store::reseal`].
@@ -161,29 +170,25 @@ pub fn sent(found: Found, now: SystemTime, attempt_id: &str, fence: u64) -> Deci
 pub fn commit(
     found: Found,
     now: SystemTime,
-    incarnation: &str,
-    attempt_id: &str,
-    fence: u64,
+    claim: &Claim,
     sealed: Vec<u8>,
     ttl: Duration,
 ) -> Decided<Committed> {
-    step(found, Committed::Stale, Some(end(now, ttl)), true, |connection| {
-        connection.commit(incarnation, attempt_id, fence, sealed)
-    })
+    step(found, Committed::Gone, Some(end(now, ttl)), true, |connection| connection.commit(claim, sealed))
 }
 
 /// See [`super::Store::release`].
-pub fn release(found: Found, attempt_id: &str, fence: u64, outcome: Release) -> Decided<bool> {
-    step(found, false, None, true, |connection| {
-        let ours = connection.release(attempt_id, fence, outcome);
-        (ours, ours)
+pub fn release(found: Found, attempt_id: &str, fence: u64, outcome: Release) -> Decided<Released> {
+    step(found, Released::Stale, None, true, |connection| {
+        let released = connection.release(attempt_id, fence, outcome);
+        (released, released != Released::Stale)
     })
 }
 
 /// See [`super::Store::refuse`].
-pub fn refuse(found: Found, incarnation: &str, generation: u64) -> Decided<bool> {
+pub fn refuse(found: Found, incarnation: &str, generation: u64, refusal: Refusal) -> Decided<bool> {
     step(found, false, None, true, |connection| {
-        let current = connection.refuse(incarnation, generation);
+        let current = connection.refuse(incarnation, generation, refusal);
         (current, current)
     })
 }

@@ -3,7 +3,12 @@
 //! A rotating refresh token can be redeemed once, by one party, and the answer can get lost. So an
 //! owner is chosen for a bounded time, its intent is durable before the token leaves, and every
 //! write names the fence of its acquisition, which only ever grows. These are pure transitions on one
-//! record; a store wraps each of them into one atomic operation.
+//! record; a store wraps each of them into one atomic operation, and `tests/model.rs` walks through
+//! what crashes, pauses, lost answers and failovers can make of them.
+//!
+//! Who comes late is not turned away empty-handed: new tokens are never thrown away while the record
+//! has nothing newer. With nobody at it they are taken; with somebody at it they wait as an *orphan*
+//! for the case that this one finds the old refresh token dead.
 
 use std::time::{Duration, SystemTime};
 
@@ -29,6 +34,22 @@ pub struct Connection {
     pub sealed: Vec<u8>,
     /// The attempt that made this generation, so that its owner can repeat a commit.
     pub committed_by: Option<String>,
+    /// Tokens that an owner got after another had taken over.
+    #[serde(default)]
+    pub orphan: Option<Orphan>,
+    /// The upstream has turned down the access tokens up to this generation.
+    #[serde(default)]
+    pub refused: u64,
+}
+
+/// Tokens that came too late. Sealed as the generation after the present one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orphan {
+    /// Of the attempt that got them; of several the highest counts, which asked last.
+    pub fence: u64,
+    /// The tokens.
+    #[serde(with = "sealed_text")]
+    pub sealed: Vec<u8>,
 }
 
 /// Where a connection stands.
@@ -107,8 +128,45 @@ pub enum Committed {
         /// The generation the new tokens have.
         generation: u64,
     },
-    /// The attempt lost its right to write. Nothing was written.
+    /// Somebody else is at it: kept beside, for the case that they find the old refresh token dead.
+    Orphaned,
+    /// The connection is another or a newer one. Nothing was written.
     Stale,
+    /// Disconnected, or gone. Nothing was written, and nobody wants these tokens any more.
+    Gone,
+}
+
+/// How a release ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    /// As asked for.
+    Done,
+    /// The refresh token was dead, but a late answer had brought newer tokens: they are in force now.
+    Rescued,
+    /// The attempt was not ours any more. Nothing was written.
+    Stale,
+}
+
+/// What a refused access token means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is not used any more, a newer one may be.
+    Renewable,
+    /// Only the user can help.
+    Final,
+}
+
+/// By what right an owner writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Of the connection that was acquired.
+    pub incarnation: String,
+    /// Of the connection that was acquired; the new tokens are sealed as the next one.
+    pub generation: u64,
+    /// The attempt's id.
+    pub attempt_id: String,
+    /// The attempt's fence.
+    pub fence: u64,
 }
 
 /// Why an attempt ends without a new token.
@@ -140,11 +198,12 @@ impl Connection {
             not_before: None,
             sealed,
             committed_by: None,
+            orphan: None,
+            refused: 0,
         }
     }
 
-    /// See [`super::Store::acquire`]. Changes the connection only when the answer is a new owner;
-    /// the second value says so.
+    /// See [`super::Store::acquire`]. The second value says whether the connection changed.
     pub fn acquire(
         &mut self,
         attempt_id: &str,
@@ -165,6 +224,11 @@ impl Connection {
             }
             Some(attempt) if now < attempt.lease_until => {
                 return (Acquired::Wait { until: attempt.lease_until }, false);
+            }
+            Some(_) if self.orphan.is_some() => {
+                let sealed = self.orphan.take().map(|orphan| orphan.sealed).unwrap_or_default();
+                self.begin_generation(self.generation.saturating_add(1), sealed);
+                return (Acquired::Fresh(self.clone()), true);
             }
             Some(attempt) => Some(attempt.reach()),
             None => {
@@ -201,36 +265,50 @@ impl Connection {
     }
 
     /// See [`super::Store::commit`]. The second value says whether the connection changed.
-    pub fn commit(
-        &mut self,
-        incarnation: &str,
-        attempt_id: &str,
-        fence: u64,
-        sealed: Vec<u8>,
-    ) -> (Committed, bool) {
-        if self.incarnation != incarnation || self.fence != fence {
+    pub fn commit(&mut self, claim: &Claim, sealed: Vec<u8>) -> (Committed, bool) {
+        if self.incarnation != claim.incarnation {
             return (Committed::Stale, false);
         }
-        if self.attempt.is_none() && self.committed_by.as_deref() == Some(attempt_id) {
+        if self.attempt.is_none() && self.committed_by.as_deref() == Some(&claim.attempt_id) {
             return (Committed::Stored { generation: self.generation }, false);
         }
-        if !self.owned_by(attempt_id, fence) {
+        if self.generation > claim.generation {
             return (Committed::Stale, false);
         }
-        self.generation = self.generation.saturating_add(1);
+        // A fence that the record does not know: a failover has taken back the acquisition, and perhaps commits.
+        let is_owner = self.owned_by(&claim.attempt_id, claim.fence) || claim.fence > self.fence;
+        let is_underway = self.attempt.as_ref().is_some_and(|attempt| attempt.phase == Phase::Sent);
+        if !is_owner && is_underway {
+            if self.orphan.as_ref().is_none_or(|orphan| orphan.fence < claim.fence) {
+                self.orphan = Some(Orphan { fence: claim.fence, sealed });
+            }
+            return (Committed::Orphaned, true);
+        }
+        self.fence = self.fence.max(claim.fence);
+        self.begin_generation(claim.generation.saturating_add(1), sealed);
+        self.committed_by = Some(claim.attempt_id.clone());
+        (Committed::Stored { generation: self.generation }, true)
+    }
+
+    fn begin_generation(&mut self, generation: u64, sealed: Vec<u8>) {
+        self.generation = generation;
         self.state = State::Active;
         self.attempt = None;
         self.not_before = None;
         self.sealed = sealed;
-        self.committed_by = Some(attempt_id.to_owned());
-        (Committed::Stored { generation: self.generation }, true)
+        self.committed_by = None;
+        self.orphan = None;
     }
 
     /// See [`super::Store::release`].
-    pub fn release(&mut self, attempt_id: &str, fence: u64, outcome: Release) -> bool {
+    pub fn release(&mut self, attempt_id: &str, fence: u64, outcome: Release) -> Released {
         let Some(attempt) = self.attempt.take_if(|attempt| attempt.is(attempt_id, fence)) else {
-            return false;
+            return Released::Stale;
         };
+        if let Some(orphan) = self.orphan.take() {
+            self.begin_generation(self.generation.saturating_add(1), orphan.sealed);
+            return Released::Rescued;
+        }
         let (state, not_before) = match outcome {
             // An answer that an earlier owner missed is still missing.
             Release::Transient { not_before } if attempt.takeover == Some(Phase::Sent) => {
@@ -245,20 +323,38 @@ impl Connection {
             self.state = state;
         }
         self.not_before = not_before;
-        true
+        Released::Done
     }
 
     /// See [`super::Store::refuse`].
-    pub fn refuse(&mut self, incarnation: &str, generation: u64) -> bool {
+    pub fn refuse(&mut self, incarnation: &str, generation: u64, refusal: Refusal) -> bool {
         if self.incarnation != incarnation || self.generation != generation {
             return false;
         }
-        self.state = State::NeedsReauth;
+        self.refused = generation;
+        if refusal == Refusal::Final {
+            self.state = State::NeedsReauth;
+        }
         true
     }
 
     fn owned_by(&self, attempt_id: &str, fence: u64) -> bool {
         self.attempt.as_ref().is_some_and(|attempt| attempt.is(attempt_id, fence))
+    }
+}
+
+/// Bytes as base64 in the JSON of a record's head.
+pub(super) mod sealed_text {
+    use data_encoding::BASE64;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&BASE64.encode(bytes))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        BASE64.decode(text.as_bytes()).map_err(D::Error::custom)
     }
 }
 

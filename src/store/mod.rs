@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 mod backend;
 mod change;
 pub mod embedded;
+pub mod journal;
 pub mod lease;
 pub mod record;
 pub mod redis;
@@ -29,7 +30,9 @@ pub(crate) mod suite;
 
 pub use row::Row;
 
-pub use lease::{Acquired, Attempt, Committed, Connection, Phase, Release, State};
+pub use lease::{
+    Acquired, Attempt, Claim, Committed, Connection, Orphan, Phase, Refusal, Release, Released, State,
+};
 
 /// What a record is. The name is part of the stored key and of the sealed data: never change one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -189,8 +192,12 @@ pub trait Store: Send + Sync {
     async fn remove(&self, kind: Kind, key: &str) -> Result<(), StoreError>;
 
     /// Deletes the value and refuses every `put` and `commit` under the key for `ttl`. On a tombstone
-    /// the later end counts. Only [`Store::connect`] lifts it.
-    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<(), StoreError>;
+    /// the later end counts. Only [`Store::connect`] lifts it. Returns its fence.
+    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<u64, StoreError>;
+
+    /// Makes the tombstone of this fence again, after a failover that may have lost it. What came after
+    /// it, with a higher fence, is left alone.
+    async fn bury(&self, kind: Kind, key: &str, fence: u64, ttl: Duration) -> Result<bool, StoreError>;
 
     /// The keys that are tombstones now: what is revoked, read at start.
     async fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError>;
@@ -240,31 +247,35 @@ pub trait Store: Send + Sync {
     async fn sent(&self, key: &str, attempt_id: &str, fence: u64) -> Result<bool, StoreError>;
 
     /// Stores the outcome of an attempt, sealed with the generation after the acquired one. May be
-    /// repeated after a lost answer. [`Committed::Stale`] when the connection was replaced,
-    /// disconnected, or another attempt took over.
+    /// repeated, after a lost answer, a restart or a failover. Tokens that are newer than what is there
+    /// are never turned away: a late commit is taken, or kept as an orphan while somebody else is at it.
     async fn commit(
         &self,
         key: &str,
-        incarnation: &str,
-        attempt_id: &str,
-        fence: u64,
+        claim: &Claim,
         sealed: Vec<u8>,
         ttl: Duration,
     ) -> Result<Committed, StoreError>;
 
-    /// Ends an attempt without a new token. `false` when the attempt was not ours any more.
+    /// Ends an attempt without a new token.
     async fn release(
         &self,
         key: &str,
         attempt_id: &str,
         fence: u64,
         outcome: Release,
-    ) -> Result<bool, StoreError>;
+    ) -> Result<Released, StoreError>;
 
-    /// The upstream has refused the token of this generation for good: the user has to connect again.
-    /// `false` when the connection is another one or newer by now. A refresh under way may still
-    /// commit a newer token, which makes the connection active again.
-    async fn refuse(&self, key: &str, incarnation: &str, generation: u64) -> Result<bool, StoreError>;
+    /// The upstream has refused the access token of this generation: no instance sends it again. `false`
+    /// when the connection is another one or newer by now. A refresh under way may still commit a newer
+    /// token, which makes the connection active again.
+    async fn refuse(
+        &self,
+        key: &str,
+        incarnation: &str,
+        generation: u64,
+        refusal: Refusal,
+    ) -> Result<bool, StoreError>;
 
     /// Hears of every change from now on, of all instances. A receiver that lags has to look at
     /// everything again.

@@ -12,7 +12,8 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use super::{Committed, Connection, Kind, Put, Store, StoreError, Stored, Taken};
+use super::journal::{Entry, Journal, Prepared};
+use super::{Attempt, Claim, Committed, Connection, Kind, Put, Store, StoreError, Stored, Taken};
 use crate::seal::{self, SealError, Sealer};
 
 /// A type that is stored under one kind.
@@ -82,6 +83,9 @@ pub struct Tokens {
     pub resource: String,
     /// Where the refresh token goes.
     pub token_endpoint: String,
+    /// Where tokens are ended (RFC 7009).
+    #[serde(default)]
+    pub revocation_endpoint: Option<String>,
     /// Key of the [`Kind::Registration`] record that the tokens were issued to.
     pub registration: String,
 }
@@ -91,12 +95,18 @@ pub struct Tokens {
 pub struct Records {
     store: Arc<dyn Store>,
     sealer: Arc<Sealer>,
+    journal: Journal,
 }
 
 impl Records {
     /// Records in `store`, sealed by `sealer`.
     pub fn new(store: Arc<dyn Store>, sealer: Arc<Sealer>) -> Records {
-        Records { store, sealer }
+        Records { store, sealer, journal: Journal::default() }
+    }
+
+    /// With a journal beside, for a store that others share.
+    pub fn with_journal(self, journal: Journal) -> Records {
+        Records { journal, ..self }
     }
 
     /// The store beneath, for the operations that need no type.
@@ -146,7 +156,20 @@ impl Records {
 
     /// Deletes the record and refuses the key for `ttl`.
     pub async fn tombstone<T: Typed>(&self, key: &str, ttl: Duration) -> Result<(), RecordError> {
-        Ok(self.store.tombstone(T::KIND, key, ttl).await?)
+        self.bury(T::KIND, key, ttl).await
+    }
+
+    /// Ends a connection for good: nothing that is still under way brings it back.
+    pub async fn disconnect(&self, key: &str, ttl: Duration) -> Result<(), RecordError> {
+        self.bury(Kind::Connection, key, ttl).await
+    }
+
+    async fn bury(&self, kind: Kind, key: &str, ttl: Duration) -> Result<(), RecordError> {
+        let fence = self.store.tombstone(kind, key, ttl).await?;
+        self.journal
+            .note(Entry::Tombstone { kind: kind.name().to_owned(), key: key.to_owned(), fence, ttl })
+            .await;
+        Ok(())
     }
 
     /// All records of the type. What cannot be read is logged and left out.
@@ -186,22 +209,51 @@ impl Records {
         Ok(incarnation)
     }
 
-    /// Stores refreshed tokens. `acquired` is the connection that made the caller the owner; without
-    /// an attempt in it the commit is stale. May be repeated after an error.
-    pub async fn commit(
+    /// Seals refreshed tokens for a commit and writes them into the journal of this instance, so that not even a crash
+    /// loses them. `acquired` is the connection that made the caller the owner.
+    pub async fn prepare(
         &self,
         key: &str,
         acquired: &Connection,
+        attempt: &Attempt,
         tokens: &Tokens,
         ttl: Duration,
-    ) -> Result<Committed, RecordError> {
-        let Some(attempt) = &acquired.attempt else {
-            return Ok(Committed::Stale);
+    ) -> Result<Prepared, RecordError> {
+        let incarnation = acquired.incarnation.clone();
+        let sealed = self.seal_tokens(key, &incarnation, acquired.generation.saturating_add(1), tokens)?;
+        let claim = Claim {
+            incarnation,
+            generation: acquired.generation,
+            attempt_id: attempt.id.clone(),
+            fence: attempt.fence,
         };
-        let generation = acquired.generation.saturating_add(1);
-        let sealed = self.seal_tokens(key, &acquired.incarnation, generation, tokens)?;
-        let store = &self.store;
-        Ok(store.commit(key, &acquired.incarnation, &attempt.id, attempt.fence, sealed, ttl).await?)
+        let prepared = Prepared { key: key.to_owned(), claim, sealed, ttl };
+        self.journal.note(Entry::Commit(prepared.clone())).await;
+        Ok(prepared)
+    }
+
+    /// Stores what was prepared. May be repeated after an error.
+    pub async fn commit(&self, prepared: &Prepared) -> Result<Committed, RecordError> {
+        let Prepared { key, claim, sealed, ttl } = prepared;
+        Ok(self.store.commit(key, claim, sealed.clone(), *ttl).await?)
+    }
+
+    /// Says again what this instance has written of late, in case that a crash or a failover has lost it.
+    pub async fn reassert(&self) -> Result<(), RecordError> {
+        for entry in self.journal.entries() {
+            match entry {
+                Entry::Commit(prepared) => {
+                    let committed = self.commit(&prepared).await?;
+                    tracing::debug!(target: "postern::refresh", ?committed, "commit asserted again");
+                }
+                Entry::Tombstone { kind, key, fence, ttl } => {
+                    if let Some(kind) = Kind::ALL.into_iter().find(|known| known.name() == kind) {
+                        self.store.bury(kind, &key, fence, ttl).await?;
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     fn seal_tokens(

@@ -66,6 +66,12 @@ macro_rules! store_suite {
             commit_makes_a_generation
             commit_may_be_repeated
             stale_commits_change_nothing
+            a_late_commit_is_taken_while_nobody_has_sent
+            an_orphan_replaces_what_turns_out_dead
+            of_two_orphans_the_one_that_asked_last_counts
+            what_a_failover_took_back_is_asserted_again
+            a_lost_tombstone_is_made_again_and_spares_what_came_after
+            a_refused_token_is_remembered_and_may_be_renewed
             disconnecting_refuses_the_commit_under_way
             reconnecting_refuses_the_commit_under_way
             transient_release_backs_off
@@ -113,8 +119,26 @@ impl Bed {
         }
     }
 
-    async fn commit(&self, incarnation: &str, id: &str, fence: u64, text: &str) -> Committed {
-        self.store.commit("c", incarnation, id, fence, value(text), HOUR).await.unwrap()
+    /// Commits what was acquired at `generation`.
+    async fn commit(
+        &self,
+        incarnation: &str,
+        generation: u64,
+        id: &str,
+        fence: u64,
+        text: &str,
+    ) -> Committed {
+        let claim =
+            Claim { incarnation: incarnation.to_owned(), generation, attempt_id: id.to_owned(), fence };
+        self.store.commit("c", &claim, value(text), HOUR).await.unwrap()
+    }
+
+    async fn release(&self, id: &str, fence: u64, outcome: Release) -> Released {
+        self.store.release("c", id, fence, outcome).await.unwrap()
+    }
+
+    async fn refuse(&self, incarnation: &str, generation: u64) -> bool {
+        self.store.refuse("c", incarnation, generation, Refusal::Final).await.unwrap()
     }
 
     async fn connection(&self) -> Connection {
@@ -308,9 +332,9 @@ pub(crate) async fn changes_are_told(bed: Bed) {
     bed.store.tombstone(Kind::Grant, "g", HOUR).await.unwrap();
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
-    bed.commit("inc", "one", fence, "second").await;
-    bed.commit("inc", "stale", fence, "third").await;
-    bed.store.refuse("c", "inc", 2).await.unwrap();
+    bed.commit("inc", 1, "one", fence, "second").await;
+    bed.commit("inc", 1, "stale", fence, "third").await;
+    bed.refuse("inc", 2).await;
     bed.connect("inc2").await;
     let fence = bed.own("two", 1).await;
     bed.store.release("c", "two", fence, Release::NeedsReauth).await.unwrap();
@@ -364,7 +388,7 @@ pub(crate) async fn reseal_keeps_version_and_end(bed: Bed) {
     let fence = bed.own("one", 1).await;
     assert!(reseal(Kind::Connection, "c", "first", "first again").await);
     assert_eq!(bed.connection().await.sealed, value("first again"));
-    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
+    assert_eq!(bed.commit("inc", 1, "one", fence, "second").await, Committed::Stored { generation: 2 });
     bed.store.tombstone(Kind::Session, "a", HOUR).await.unwrap();
     assert!(!reseal(Kind::Session, "a", "new", "back").await);
 }
@@ -398,7 +422,7 @@ pub(crate) async fn connect_begins_and_replaces(bed: Bed) {
     assert_eq!((first.incarnation.as_str(), first.sealed.as_slice()), ("inc", &b"first"[..]));
     assert_eq!((&first.attempt, first.not_before), (&None, None));
 
-    bed.store.refuse("c", "inc", 1).await.unwrap();
+    bed.refuse("inc", 1).await;
     bed.connect("inc2").await;
     let second = bed.connection().await;
     assert_eq!((second.generation, second.state), (1, State::Active));
@@ -474,7 +498,7 @@ pub(crate) async fn newer_generations_are_adopted(bed: Bed) {
     let fence = bed.own("one", 1).await;
     // Under way or not, what is newer than the unwanted one is good.
     assert!(matches!(bed.acquire("two", 0).await, Acquired::Fresh(_)));
-    bed.commit("inc", "one", fence, "second").await;
+    bed.commit("inc", 1, "one", fence, "second").await;
     let Acquired::Fresh(found) = bed.acquire("two", 1).await else { panic!() };
     assert_eq!((found.generation, found.sealed), (2, value("second")));
     bed.own("two", 2).await;
@@ -490,8 +514,7 @@ pub(crate) async fn a_dead_lease_is_taken_over(bed: Bed) {
     assert_eq!(takeover, Some(Phase::Intent));
     assert!(connection.fence > dead);
     assert!(!bed.store.sent("c", "dead", dead).await.unwrap());
-    assert_eq!(bed.commit("inc", "dead", dead, "late").await, Committed::Stale);
-    assert!(!bed.store.release("c", "dead", dead, Release::NeedsReauth).await.unwrap());
+    assert_eq!(bed.release("dead", dead, Release::NeedsReauth).await, Released::Stale);
     assert_eq!(bed.connection().await, connection);
 }
 
@@ -508,9 +531,8 @@ pub(crate) async fn a_sent_token_stays_sent_over_takeovers(bed: Bed) {
     assert_eq!(takeover, Some(Phase::Sent));
     // A clean failure of the third does not clear it either.
     let not_before = bed.clock.now();
-    assert!(
-        bed.store.release("c", "third", connection.fence, Release::Transient { not_before }).await.unwrap()
-    );
+    let released = bed.release("third", connection.fence, Release::Transient { not_before }).await;
+    assert_eq!(released, Released::Done);
     assert_eq!(bed.connection().await.state, State::Ambiguous);
     let Acquired::Owner { takeover, .. } = bed.acquire("fourth", 1).await else { panic!() };
     assert_eq!(takeover, Some(Phase::Sent));
@@ -535,7 +557,7 @@ pub(crate) async fn commit_makes_a_generation(bed: Bed) {
     bed.store.sent("c", "one", fence).await.unwrap();
     // Late, but nobody took over: the tokens are saved.
     bed.clock.advance(LEASE + LEASE);
-    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
+    assert_eq!(bed.commit("inc", 1, "one", fence, "second").await, Committed::Stored { generation: 2 });
     let connection = bed.connection().await;
     assert_eq!((connection.generation, connection.state), (2, State::Active));
     assert_eq!((connection.sealed, connection.attempt), (value("second"), None));
@@ -547,28 +569,158 @@ pub(crate) async fn commit_may_be_repeated(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
     for _ in 0..3 {
-        assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
+        assert_eq!(bed.commit("inc", 1, "one", fence, "second").await, Committed::Stored { generation: 2 });
     }
     assert_eq!(bed.connection().await.generation, 2);
     let next = bed.own("two", 2).await;
-    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stale);
-    assert_eq!(bed.commit("inc", "two", next, "third").await, Committed::Stored { generation: 3 });
+    assert_eq!(bed.commit("inc", 1, "one", fence, "second").await, Committed::Stale);
+    assert_eq!(bed.commit("inc", 2, "two", next, "third").await, Committed::Stored { generation: 3 });
 }
 
 pub(crate) async fn stale_commits_change_nothing(bed: Bed) {
-    assert_eq!(bed.commit("inc", "one", 1, "x").await, Committed::Stale);
+    assert_eq!(bed.commit("inc", 1, "one", 1, "x").await, Committed::Gone);
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
     let before = bed.connection().await;
-    for (incarnation, id, fence) in [
-        ("other", "one", fence),
-        ("inc", "other", fence),
-        ("inc", "one", fence - 1),
-        ("inc", "one", fence + 1),
-    ] {
-        assert_eq!(bed.commit(incarnation, id, fence, "x").await, Committed::Stale);
+    for (incarnation, generation) in [("other", 1), ("inc", 0)] {
+        assert_eq!(bed.commit(incarnation, generation, "one", fence, "x").await, Committed::Stale);
     }
     assert_eq!(bed.connection().await, before);
+}
+
+pub(crate) async fn a_late_commit_is_taken_while_nobody_has_sent(bed: Bed) {
+    for (round, heir) in ["nobody", "intent", "released", "dead"].into_iter().enumerate() {
+        let incarnation = format!("inc{round}");
+        bed.connect(&incarnation).await;
+        let late = bed.own("late", 1).await;
+        assert!(bed.store.sent("c", "late", late).await.unwrap());
+        bed.clock.advance(LEASE);
+        if heir != "nobody" {
+            let fence = bed.own("heir", 1).await;
+            let not_before = bed.soon();
+            match heir {
+                "released" => {
+                    bed.release("heir", fence, Release::Transient { not_before }).await;
+                }
+                "dead" => {
+                    bed.store.sent("c", "heir", fence).await.unwrap();
+                    bed.release("heir", fence, Release::NeedsReauth).await;
+                    assert_eq!(bed.connection().await.state, State::NeedsReauth);
+                }
+                _ => {}
+            }
+        }
+        let before = bed.connection().await.fence;
+        assert_eq!(
+            bed.commit(&incarnation, 1, "late", late, "new").await,
+            Committed::Stored { generation: 2 }
+        );
+        assert_eq!(
+            bed.commit(&incarnation, 1, "late", late, "new").await,
+            Committed::Stored { generation: 2 }
+        );
+        let connection = bed.connection().await;
+        assert_eq!(
+            (connection.state, connection.sealed, connection.fence),
+            (State::Active, value("new"), before)
+        );
+        // Whoever was about to send the old token must not.
+        assert!(!bed.store.sent("c", "heir", before).await.unwrap(), "{heir}");
+    }
+}
+
+pub(crate) async fn an_orphan_replaces_what_turns_out_dead(bed: Bed) {
+    for (round, end) in ["dead", "ambiguous", "gone", "commits"].into_iter().enumerate() {
+        let incarnation = format!("inc{round}");
+        bed.connect(&incarnation).await;
+        let late = bed.own("late", 1).await;
+        bed.store.sent("c", "late", late).await.unwrap();
+        bed.clock.advance(LEASE);
+        let heir = bed.own("heir", 1).await;
+        assert!(bed.store.sent("c", "heir", heir).await.unwrap());
+        assert_eq!(bed.commit(&incarnation, 1, "late", late, "orphan").await, Committed::Orphaned);
+        assert_eq!(bed.connection().await.sealed, value("first"), "not in force yet");
+        let (not_before, expected) = (bed.soon(), if end == "commits" { "heir's" } else { "orphan" });
+        match end {
+            "dead" => {
+                assert_eq!(bed.release("heir", heir, Release::NeedsReauth).await, Released::Rescued);
+            }
+            "ambiguous" => {
+                let released = bed.release("heir", heir, Release::Ambiguous { not_before }).await;
+                assert_eq!(released, Released::Rescued);
+            }
+            "gone" => {
+                bed.clock.advance(LEASE);
+                assert!(
+                    matches!(bed.acquire("third", 1).await, Acquired::Fresh(found) if found.generation == 2)
+                );
+            }
+            _ => {
+                let committed = bed.commit(&incarnation, 1, "heir", heir, "heir's").await;
+                assert_eq!(committed, Committed::Stored { generation: 2 });
+            }
+        }
+        let connection = bed.connection().await;
+        assert_eq!((connection.generation, connection.state), (2, State::Active), "{end}");
+        assert_eq!((connection.sealed, connection.orphan), (value(expected), None), "{end}");
+    }
+}
+
+pub(crate) async fn of_two_orphans_the_one_that_asked_last_counts(bed: Bed) {
+    bed.connect("inc").await;
+    let mut fences = Vec::new();
+    for id in ["first", "second", "third"] {
+        let fence = bed.own(id, 1).await;
+        bed.store.sent("c", id, fence).await.unwrap();
+        fences.push(fence);
+        bed.clock.advance(LEASE);
+    }
+    let heir = bed.own("heir", 1).await;
+    bed.store.sent("c", "heir", heir).await.unwrap();
+    assert_eq!(bed.commit("inc", 1, "second", fences[1], "second's").await, Committed::Orphaned);
+    assert_eq!(bed.commit("inc", 1, "third", fences[2], "third's").await, Committed::Orphaned);
+    assert_eq!(bed.commit("inc", 1, "first", fences[0], "first's").await, Committed::Orphaned);
+    assert_eq!(bed.release("heir", heir, Release::NeedsReauth).await, Released::Rescued);
+    assert_eq!(bed.connection().await.sealed, value("third's"));
+}
+
+pub(crate) async fn what_a_failover_took_back_is_asserted_again(bed: Bed) {
+    // The record as an older replica has it; the acquisitions and commits since are lost.
+    bed.connect("inc").await;
+    assert_eq!(bed.commit("inc", 3, "five", 5, "fourth").await, Committed::Stored { generation: 4 });
+    let connection = bed.connection().await;
+    assert_eq!((connection.generation, connection.fence, connection.sealed), (4, 5, value("fourth")));
+    // An earlier one, asserted by another instance, comes too late.
+    assert_eq!(bed.commit("inc", 2, "four", 4, "third").await, Committed::Stale);
+    assert_eq!(bed.connection().await.sealed, value("fourth"));
+}
+
+pub(crate) async fn a_lost_tombstone_is_made_again_and_spares_what_came_after(bed: Bed) {
+    bed.connect("inc").await;
+    let fence = bed.store.tombstone(Kind::Connection, "c", HOUR).await.unwrap();
+    assert!(fence > 1);
+    assert!(!bed.store.bury(Kind::Connection, "c", fence, HOUR).await.unwrap(), "it is there");
+    bed.connect("inc2").await;
+    assert!(!bed.store.bury(Kind::Connection, "c", fence, HOUR).await.unwrap(), "the user came back");
+    assert_eq!(bed.connection().await.incarnation, "inc2");
+    let lost = bed.connection().await.fence + 3;
+    assert!(bed.store.bury(Kind::Connection, "c", lost, HOUR).await.unwrap());
+    assert_eq!(bed.store.connection("c").await.unwrap(), None);
+    assert!(bed.store.bury(Kind::Grant, "forgotten", 1, HOUR).await.unwrap());
+    assert_eq!(bed.store.tombstones(Kind::Grant).await.unwrap(), ["forgotten"]);
+    bed.connect("inc3").await;
+    assert!(bed.connection().await.fence > lost);
+}
+
+pub(crate) async fn a_refused_token_is_remembered_and_may_be_renewed(bed: Bed) {
+    bed.connect("inc").await;
+    assert!(bed.store.refuse("c", "inc", 1, Refusal::Renewable).await.unwrap());
+    let connection = bed.connection().await;
+    assert_eq!((connection.state, connection.refused), (State::Active, 1));
+    let fence = bed.own("one", 1).await;
+    bed.commit("inc", 1, "one", fence, "second").await;
+    assert!(!bed.store.refuse("c", "inc", 1, Refusal::Renewable).await.unwrap());
+    assert_eq!(bed.connection().await.refused, 1);
 }
 
 pub(crate) async fn disconnecting_refuses_the_commit_under_way(bed: Bed) {
@@ -576,7 +728,7 @@ pub(crate) async fn disconnecting_refuses_the_commit_under_way(bed: Bed) {
     let fence = bed.own("one", 1).await;
     bed.store.sent("c", "one", fence).await.unwrap();
     bed.store.tombstone(Kind::Connection, "c", HOUR).await.unwrap();
-    assert_eq!(bed.commit("inc", "one", fence, "late").await, Committed::Stale);
+    assert_eq!(bed.commit("inc", 1, "one", fence, "late").await, Committed::Gone);
     assert!(!bed.store.sent("c", "one", fence).await.unwrap());
     assert_eq!(bed.store.connection("c").await.unwrap(), None);
     assert_eq!(bed.store.tombstones(Kind::Connection).await.unwrap(), ["c"]);
@@ -586,10 +738,9 @@ pub(crate) async fn reconnecting_refuses_the_commit_under_way(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
     bed.connect("inc2").await;
-    assert_eq!(bed.commit("inc", "one", fence, "late").await, Committed::Stale);
-    assert_eq!(bed.commit("inc2", "one", fence, "late").await, Committed::Stale);
-    assert!(!bed.store.release("c", "one", fence, Release::NeedsReauth).await.unwrap());
-    assert!(!bed.store.refuse("c", "inc", 1).await.unwrap());
+    assert_eq!(bed.commit("inc", 1, "one", fence, "late").await, Committed::Stale);
+    assert_eq!(bed.release("one", fence, Release::NeedsReauth).await, Released::Stale);
+    assert!(!bed.refuse("inc", 1).await);
     assert_eq!(bed.connection().await.state, State::Active);
 }
 
@@ -597,8 +748,8 @@ pub(crate) async fn transient_release_backs_off(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
     let until = bed.soon();
-    assert!(bed.store.release("c", "one", fence, Release::Transient { not_before: until }).await.unwrap());
-    assert!(!bed.store.release("c", "one", fence, Release::NeedsReauth).await.unwrap());
+    assert_eq!(bed.release("one", fence, Release::Transient { not_before: until }).await, Released::Done);
+    assert_eq!(bed.release("one", fence, Release::NeedsReauth).await, Released::Stale);
     let connection = bed.connection().await;
     assert_eq!((connection.state, connection.generation), (State::Active, 1));
     assert_eq!(bed.acquire("two", 1).await, Acquired::Backoff { until });
@@ -613,20 +764,20 @@ pub(crate) async fn ambiguous_release_is_remembered(bed: Bed) {
     let fence = bed.own("one", 1).await;
     bed.store.sent("c", "one", fence).await.unwrap();
     let until = bed.soon();
-    assert!(bed.store.release("c", "one", fence, Release::Ambiguous { not_before: until }).await.unwrap());
+    assert_eq!(bed.release("one", fence, Release::Ambiguous { not_before: until }).await, Released::Done);
     assert_eq!(bed.connection().await.state, State::Ambiguous);
     assert_eq!(bed.acquire("two", 1).await, Acquired::Backoff { until });
     bed.clock.advance(Duration::from_secs(30));
     let Acquired::Owner { connection, takeover } = bed.acquire("two", 1).await else { panic!() };
     assert_eq!(takeover, Some(Phase::Sent));
-    bed.commit("inc", "two", connection.fence, "saved").await;
+    bed.commit("inc", 1, "two", connection.fence, "saved").await;
     assert_eq!(bed.connection().await.state, State::Active);
 }
 
 pub(crate) async fn a_dead_grant_needs_the_user(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
-    assert!(bed.store.release("c", "one", fence, Release::NeedsReauth).await.unwrap());
+    assert_eq!(bed.release("one", fence, Release::NeedsReauth).await, Released::Done);
     assert_eq!(bed.connection().await.state, State::NeedsReauth);
     for newer_than in [0, 1, 2] {
         assert_eq!(bed.acquire("two", newer_than).await, Acquired::NeedsReauth);
@@ -636,28 +787,28 @@ pub(crate) async fn a_dead_grant_needs_the_user(bed: Bed) {
 pub(crate) async fn refusal_names_a_generation(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
-    bed.commit("inc", "one", fence, "second").await;
-    assert!(!bed.store.refuse("c", "inc", 1).await.unwrap());
-    assert!(!bed.store.refuse("c", "other", 2).await.unwrap());
-    assert!(!bed.store.refuse("absent", "inc", 2).await.unwrap());
+    bed.commit("inc", 1, "one", fence, "second").await;
+    assert!(!bed.refuse("inc", 1).await);
+    assert!(!bed.refuse("other", 2).await);
+    assert!(!bed.store.refuse("absent", "inc", 2, Refusal::Final).await.unwrap());
     assert_eq!(bed.connection().await.state, State::Active);
-    assert!(bed.store.refuse("c", "inc", 2).await.unwrap());
+    assert!(bed.refuse("inc", 2).await);
     assert_eq!(bed.acquire("two", 2).await, Acquired::NeedsReauth);
 }
 
 pub(crate) async fn refusal_lets_a_refresh_under_way_finish(bed: Bed) {
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
-    assert!(bed.store.refuse("c", "inc", 1).await.unwrap());
+    assert!(bed.refuse("inc", 1).await);
     assert!(bed.store.sent("c", "one", fence).await.unwrap());
-    assert_eq!(bed.commit("inc", "one", fence, "second").await, Committed::Stored { generation: 2 });
+    assert_eq!(bed.commit("inc", 1, "one", fence, "second").await, Committed::Stored { generation: 2 });
     assert_eq!(bed.connection().await.state, State::Active);
 
     // Without a new token the refused one stays refused.
     let fence = bed.own("two", 2).await;
-    assert!(bed.store.refuse("c", "inc", 2).await.unwrap());
+    assert!(bed.refuse("inc", 2).await);
     let not_before = bed.clock.now();
-    assert!(bed.store.release("c", "two", fence, Release::Transient { not_before }).await.unwrap());
+    assert_eq!(bed.release("two", fence, Release::Transient { not_before }).await, Released::Done);
     assert_eq!(bed.connection().await.state, State::NeedsReauth);
 }
 
@@ -675,7 +826,7 @@ pub(crate) async fn fences_never_go_back(bed: Bed) {
             last = fence;
             match end {
                 "commit" => {
-                    bed.commit(&incarnation, &id, fence, "x").await;
+                    bed.commit(&incarnation, generation, &id, fence, "x").await;
                 }
                 "release" => {
                     let not_before = bed.clock.now();
@@ -696,5 +847,5 @@ pub(crate) async fn connections_end_with_their_time(bed: Bed) {
     bed.clock.advance(HOUR);
     assert_eq!(bed.store.connection("c").await.unwrap(), None);
     assert_eq!(bed.acquire("two", 1).await, Acquired::Absent);
-    assert_eq!(bed.commit("inc", "one", fence, "late").await, Committed::Stale);
+    assert_eq!(bed.commit("inc", 1, "one", fence, "late").await, Committed::Gone);
 }

@@ -300,6 +300,7 @@ fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens
         issuer: discovered.server.issuer.clone(),
         resource: discovered.resource.clone(),
         token_endpoint: discovered.server.token_endpoint.clone(),
+        revocation_endpoint: discovered.server.revocation_endpoint.clone(),
         registration: pending.registration_key.clone(),
     }
 }

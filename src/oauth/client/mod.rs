@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use dashmap::{DashMap, DashSet};
 use data_encoding::BASE32_NOPAD;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -44,6 +44,8 @@ pub struct Connector {
     met: DashSet<Box<str>>,
     /// Refreshes under way in this process, by connection.
     refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
+    /// Who may refresh at an issuer: as many as the configuration and the upstreams name.
+    turns: DashMap<String, Arc<Semaphore>>,
 }
 
 // === impl Connector ===
@@ -69,6 +71,7 @@ impl Connector {
             registering: DashMap::new(),
             met: DashSet::new(),
             refreshing: DashMap::new(),
+            turns: DashMap::new(),
         }
     }
 

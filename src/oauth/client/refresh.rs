@@ -1,31 +1,36 @@
 //! Keeping a connection's tokens fresh.
 //!
-//! A refresh token that rotates can be redeemed once, so: one redeemer at a time, its intent on disk before the token
-//! leaves, the answer on disk before anybody uses it, losers harmless, and a passing failure never costs the
-//! connection. The order is that of `Store::acquire`, `sent`, `commit`; this file walks it and classifies what the
-//! authorization server says. The work runs in a task of its own: a client that hangs up cannot lose an answer.
+//! A refresh token that rotates can be redeemed once, so: one redeemer at a time in the whole cluster, its intent
+//! durable before the token leaves, the answer durable before anybody uses it, losers harmless, and a passing failure
+//! never costs the connection. The order is that of `Store::acquire`, `sent`, `commit`; this file is the way there,
+//! [`redeem`] what an owner does. The work runs in a task of its own: a client that hangs up cannot lose an answer.
+mod event;
+mod redeem;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::Instant;
 
+use self::event::Step;
 use super::Connector;
-use super::connect::CONNECTION_TTL;
-use super::register::Registration;
-use super::token::{self, Outcome, Presented, TokenResponse};
 use crate::route::Route;
-use crate::seal;
 use crate::store::record::{RecordError, Tokens};
-use crate::store::{Acquired, Committed, Connection, Release};
+use crate::store::{Acquired, Connection, Release, State};
+use crate::{failpoint, seal};
 
-/// Longer than the call it covers (8 s), shorter than the grace that authorization servers give (30 s).
+/// Longer than what an owner may take ([`redeem::SEND_BY`]), shorter than the grace that authorization servers give
+/// (30 s).
 const LEASE: Duration = Duration::from_secs(12);
-/// How long a caller waits for another instance.
+/// How long a caller waits for another instance, or for its turn.
 const PATIENCE: Duration = Duration::from_secs(13);
-const POLL: Duration = Duration::from_millis(50);
+/// How often a waiting instance looks: more and more seldom.
+const POLL: Duration = Duration::from_millis(25);
+const POLL_MAX: Duration = Duration::from_millis(250);
 const BACKOFF: Duration = Duration::from_secs(2);
-/// When the configuration is at fault, asking often does not help.
-const BACKOFF_CONFIG: Duration = Duration::from_secs(30);
+/// Refreshes that one authorization server gets from this instance at once; the rest waits in line.
+const PER_ISSUER: usize = 32;
 
 /// What came of a refresh.
 #[derive(Clone)]
@@ -102,8 +107,25 @@ impl Connector {
         let Ok(id) = seal::name() else {
             return Renewed::Later { retry_after: BACKOFF };
         };
-        let give_up = self.clock.now() + PATIENCE;
+        let issuer = match self.records.connection(key).await {
+            Ok(Some(found)) if found.0.state != State::NeedsReauth && !outdated.covers(&found.0) => {
+                return self.outcome("adopted", Renewed::Tokens(Arc::new(found)));
+            }
+            Ok(Some((_, tokens))) => tokens.issuer,
+            Ok(None) => return Renewed::NeedsUser,
+            // Left as it is: with the right key it is good again.
+            Err(RecordError::Unreadable) => return self.outcome("unreadable", Renewed::NeedsUser),
+            Err(error) => return self.without_store(&error),
+        };
+        let begun = Instant::now();
+        // Before the lease begins: waiting in line must not use it up.
+        let Some(_turn) = self.turn(&issuer).await else {
+            return self.outcome("busy", Renewed::Later { retry_after: BACKOFF });
+        };
+        failpoint::reached("P1").await;
+        let mut poll = POLL;
         loop {
+            let asked = Instant::now();
             match self.records.store().acquire(key, &id, outdated.generation, LEASE).await {
                 Ok(Acquired::Owner { connection, .. }) if !outdated.covers(&connection) => {
                     // The user has authorized anew meanwhile: what is there has not been tried yet.
@@ -111,132 +133,43 @@ impl Connector {
                     self.release(key, &id, connection.fence, now).await;
                     return self.read(key, connection);
                 }
-                Ok(Acquired::Owner { connection, .. }) => {
-                    return self.redeem_refresh_token(route, key, connection).await;
+                Ok(Acquired::Owner { connection, takeover }) => {
+                    event::step(Step::Acquire, key, &connection, takeover.map(|_| "takeover"));
+                    failpoint::reached("P2").await;
+                    return self.redeem_refresh_token(route, key, connection, takeover, asked).await;
                 }
                 Ok(Acquired::Fresh(connection)) => return self.read(key, connection),
-                Ok(Acquired::Wait { .. }) if self.clock.now() < give_up => tokio::time::sleep(POLL).await,
-                Ok(Acquired::Wait { .. }) => return Renewed::Later { retry_after: BACKOFF },
+                Ok(Acquired::Wait { .. }) if begun.elapsed() < PATIENCE => {
+                    tokio::time::sleep(poll).await;
+                    poll = (2 * poll).min(POLL_MAX);
+                }
+                Ok(Acquired::Wait { .. }) => {
+                    return Renewed::Later { retry_after: Duration::from_secs(1) };
+                }
                 Ok(Acquired::Backoff { until }) => {
                     return Renewed::Later {
                         retry_after: until.duration_since(self.clock.now()).unwrap_or_default(),
                     };
                 }
                 Ok(Acquired::NeedsReauth | Acquired::Absent) => return Renewed::NeedsUser,
-                // No store, no redemption.
-                Err(error) => {
-                    tracing::warn!(target: "postern::refresh", %error, "store unavailable, not refreshing");
-                    return Renewed::Later { retry_after: BACKOFF };
-                }
+                // No store, no redemption. The acquisition may have been written; then its lease ends.
+                Err(error) => return self.without_store(&error.into()),
             }
         }
     }
 
-    async fn redeem_refresh_token(&self, route: &Route, key: &str, acquired: Connection) -> Renewed {
-        let Some(attempt) = acquired.attempt.clone() else {
-            return Renewed::Later { retry_after: BACKOFF };
+    /// A place among those that ask this authorization server, first come, first served.
+    async fn turn(&self, issuer: &str) -> Option<OwnedSemaphorePermit> {
+        let turns = {
+            let entry = self.turns.entry(issuer.to_owned());
+            Arc::clone(&entry.or_insert_with(|| Arc::new(Semaphore::new(PER_ISSUER))))
         };
-        let release = async |outcome: Release| self.release(key, &attempt.id, attempt.fence, outcome).await;
-        let later = |wait: Duration| Release::Transient { not_before: self.clock.now() + wait };
-        let tokens = match self.records.tokens(key, &acquired) {
-            Ok(tokens) => tokens,
-            Err(_) => {
-                release(Release::NeedsReauth).await;
-                return self.outcome("unreadable", Renewed::NeedsUser);
-            }
-        };
-        let Some(refresh_token) = &tokens.refresh_token else {
-            release(Release::NeedsReauth).await;
-            return self.outcome("no_refresh_token", Renewed::NeedsUser);
-        };
-        let registration = match self.records.get::<Registration>(&tokens.registration).await {
-            Ok(Some(registration)) => registration.value,
-            // Ours to lose, not the user's: nothing is given up over it.
-            Ok(None) | Err(RecordError::Unreadable) => {
-                tracing::error!(target: "postern::refresh", issuer = %tokens.issuer, "our registration at this issuer is missing or unreadable");
-                release(later(BACKOFF_CONFIG)).await;
-                return self.outcome("no_registration", Renewed::Later { retry_after: BACKOFF_CONFIG });
-            }
-            Err(_) => {
-                release(later(BACKOFF)).await;
-                return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
-            }
-        };
-        if !matches!(self.records.store().sent(key, &attempt.id, attempt.fence).await, Ok(true)) {
-            return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
-        }
-        let grant = Presented::Refresh { refresh_token };
-        let now = self.clock.now();
-        let answer = token::request(
-            &self.outbound,
-            &route.upstream.policy,
-            &tokens.token_endpoint,
-            &registration,
-            grant,
-            &tokens.resource,
-            now,
-        )
-        .await;
-        match answer {
-            Outcome::Success(response) => self.persist(key, &acquired, merged(tokens, response, now)).await,
-            Outcome::CleanTransient { retry_after } => {
-                let wait = retry_after.unwrap_or(BACKOFF).max(BACKOFF);
-                release(later(wait)).await;
-                self.outcome("transient", Renewed::Later { retry_after: wait })
-            }
-            Outcome::Ambiguous => {
-                release(Release::Ambiguous { not_before: self.clock.now() + BACKOFF }).await;
-                self.outcome("ambiguous", Renewed::Later { retry_after: BACKOFF })
-            }
-            Outcome::Dead => {
-                release(Release::NeedsReauth).await;
-                self.outcome("dead", Renewed::NeedsUser)
-            }
-            Outcome::Config(error) => {
-                tracing::error!(target: "postern::refresh", route = %route.name, issuer = %tokens.issuer, %error, "the authorization server refuses this client: check its registration");
-                release(later(BACKOFF_CONFIG)).await;
-                self.outcome("config", Renewed::Later { retry_after: BACKOFF_CONFIG })
-            }
-        }
+        tokio::time::timeout(PATIENCE, turns.acquire_owned()).await.ok()?.ok()
     }
 
-    /// Ends an attempt; what the store cannot be told ends with its lease.
-    async fn release(&self, key: &str, id: &str, fence: u64, outcome: Release) {
-        if let Err(error) = self.records.store().release(key, id, fence, outcome).await {
-            tracing::warn!(target: "postern::refresh", %error, "attempt not released, its lease will end");
-        }
-    }
-
-    /// Nobody sees the new tokens before they are on disk.
-    async fn persist(&self, key: &str, acquired: &Connection, tokens: Tokens) -> Renewed {
-        let give_up = self.clock.now() + LEASE;
-        loop {
-            match self.records.commit(key, acquired, &tokens, CONNECTION_TTL).await {
-                Ok(Committed::Stored { generation }) => {
-                    let connection = Connection { generation, ..acquired.clone() };
-                    return self.outcome("success", Renewed::Tokens(Arc::new((connection, tokens))));
-                }
-                // Disconnected or connected anew meanwhile: what we got is not wanted any more.
-                Ok(Committed::Stale) => {
-                    return self.outcome(
-                        "stale",
-                        match self.records.connection(key).await {
-                            Ok(Some(current)) => Renewed::Tokens(Arc::new(current)),
-                            Ok(None) => Renewed::NeedsUser,
-                            Err(_) => Renewed::Later { retry_after: BACKOFF },
-                        },
-                    );
-                }
-                Err(error) if self.clock.now() < give_up => {
-                    tracing::warn!(target: "postern::refresh", %error, "new tokens not stored yet, trying again");
-                    tokio::time::sleep(POLL).await;
-                }
-                Err(error) => {
-                    tracing::error!(target: "postern::refresh", %error, "new tokens could not be stored");
-                    return self.outcome("store", Renewed::Later { retry_after: BACKOFF });
-                }
-            }
-        }
+    fn without_store(&self, error: &RecordError) -> Renewed {
+        tracing::warn!(target: "postern::refresh", %error, "store unavailable, not refreshing");
+        Renewed::Later { retry_after: BACKOFF }
     }
 
     fn read(&self, key: &str, connection: Connection) -> Renewed {
@@ -262,23 +195,5 @@ struct Landing<'a> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.connector.refreshing.remove(self.key);
-    }
-}
-
-/// The tokens after a refresh: what the answer leaves out stays (RFC 6749 §6). An access token that cannot be sent
-/// counts as long expired, so that the old one is not sent either, but the refresh token beside it is kept.
-fn merged(old: Tokens, response: TokenResponse, now: std::time::SystemTime) -> Tokens {
-    let expires_at = if response.usable {
-        response.expires_in.map(|lifetime| now + lifetime)
-    } else {
-        Some(std::time::UNIX_EPOCH)
-    };
-    Tokens {
-        access_token: if response.usable { response.access_token } else { old.access_token },
-        refresh_token: response.refresh_token.or(old.refresh_token),
-        expires_at,
-        obtained_at: now,
-        scopes: response.scope.unwrap_or(old.scopes),
-        ..old
     }
 }

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 use super::discover::scope_list;
 use super::register::{AuthMethod, Registration, error_code};
 use crate::outbound::{self, AddressPolicy, Outbound, Request, Response};
+use crate::store::record::Tokens;
 
 /// Longest token we carry; a header line must hold it.
 const LONGEST_TOKEN: usize = 16 * 1024;
@@ -108,6 +109,15 @@ fn token_request(
         }
     }
     fields.push(("resource", resource));
+    authenticated(endpoint, registration, fields)
+}
+
+/// A form with the client's authentication added (RFC 6749 §2.3).
+fn authenticated<'a>(
+    endpoint: &str,
+    registration: &'a Registration,
+    mut fields: Vec<(&'a str, &'a str)>,
+) -> Option<Request> {
     let secret = registration.client_secret.as_ref().map(|secret| secret.expose_secret());
     match (registration.auth_method, secret) {
         (AuthMethod::None, _) => fields.push(("client_id", &registration.client_id)),
@@ -124,6 +134,29 @@ fn token_request(
         }
         _ => Some(request),
     }
+}
+
+/// Ends tokens that nobody wants any more (RFC 7009), as far as their server has a place for it. Best effort: what it
+/// answers changes nothing here.
+pub async fn revoke(
+    outbound: &Outbound,
+    policy: &AddressPolicy,
+    registration: &Registration,
+    tokens: &Tokens,
+) {
+    let Some(endpoint) = &tokens.revocation_endpoint else {
+        return;
+    };
+    let (token, hint) = match &tokens.refresh_token {
+        Some(token) => (token, "refresh_token"),
+        None => (&tokens.access_token, "access_token"),
+    };
+    let fields = vec![("token", token.expose_secret()), ("token_type_hint", hint)];
+    let Some(request) = authenticated(endpoint, registration, fields) else {
+        return;
+    };
+    let revoked = outbound.send(request, policy).await.is_ok_and(|answer| answer.status.is_success());
+    tracing::info!(target: "audit", event = "upstream_token_revoked", issuer = %tokens.issuer, revoked);
 }
 
 /// RFC 6749 §2.3.1: both halves form-encoded before they are joined.

@@ -59,6 +59,7 @@ fn tokens(access: &str) -> Tokens {
         issuer: "https://as.example".to_owned(),
         resource: "https://mcp.example".to_owned(),
         token_endpoint: "https://as.example/token".to_owned(),
+        revocation_endpoint: None,
         registration: "r".to_owned(),
     }
 }
@@ -96,7 +97,9 @@ async fn tokens_follow_their_generation() {
     let Acquired::Owner { connection, .. } = acquired else { panic!() };
     assert_eq!(connection.incarnation, incarnation);
     assert_eq!(records.tokens("u", &connection).unwrap().access_token.expose_secret(), "one");
-    let committed = records.commit("u", &connection, &tokens("two"), HOUR).await.unwrap();
+    let attempt = connection.attempt.clone().unwrap();
+    let prepared = records.prepare("u", &connection, &attempt, &tokens("two"), HOUR).await.unwrap();
+    let committed = records.commit(&prepared).await.unwrap();
     assert_eq!(committed, Committed::Stored { generation: 2 });
     let (connection, tokens) = records.connection("u").await.unwrap().unwrap();
     assert_eq!((connection.generation, tokens.access_token.expose_secret()), (2, "two"));

@@ -87,6 +87,14 @@ impl Link {
         }
     }
 
+    /// Which connection is in force; another number after each new one. 0: there is none.
+    pub fn number(&self) -> u64 {
+        match &*self.state.borrow() {
+            State::Up(number, _) => *number,
+            _ => 0,
+        }
+    }
+
     async fn connection(&self) -> Result<(u64, Connection), StoreError> {
         if let State::Up(number, connection) = &*self.state.borrow() {
             return Ok((*number, connection.clone()));

@@ -30,6 +30,8 @@ pub struct Follower {
     link: Arc<Link>,
     target: Arc<Target>,
     changes: broadcast::Sender<Change>,
+    /// The connection that was in force at the last reading.
+    connection: u64,
     /// The newest entry read, by shard; `None` before the log was read for the first time.
     known: Vec<Option<Vec<u8>>>,
 }
@@ -41,11 +43,12 @@ impl Follower {
         target: Arc<Target>,
         changes: broadcast::Sender<Change>,
     ) -> Self {
-        Self { names, link, target, changes, known: vec![None; SHARDS] }
+        Self { names, link, target, changes, connection: 0, known: vec![None; SHARDS] }
     }
 
     /// Takes the present state as known: nobody has read anything before it.
     pub async fn begin(&mut self) {
+        self.connection = self.link.number();
         for (shard, known) in self.known.iter_mut().enumerate() {
             let log = self.names.log(shard);
             if let Ok(newest) = self.link.run(|connection| script::newest(connection, &log)).await {
@@ -67,11 +70,20 @@ impl Follower {
                     None => return,
                 },
                 _ = poll.tick() => {
+                    self.notice_another_server();
                     for shard in 0..SHARDS {
                         self.read(shard).await;
                     }
                 }
             }
+        }
+    }
+
+    /// Behind a new connection may be another server, which lacks what the old one had acknowledged last.
+    fn notice_another_server(&mut self) {
+        let connection = self.link.number();
+        if connection != 0 && std::mem::replace(&mut self.connection, connection) != connection {
+            self.tell(Change::Missed);
         }
     }
 

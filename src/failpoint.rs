@@ -1,0 +1,17 @@
+//! Places where a test stops a program in the middle of something, to kill it just there.
+//!
+//! A debug build stops at the place that `POSTERN_FAILPOINT` names, says so in the log, and goes on with everything
+//! else. A release build has none of it.
+
+/// Does not return where this place is named.
+#[cfg(debug_assertions)]
+pub async fn reached(place: &str) {
+    if std::env::var("POSTERN_FAILPOINT").is_ok_and(|named| named == place) {
+        tracing::warn!(target: "postern::failpoint", place, "stopped");
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Nothing.
+#[cfg(not(debug_assertions))]
+pub async fn reached(_place: &str) {}

@@ -1,0 +1,227 @@
+//! What this instance has written of late, in a file of its own.
+//!
+//! New tokens are worth more than anything: the old refresh token is spent, and a crash between the authorization
+//! server's answer and the store's would lose the connection. So they are flushed to the local disk first. And a shared
+//! store may forget what it has acknowledged, when a replica takes over that lags: then every instance says once more
+//! what it has committed and ended in the last ten minutes. Fences and generations keep that from undoing what came
+//! after.
+//!
+//! One JSON object per line; a line that a crash has cut short is left out. Tokens are sealed already. The embedded
+//! store needs no journal: its commit is a flush to the same disk.
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use super::lease::Claim;
+use crate::clock::Clock;
+
+/// The journal inside the data directory.
+const FILE_NAME: &str = "journal.jsonl";
+/// Older entries have long been replicated.
+const KEPT: Duration = Duration::from_secs(600);
+/// Entries after which the file is written anew without the old ones.
+const REWRITE: usize = 2_000;
+
+/// Tokens on their way into the store.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Prepared {
+    /// Of the connection.
+    pub key: String,
+    /// By what right.
+    pub claim: Claim,
+    /// The tokens.
+    #[serde(with = "super::lease::sealed_text")]
+    pub sealed: Vec<u8>,
+    /// How long the connection is kept.
+    pub ttl: Duration,
+}
+
+/// One thing that was written.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Entry {
+    Commit(Prepared),
+    Tombstone { kind: String, key: String, fence: u64, ttl: Duration },
+}
+
+#[derive(Clone, Serialize, Deserialize)]
+struct Line {
+    at: SystemTime,
+    entry: Entry,
+}
+
+/// The journal; without a file it keeps nothing.
+#[derive(Clone, Default)]
+pub struct Journal(Option<Arc<Inner>>);
+
+struct Inner {
+    path: PathBuf,
+    clock: Clock,
+    written: Mutex<Written>,
+}
+
+struct Written {
+    file: File,
+    lines: Vec<Line>,
+    in_file: usize,
+}
+
+impl Journal {
+    /// Opens or creates the journal in `data_dir`, readable by its owner only.
+    pub fn open(data_dir: &Path, clock: Clock) -> io::Result<Self> {
+        let path = data_dir.join(FILE_NAME);
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            text => text.map_err(named)?,
+        };
+        let lines = text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
+        let mut lines: Vec<Line> = lines.collect();
+        forget(&mut lines, clock.now());
+        let file = rewrite(&path, &lines).map_err(named)?;
+        let written = Mutex::new(Written { file, in_file: lines.len(), lines });
+        Ok(Self(Some(Arc::new(Inner { path, clock, written }))))
+    }
+
+    /// Returns once the entry is on disk. A disk that fails is reported and stops nothing: the store is tried anyway.
+    pub async fn note(&self, entry: Entry) {
+        let Some(inner) = self.0.clone() else {
+            return;
+        };
+        let noted = tokio::task::spawn_blocking(move || inner.note(entry)).await;
+        if let Ok(Err(error)) = noted {
+            tracing::error!(target: "postern::refresh", %error, "the journal cannot be written");
+        }
+    }
+
+    /// What is not too old, oldest first.
+    pub fn entries(&self) -> Vec<Entry> {
+        let Some(inner) = &self.0 else {
+            return Vec::new();
+        };
+        let mut written = inner.written.lock().unwrap_or_else(PoisonError::into_inner);
+        forget(&mut written.lines, inner.clock.now());
+        written.lines.iter().map(|line| line.entry.clone()).collect()
+    }
+}
+
+impl Inner {
+    fn note(&self, entry: Entry) -> io::Result<()> {
+        let line = Line { at: self.clock.now(), entry };
+        let mut text = serde_json::to_vec(&line)?;
+        text.push(b'\n');
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.lines.push(line);
+        if written.in_file >= REWRITE {
+            forget(&mut written.lines, self.clock.now());
+            written.file = rewrite(&self.path, &written.lines)?;
+            written.in_file = written.lines.len();
+            return Ok(());
+        }
+        written.in_file += 1;
+        written.file.write_all(&text)?;
+        written.file.sync_data()
+    }
+}
+
+fn forget(lines: &mut Vec<Line>, now: SystemTime) {
+    lines.retain(|line| line.at + KEPT > now);
+}
+
+/// Writes the file anew, whole or not at all; returns it, open for more.
+fn rewrite(path: &Path, lines: &[Line]) -> io::Result<File> {
+    let beside = path.with_extension("new");
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&beside)?;
+    for line in lines {
+        serde_json::to_writer(&mut file, line)?;
+        file.write_all(b"\n")?;
+    }
+    file.sync_all()?;
+    std::fs::rename(&beside, path)?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    fn clock() -> Clock {
+        Clock::manual(UNIX_EPOCH + Duration::from_secs(1_790_000_000))
+    }
+
+    fn commit(key: &str) -> Entry {
+        let claim = Claim { incarnation: "inc".into(), generation: 3, attempt_id: "a".into(), fence: 7 };
+        Entry::Commit(Prepared { key: key.into(), claim, sealed: vec![0, 255, 10], ttl: KEPT })
+    }
+
+    fn keys(journal: &Journal) -> Vec<String> {
+        let key = |entry: Entry| match entry {
+            Entry::Commit(prepared) => prepared.key,
+            Entry::Tombstone { key, .. } => key,
+        };
+        journal.entries().into_iter().map(key).collect()
+    }
+
+    #[tokio::test]
+    async fn entries_survive_a_crash_that_cuts_the_last_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path(), clock()).unwrap();
+        journal.note(commit("a")).await;
+        let tombstone = Entry::Tombstone { kind: "grant".into(), key: "g".into(), fence: 2, ttl: KEPT };
+        journal.note(tombstone).await;
+        drop(journal);
+        let path = directory.path().join(FILE_NAME);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        let mut text = std::fs::read(&path).unwrap();
+        text.extend_from_slice(
+            &serde_json::to_vec(&Line { at: UNIX_EPOCH, entry: commit("b") }).unwrap()[..40],
+        );
+        std::fs::write(&path, text).unwrap();
+        let journal = Journal::open(directory.path(), clock()).unwrap();
+        assert_eq!(keys(&journal), ["a", "g"]);
+        let Entry::Commit(prepared) = &journal.entries()[0] else { panic!() };
+        assert_eq!((prepared.claim.generation, prepared.claim.fence), (3, 7));
+        assert_eq!((prepared.sealed.as_slice(), prepared.ttl), (&[0, 255, 10][..], KEPT));
+        journal.note(commit("c")).await;
+        drop(journal);
+        assert_eq!(keys(&Journal::open(directory.path(), clock()).unwrap()), ["a", "g", "c"]);
+    }
+
+    #[tokio::test]
+    async fn what_is_old_is_forgotten_and_the_file_stays_small() {
+        let directory = tempfile::tempdir().unwrap();
+        let clock = clock();
+        let journal = Journal::open(directory.path(), clock.clone()).unwrap();
+        for number in 0..REWRITE {
+            journal.note(commit(&number.to_string())).await;
+        }
+        let size = || std::fs::metadata(directory.path().join(FILE_NAME)).unwrap().len();
+        let full = size();
+        clock.advance(KEPT);
+        assert!(journal.entries().is_empty());
+        journal.note(commit("new")).await;
+        assert!(size() < full / 100);
+        assert_eq!(keys(&journal), ["new"]);
+        drop(journal);
+        assert_eq!(keys(&Journal::open(directory.path(), clock).unwrap()), ["new"]);
+    }
+
+    #[tokio::test]
+    async fn without_a_file_nothing_is_kept() {
+        let journal = Journal::default();
+        journal.note(commit("a")).await;
+        assert!(journal.entries().is_empty());
+    }
+}
