@@ -193,11 +193,7 @@ pub async fn values(mut connection: Connection, names: &[String]) -> Result<Vec<
     if names.is_empty() {
         return Ok(Vec::new());
     }
-    let mut pipeline = ::redis::pipe();
-    for name in names {
-        pipeline.cmd("GET").arg(name);
-    }
-    let values: Vec<Option<Vec<u8>>> = pipeline.query_async(&mut connection).await?;
+    let values: Vec<Option<Vec<u8>>> = cmd("MGET").arg(names).query_async(&mut connection).await?;
     Ok(values.into_iter().map(Option::unwrap_or_default).collect())
 }
 

@@ -3,77 +3,23 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, OnceLock, Weak};
+use std::sync::{Mutex, OnceLock, Weak};
 use std::time::Instant;
 
+use self::server::{Cluster, Redis as Server, Watched};
 use super::*;
-use crate::config::{Address, Topology};
+use crate::config::{Address, ClientCertificate, Topology};
 use crate::store::suite::{Bed, clock, store_suite};
 use crate::store::{Acquired, Put, Store};
 
+#[path = "../../../tests/support/redis.rs"]
+mod server;
+
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A redis-server on a free port, in a directory of its own. Dropping it kills it.
-struct Server {
-    port: u16,
-    directory: tempfile::TempDir,
-    child: Mutex<Child>,
-}
-
 impl Server {
-    fn start(arguments: &[&str]) -> Arc<Self> {
-        let directory = tempfile::tempdir().unwrap();
-        // A port that is taken by somebody else in between ends the server; then another is tried.
-        for _ in 0..20 {
-            let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-            let mut child = spawn(directory.path(), port, arguments);
-            if answers(port, &mut child) {
-                return Arc::new(Self { port, directory, child: Mutex::new(child) });
-            }
-        }
-        panic!("redis-server does not start");
-    }
-
-    fn kill(&self) {
-        let mut child = self.child.lock().unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-    }
-
-    fn again(&self, arguments: &[&str]) {
-        let mut child = spawn(self.directory.path(), self.port, arguments);
-        assert!(answers(self.port, &mut child));
-        *self.child.lock().unwrap() = child;
-    }
-
-    fn signal(&self, name: &str) {
-        let pid = self.child.lock().unwrap().id().to_string();
-        assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
-    }
-
-    fn cli(&self, arguments: &[&str]) -> String {
-        let output =
-            Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(arguments).output().unwrap();
-        String::from_utf8(output.stdout).unwrap().trim().to_owned()
-    }
-
     fn config(&self, prefix: &str) -> config::Redis {
-        config::Redis {
-            topology: Topology::Standalone,
-            addresses: vec![Address::Tcp("127.0.0.1".into(), self.port)],
-            tls: false,
-            database: 0,
-            prefix: prefix.to_owned(),
-            username: None,
-            password: None,
-            sentinel_username: None,
-            sentinel_password: None,
-            authorities: None,
-            client_certificate: None,
-            replicas: 0,
-        }
+        at(&[self.port], prefix)
     }
 
     fn open(&self, prefix: &str) -> Result<Redis, OpenError> {
@@ -81,41 +27,21 @@ impl Server {
     }
 }
 
-fn spawn(directory: &std::path::Path, port: u16, arguments: &[&str]) -> Child {
-    Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", ""])
-        .arg("--dir")
-        .arg(directory)
-        .args(arguments)
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("redis-server is installed by `make test`")
-}
-
-fn answers(port: u16, child: &mut Child) -> bool {
-    let end = Instant::now() + Duration::from_secs(10);
-    while Instant::now() < end {
-        if child.try_wait().unwrap().is_some() {
-            return false;
-        }
-        if std::net::TcpStream::connect(("127.0.0.1", port)).is_ok() {
-            let pong = Command::new("redis-cli").args(["-p", &port.to_string(), "ping"]).output().unwrap();
-            // One that wants a password answers too.
-            if pong.stdout.starts_with(b"PONG") || pong.stdout.starts_with(b"NOAUTH") {
-                return child.try_wait().unwrap().is_none();
-            }
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    false
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let mut child = self.child.lock().unwrap();
-        let _ = child.kill();
-        let _ = child.wait();
+/// One server without password and TLS.
+fn at(ports: &[u16], prefix: &str) -> config::Redis {
+    config::Redis {
+        topology: Topology::Standalone,
+        addresses: ports.iter().map(|port| Address::Tcp("127.0.0.1".into(), *port)).collect(),
+        tls: false,
+        database: 0,
+        prefix: prefix.to_owned(),
+        username: None,
+        password: None,
+        sentinel_username: None,
+        sentinel_password: None,
+        authorities: None,
+        client_certificate: None,
+        replicas: 0,
     }
 }
 
@@ -124,7 +50,7 @@ fn shared() -> Arc<Server> {
     static SHARED: OnceLock<Mutex<Weak<Server>>> = OnceLock::new();
     let mut shared = SHARED.get_or_init(Mutex::default).lock().unwrap();
     shared.upgrade().unwrap_or_else(|| {
-        let server = Server::start(&[]);
+        let server = Arc::new(Server::start(&[]));
         *shared = Arc::downgrade(&server);
         server
     })
@@ -238,7 +164,7 @@ async fn who_was_away_reads_on_or_learns_that_something_was_missed() {
     heard(&mut changes, &of("before")).await;
     // A server that comes back empty has forgotten what was heard: everything is to be looked at again.
     server.kill();
-    server.again(&[]);
+    server.again();
     eventually("back", async || put(&one, "after").await.is_ok()).await;
     heard(&mut changes, &Change::Missed).await;
     assert!(other.get(Kind::Grant, "before").await.unwrap().is_none());
@@ -257,7 +183,7 @@ async fn f02_a_killed_server_is_an_error_and_back_within_two_seconds() {
     assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failed:?}");
     assert!(store.ready().await.is_err());
     assert!(begun.elapsed() < Duration::from_secs(2), "nobody waits for long");
-    server.again(&["--appendonly", "yes"]);
+    server.again();
     let took = eventually("back", async || store.get(Kind::Grant, "a").await.is_ok()).await;
     assert!(took < Duration::from_secs(2), "{took:?}");
     assert!(store.get(Kind::Grant, "a").await.unwrap().is_some());
@@ -307,7 +233,7 @@ async fn f01_a_server_that_comes_later_is_found() {
     let store = server.open("p:").unwrap();
     let mut changes = store.subscribe();
     assert!(matches!(store.get(Kind::Grant, "a").await, Err(StoreError::Unavailable(_))));
-    server.again(&[]);
+    server.again();
     let took = eventually("there", async || put(&store, "a").await.is_ok()).await;
     assert!(took < Duration::from_secs(2), "{took:?}");
     heard(&mut changes, &Change::Missed).await;
@@ -378,6 +304,104 @@ async fn f34_records_of_a_newer_version_are_left_alone() {
     assert!(matches!(store.tombstone(Kind::Connection, "c", HOUR).await, Err(StoreError::Newer)));
     assert!(matches!(store.connect("c", "inc", b"sealed".to_vec(), HOUR).await, Err(StoreError::Newer)));
     assert_eq!(server.cli(&["GET", &name]), newer.trim());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sentinels_lead_to_whoever_is_in_charge() {
+    let watched = Watched::start();
+    let ports: Vec<u16> = watched.sentinels.iter().map(|sentinel| sentinel.port).collect();
+    let topology = Topology::Sentinel { master: Watched::MASTER.to_owned() };
+    let config = config::Redis { topology, replicas: 1, ..at(&ports, "p:") };
+    let (store, other) =
+        (Redis::open(&config, Clock::system()).unwrap(), Redis::open(&config, Clock::system()).unwrap());
+    let mut changes = other.subscribe();
+    put(&store, "before").await.unwrap();
+    heard(&mut changes, &of("before")).await;
+    watched.primary.kill();
+    watched.wait_for_failover();
+    eventually("the new primary", async || put(&store, "after").await.is_ok()).await;
+    assert!(store.get(Kind::Grant, "before").await.unwrap().is_some(), "the replica had confirmed it");
+    heard(&mut changes, &Change::Missed).await;
+    put(&store, "later").await.unwrap();
+    heard(&mut changes, &of("later")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_is_one_store_and_outlives_a_primary() {
+    let cluster = Cluster::start();
+    let ports: Vec<u16> = cluster.nodes.iter().map(|node| node.port).collect();
+    let config = config::Redis { topology: Topology::Cluster, replicas: 1, ..at(&ports[..2], "p:") };
+    let (store, other) =
+        (Redis::open(&config, Clock::system()).unwrap(), Redis::open(&config, Clock::system()).unwrap());
+    let mut changes = other.subscribe();
+    let keys: Vec<String> = (0..40).map(|number| format!("g{number}")).collect();
+    for key in &keys {
+        assert_eq!(put(&store, key).await.unwrap(), Put::Stored);
+        heard(&mut changes, &of(key)).await;
+    }
+    assert_eq!(other.scan(Kind::Grant).await.unwrap().len(), keys.len());
+    store.tombstone(Kind::Grant, "g1", HOUR).await.unwrap();
+    assert_eq!(other.tombstones(Kind::Grant).await.unwrap(), ["g1"]);
+    let spread = cluster.primaries().iter().filter(|node| node.cli(&["DBSIZE"]) != "0").count();
+    assert_eq!(spread, 3, "the records spread over all primaries");
+
+    cluster.primaries()[0].kill();
+    for key in &keys[2..] {
+        eventually(key, async || store.get(Kind::Grant, key).await.is_ok()).await;
+        assert!(store.get(Kind::Grant, key).await.unwrap().is_some(), "a replica had confirmed {key}");
+    }
+    eventually("written everywhere", async || {
+        for key in &keys[2..] {
+            if store.take(Kind::Grant, key).await.is_err() {
+                return false;
+            }
+        }
+        true
+    })
+    .await;
+    assert!(store.ready().await.is_ok());
+    // A single connection does not do for a cluster, and says so.
+    let refused = Redis::open(&at(&ports[5..], "p:"), Clock::system()).err().unwrap().to_string();
+    assert!(refused.contains("part of a cluster; write topology: cluster"), "{refused}");
+}
+
+#[test]
+fn tls_is_spoken_with_the_authority_that_is_configured_and_no_other() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let authority = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let other = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).unwrap();
+    let server = Server::launch(|directory| {
+        let (cert, key) = (directory.join("tls.crt"), directory.join("tls.key"));
+        std::fs::write(&cert, authority.cert.pem()).unwrap();
+        std::fs::write(&key, authority.signing_key.serialize_pem()).unwrap();
+        let (cert, key) = (cert.to_str().unwrap().to_owned(), key.to_str().unwrap().to_owned());
+        let plain = ["--tls-replication".to_owned(), "no".to_owned()];
+        let tls = ["--tls-cert-file", &cert, "--tls-key-file", &key, "--tls-ca-cert-file", &cert];
+        let mut arguments: Vec<String> = tls.iter().map(|argument| argument.to_string()).collect();
+        arguments.extend(plain);
+        // Clients have to show a certificate; the same serves.
+        arguments.extend(["--tls-port".to_owned(), "PORT".to_owned()]);
+        arguments
+    });
+    let with = |authorities: &str, own: bool| {
+        let client_certificate = own.then(|| ClientCertificate {
+            certificate: authority.cert.pem().into_bytes(),
+            key: authority.signing_key.serialize_pem().into_bytes().into(),
+        });
+        let config = config::Redis {
+            tls: true,
+            authorities: Some(authorities.as_bytes().to_vec()),
+            client_certificate,
+            ..server.config("p:")
+        };
+        Redis::open(&config, Clock::system()).unwrap()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        assert_eq!(put(&with(&authority.cert.pem(), true), "a").await.unwrap(), Put::Stored);
+        assert!(put(&with(&authority.cert.pem(), false), "b").await.is_err(), "no client certificate");
+        assert!(put(&with(&other.cert.pem(), true), "c").await.is_err(), "another authority");
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
