@@ -7,6 +7,7 @@ use url::Url;
 
 use super::client::Callback;
 use super::cookies::{Jar, Site};
+use super::gateway::Gateway;
 use super::html::{Form, meta_refresh};
 use super::http_client;
 pub use super::page::{Arrival, Hop, Page};
@@ -58,6 +59,12 @@ impl Browser {
     /// Trusts another certificate as well.
     pub fn trusting(mut self, roots: &[reqwest::Certificate]) -> Self {
         self.http = http_client(roots);
+        self
+    }
+
+    /// Reaches the gateway as this one is reached: of several instances, this one.
+    pub fn through(mut self, gateway: &Gateway) -> Self {
+        self.http = gateway.http.clone();
         self
     }
 

@@ -157,6 +157,11 @@ impl Client {
         }
     }
 
+    /// The same client, reaching the gateway as this one is reached.
+    pub fn through(&self, gateway: &Gateway) -> Self {
+        Client { http: gateway.http.clone(), ..self.clone() }
+    }
+
     /// The resource of a route, as its metadata names it.
     pub fn resource(&self, route: &str) -> String {
         format!("{}/{route}", self.public_url)

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::mcp::McpRequest;
 use super::process::{Output, PROGRAM, Process};
 use super::upstream::Upstream;
-use super::{PATIENCE, eventually, eventually_some, http_client};
+use super::{PATIENCE, eventually, eventually_some, http_client, http_client_to};
 
 /// The hash of `pw`, as in the smallest configuration of the manual.
 pub const PASSWORD_HASH: &str =
@@ -76,6 +76,7 @@ pub struct Builder {
     settings: Vec<(String, Value)>,
     environment: Vec<(String, String)>,
     tls: bool,
+    one_of_many: Option<SocketAddr>,
 }
 
 impl Builder {
@@ -101,6 +102,12 @@ impl Builder {
         self
     }
 
+    /// Listens there, and is called `localhost`, as others on the same port of other loopback addresses are.
+    pub fn one_of_many(mut self, address: SocketAddr) -> Self {
+        self.one_of_many = Some(address);
+        self
+    }
+
     /// Starts the program and waits until it is ready.
     pub async fn start(self) -> Gateway {
         let mut gateway = self.prepare();
@@ -112,11 +119,13 @@ impl Builder {
     /// Writes the configuration and takes a port, but starts nothing.
     pub fn prepare(self) -> Gateway {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        let at = self.one_of_many.unwrap_or(([127, 0, 0, 1], 0).into());
+        let listener = TcpListener::bind(at).expect("bind");
         let address = listener.local_addr().expect("address");
-        let public_url = match self.tls {
-            true => format!("https://localhost:{}", address.port()),
-            false => format!("http://{address}"),
+        let public_url = match (self.tls, self.one_of_many) {
+            (true, _) => format!("https://localhost:{}", address.port()),
+            (false, Some(_)) => format!("http://localhost:{}", address.port()),
+            (false, None) => format!("http://{address}"),
         };
         let mut config = json!({
             "server": {
@@ -154,7 +163,10 @@ impl Builder {
             public_url,
             address,
             roots: roots.clone(),
-            http: http_client(&roots),
+            http: match self.one_of_many {
+                Some(_) => http_client_to(address),
+                None => http_client(&roots),
+            },
             output: Output::default(),
             directory,
             environment: self.environment,
@@ -165,7 +177,7 @@ impl Builder {
     }
 }
 
-fn restrict(file: &Path) {
+pub fn restrict(file: &Path) {
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("permissions");
 }
@@ -295,6 +307,17 @@ impl Gateway {
         let status = self.process.as_mut().expect("started").wait(deadline).await;
         self.process = None;
         status
+    }
+
+    /// Sends any signal by its name.
+    pub fn signal(&self, name: &str) {
+        self.running().signal(name);
+    }
+
+    /// Sets or, without a value, removes a variable of the next start.
+    pub fn set_env(&mut self, name: &str, value: Option<&str>) {
+        self.environment.retain(|(known, _)| known != name);
+        self.environment.extend(value.map(|value| (name.to_owned(), value.to_owned())));
     }
 
     /// Starts it again on the same port with the same configuration and data; stops it first if it runs.

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 
-use super::script::AuthorizationScript;
+use super::script::{AuthorizationScript, Reuse};
 use super::secret;
 
 #[derive(Clone, Debug)]
@@ -56,6 +56,8 @@ pub struct IssuedRefresh {
     pub spent: bool,
     /// How often it was presented, good or not.
     pub uses: u32,
+    /// What its last use was answered.
+    pub answer: Option<Value>,
 }
 
 /// Who a good access token stands for.
@@ -128,14 +130,42 @@ impl Ledger {
             return Err("invalid_grant");
         }
         if spent {
-            self.families[family].dead = true;
-            return Err("invalid_grant");
+            return self.reused(script, family, token);
         }
         if script.rotates {
             self.refresh.get_mut(token).expect("known").spent = true;
         }
         self.refreshes += 1;
-        Ok(self.issue(script, family, Some(token)))
+        let answer = self.issue(script, family, Some(token));
+        self.refresh.get_mut(token).expect("known").answer = Some(answer.clone());
+        Ok(answer)
+    }
+
+    fn reused(
+        &mut self,
+        script: &AuthorizationScript,
+        family: usize,
+        token: &str,
+    ) -> Result<Value, &'static str> {
+        let successor = self.refresh[token].answer.clone();
+        let successor_name = successor.as_ref().and_then(|answer| answer["refresh_token"].as_str());
+        // Only the token before the one in force has a grace.
+        let is_previous = successor_name.is_some_and(|name| !self.refresh[name].spent);
+        match script.reuse {
+            Reuse::EndsFamily => {
+                self.families[family].dead = true;
+                Err("invalid_grant")
+            }
+            Reuse::SameAnswer if is_previous => Ok(successor.expect("answered")),
+            Reuse::NewSuccessor if is_previous => {
+                let name = successor_name.expect("answered").to_owned();
+                self.refresh.get_mut(&name).expect("known").spent = true;
+                let answer = self.issue(script, family, Some(token));
+                self.refresh.get_mut(token).expect("known").answer = Some(answer.clone());
+                Ok(answer)
+            }
+            Reuse::Dead | Reuse::SameAnswer | Reuse::NewSuccessor => Err("invalid_grant"),
+        }
     }
 
     fn issue(&mut self, script: &AuthorizationScript, family: usize, previous: Option<&str>) -> Value {
@@ -158,7 +188,7 @@ impl Ledger {
         if script.issues_refresh_tokens && (script.rotates || previous.is_none()) {
             let token = secret("upstream_rt");
             answer["refresh_token"] = token.clone().into();
-            self.refresh.insert(token, IssuedRefresh { family, spent: false, uses: 0 });
+            self.refresh.insert(token, IssuedRefresh { family, spent: false, uses: 0, answer: None });
         }
         answer
     }

@@ -11,8 +11,10 @@ pub mod answers;
 pub mod authorization_server;
 pub mod body;
 pub mod browser;
+pub mod checker;
 pub mod cimd;
 pub mod client;
+pub mod cluster;
 pub mod cookies;
 pub mod gate;
 pub mod gateway;
@@ -26,12 +28,15 @@ pub mod params;
 pub mod process;
 pub mod raw;
 pub mod received;
+pub mod redis;
+pub mod relay;
 pub mod script;
 pub mod server;
 pub mod token_endpoint;
 pub mod upstream;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::panic::Location;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -103,6 +108,15 @@ pub fn secret(kind: &str) -> String {
 
 /// An HTTP client that follows no redirect, uses no proxy and trusts only `roots`.
 pub fn http_client(roots: &[reqwest::Certificate]) -> reqwest::Client {
+    http_builder(roots).build().expect("http client")
+}
+
+/// The same, to which the name `localhost` means this address.
+pub fn http_client_to(address: SocketAddr) -> reqwest::Client {
+    http_builder(&[]).resolve("localhost", address).build().expect("http client")
+}
+
+fn http_builder(roots: &[reqwest::Certificate]) -> reqwest::ClientBuilder {
     // Another test of this binary may have installed the provider already; that is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     reqwest::Client::builder()
@@ -110,8 +124,6 @@ pub fn http_client(roots: &[reqwest::Certificate]) -> reqwest::Client {
         .no_proxy()
         .tls_certs_only(roots.iter().cloned())
         .timeout(Duration::from_secs(60))
-        .build()
-        .expect("http client")
 }
 
 /// A lock that does not care about a test that panicked while it held it.

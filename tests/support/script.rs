@@ -169,8 +169,10 @@ pub struct AuthorizationScript {
     /// Whether answers carry `expires_in`.
     pub announces_lifetime: bool,
     pub issues_refresh_tokens: bool,
-    /// New refresh token with each use; an old one used again kills the whole family.
+    /// New refresh token with each use.
     pub rotates: bool,
+    /// What an old refresh token gets that is used again.
+    pub reuse: Reuse,
     /// Faults of the next token requests, first in, first out.
     pub token_faults: VecDeque<TokenFault>,
     /// A fault of every token request after those.
@@ -204,6 +206,7 @@ impl Default for AuthorizationScript {
             announces_lifetime: true,
             issues_refresh_tokens: true,
             rotates: true,
+            reuse: Reuse::EndsFamily,
             token_faults: VecDeque::new(),
             token_fault: None,
             token_gate: None,
@@ -239,6 +242,19 @@ pub enum IssParameter {
     Correct,
     Absent,
     Wrong(String),
+}
+
+/// What a spent refresh token gets; the behaviours are found among real servers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Reuse {
+    /// It is dead, and the others live on.
+    Dead,
+    /// Taken for theft: the whole family dies.
+    EndsFamily,
+    /// The one used last gets the same answer again.
+    SameAnswer,
+    /// The one used last gets another successor, which kills the one before.
+    NewSuccessor,
 }
 
 /// What happens at the authorization endpoint.
