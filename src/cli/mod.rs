@@ -1,5 +1,6 @@
 //! The command line: one function per command, exit codes that scripts can rely on.
 mod demo;
+mod kept;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,9 @@ enum Command {
         /// The configuration file.
         #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
         config: PathBuf,
+        /// Also try the store: that it can be reached, read and written, and opens with the sealing keys.
+        #[arg(long)]
+        online: bool,
     },
     /// Print the JSON schema of the configuration.
     Schema,
@@ -48,6 +52,12 @@ enum Command {
     /// Keys.
     #[command(subcommand)]
     Keys(Keys),
+    /// The store.
+    #[command(subcommand)]
+    Store(StoreCommand),
+    /// Users' connections to upstream servers.
+    #[command(subcommand)]
+    Connections(Connections),
     /// Read a password from standard input and print its hash for login.local.users.
     HashPassword,
 }
@@ -56,6 +66,59 @@ enum Command {
 enum Keys {
     /// Print a new sealing key: 32 random bytes in base64.
     Generate,
+    /// List the sealing keys, how many records each of them seals, and the keys of access tokens.
+    List {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+    },
+    /// Move every record under the first sealing key and report what is left; then the others may go.
+    Rotate {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// Add a key for access tokens instead, which takes over within seconds at every instance.
+        #[arg(long)]
+        access_tokens: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum StoreCommand {
+    /// Copy everything from the store of one configuration into that of another, and compare the counts. May be run again.
+    Migrate {
+        /// The configuration with the store to copy from.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// The configuration with the store to copy into; with the same sealing keys.
+        #[arg(long)]
+        to: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Connections {
+    /// List who is connected to which route, and how that stands.
+    List {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// Of this user only.
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// End a connection at every instance, and its tokens at the authorization server where that can be done.
+    Disconnect {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// Whose.
+        #[arg(long)]
+        user: String,
+        /// At which route.
+        #[arg(long)]
+        route: String,
+    },
 }
 
 /// Does what the arguments say.
@@ -65,12 +128,13 @@ pub fn main() -> ExitCode {
             telemetry::log();
             started(server::run(config))
         }),
-        Command::Validate { config } => with_config(&config, |config| {
-            println(&format!(
+        Command::Validate { config, online } => with_config(&config, |config| {
+            let fine = println(&format!(
                 "configuration is fine: {} route(s), {} listener(s)",
                 config.routes.len(),
                 config.server.listen.len()
-            ))
+            ));
+            if online { kept::check(&config) } else { fine }
         }),
         Command::Schema => println(&serde_json::to_string_pretty(&config::schema()).unwrap_or_default()),
         Command::Demo { config } => demo::demo(config.as_deref()),
@@ -78,6 +142,22 @@ pub fn main() -> ExitCode {
             Ok(key) => println(key.expose_secret()),
             Err(error) => failed(&error.to_string()),
         },
+        Command::Keys(Keys::List { config }) => with_config(&config, |config| kept::list_keys(&config)),
+        Command::Keys(Keys::Rotate { config, access_tokens: true }) => {
+            with_config(&config, |config| kept::rotate_access_tokens(&config))
+        }
+        Command::Keys(Keys::Rotate { config, .. }) => {
+            with_config(&config, |config| kept::rotate_keys(&config))
+        }
+        Command::Store(StoreCommand::Migrate { config, to }) => {
+            with_config(&config, |from| with_config(&to, |to| kept::migrate(&from, &to)))
+        }
+        Command::Connections(Connections::List { config, user }) => {
+            with_config(&config, |config| kept::list_connections(&config, user.as_deref()))
+        }
+        Command::Connections(Connections::Disconnect { config, user, route }) => {
+            with_config(&config, |config| kept::disconnect(&config, &user, &route))
+        }
         Command::HashPassword => hash_password(),
     }
 }

@@ -137,7 +137,7 @@ pub(super) enum StoreTopology {
     Cluster,
 }
 
-/// A sealing key: 32 random bytes in base64, as `postern keys generate` prints. Give one of `env`, `file`, `credential`.
+/// A sealing key: 32 random bytes in base64, as `postern keys generate` prints. Give one of `env`, `file`, `credential`, `command`.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct SealingKey {
@@ -149,6 +149,8 @@ pub(super) struct SealingKey {
     pub(super) file: Option<PathBuf>,
     /// Name of a systemd credential that holds the key.
     pub(super) credential: Option<String>,
+    /// Program and arguments that print the key, such as the client of a key management service that unwraps it.
+    pub(super) command: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, JsonSchema, Default)]

@@ -4,6 +4,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use zeroize::Zeroizing;
@@ -26,6 +27,9 @@ pub trait Environment {
 
     /// The path without links and relative parts.
     fn real(&self, path: &Path) -> io::Result<PathBuf>;
+
+    /// What a program prints; an error when it does not end well.
+    fn run(&self, command: &[String]) -> io::Result<Vec<u8>>;
 }
 
 /// The environment of this process.
@@ -49,6 +53,16 @@ impl Environment for Process {
     fn real(&self, path: &Path) -> io::Result<PathBuf> {
         std::fs::canonicalize(path)
     }
+
+    fn run(&self, command: &[String]) -> io::Result<Vec<u8>> {
+        let (program, arguments) = command.split_first().ok_or_else(|| io::Error::other("no program"))?;
+        let mut run = Command::new(program);
+        let output = run.args(arguments).stdin(Stdio::null()).stderr(Stdio::inherit()).output()?;
+        match output.status.success() {
+            true => Ok(output.stdout),
+            false => Err(io::Error::other(output.status.to_string())),
+        }
+    }
 }
 
 /// A key that seals what is stored; 32 bytes for the AEAD.
@@ -63,6 +77,8 @@ enum Source<'a> {
     Variable(&'a str),
     File(&'a Path),
     Credential(&'a str),
+    /// Of a sealing key only.
+    Command(&'a [String]),
 }
 
 /// Reads the secret written at `key`. `None`: a problem was recorded.
@@ -87,7 +103,15 @@ pub(super) fn sealing_keys(check: &mut Checker<'_>, written: &[file::SealingKey]
         }
         let (env, file, credential) =
             (entry.env.as_deref(), entry.file.as_deref(), entry.credential.as_deref());
-        let Some(source) = source(check, &key, env, file, credential) else {
+        let source = match &entry.command {
+            Some(command) if env.is_none() && file.is_none() && credential.is_none() => {
+                Some(Source::Command(command))
+            }
+            // Together with another place it is one too many.
+            Some(_) => source(check, &key, Some(""), Some(Path::new("")), None),
+            None => source(check, &key, env, file, credential),
+        };
+        let Some(source) = source else {
             continue;
         };
         let place = key.child(source.name());
@@ -149,6 +173,7 @@ impl Source<'_> {
             Self::Variable(_) => "env",
             Self::File(_) => "file",
             Self::Credential(_) => "credential",
+            Self::Command(_) => "command",
         }
     }
 }
@@ -203,6 +228,17 @@ fn read(check: &mut Checker<'_>, key: &Key, source: &Source<'_>) -> Option<Secre
             };
             file_text(check, key, &PathBuf::from(directory).join(name))?
         }
+        Source::Command(command) => match check.environment().run(command).map(Zeroizing::new) {
+            Ok(printed) => Zeroizing::new(String::from_utf8_lossy(&printed).into_owned()),
+            Err(error) => {
+                check.refuse(
+                    key,
+                    format!("the command fails: {error}"),
+                    "make it print the key and end with 0",
+                );
+                return None;
+            }
+        },
     };
     let secret = text.trim_end_matches(['\r', '\n']);
     if secret.is_empty() {

@@ -44,6 +44,13 @@ impl Environment for Fake {
     fn real(&self, path: &Path) -> io::Result<PathBuf> {
         Ok(path.to_owned())
     }
+
+    fn run(&self, command: &[String]) -> io::Result<Vec<u8>> {
+        match command {
+            [program, key] if program == "unwrap" => Ok(format!("{key}\n").into_bytes()),
+            _ => Err(io::Error::other("exit status: 1")),
+        }
+    }
 }
 
 const HASH: &str =
@@ -293,6 +300,22 @@ fn a_redis_has_to_be_reachable_shared_and_private() {
     }
     let report = bad(&[("#top", "store: {kind: redis, urls: [\"redis://127.0.0.1\"]}")], &environment);
     assert!(report.contains("and none are configured; make one with"), "{report}");
+}
+
+#[test]
+fn a_sealing_key_may_come_from_a_command() {
+    let key = data_encoding::BASE64.encode(&std::array::from_fn::<u8, 32, _>(|index| index as u8));
+    let entry = |entry: &str| format!("sealing_keys: [{{id: k1, {entry}}}]");
+    let config = good(&[("#top", &entry(&format!("command: [unwrap, \"{key}\"]")))], &Fake::default());
+    assert_eq!(config.sealing_keys[0].key.expose_secret()[31], 31);
+    for (text, expected) in [
+        ("command: [unwrap, short]", "sealing_keys[0].command: holds no base64"),
+        ("command: [fails]", "sealing_keys[0].command: the command fails: exit status: 1"),
+        ("command: [unwrap, x], env: K", "sealing_keys[0]: names more than one place for a secret"),
+    ] {
+        let report = bad(&[("#top", &entry(text))], &Fake::default());
+        assert!(report.contains(expected), "got  {report}\nwant {expected}");
+    }
 }
 
 #[test]

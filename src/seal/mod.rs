@@ -8,6 +8,9 @@
 //! (AES-256-GCM). Associated data: the format byte, then key id, kind and key, each behind its length
 //! as 32 bits, then the version as 64 bits, all big-endian. Derivation: HKDF-SHA256 (RFC 5869).
 
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 use data_encoding::BASE64URL_NOPAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -52,16 +55,19 @@ pub enum OpenError {
     Tampered,
 }
 
-/// Seals and opens with a set of named keys.
+/// Seals and opens with a set of named keys, which may be replaced while it is in use.
 pub struct Sealer {
-    first: SealingKey,
-    others: Vec<SealingKey>,
+    keys: ArcSwap<KeySet>,
     random: SystemRandom,
 }
 
-impl Sealer {
-    /// The first key seals, all of them open. Ids must differ.
-    pub fn new(keys: Vec<SealingKey>) -> Result<Sealer, SealError> {
+struct KeySet {
+    first: SealingKey,
+    others: Vec<SealingKey>,
+}
+
+impl KeySet {
+    fn new(keys: Vec<SealingKey>) -> Result<KeySet, SealError> {
         for (position, key) in keys.iter().enumerate() {
             if keys.iter().skip(position + 1).any(|other| other.id() == key.id()) {
                 return Err(SealError::DuplicateId);
@@ -69,12 +75,35 @@ impl Sealer {
         }
         let mut keys = keys.into_iter();
         let first = keys.next().ok_or(SealError::NoKey)?;
-        Ok(Sealer { first, others: keys.collect(), random: SystemRandom::new() })
+        Ok(KeySet { first, others: keys.collect() })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &SealingKey> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+}
+
+impl Sealer {
+    /// The first key seals, all of them open. Ids must differ.
+    pub fn new(keys: Vec<SealingKey>) -> Result<Sealer, SealError> {
+        Ok(Sealer { keys: ArcSwap::from_pointee(KeySet::new(keys)?), random: SystemRandom::new() })
+    }
+
+    /// From now on these keys count.
+    pub fn replace(&self, keys: Vec<SealingKey>) -> Result<(), SealError> {
+        self.keys.store(Arc::new(KeySet::new(keys)?));
+        Ok(())
+    }
+
+    /// The ids of the keys, the sealing one first.
+    pub fn key_ids(&self) -> Vec<String> {
+        self.keys.load().all().map(|key| key.id().to_owned()).collect()
     }
 
     /// Encrypts `plain` for exactly this kind, key and version.
     pub fn seal(&self, kind: &str, key: &str, version: u64, plain: &[u8]) -> Result<Vec<u8>, SealError> {
-        let id = self.first.id();
+        let keys = self.keys.load();
+        let id = keys.first.id();
         let id_len = u8::try_from(id.len()).map_err(|_| SealError::Cipher)?;
         let mut salt = [0; SALT_LEN];
         self.random.fill(&mut salt).map_err(|_| SealError::Random)?;
@@ -83,7 +112,7 @@ impl Sealer {
 
         let mut body = Zeroizing::new(Vec::with_capacity(plain.len() + AES_256_GCM.tag_len()));
         body.extend_from_slice(plain);
-        record_key(&self.first, &salt)
+        record_key(&keys.first, &salt)
             .and_then(|cipher| {
                 cipher.seal_in_place_append_tag(
                     Nonce::assume_unique_for_key(nonce),
@@ -112,7 +141,8 @@ impl Sealer {
         sealed: &[u8],
     ) -> Result<Zeroizing<Vec<u8>>, OpenError> {
         let Parts { id, salt, nonce, ciphertext } = parse(sealed).ok_or(OpenError::Tampered)?;
-        let sealing_key = self.key(id).ok_or(OpenError::UnknownKey)?;
+        let keys = self.keys.load();
+        let sealing_key = keys.all().find(|key| key.id() == id).ok_or(OpenError::UnknownKey)?;
         let mut body = Zeroizing::new(ciphertext.to_vec());
         let plain_len = record_key(sealing_key, salt)
             .and_then(|cipher| {
@@ -130,18 +160,13 @@ impl Sealer {
 
     /// Whether these bytes were sealed with a key that is not the first any more.
     pub fn is_outdated(&self, sealed: &[u8]) -> bool {
-        parse(sealed).is_none_or(|parts| parts.id != self.first.id())
+        key_id(sealed).is_none_or(|id| id != self.keys.load().first.id())
     }
+}
 
-    /// 32 bytes for another purpose, such as the MAC of a form token; always the same for the same
-    /// first key and purpose, and of no use for finding the key or another purpose's bytes.
-    pub fn derive(&self, purpose: &str) -> Zeroizing<[u8; 32]> {
-        expand(self.first.bytes(), purpose)
-    }
-
-    fn key(&self, id: &str) -> Option<&SealingKey> {
-        std::iter::once(&self.first).chain(&self.others).find(|key| key.id() == id)
-    }
+/// The id of the key that these bytes were sealed with; `None` where they are no sealed record.
+pub fn key_id(sealed: &[u8]) -> Option<&str> {
+    parse(sealed).map(|parts| parts.id)
 }
 
 /// `N` random bytes from the operating system.
@@ -297,15 +322,6 @@ mod tests {
             let sealed = sealer.seal("s", "k", 1, b"").unwrap();
             assert!(seen.insert(sealed[4..4 + SALT_LEN + NONCE_LEN].to_vec()));
         }
-    }
-
-    #[test]
-    fn derived_bytes_depend_on_key_and_purpose() {
-        let one = sealer(&[("k1", 1)]);
-        assert_eq!(*one.derive("csrf"), *one.derive("csrf"));
-        assert_ne!(*one.derive("csrf"), *one.derive("cookie"));
-        assert_ne!(*one.derive("csrf"), *sealer(&[("k1", 2)]).derive("csrf"));
-        assert_ne!(*one.derive("csrf"), [0; 32]);
     }
 
     #[test]

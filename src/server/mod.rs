@@ -2,6 +2,7 @@
 //! told to stop. Everything that can go wrong at start goes wrong here, with a sentence, before anything listens in
 //! name only.
 mod admin;
+pub mod foundation;
 mod listeners;
 mod parts;
 mod shutdown;

@@ -6,31 +6,25 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use data_encoding::{BASE64, HEXLOWER};
-use secrecy::ExposeSecret;
 use tokio::sync::broadcast;
 use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
+use super::foundation::Foundation;
 use crate::authn::Revoked;
-use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::credential::Connections;
 use crate::gateway::Gateway;
-use crate::oauth::client::Connector;
 use crate::oauth::server::access_token::Keys;
 use crate::oauth::server::grant::remember_revoked;
 use crate::oauth::server::token_keys::{self, KeysError};
 use crate::oauth::server::{Authority, Snapshot};
 use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
-use crate::seal::{self, Sealer, SealingKey};
-use crate::store::embedded::Embedded;
-use crate::store::journal::Journal;
-use crate::store::record::Records;
-use crate::store::redis::Redis;
-use crate::store::{Change, Kind, Store};
+use crate::seal;
+use crate::store::{Change, Kind};
+use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
-use crate::telemetry::{InFlight, Metrics};
 use crate::upstream::resolve::Resolver;
 use crate::web;
 
@@ -46,24 +40,12 @@ pub struct Parts {
 
 /// Opens the store and builds everything on it. `admin`: a socket that outgoing requests never reach.
 pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartError> {
-    let clock = Clock::system();
     let other = |error: &dyn std::fmt::Display| StartError::Other(error.to_string());
-    let metrics = Arc::new(Metrics::new().map_err(|error| other(&error))?);
-    let in_flight = InFlight::default();
-    let (access, flush) = Log::new(config.server.access_log);
-    let sealer = Arc::new(sealer(&config)?);
-    let store = store(&config, &clock)?;
+    let Foundation { clock, metrics, in_flight, records, outbound, connector } =
+        Foundation::lay(&config, true, admin)?;
+    let store = Arc::clone(records.store());
     let changes = store.subscribe();
-    let mut records = Records::new(Arc::clone(&store), sealer);
-    if matches!(config.store, config::Store::Redis(_)) {
-        let journal = Journal::open(&config.server.data_dir, clock.clone()).map_err(StartError::DataDir)?;
-        records = records.with_journal(journal);
-    }
-    let settings = Settings {
-        ca_certificates: config.outbound.ca_certificates.clone(),
-        forbidden: admin.into_iter().collect(),
-    };
-    let outbound = Outbound::new(settings).map_err(|error| StartError::Outbound(error.to_string()))?;
+    let (access, flush) = Log::new(config.server.access_log);
     if outbound.roots().is_empty() {
         tracing::warn!(
             "no certificate authorities are installed: https upstreams cannot be reached; install ca-certificates"
@@ -95,14 +77,6 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     };
     drop(reading);
 
-    let connector = Arc::new(Connector::new(
-        clock.clone(),
-        records.clone(),
-        outbound.clone(),
-        &config,
-        Arc::clone(&metrics),
-        in_flight.clone(),
-    ));
     let routes = Table::new(&config.server.public_url, &config.routes);
     let snapshot = Snapshot { routes: Arc::new(routes), keys: Arc::new(keys), config: Arc::new(config) };
     let authority = Arc::new(Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot));
@@ -119,35 +93,6 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
     Ok(Parts { gateway, in_flight, changes, flush })
-}
-
-fn store(config: &Config, clock: &Clock) -> Result<Arc<dyn Store>, StartError> {
-    let failed = |error: &dyn std::fmt::Display| StartError::Store(error.to_string());
-    Ok(match &config.store {
-        config::Store::Embedded => {
-            Arc::new(Embedded::open(&config.server.data_dir, clock.clone()).map_err(|error| failed(&error))?)
-        }
-        config::Store::Redis(redis) => {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&config.server.data_dir)
-                .map_err(StartError::DataDir)?;
-            Arc::new(Redis::open(redis, clock.clone()).map_err(|error| failed(&error))?)
-        }
-    })
-}
-
-fn sealer(config: &Config) -> Result<Sealer, StartError> {
-    let seal = |error: &dyn std::fmt::Display| StartError::Seal(error.to_string());
-    let keys = match config.sealing_keys.as_slice() {
-        [] => vec![seal::load_or_generate(&config.server.data_dir).map_err(StartError::DataDir)?],
-        configured => {
-            let keys = configured.iter().map(|key| SealingKey::new(&key.id, *key.key.expose_secret()));
-            keys.collect::<Result<Vec<_>, _>>().map_err(|error| seal(&error))?
-        }
-    };
-    Sealer::new(keys).map_err(|error| seal(&error))
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and

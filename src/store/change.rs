@@ -120,8 +120,8 @@ pub fn reseal(found: Found, old: &[u8], new: Vec<u8>) -> Decided<bool> {
 /// See [`super::Store::restore`].
 pub fn restore(found: Found, row: Row) -> Decided<bool> {
     match found? {
-        None => Decision::save(true, row, true),
-        Some(_) => Decision::nothing(false),
+        Some(present) if present == row || present.rank() > row.rank() => Decision::nothing(false),
+        _ => Decision::save(true, row, true),
     }
 }
 

@@ -22,12 +22,15 @@ mod change;
 pub mod embedded;
 pub mod journal;
 pub mod lease;
+pub mod migrate;
 pub mod record;
 pub mod redis;
+mod reseal;
 mod row;
 #[cfg(test)]
 pub(crate) mod suite;
 
+pub use reseal::Resealed;
 pub use row::Row;
 
 pub use lease::{
@@ -206,7 +209,7 @@ pub trait Store: Send + Sync {
     /// Version and end stay.
     async fn reseal(&self, kind: Kind, key: &str, old: &[u8], new: Vec<u8>) -> Result<bool, StoreError>;
 
-    /// Writes a row of another store where there is none: for migration.
+    /// Writes a row of another store unless the same or a later one is there: for migration.
     async fn restore(&self, kind: Kind, key: &str, row: Row) -> Result<bool, StoreError>;
 
     /// All rows of a kind as they are, tombstones too: for migration.

@@ -88,6 +88,9 @@ pub struct Tokens {
     pub revocation_endpoint: Option<String>,
     /// Key of the [`Kind::Registration`] record that the tokens were issued to.
     pub registration: String,
+    /// Whose they are, and at which route: the record's key is a digest of both.
+    pub user: String,
+    pub route: String,
 }
 
 /// Typed access to a store. Cheap to clone.
@@ -121,10 +124,11 @@ impl Records {
 
     /// The record, spent or not.
     pub async fn get<T: Typed>(&self, key: &str) -> Result<Option<Versioned<T>>, RecordError> {
-        match self.store.get(T::KIND, key).await? {
-            Some(stored) => self.open(key, stored).map(Some),
-            None => Ok(None),
-        }
+        let Some(stored) = self.store.get(T::KIND, key).await? else {
+            return Ok(None);
+        };
+        self.reseal_outdated(T::KIND, key, key, stored.version, &stored.value).await;
+        self.open(key, stored).map(Some)
     }
 
     /// Writes `value` when the present version is `expected`; 0 means that the key must be absent.
@@ -189,6 +193,8 @@ impl Records {
         match self.store.connection(key).await? {
             Some(connection) => {
                 let tokens = self.tokens(key, &connection)?;
+                let (bound, generation) = (bound_key(key, &connection.incarnation), connection.generation);
+                self.reseal_outdated(Kind::Connection, key, &bound, generation, &connection.sealed).await;
                 Ok(Some((connection, tokens)))
             }
             None => Ok(None),
@@ -295,7 +301,7 @@ impl Records {
 }
 
 /// What a connection's tokens are sealed for: the key and who authorized when.
-fn bound_key(key: &str, incarnation: &str) -> String {
+pub(super) fn bound_key(key: &str, incarnation: &str) -> String {
     format!("{key}/{incarnation}")
 }
 

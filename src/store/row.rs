@@ -103,6 +103,15 @@ impl Row {
         }
     }
 
+    /// Which of two rows under one key came later: fence, version or generation, whether it is spent.
+    pub fn rank(&self) -> (u64, u64, bool) {
+        match &self.body {
+            Body::Record { version, spent, .. } => (0, *version, *spent),
+            Body::Connection(connection) => (connection.fence, connection.generation, false),
+            Body::Tombstone { fence } => (*fence, 0, false),
+        }
+    }
+
     /// The fence that a connection under this key has reached.
     pub fn fence(&self) -> u64 {
         match &self.body {

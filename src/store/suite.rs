@@ -406,12 +406,25 @@ pub(crate) async fn rows_move_to_another_store(bed: Bed) {
     for (key, row) in rows {
         let key = format!("moved-{key}");
         assert!(bed.store.restore(Kind::Session, &key, row.clone()).await.unwrap());
-        assert!(!bed.store.restore(Kind::Session, &key, row).await.unwrap(), "never over what is there");
+        assert!(!bed.store.restore(Kind::Session, &key, row).await.unwrap(), "it is there");
     }
     assert_eq!(bed.get("moved-a").await, Some((2, "two".to_owned())));
+    // What came later on either side counts.
+    let of = async |key: &str| {
+        let rows = bed.store.rows(Kind::Session).await.unwrap();
+        rows.into_iter().find(|(found, _)| found == key).unwrap().1
+    };
+    let older = of("a").await;
+    bed.put("a", 2, "three").await;
+    assert!(bed.store.restore(Kind::Session, "moved-a", of("a").await).await.unwrap());
+    assert_eq!(bed.get("moved-a").await, Some((3, "three".to_owned())));
+    assert!(!bed.store.restore(Kind::Session, "moved-a", older.clone()).await.unwrap());
+    bed.store.tombstone(Kind::Session, "moved-a", HOUR).await.unwrap();
+    assert!(!bed.store.restore(Kind::Session, "moved-a", older).await.unwrap(), "revoked stays revoked");
     assert!(matches!(bed.store.take(Kind::Session, "moved-spent").await.unwrap(), Taken::Spent(_)));
     assert_eq!(bed.put("moved-grave", 0, "back").await, Put::Conflict);
-    assert!(bed.store.tombstones(Kind::Session).await.unwrap().contains(&"moved-grave".to_owned()));
+    let tombstones = bed.store.tombstones(Kind::Session).await.unwrap();
+    assert!(tombstones.contains(&"moved-grave".to_owned()) && tombstones.contains(&"moved-a".to_owned()));
 }
 
 pub(crate) async fn connect_begins_and_replaces(bed: Bed) {

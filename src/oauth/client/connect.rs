@@ -17,12 +17,15 @@ use super::register::{RegisterError, Registration};
 use super::token::{self, Outcome, Presented, TokenResponse};
 use super::{Connector, connection_key, issuer_key};
 use crate::config::{Credential, OauthCredential};
+use crate::outbound::AddressPolicy;
 use crate::route::{Route, Table};
 use crate::seal;
 use crate::store::record::{RecordError, Take, Tokens, Typed};
 use crate::store::{Kind, State};
 
 const PENDING_TTL: Duration = Duration::from_secs(600);
+/// How long a disconnection is remembered: longer than anything that was under way.
+const DISCONNECTED: Duration = Duration::from_secs(24 * 3600);
 /// How long a connection is kept that nobody uses. Every refresh begins it anew.
 pub(super) const CONNECTION_TTL: Duration = Duration::from_secs(400 * 24 * 3600);
 
@@ -230,6 +233,31 @@ impl Connector {
         Ok(Completed { resume: pending.resume, outcome })
     }
 
+    /// Ends a user's connection for good, here first and then, as far as it can be done, at the authorization server.
+    /// Says whether there was one.
+    pub async fn disconnect(
+        &self,
+        user: &str,
+        route: &str,
+        policy: &AddressPolicy,
+    ) -> Result<bool, RecordError> {
+        let key = connection_key(user, route);
+        let found = match self.records.connection(&key).await {
+            Err(RecordError::Unreadable) => None,
+            found => found?,
+        };
+        // Also where there is none: one may be on its way.
+        self.records.disconnect(&key, DISCONNECTED).await?;
+        tracing::info!(target: "audit", event = "disconnect", user, route);
+        let Some((_, tokens)) = found else {
+            return Ok(false);
+        };
+        if let Ok(Some(registration)) = self.records.get::<Registration>(&tokens.registration).await {
+            token::revoke(&self.outbound, policy, &registration.value, &tokens).await;
+        }
+        Ok(true)
+    }
+
     async fn redeem(
         &self,
         route: &Route,
@@ -302,5 +330,7 @@ fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens
         token_endpoint: discovered.server.token_endpoint.clone(),
         revocation_endpoint: discovered.server.revocation_endpoint.clone(),
         registration: pending.registration_key.clone(),
+        user: pending.user.clone(),
+        route: pending.route.clone(),
     }
 }

@@ -61,6 +61,8 @@ fn tokens(access: &str) -> Tokens {
         token_endpoint: "https://as.example/token".to_owned(),
         revocation_endpoint: None,
         registration: "r".to_owned(),
+        user: "alice".to_owned(),
+        route: "demo".to_owned(),
     }
 }
 

@@ -1,0 +1,185 @@
+//! The commands that work on what is kept: on a shared store beside the running instances, on the embedded one while
+//! Postern is stopped.
+use std::fmt::Write as _;
+use std::process::ExitCode;
+
+use super::{failed, println};
+use crate::clock::Clock;
+use crate::config::{self, Config};
+use crate::oauth::server::token_keys;
+use crate::outbound::AddressPolicy;
+use crate::server::foundation::Foundation;
+use crate::store::embedded::{Embedded, FILE_NAME, OpenError};
+use crate::store::migrate::migrate as copy;
+use crate::store::record::RecordError;
+use crate::store::{Kind, State};
+
+/// Runs `work` on the opened parts and says how it ended.
+fn on_store<E: ToString>(
+    config: &Config,
+    work: impl AsyncFnOnce(&Foundation) -> Result<(String, bool), E>,
+) -> ExitCode {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error.to_string()),
+    };
+    let done = Foundation::lay(config, false, None).map_err(|error| error.to_string());
+    let done = done.and_then(|parts| runtime.block_on(work(&parts)).map_err(|error| error.to_string()));
+    match done {
+        Ok((text, true)) => println(&text),
+        Ok((text, false)) => {
+            println(&text);
+            ExitCode::FAILURE
+        }
+        Err(error) => failed(&error),
+    }
+}
+
+/// `postern validate --online`
+pub fn check(config: &Config) -> ExitCode {
+    let file = config.server.data_dir.join(FILE_NAME);
+    if matches!(config.store, config::Store::Embedded) {
+        if !file.exists() {
+            return println(&format!("store is fine: embedded, {} will be made", file.display()));
+        }
+        if let Err(OpenError::InUse { .. }) = Embedded::open(&config.server.data_dir, Clock::system()) {
+            return println("store is fine: embedded, in use by a running Postern");
+        }
+    }
+    on_store(config, async |parts| {
+        let store = parts.records.store();
+        store.ready().await.map_err(|error| error.to_string())?;
+        for kind in Kind::ALL {
+            store.tombstones(kind).await.map_err(|error| error.to_string())?;
+        }
+        let keys = token_keys::count(&parts.records).await.map_err(|error| error.to_string())?;
+        let used = parts.records.count_by_key().await.map_err(|error| error.to_string())?;
+        let known = parts.records.sealer().key_ids();
+        let lost: usize = used.iter().filter(|(id, _)| !known.contains(id)).map(|(_, records)| records).sum();
+        let name = match config.store {
+            config::Store::Embedded => "embedded",
+            config::Store::Redis(_) => "redis",
+        };
+        let mut text = format!("store is fine: {name}, {} record(s)", used.values().sum::<usize>());
+        if keys == 0 {
+            text.push_str(", new");
+        }
+        if lost > 0 {
+            let _ = write!(
+                text,
+                "\n{lost} record(s) are sealed with a key that is not in sealing_keys: give it back, or those users sign in again"
+            );
+        }
+        Ok::<_, String>((text, lost == 0))
+    })
+}
+
+/// `postern keys list`
+pub fn list_keys(config: &Config) -> ExitCode {
+    on_store(config, async |parts| {
+        let used = parts.records.count_by_key().await?;
+        let known = parts.records.sealer().key_ids();
+        let mut text = String::new();
+        for (position, id) in known.iter().enumerate() {
+            let role = if position == 0 { "seals" } else { "opens" };
+            let _ = writeln!(text, "{id}\t{role}\t{} record(s)", used.get(id).copied().unwrap_or(0));
+        }
+        for (id, records) in used.iter().filter(|(id, _)| !known.contains(id)) {
+            let _ = writeln!(text, "{id}\tmissing\t{records} record(s)");
+        }
+        let count = token_keys::count(&parts.records).await.unwrap_or(0);
+        let _ = write!(text, "access tokens\t{count} key(s)");
+        Ok::<_, RecordError>((text, true))
+    })
+}
+
+/// `postern keys rotate`
+pub fn rotate_keys(config: &Config) -> ExitCode {
+    on_store(config, async |parts| {
+        let resealed = parts.records.reseal_all().await?;
+        let first = parts.records.sealer().key_ids().into_iter().next().unwrap_or_default();
+        let left: usize =
+            resealed.by_key.iter().filter(|(id, _)| **id != first).map(|(_, count)| count).sum();
+        let mut text = format!("{} record(s) moved under {first}, {left} left", resealed.moved);
+        for (id, count) in resealed.by_key.iter().filter(|(id, _)| **id != first) {
+            let _ = write!(text, "\n{id}\t{count} record(s)");
+        }
+        if resealed.unreadable > 0 {
+            let _ = write!(text, "\n{} cannot be read: those users sign in again", resealed.unreadable);
+        }
+        Ok::<_, RecordError>((text, left == 0))
+    })
+}
+
+/// `postern keys rotate --access-tokens`
+pub fn rotate_access_tokens(config: &Config) -> ExitCode {
+    on_store(config, async |parts| {
+        token_keys::rotate(&parts.records, parts.clock.now()).await?;
+        let text = "a new key for access tokens takes over within seconds; the old ones still open theirs";
+        Ok::<_, token_keys::KeysError>((text.to_owned(), true))
+    })
+}
+
+/// `postern store migrate`
+pub fn migrate(from: &Config, to: &Config) -> ExitCode {
+    on_store(from, async |source| {
+        let target = Foundation::lay(to, false, None).map_err(|error| error.to_string())?;
+        let (source, target) = (source.records.store(), target.records.store());
+        let migrated = copy(source.as_ref(), target.as_ref()).await.map_err(|error| error.to_string())?;
+        let mut text = format!("{} record(s) copied", migrated.copied);
+        for (kind, (in_source, in_target)) in &migrated.counts {
+            let _ = write!(text, "\n{kind}\t{in_source} in the source, {in_target} of them in the target");
+        }
+        Ok::<_, String>((text, migrated.is_complete()))
+    })
+}
+
+/// `postern connections list`
+pub fn list_connections(config: &Config, user: Option<&str>) -> ExitCode {
+    on_store(config, async |parts| {
+        let mut lines = Vec::new();
+        for (key, _) in parts.records.store().scan(Kind::Connection).await.map_err(RecordError::from)? {
+            let (connection, tokens) = match parts.records.connection(&key).await {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(RecordError::Unreadable) => {
+                    lines.push(format!("?\t{}\tunreadable", key.get(..12).unwrap_or(&key)));
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
+            if user.is_some_and(|user| user != tokens.user) {
+                continue;
+            }
+            let state = match connection.state {
+                State::Active => "connected",
+                State::Refreshing => "refreshing",
+                State::Ambiguous => "answer missing",
+                State::NeedsReauth => "user has to sign in again",
+            };
+            lines.push(format!("{}\t{}\t{state}\t{}", tokens.user, tokens.route, tokens.issuer));
+        }
+        lines.sort();
+        let text = if lines.is_empty() { "no connections".to_owned() } else { lines.join("\n") };
+        Ok::<_, RecordError>((text, true))
+    })
+}
+
+/// `postern connections disconnect`
+pub fn disconnect(config: &Config, user: &str, route: &str) -> ExitCode {
+    let Some(found) = config.routes.iter().find(|known| known.name == route) else {
+        return failed(&format!("there is no route {route} in the configuration"));
+    };
+    on_store(config, async |parts| {
+        let was_there = parts
+            .connector
+            .disconnect(user, &found.name, &AddressPolicy::allowing(found.upstream.private_hosts()))
+            .await?;
+        let text = match was_there {
+            true => format!("{user} is disconnected from {route}"),
+            false => format!("{user} was not connected to {route}; nothing under way connects them"),
+        };
+        Ok::<_, RecordError>((text, true))
+    })
+}
