@@ -66,6 +66,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
     let parts = parts::build(config, admin_address)?;
+    let signals = shutdown::Signals::listen().map_err(|error| StartError::Other(format!("signals: {error}")))?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
@@ -105,7 +106,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
             Admin::new(socket, metrics, authority.records.store().clone(), draining, parts.in_flight);
         server.add_service(background_service("admin", endpoints));
     }
-    server.run(RunArgs { shutdown_signal: Box::new(shutdown::Signals) });
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
     flush.now();
     Ok(())
 }

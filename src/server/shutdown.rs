@@ -1,4 +1,5 @@
 //! The end. Pingora sleeps its whole grace period whatever happens, so this leaves as soon as nothing is under way.
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::server::{ExecutionPhase, ShutdownSignal, ShutdownSignalWatch};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::broadcast;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{broadcast, oneshot};
 use tracing_appender::non_blocking::WorkerGuard;
 
 use crate::telemetry::InFlight;
@@ -29,27 +30,51 @@ impl Flush {
 }
 
 /// SIGTERM and SIGQUIT drain, SIGINT ends at once; SIGHUP, which would end it without a word, is answered in the log.
-pub struct Signals;
+///
+/// Heard from [`Signals::listen`] on: Pingora asks only once everything is up, and a signal that came between the first
+/// answer and that moment would end the process as if nobody had caught it.
+pub struct Signals(Mutex<Option<oneshot::Receiver<ShutdownSignal>>>);
+
+impl Signals {
+    /// From here on no signal ends the process by itself. What comes before Pingora asks is kept for it.
+    pub fn listen() -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let kinds =
+            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [terminate, quit, interrupt, hangup] = kinds.map(signal);
+        let streams = [terminate?, quit?, interrupt?, hangup?];
+        drop(inside);
+        let (told, asked) = oneshot::channel();
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            told.send(runtime.block_on(first(streams))).ok();
+        })?;
+        Ok(Self(Mutex::new(Some(asked))))
+    }
+}
+
+/// The first signal that ends the process.
+async fn first([mut terminate, mut quit, mut interrupt, mut hangup]: [Signal; 4]) -> ShutdownSignal {
+    let (name, kind) = loop {
+        tokio::select! {
+            _ = terminate.recv() => break ("SIGTERM", ShutdownSignal::GracefulTerminate),
+            _ = quit.recv() => break ("SIGQUIT", ShutdownSignal::GracefulTerminate),
+            _ = interrupt.recv() => break ("SIGINT", ShutdownSignal::FastShutdown),
+            _ = hangup.recv() => tracing::warn!("SIGHUP: a running process does not read its configuration again; restart it"),
+        }
+    };
+    tracing::info!(signal = name, "stopping");
+    kind
+}
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let kinds =
-            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt(), SignalKind::hangup()];
-        let [Ok(mut terminate), Ok(mut quit), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
-            tracing::error!("signals cannot be received: the process can only be killed");
-            return std::future::pending().await;
-        };
-        let (name, kind) = loop {
-            tokio::select! {
-                _ = terminate.recv() => break ("SIGTERM", ShutdownSignal::GracefulTerminate),
-                _ = quit.recv() => break ("SIGQUIT", ShutdownSignal::GracefulTerminate),
-                _ = interrupt.recv() => break ("SIGINT", ShutdownSignal::FastShutdown),
-                _ = hangup.recv() => tracing::warn!("SIGHUP: a running process does not read its configuration again; restart it"),
-            }
-        };
-        tracing::info!(signal = name, "stopping");
-        kind
+        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match asked {
+            Some(asked) => asked.await.unwrap_or(ShutdownSignal::GracefulTerminate),
+            None => std::future::pending().await,
+        }
     }
 }
 
