@@ -54,9 +54,11 @@ pub fn run(config: Config) -> Result<(), StartError> {
     rustls::crypto::ring::default_provider().install_default().ok();
     let bound = listeners::bind(&config.server)?;
     let tls = tls::certificates(&config.server);
+    let drain_timeout = config.server.drain_timeout;
     let conf = ServerConf {
         threads: config.server.threads,
-        grace_period_seconds: Some(config.server.drain_timeout.as_millis().div_ceil(1000) as u64),
+        // Whole seconds, so never the first to end.
+        grace_period_seconds: Some(drain_timeout.as_secs() + 1),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         upgrade_sock: config.server.data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
@@ -72,7 +74,8 @@ pub fn run(config: Config) -> Result<(), StartError> {
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let flush = Flush::new(parts.flush);
-    let draining = shutdown::watch(server.watch_execution_phase(), parts.in_flight.clone(), flush.clone());
+    let draining =
+        shutdown::watch(server.watch_execution_phase(), parts.in_flight.clone(), drain_timeout, flush.clone());
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     let gateway = parts.gateway;

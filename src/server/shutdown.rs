@@ -1,4 +1,5 @@
-//! The end. Pingora sleeps its whole grace period whatever happens, so this leaves as soon as nothing is under way.
+//! The end. Pingora sleeps its whole grace period whatever happens, and counts it in whole seconds, so this leaves as
+//! soon as nothing is under way, and at the drain timeout in any case.
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -78,11 +79,12 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
-/// Tells systemd when we serve and when we stop, and ends the process once everything in flight is done. Returns a
-/// flag that is true from the moment of stopping on.
+/// Tells systemd when we serve and when we stop, and ends the process once everything in flight is done, or after
+/// `drain_timeout`. Returns a flag that is true from the moment of stopping on.
 pub fn watch(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     in_flight: InFlight,
+    drain_timeout: Duration,
     flush: Flush,
 ) -> Arc<AtomicBool> {
     let draining = Arc::new(AtomicBool::new(false));
@@ -97,9 +99,7 @@ pub fn watch(
                 }
                 Ok(ExecutionPhase::ShutdownGracePeriod) => {
                     flag.store(true, Ordering::Relaxed);
-                    while in_flight.count() > 0 {
-                        std::thread::sleep(POLL);
-                    }
+                    drain(&in_flight, drain_timeout);
                     end(&flush);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -108,6 +108,19 @@ pub fn watch(
         }
     });
     draining
+}
+
+/// Returns when nothing is under way any more, or the time is over.
+fn drain(in_flight: &InFlight, mut left: Duration) {
+    while in_flight.count() > 0 {
+        if left.is_zero() {
+            tracing::warn!(under_way = in_flight.count(), "the drain timeout is over: what is left is cut");
+            return;
+        }
+        let pause = POLL.min(left);
+        std::thread::sleep(pause);
+        left -= pause;
+    }
 }
 
 fn tell(state: &[NotifyState<'_>]) {
