@@ -68,14 +68,19 @@ pub fn run(config: Config) -> Result<(), StartError> {
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
     let parts = parts::build(config, admin_address)?;
-    let signals = shutdown::Signals::listen().map_err(|error| StartError::Other(format!("signals: {error}")))?;
+    let signals =
+        shutdown::Signals::listen().map_err(|error| StartError::Other(format!("signals: {error}")))?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let flush = Flush::new(parts.flush);
-    let draining =
-        shutdown::watch(server.watch_execution_phase(), parts.in_flight.clone(), drain_timeout, flush.clone());
+    let draining = shutdown::watch(
+        server.watch_execution_phase(),
+        parts.in_flight.clone(),
+        drain_timeout,
+        flush.clone(),
+    );
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     let gateway = parts.gateway;
