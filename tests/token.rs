@@ -28,6 +28,7 @@ use support::gateway::{Builder, Gateway, PASSWORD_HASH, Route};
 use support::mcp::McpAnswer;
 use support::params::{Params, Pkce};
 use support::upstream::Upstream;
+use tower::ServiceExt;
 
 /// Within this a revoked access token is dead everywhere.
 const SOON: Duration = Duration::from_secs(1);
@@ -659,14 +660,19 @@ struct Later {
 
 impl Later {
     fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(configure: impl FnOnce(&mut serde_json::Value)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let text = json!({
+        let mut text = json!({
             "server": {"public_url": "https://gw.example", "listen": ["127.0.0.1:0"], "data_dir": directory.path()},
             "login": {"local": {"users": [{"username": "alice", "password_hash": PASSWORD_HASH}]}},
             "oauth_server": {"access_token_ttl": "10m", "refresh_token_ttl": "1h", "refresh_replay_window": "30s"},
             "routes": [{"name": "demo", "path": "/demo", "upstream": {"url": "https://up.example/mcp"},
                 "credential": {"kind": "none"}}],
         });
+        configure(&mut text);
         let config = postern::config::parse(&text.to_string(), "test", &postern::config::Process);
         let config = config.unwrap_or_else(|report| panic!("{report}"));
         let clock = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
@@ -795,4 +801,37 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
     later.pass(1);
     let gone = decide(authority, &snapshot, &browser, &too_late, Decision::Allow).await;
     assert_eq!(gone, Err(ConsentError::Gone));
+}
+
+// === one snapshot ===
+
+#[tokio::test]
+async fn a_local_request_is_answered_on_the_snapshot_it_came_with() {
+    let later = Later::new();
+    let taken = Later::with(|text| {
+        text["server"]["public_url"] = json!("https://taken.example");
+        text["oauth_server"] = json!({"clients": {"dcr": {"enabled": false}}});
+    });
+    let router = postern::web::router(Arc::new(later.authority), Arc::new(Metrics::new().unwrap()));
+    let about = postern::web::About {
+        snapshot: taken.authority.snapshot(),
+
+        authority: "taken.example".into(),
+        client: None,
+    };
+    let ask = async |method: &str, path: &str, kind: &str, body: String| {
+        let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
+        let request = request.extension(about.clone()).body(axum::body::Body::from(body)).unwrap();
+        let answer = router.clone().oneshot(request).await.unwrap();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&body).unwrap()
+    };
+    for name in ["oauth-authorization-server", "openid-configuration"] {
+        let document = ask("GET", &format!("/.well-known/{name}"), "-", String::new()).await;
+        assert_eq!(document["issuer"], "https://taken.example");
+    }
+    let document = ask("GET", "/.well-known/oauth-protected-resource/demo", "-", String::new()).await;
+    assert_eq!(document["resource"], "https://taken.example/demo");
+    let refused = ask("POST", "/oauth/register", "application/json", "{}".into()).await;
+    assert_eq!(refused["error"], "access_denied");
 }
