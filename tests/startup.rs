@@ -393,6 +393,33 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[tokio::test]
+async fn trusted_certificates_are_written_as_one_private_file() {
+    let files = Files::new();
+    let ca_files = [files.write("ca.crt", &certificate(&["a.test"]).0)];
+    let upstream = Upstream::open().await;
+    let mut gateway = Gateway::builder()
+        .with("outbound.ca_files", json!(ca_files))
+        .route(Route::open("open", &upstream))
+        .start()
+        .await;
+    let bundle = gateway.data_dir().join("ca-bundle.pem");
+    let written = std::fs::read_to_string(&bundle).unwrap();
+    assert!(written.ends_with("-----END CERTIFICATE-----\n"));
+    assert_eq!(mode(&bundle), 0o600);
+    // One that an earlier version left readable, or that was cut off, is replaced.
+    gateway.stop().await;
+    std::fs::write(&bundle, "-----BEGIN").unwrap();
+    std::fs::set_permissions(&bundle, std::fs::Permissions::from_mode(0o644)).unwrap();
+    gateway.restart().await;
+    assert_eq!(std::fs::read_to_string(&bundle).unwrap(), written);
+    assert_eq!(mode(&bundle), 0o600);
+    let names = std::fs::read_dir(gateway.data_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["ca-bundle.pem", "postern.redb", "sealing.key"]);
+}
+
+#[tokio::test]
 async fn every_fixed_key_name_is_known() {
     let files = Files::new();
     let ended = validate(&files.write("full.yaml", FULL)).await;
