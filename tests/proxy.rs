@@ -18,6 +18,7 @@ use support::raw::{RawConnection, RawResponse, exchange};
 use support::received::{Received, Requests};
 use support::script::Answer;
 use support::server::Server;
+use support::tls_server::TlsServer;
 use support::upstream::Upstream;
 use support::{CANARY, PATIENCE, secret, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -725,6 +726,38 @@ async fn an_upstream_that_refuses_what_is_configured_is_a_bad_gateway() {
 }
 
 // === upstream trouble ===
+
+#[tokio::test]
+async fn an_https_upstream_is_trusted_by_its_certificate_or_told_nothing() {
+    let key = secret("key");
+    let files = tempfile::tempdir().unwrap();
+    let before = async |upstream: &TlsServer, trusted: &[&TlsServer]| {
+        let ca_files = trusted.iter().enumerate().map(|(index, server)| {
+            let path = files.path().join(format!("{}-{index}.pem", server.url.replace('/', "_")));
+            std::fs::write(&path, &server.certificate).unwrap();
+            path
+        });
+        let credential = json!({"kind": "header", "name": "x-key", "value": {"env": "UPSTREAM_KEY"}});
+        let builder = Gateway::builder()
+            .route(Route::to("demo", &upstream.url, credential))
+            .env("UPSTREAM_KEY", &key)
+            .with("outbound.ca_files", json!(ca_files.collect::<Vec<_>>()));
+        Bench::start(builder).await.call().post(CALL).await
+    };
+    let (good, other) = (TlsServer::start("localhost"), TlsServer::start("localhost"));
+    let misnamed = TlsServer::start("other.test");
+    let answer = before(&good, &[&other, &good]).await;
+    assert_eq!((answer.status, answer.json()["result"].is_object()), (200, true), "{}", answer.body);
+    assert!(good.received().contains(&key) && good.received().contains(CALL));
+
+    for (upstream, trusted) in [(&other, &[][..]), (&other, &[&good]), (&misnamed, &[&misnamed])] {
+        let connections = upstream.connections();
+        let answer = before(upstream, trusted).await;
+        assert_eq!(answer.status, 502, "{}", answer.body);
+        assert!(upstream.connections() > connections, "it was tried");
+        assert_eq!(upstream.received(), "");
+    }
+}
 
 #[tokio::test]
 async fn an_upstream_that_is_down_is_502_and_comes_back() {

@@ -28,6 +28,7 @@ pub mod raw;
 pub mod received;
 pub mod script;
 pub mod server;
+pub mod tls_server;
 pub mod token_endpoint;
 pub mod upstream;
 
