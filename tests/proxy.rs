@@ -1006,7 +1006,7 @@ async fn http_1_0_is_answered_and_closed() {
         assert_eq!(answer.status, status, "{line}");
         assert_ne!(answer.header("connection"), Some("keep-alive"), "{line}");
         assert_eq!(answer.header("transfer-encoding"), None, "{line}");
-        connection.closed(SOON).await;
+        connection.closed(PATIENCE).await;
     }
     let both = bench
         .raw(format!("POST /demo HTTP/1.0\r\n{}transfer-encoding: chunked\r\n\r\n0\r\n\r\n", bench.lines()))
@@ -1026,7 +1026,7 @@ async fn h2c_is_off_and_short_requests_are_answered_at_once() {
     // Shorter than the preface of HTTP/2: such a listener would wait for the rest of it.
     for (short, status) in [("GET / HTTP/1.0\r\n\r\n", 400), ("GET /x HTTP/1.1\r\n\r\n", 400)] {
         assert!(short.len() < 24);
-        let answer = exchange(bench.gateway.address, short, SOON).await.unwrap();
+        let answer = exchange(bench.gateway.address, short, PATIENCE).await.unwrap();
         assert_eq!(answer.status, status, "{short:?}");
     }
 }

@@ -13,12 +13,13 @@ pub mod registration;
 #[cfg(test)]
 mod stub;
 pub mod token;
+mod turn;
 
 use std::sync::Arc;
 
 use dashmap::{DashMap, DashSet};
 use data_encoding::BASE32_NOPAD;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::watch;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -38,8 +39,8 @@ pub struct Connector {
     origin: String,
     is_https: bool,
     client_metadata_url: Option<String>,
-    /// One registration at a time per identity wanted at an issuer: as many as the configuration and the upstreams name.
-    registering: DashMap<String, Arc<Mutex<()>>>,
+    /// One registration at a time per identity wanted at an issuer.
+    registering: turn::Turns,
     /// Grants whose last call met an upstream challenge in this process.
     met: DashSet<Box<str>>,
     /// Refreshes under way in this process, by connection.
@@ -66,7 +67,7 @@ impl Connector {
             origin: config.server.public_url.origin().to_owned(),
             is_https: config.server.public_url.is_https(),
             client_metadata_url: config.oauth_client.client_metadata_url.clone(),
-            registering: DashMap::new(),
+            registering: turn::Turns::default(),
             met: DashSet::new(),
             refreshing: DashMap::new(),
         }
