@@ -672,6 +672,18 @@ async fn a_step_up_is_asked_for_here_and_fetched_there() {
 }
 
 #[tokio::test]
+async fn a_call_that_goes_through_after_a_restart_settles_the_challenge() {
+    let upstream = Upstream::start().await;
+    upstream.set(|script| drop(script.tool_scopes.insert("echo".into(), "files:write".into())));
+    let mut rig = Connected::at(upstream).await;
+    assert_eq!(rig.call().tool("echo", json!({})).await.status, 403);
+    rig.gateway.restart().await;
+    assert_eq!(rig.whoami().await.status, 200);
+    rig.tokens = rig.client.refresh(&rig.tokens.refresh_token).await.tokens();
+    assert_eq!(rig.whoami().await.status, 200);
+}
+
+#[tokio::test]
 async fn sr_cl_14_a_step_up_is_not_lost_in_a_refresh() {
     let upstream = Upstream::start().await;
     upstream.set(|script| {

@@ -41,8 +41,8 @@ pub struct Connector {
     client_metadata_url: Option<String>,
     /// One registration at a time per identity wanted at an issuer.
     registering: turn::Turns,
-    /// Grants whose last call met an upstream challenge in this process.
-    met: DashSet<Box<str>>,
+    /// Grants of which this process knows that no upstream challenge is open.
+    settled: DashSet<Box<str>>,
     /// Refreshes under way in this process, by connection.
     refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
 }
@@ -68,7 +68,7 @@ impl Connector {
             is_https: config.server.public_url.is_https(),
             client_metadata_url: config.oauth_client.client_metadata_url.clone(),
             registering: turn::Turns::default(),
-            met: DashSet::new(),
+            settled: DashSet::new(),
             refreshing: DashMap::new(),
         }
     }
