@@ -15,6 +15,8 @@ use tracing_appender::non_blocking::WorkerGuard;
 use crate::telemetry::InFlight;
 
 const POLL: Duration = Duration::from_millis(10);
+/// An answer over HTTP/2 is written by its connection, a moment after the request that made it has ended.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// Writes out the rest of the access log: whichever way the process ends.
 #[derive(Clone)]
@@ -110,16 +112,21 @@ pub fn watch(
     draining
 }
 
-/// Returns when nothing is under way any more, or the time is over.
+/// Returns when nothing has been under way for a moment, or the time is over.
 fn drain(in_flight: &InFlight, mut left: Duration) {
-    while in_flight.count() > 0 {
+    let mut quiet = Duration::ZERO;
+    while quiet < LINGER {
+        let under_way = in_flight.count();
         if left.is_zero() {
-            tracing::warn!(under_way = in_flight.count(), "the drain timeout is over: what is left is cut");
+            if under_way > 0 {
+                tracing::warn!(under_way, "the drain timeout is over: what is left is cut");
+            }
             return;
         }
         let pause = POLL.min(left);
         std::thread::sleep(pause);
         left -= pause;
+        quiet = if under_way == 0 { quiet + pause } else { Duration::ZERO };
     }
 }
 
