@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::mcp::McpRequest;
+use super::port::Port;
 use super::process::{Output, PROGRAM, Process};
 use super::upstream::Upstream;
-use super::{PATIENCE, eventually, eventually_some, http_client};
+use super::{PATIENCE, eventually, http_client};
 
 /// The hash of `pw`, as in the smallest configuration of the manual.
 pub const PASSWORD_HASH: &str =
@@ -112,8 +113,8 @@ impl Builder {
     /// Writes the configuration and takes a port, but starts nothing.
     pub fn prepare(self) -> Gateway {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
-        let address = listener.local_addr().expect("address");
+        let port = Port::take();
+        let (listener, address) = (port.listen(), port.address());
         let public_url = match self.tls {
             true => format!("https://localhost:{}", address.port()),
             false => format!("http://{address}"),
@@ -158,6 +159,7 @@ impl Builder {
             output: Output::default(),
             directory,
             environment: self.environment,
+            port,
             listener: Some(listener),
             process: None,
             started_at_line: 0,
@@ -185,6 +187,8 @@ pub struct Gateway {
     pub output: Output,
     directory: TempDir,
     environment: Vec<(String, String)>,
+    /// Keeps the address between two starts.
+    port: Port,
     listener: Option<TcpListener>,
     /// Lines before this one belong to earlier starts.
     started_at_line: usize,
@@ -302,9 +306,7 @@ impl Gateway {
         if self.process.is_some() {
             self.stop().await;
         }
-        let address = self.address;
-        let again = eventually_some(PATIENCE, || async move { TcpListener::bind(address).ok() }).await;
-        self.listener = Some(again);
+        self.listener = Some(self.port.listen_again().await);
         self.spawn();
         self.ready().await;
     }

@@ -23,6 +23,7 @@ pub mod mcp_server;
 pub mod node;
 pub mod page;
 pub mod params;
+pub mod port;
 pub mod process;
 pub mod raw;
 pub mod received;
