@@ -161,6 +161,13 @@ impl Bench {
     }
 }
 
+/// A port on which nobody listens as long as this lives.
+pub fn nobody() -> tokio::net::TcpSocket {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket
+}
+
 pub fn outbound() -> Outbound {
     Outbound::new(Settings::default()).unwrap()
 }
