@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use dashmap::DashMap;
 use http::{HeaderMap, header};
 
-use crate::oauth::server::access_token::{Keys, OpenError, Opened};
+use crate::oauth::server::access_token::{Keys, OpenError, Opened, PREFIX};
 
 /// Who is calling, proven by a token of ours. Only [`authenticate`] makes one.
 pub struct Caller {
@@ -21,9 +21,10 @@ pub enum AuthnError {
     /// No credential at all: the challenge carries no error (RFC 6750 §3.1).
     #[error("no access token")]
     Missing,
-    /// Two credentials, or one that is not a single bearer token.
+    /// Two credentials: nobody can say which of them counts (RFC 6750 §3.1).
     #[error("malformed authorization header")]
     Malformed,
+    /// One bearer token that is none of ours, whatever it is made of.
     #[error("access token is not valid")]
     Invalid,
     #[error("access token has expired")]
@@ -56,14 +57,15 @@ pub fn authenticate(
     if values.next().is_some() {
         return Err(AuthnError::Malformed);
     }
-    let value = value.to_str().map_err(|_| AuthnError::Malformed)?;
-    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
+    // Bytes that are no text are no part of a token either, but they do not hide what kind of credential this is.
+    let value = String::from_utf8_lossy(value.as_bytes());
+    let (scheme, token) = value.split_once(' ').unwrap_or((&value, ""));
     // Another scheme is no credential for us, so the answer is where to get one.
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(AuthnError::Missing);
     }
     let token = token.trim_matches(' ');
-    if token.contains([' ', ',']) {
+    if has_second_credential(token) {
         return Err(AuthnError::Malformed);
     }
     let token = keys.open(token, now).map_err(|error| match error {
@@ -72,6 +74,13 @@ pub fn authenticate(
         OpenError::NotReady => AuthnError::NotReady,
     })?;
     if revoked.contains(token.grant()) { Err(AuthnError::Revoked) } else { Ok(Caller { token }) }
+}
+
+/// Whether another credential follows in the same header. Space and comma alone do not say so: a token that was
+/// damaged on the way may contain either.
+fn has_second_credential(token: &str) -> bool {
+    let mut others = token.split([' ', ',']).skip(1);
+    others.any(|other| other.starts_with(PREFIX) || other.eq_ignore_ascii_case("bearer"))
 }
 
 // === impl Caller ===
@@ -126,18 +135,26 @@ mod tests {
     use http::HeaderValue;
     use std::time::{Duration, UNIX_EPOCH};
 
-    fn judge(values: &[&str], revoked: &Revoked) -> Result<Caller, AuthnError> {
+    fn now() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000)
+    }
+
+    fn keys_and_token() -> (Keys, String) {
         let keys = Keys::new(&[[3; 32]]).unwrap();
-        let now = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
         let claims = Claims {
             audience: "r",
             grant: "g",
             subject: "alice",
             client: "c",
             scope: "mcp:access x",
-            expires_at: now + Duration::from_secs(5),
+            expires_at: now() + Duration::from_secs(5),
         };
-        let token = keys.seal(&claims, now).unwrap();
+        let token = keys.seal(&claims, now()).unwrap();
+        (keys, token)
+    }
+
+    fn judge(values: &[&str], revoked: &Revoked) -> Result<Caller, AuthnError> {
+        let (keys, token) = keys_and_token();
         let mut headers = HeaderMap::new();
         for value in values {
             headers.append(
@@ -145,7 +162,7 @@ mod tests {
                 HeaderValue::from_str(&value.replace("TOKEN", &token)).unwrap(),
             );
         }
-        authenticate(&headers, &keys, revoked, now)
+        authenticate(&headers, &keys, revoked, now())
     }
 
     #[test]
@@ -163,15 +180,38 @@ mod tests {
     fn anything_else_is_not() {
         let none = Revoked::default();
         assert_eq!(judge(&[], &none).err(), Some(AuthnError::Missing));
-        for two in [&["Bearer TOKEN", "Bearer TOKEN"][..], &["Bearer TOKEN, Bearer TOKEN"]] {
+        for two in [
+            &["Bearer TOKEN", "Bearer TOKEN"][..],
+            &["Bearer TOKEN, Bearer TOKEN"],
+            &["Bearer TOKEN,TOKEN"],
+            &["Bearer TOKEN TOKEN"],
+            &["Bearer x,bearer y"],
+        ] {
             assert_eq!(judge(two, &none).err(), Some(AuthnError::Malformed), "{two:?}");
         }
-        for invalid in ["Bearer xTOKEN", "Bearer", "Bearer "] {
-            assert_eq!(judge(&[invalid], &none).err(), Some(AuthnError::Invalid));
+        for invalid in ["Bearer xTOKEN", "Bearer", "Bearer ", "Bearer TOKEN,", "Bearer a,b c"] {
+            assert_eq!(judge(&[invalid], &none).err(), Some(AuthnError::Invalid), "{invalid}");
         }
         for other in ["Basic TOKEN", "TOKEN"] {
             assert_eq!(judge(&[other], &none).err(), Some(AuthnError::Missing));
         }
+    }
+
+    #[test]
+    fn a_token_with_any_bit_flipped_is_invalid() {
+        let (keys, token) = keys_and_token();
+        let mut flips = 0;
+        for bit in 0..token.len() * 8 {
+            let mut bytes = format!("Bearer {token}").into_bytes();
+            bytes["Bearer ".len() + bit / 8] ^= 1 << (bit % 8);
+            // Control characters are no header at all.
+            let Ok(value) = HeaderValue::from_bytes(&bytes) else { continue };
+            let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
+            let refused = authenticate(&headers, &keys, &Revoked::default(), now()).err();
+            assert_eq!(refused, Some(AuthnError::Invalid), "bit {bit}");
+            flips += 1;
+        }
+        assert!(flips > token.len() * 6);
     }
 
     #[test]

@@ -82,6 +82,11 @@ fn violations(sources: &[Source]) -> Vec<String> {
         if names_pingora(&code) && !from.as_deref().is_some_and(|from| MAY_NAME_PINGORA.contains(&from)) {
             found.push(format!("{file}: names pingora off the ground floor"));
         }
+        // A request takes the snapshot once, and its handlers get it from there; `web::router` is built at start.
+        if path.first().is_some_and(|first| first == "web") && path.len() > 1 && code.contains(".snapshot()")
+        {
+            found.push(format!("{file}: takes a snapshot of its own; the request has one in `web::About`"));
+        }
         // The floor plan itself (lib.rs) and the mere directory (oauth) have no floor.
         let Some(from) = from else { continue };
         for target in imports(&code, &path, file == "main.rs").iter().filter_map(|target| module(target)) {
@@ -317,6 +322,7 @@ fn what_is_planted_is_found() {
         ("web/utils.rs", "", "named utils"),
         ("common/mod.rs", "", "named common"),
         ("web/pages.rs", &long, "401 lines"),
+        ("web/home.rs", "fn f() { web.authority.snapshot() }", "takes a snapshot of its own"),
     ];
     for (file, text, expected) in cases {
         let said = planted(&[(file, text)]);

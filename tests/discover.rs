@@ -18,6 +18,7 @@ use support::client::{Callback, Client, Tokens};
 use support::gate::Gate;
 use support::gateway::{Builder, Gateway, Route};
 use support::mcp::McpAnswer;
+use support::port::Port;
 use support::script::{AuthorizationScript, MetadataLocation, ServerMetadata};
 use support::server::Server;
 use support::upstream::Upstream;
@@ -611,8 +612,8 @@ async fn a_private_upstream_has_to_be_allowed_as_well() {
 #[tokio::test]
 async fn our_own_admin_address_is_never_asked() {
     let upstream = Upstream::start().await;
-    // A port that is free now; nobody is given it again so soon.
-    let admin = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let port = Port::take();
+    let admin = port.address();
     let to_admin = Route::to("admin", &format!("http://{admin}/metrics"), json!({"kind": "none"}));
     let builder = Gateway::builder()
         .with("server.admin", json!(admin.to_string()))

@@ -38,12 +38,20 @@ async fn validate_online_tries_the_store_and_says_what_is_wrong() {
     let fine = on(&gateway, &["validate", "--online"]).await;
     assert_eq!((fine.code, fine.stderr.as_str()), (Some(0), ""));
     assert!(fine.stdout.ends_with("store is fine: redis, 0 record(s), new"), "{}", fine.stdout);
-    assert_eq!(on(&gateway, &["validate"]).await.stdout.lines().count(), 1, "nothing is asked without --online");
+    assert_eq!(
+        on(&gateway, &["validate"]).await.stdout.lines().count(),
+        1,
+        "nothing is asked without --online"
+    );
 
     redis.cli(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]);
     let refused = on(&gateway, &["validate", "--online"]).await;
     assert_eq!(refused.code, Some(1));
-    assert!(refused.stderr.contains("maxmemory-policy is allkeys-lru, which throws grants away"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("maxmemory-policy is allkeys-lru, which throws grants away"),
+        "{}",
+        refused.stderr
+    );
     redis.cli(&["CONFIG", "SET", "maxmemory-policy", "noeviction"]);
     redis.cli(&["CONFIG", "SET", "maxmemory", "1"]);
     let refused = on(&gateway, &["validate", "--online"]).await;
@@ -56,7 +64,11 @@ async fn validate_online_tries_the_store_and_says_what_is_wrong() {
     instance.reconfigure("sealing_keys", other);
     let refused = on(&instance, &["validate", "--online"]).await;
     assert_eq!(refused.code, Some(1));
-    assert!(refused.stderr.contains("the sealing key is another one than the store was written with"), "{}", refused.stderr);
+    assert!(
+        refused.stderr.contains("the sealing key is another one than the store was written with"),
+        "{}",
+        refused.stderr
+    );
 
     redis.kill();
     let refused = on(&gateway, &["validate", "--online"]).await;
@@ -80,7 +92,11 @@ async fn an_embedded_store_moves_to_redis_and_back_and_nobody_signs_in_again() {
     let moved = on(&embedded, &["store", "migrate", "--to", to.to_str().unwrap()]).await;
     assert_eq!(moved.code, Some(0), "{}{}", moved.stdout, moved.stderr);
     assert!(moved.stdout.contains("grant\t2 in the source, 2 of them in the target"), "{}", moved.stdout);
-    assert!(moved.stdout.contains("connection\t1 in the source, 1 of them in the target"), "{}", moved.stdout);
+    assert!(
+        moved.stdout.contains("connection\t1 in the source, 1 of them in the target"),
+        "{}",
+        moved.stdout
+    );
     let again = on(&embedded, &["store", "migrate", "--to", to.to_str().unwrap()]).await;
     assert!(again.stdout.starts_with("0 record(s) copied\n"), "{}", again.stdout);
 
@@ -150,7 +166,8 @@ async fn a_disconnection_during_a_refresh_is_final() {
     let call = tokio::spawn(async move { call.tool("whoami", json!({})).await.status });
     gate.wait_for(1, PATIENCE).await;
     // The authorization server has made the next tokens and not answered yet.
-    let ended = on(&cluster.instances[1], &["connections", "disconnect", "--user", "alice", "--route", "demo"]).await;
+    let ended =
+        on(&cluster.instances[1], &["connections", "disconnect", "--user", "alice", "--route", "demo"]).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     gate.open();
     assert_eq!(call.await.unwrap(), 401);
@@ -205,7 +222,11 @@ async fn sealing_keys_change_without_a_restart_and_nothing_is_left_under_the_old
         instance.output.shows("\"seals\":\"k2\",\"opens\":0").await;
         assert_eq!(whoami(instance, &next).await, 200);
     }
-    assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 1, "nobody signed in again");
+    assert_eq!(
+        upstream.authorization.token_requests("authorization_code").len(),
+        1,
+        "nobody signed in again"
+    );
 
     // A configuration that is wrong changes nothing.
     cluster.instances[0].reconfigure("sealing_keys", json!([{"id": "k9", "file": "/nowhere"}]));

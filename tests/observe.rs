@@ -36,13 +36,14 @@ impl Metrics {
         found.map_or(0.0, |value| value.parse().unwrap())
     }
 
-    fn requests(&self, route: &str, class: &str, reason: &str) -> f64 {
-        self.value(&format!(r#"postern_requests_total{{class="{class}",reason="{reason}",route="{route}"}}"#))
-    }
-
     fn series(&self) -> usize {
         self.0.lines().filter(|line| !line.starts_with('#')).count()
     }
+}
+
+/// The series that counts these requests.
+fn requests(route: &str, class: &str, reason: &str) -> String {
+    format!(r#"postern_requests_total{{class="{class}",reason="{reason}",route="{route}"}}"#)
 }
 
 /// A reading in which `series` has this value: a request is counted a moment after its answer.
@@ -118,17 +119,28 @@ async fn requests_are_counted_by_route_class_and_reason() {
     upstream.server.stop();
     assert_eq!(good.tool("whoami", json!({})).await.status, 502);
 
-    let last = r#"postern_requests_total{class="5xx",reason="upstream_unreachable",route="demo"}"#;
-    let metrics = settled(&gateway, last, 1.0).await;
-    assert_eq!(metrics.requests("demo", "2xx", "ok"), 2.0, "{}", metrics.0);
-    assert_eq!(metrics.requests("demo", "4xx", "no_token"), 1.0, "{}", metrics.0);
-    assert_eq!(metrics.requests("demo", "4xx", "invalid_token"), 1.0, "{}", metrics.0);
-    assert_eq!(metrics.requests("demo", "4xx", "origin"), 1.0, "{}", metrics.0);
-    assert_eq!(metrics.requests("demo", "5xx", "ok"), 1.0, "{}", metrics.0);
-    assert_eq!(metrics.requests("-", "4xx", "no_route"), 1.0, "{}", metrics.0);
-    assert!(metrics.requests("-", "2xx", "local") >= 2.0, "{}", metrics.0);
-    let seen = metrics.value(r#"postern_request_duration_seconds_count{route="demo"}"#);
-    assert_eq!(seen, 7.0, "{}", metrics.0);
+    let expected = [
+        ("demo", "2xx", "ok", 2.0),
+        ("demo", "4xx", "no_token", 1.0),
+        ("demo", "4xx", "invalid_token", 1.0),
+        ("demo", "4xx", "origin", 1.0),
+        ("demo", "5xx", "ok", 1.0),
+        ("demo", "5xx", "upstream_unreachable", 1.0),
+        ("-", "4xx", "no_route", 1.0),
+    ];
+    for (route, class, reason, count) in expected {
+        settled(&gateway, &requests(route, class, reason), count).await;
+    }
+    settled(&gateway, r#"postern_request_duration_seconds_count{route="demo"}"#, 7.0).await;
+    eventually(PATIENCE, || async {
+        Metrics::of(&gateway).await.value(&requests("-", "2xx", "local")) >= 2.0
+    })
+    .await;
+    // And none of them twice.
+    let metrics = Metrics::of(&gateway).await;
+    for (route, class, reason, count) in expected {
+        assert_eq!(metrics.value(&requests(route, class, reason)), count, "{}", metrics.0);
+    }
 }
 
 #[tokio::test]
@@ -331,12 +343,12 @@ async fn the_access_log_has_the_same_keys_on_every_line_and_no_query() {
     gateway.mcp("demo").call("ping", json!({})).await;
     gateway.mcp("nowhere").call("ping", json!({})).await;
     access_line(&gateway.output, |line| line["path"] == "/nowhere").await;
+    let refused = access_line(&gateway.output, |line| line["reason"] == "no_token").await;
     let keys = |line: &Value| line.as_object().unwrap().keys().cloned().collect::<BTreeSet<_>>();
     let lines: Vec<Value> =
         gateway.output.records().into_iter().filter(|line| line["status"].is_u64()).collect();
     assert!(lines.len() > 6);
     assert!(lines.iter().all(|other| keys(other) == keys(&line)));
-    let refused = lines.iter().find(|line| line["reason"] == "no_token").unwrap();
     assert_eq!((&refused["route"], &refused["user"]), (&json!("demo"), &Value::Null));
     gateway.output.assert_no_secret();
     assert!(!gateway.output.text().contains("code_challenge"));
@@ -373,7 +385,7 @@ async fn a_request_keeps_a_harmless_id_of_its_client_and_loses_any_other() {
 async fn the_access_log_can_be_text_or_off() {
     let upstream = Upstream::open().await;
     for kind in ["text", "off"] {
-        let gateway = Gateway::builder()
+        let mut gateway = Gateway::builder()
             .with("server.access_log", json!(kind))
             .route(Route::open("open", &upstream))
             .start()
@@ -394,6 +406,8 @@ async fn the_access_log_can_be_text_or_off() {
             .await;
             assert!(line.ends_with(" ok \"alice\""), "{line}");
         }
+        // The last line is there when the program has ended.
+        gateway.stop().await;
         let records = gateway.output.records();
         assert!(!records.iter().any(|record| record["status"].is_u64()), "JSON lines");
         if kind == "off" {
@@ -441,7 +455,10 @@ async fn what_people_and_clients_do_is_audited() {
     );
     let request = client.authorization("demo");
     let callback = browser.authorize(&client.redirect_uri, &request.url()).await;
-    assert_eq!(audit(&gateway, "consent").pop().unwrap()["allowed"], true);
+    eventually(PATIENCE, || async {
+        audit(&gateway, "consent").pop().is_some_and(|consent| consent["allowed"] == true)
+    })
+    .await;
     let registered = audited(&gateway, "registered_upstream").await;
     assert_eq!(registered["issuer"], upstream.authorization.issuer());
     let connect = audited(&gateway, "connect").await;
@@ -504,7 +521,7 @@ const HOSTILE: [&str; 6] = [
 async fn sr_t66_what_a_stranger_writes_stays_inside_one_line() {
     let upstream = Upstream::open().await;
     for kind in ["json", "text"] {
-        let gateway = Gateway::builder()
+        let mut gateway = Gateway::builder()
             .with("server.access_log", json!(kind))
             .route(Route::open("open", &upstream))
             .start()
@@ -561,6 +578,8 @@ async fn sr_t66_what_a_stranger_writes_stays_inside_one_line() {
             async move { enough }
         })
         .await;
+        // The last line is there when the program has ended.
+        gateway.stop().await;
         for line in gateway.logs() {
             let control =
                 line.chars().find(|c| c.is_control() && !matches!(c, '\u{7f}'..='\u{9f}' if kind == "json"));

@@ -18,6 +18,7 @@ use support::raw::{RawConnection, RawResponse, exchange};
 use support::received::{Received, Requests};
 use support::script::Answer;
 use support::server::Server;
+use support::tls_server::TlsServer;
 use support::upstream::Upstream;
 use support::{CANARY, PATIENCE, secret, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -727,6 +728,38 @@ async fn an_upstream_that_refuses_what_is_configured_is_a_bad_gateway() {
 // === upstream trouble ===
 
 #[tokio::test]
+async fn an_https_upstream_is_trusted_by_its_certificate_or_told_nothing() {
+    let key = secret("key");
+    let files = tempfile::tempdir().unwrap();
+    let before = async |upstream: &TlsServer, trusted: &[&TlsServer]| {
+        let ca_files = trusted.iter().enumerate().map(|(index, server)| {
+            let path = files.path().join(format!("{}-{index}.pem", server.url.replace('/', "_")));
+            std::fs::write(&path, &server.certificate).unwrap();
+            path
+        });
+        let credential = json!({"kind": "header", "name": "x-key", "value": {"env": "UPSTREAM_KEY"}});
+        let builder = Gateway::builder()
+            .route(Route::to("demo", &upstream.url, credential))
+            .env("UPSTREAM_KEY", &key)
+            .with("outbound.ca_files", json!(ca_files.collect::<Vec<_>>()));
+        Bench::start(builder).await.call().post(CALL).await
+    };
+    let (good, other) = (TlsServer::start("localhost"), TlsServer::start("localhost"));
+    let misnamed = TlsServer::start("other.test");
+    let answer = before(&good, &[&other, &good]).await;
+    assert_eq!((answer.status, answer.json()["result"].is_object()), (200, true), "{}", answer.body);
+    assert!(good.received().contains(&key) && good.received().contains(CALL));
+
+    for (upstream, trusted) in [(&other, &[][..]), (&other, &[&good]), (&misnamed, &[&misnamed])] {
+        let connections = upstream.connections();
+        let answer = before(upstream, trusted).await;
+        assert_eq!(answer.status, 502, "{}", answer.body);
+        assert!(upstream.connections() > connections, "it was tried");
+        assert_eq!(upstream.received(), "");
+    }
+}
+
+#[tokio::test]
 async fn an_upstream_that_is_down_is_502_and_comes_back() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
@@ -973,7 +1006,7 @@ async fn http_1_0_is_answered_and_closed() {
         assert_eq!(answer.status, status, "{line}");
         assert_ne!(answer.header("connection"), Some("keep-alive"), "{line}");
         assert_eq!(answer.header("transfer-encoding"), None, "{line}");
-        connection.closed(SOON).await;
+        connection.closed(PATIENCE).await;
     }
     let both = bench
         .raw(format!("POST /demo HTTP/1.0\r\n{}transfer-encoding: chunked\r\n\r\n0\r\n\r\n", bench.lines()))
@@ -993,7 +1026,7 @@ async fn h2c_is_off_and_short_requests_are_answered_at_once() {
     // Shorter than the preface of HTTP/2: such a listener would wait for the rest of it.
     for (short, status) in [("GET / HTTP/1.0\r\n\r\n", 400), ("GET /x HTTP/1.1\r\n\r\n", 400)] {
         assert!(short.len() < 24);
-        let answer = exchange(bench.gateway.address, short, SOON).await.unwrap();
+        let answer = exchange(bench.gateway.address, short, PATIENCE).await.unwrap();
         assert_eq!(answer.status, status, "{short:?}");
     }
 }

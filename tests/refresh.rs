@@ -519,7 +519,7 @@ async fn sr_t40_an_access_token_that_no_header_can_carry_costs_not_the_refresh_t
     for mut answer in answers {
         let next = secret("upstream_rt");
         answer["refresh_token"] = next.clone().into();
-        let issued = IssuedRefresh { family: 0, spent: false, uses: 0 };
+        let issued = IssuedRefresh { family: 0, spent: false, uses: 0, answer: None };
         rig.upstream.authorization.ledger(|ledger| ledger.refresh.insert(next.clone(), issued));
         let json = [("content-type", "application/json")];
         rig.fault(TokenFault::answer(200, &json, &answer.to_string()));
@@ -546,7 +546,7 @@ async fn sr_t70_strange_lifetimes_neither_lock_out_nor_last_for_ever() {
         let token = secret("upstream_at");
         let next = secret("upstream_rt");
         rig.upstream.set(|script| script.extra_tokens = vec![token.clone()]);
-        let issued = IssuedRefresh { family: 0, spent: false, uses: 0 };
+        let issued = IssuedRefresh { family: 0, spent: false, uses: 0, answer: None };
         rig.upstream.authorization.ledger(|ledger| ledger.refresh.insert(next.clone(), issued));
         let answer = json!({
             "access_token": token, "refresh_token": next, "token_type": "bearer", "expires_in": lifetime,
@@ -669,6 +669,18 @@ async fn a_step_up_is_asked_for_here_and_fetched_there() {
     // Somebody who signs in for less later does not lose what the connection has.
     rig.tokens = rig.connect_again().await;
     assert_eq!(rig.call().tool("echo", json!({"message": "still"})).await.tool_text(), "still");
+}
+
+#[tokio::test]
+async fn a_call_that_goes_through_after_a_restart_settles_the_challenge() {
+    let upstream = Upstream::start().await;
+    upstream.set(|script| drop(script.tool_scopes.insert("echo".into(), "files:write".into())));
+    let mut rig = Connected::at(upstream).await;
+    assert_eq!(rig.call().tool("echo", json!({})).await.status, 403);
+    rig.gateway.restart().await;
+    assert_eq!(rig.whoami().await.status, 200);
+    rig.tokens = rig.client.refresh(&rig.tokens.refresh_token).await.tokens();
+    assert_eq!(rig.whoami().await.status, 200);
 }
 
 #[tokio::test]

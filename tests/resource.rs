@@ -12,7 +12,7 @@ use support::client::{ACCESS_SCOPE, Client, Tokens};
 use support::gateway::{Gateway, Route};
 use support::mcp::{McpAnswer, McpRequest};
 use support::params::Params;
-use support::raw::{RawResponse, exchange};
+use support::raw::{RawConnection, RawResponse, exchange};
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually, eventually_some};
 
@@ -572,6 +572,28 @@ async fn truncated_lengthened_and_altered_tokens_are_invalid() {
     }
     assert!(upstream.requests.all().is_empty());
     assert_eq!(whoami(gateway.mcp("demo").bearer(&good)).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_token_with_any_bit_of_its_text_flipped_is_invalid() {
+    let upstream = lone_upstream().await;
+    let gateway = open_gateway(&upstream).await;
+    let good = token(&gateway, "/demo").await;
+    let start = format!("GET /demo HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer ", gateway.address);
+    let mut connection = RawConnection::open(gateway.address).await;
+    for bit in 0..good.len() * 8 {
+        let mut flipped = good.clone().into_bytes();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        if flipped[bit / 8].is_ascii_control() {
+            // That is no header (RFC 9110 §5.5).
+            continue;
+        }
+        connection.send([start.as_bytes(), &flipped, b"\r\n\r\n"].concat()).await;
+        let answer = connection.response(PATIENCE).await.unwrap();
+        assert_eq!(answer.status, 401, "bit {bit}: {}", answer.text());
+        assert!(answer.header("www-authenticate").unwrap().contains("error=\"invalid_token\""), "bit {bit}");
+    }
+    assert!(upstream.requests.all().is_empty());
 }
 
 #[tokio::test]

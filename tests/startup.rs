@@ -18,16 +18,37 @@ use support::browser::{Arrival, Browser};
 use support::client::Client;
 use support::gateway::{Gateway, PASSWORD_HASH, Route, listening_address};
 use support::mcp::McpRequest;
+use support::port::Port;
 use support::process::{Finished, Output, PROGRAM, Process, run};
 use support::raw::exchange;
 use support::upstream::Upstream;
-use support::{CANARY, PATIENCE, eventually_some, http_client, secret};
+use support::{CANARY, PATIENCE, eventually, eventually_some, http_client, secret};
 
 /// The smallest configuration there is; scripts outside rely on it, so only ports may be changed here.
 const MINIMAL: &str = include_str!("contract/minimal.yaml");
 
 /// Every key name that is fixed, also those of later versions.
 const FULL: &str = include_str!("contract/full.yaml");
+
+/// A text with other words in these places, in one pass: what is put in is never taken for another place.
+fn fill(text: &str, places: &[(&str, &str)]) -> String {
+    assert!(places.iter().all(|(place, _)| text.contains(place)), "{places:?}");
+    let (mut filled, mut rest) = (String::new(), text);
+    while let Some(first) = rest.chars().next() {
+        let (length, words) = match places.iter().find(|(place, _)| rest.starts_with(place)) {
+            Some((place, words)) => (place.len(), *words),
+            None => (first.len_utf8(), &rest[..first.len_utf8()]),
+        };
+        filled.push_str(words);
+        rest = &rest[length..];
+    }
+    filled
+}
+
+/// The smallest configuration on ports of the kernel's choosing.
+fn anywhere(data_dir: &str) -> String {
+    fill(MINIMAL, &[("127.0.0.1:8080\"", "127.0.0.1:0\""), ("9090", "0"), ("./postern-data", data_dir)])
+}
 
 /// A directory of files for one run of the program.
 struct Files(tempfile::TempDir);
@@ -128,8 +149,8 @@ async fn assert_refused(files: &Files, cases: Vec<Case>) {
             assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
             assert!(ended.stderr.contains("; ") && ended.stdout.is_empty(), "{}", ended.stderr);
             assert!(!ended.stderr.contains(CANARY), "{}", ended.stderr);
+            assert!(ended.files.is_empty(), "{:?}", ended.files);
         }
-        assert!(!Path::new("postern-data").exists());
     }
 }
 
@@ -363,10 +384,8 @@ async fn the_smallest_configuration_runs_as_it_stands() {
     let upstream = Upstream::start().await;
     let mut gateway = Gateway::builder().prepare();
     let port = gateway.address.port().to_string();
-    let text = MINIMAL
-        .replace("8080", &port)
-        .replace("9090", "0")
-        .replace("4110", upstream.origin.rsplit(':').next().unwrap());
+    let upstream_port = upstream.origin.rsplit(':').next().unwrap();
+    let text = fill(MINIMAL, &[("8080", &port), ("9090", "0"), ("4110", upstream_port)]);
     std::fs::write(gateway.config_file(), text).unwrap();
     gateway.spawn();
     gateway.ready().await;
@@ -390,6 +409,33 @@ async fn the_smallest_configuration_runs_as_it_stands() {
 
 fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+}
+
+#[tokio::test]
+async fn trusted_certificates_are_written_as_one_private_file() {
+    let files = Files::new();
+    let ca_files = [files.write("ca.crt", &certificate(&["a.test"]).0)];
+    let upstream = Upstream::open().await;
+    let mut gateway = Gateway::builder()
+        .with("outbound.ca_files", json!(ca_files))
+        .route(Route::open("open", &upstream))
+        .start()
+        .await;
+    let bundle = gateway.data_dir().join("ca-bundle.pem");
+    let written = std::fs::read_to_string(&bundle).unwrap();
+    assert!(written.ends_with("-----END CERTIFICATE-----\n"));
+    assert_eq!(mode(&bundle), 0o600);
+    // One that an earlier version left readable, or that was cut off, is replaced.
+    gateway.stop().await;
+    std::fs::write(&bundle, "-----BEGIN").unwrap();
+    std::fs::set_permissions(&bundle, std::fs::Permissions::from_mode(0o644)).unwrap();
+    gateway.restart().await;
+    assert_eq!(std::fs::read_to_string(&bundle).unwrap(), written);
+    assert_eq!(mode(&bundle), 0o600);
+    let names = std::fs::read_dir(gateway.data_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, ["ca-bundle.pem", "postern.redb", "sealing.key"]);
 }
 
 #[tokio::test]
@@ -439,7 +485,7 @@ async fn validate_opens_no_port_and_makes_no_file() {
     let files = Files::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let text = MINIMAL.replace("8080", &port).replace("./postern-data", &files.text("data"));
+    let text = fill(MINIMAL, &[("8080", &port), ("./postern-data", &files.text("data"))]);
     let ended = validate(&files.write("postern.yaml", &text)).await;
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     assert!(!files.path("data").exists());
@@ -450,12 +496,11 @@ async fn a_port_in_use_is_an_error_and_nothing_is_left_behind() {
     let files = Files::new();
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
-    let text = MINIMAL.replace("./postern-data", &files.text("data"));
-    let free = text.replace("127.0.0.1:8080\"", "127.0.0.1:0\"").replace("9090", "0");
-    for text in [
-        free.replace("127.0.0.1:0\"]", &format!("127.0.0.1:{port}\"]")),
-        free.replace("admin: \"127.0.0.1:0\"", &format!("admin: \"127.0.0.1:{port}\"")),
-    ] {
+    let (data, address) = (files.text("data"), format!("127.0.0.1:{port}\""));
+    let free = "127.0.0.1:0\"";
+    for (listen, admin) in [(address.as_str(), free), (free, address.as_str())] {
+        let places = [("127.0.0.1:8080\"", listen), ("127.0.0.1:9090\"", admin), ("./postern-data", &data)];
+        let text = fill(MINIMAL, &places);
         let file = files.write("postern.yaml", &text);
         let ended = run(&["run", "--config", &file], &[]).await;
         assert_eq!(ended.code, Some(1), "{}", ended.stderr);
@@ -489,10 +534,8 @@ async fn a_socket_handed_over_is_used_and_outlives_the_process() {
     // Held here all the time: the program could not bind this address itself.
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let text = MINIMAL
-        .replace("8080", &address.port().to_string())
-        .replace("9090", "0")
-        .replace("./postern-data", &files.text("data"));
+    let (port, data) = (address.port().to_string(), files.text("data"));
+    let text = fill(MINIMAL, &[("8080", &port), ("9090", "0"), ("./postern-data", &data)]);
     let config = files.write("postern.yaml", &text);
     let get = format!("GET /login HTTP/1.1\r\nHost: {address}\r\n\r\n");
     for _ in 0..2 {
@@ -512,10 +555,7 @@ async fn a_socket_that_nobody_configured_is_an_error() {
     let files = Files::new();
     let socket = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
-    let text = MINIMAL
-        .replace("127.0.0.1:8080\"", "127.0.0.1:0\"")
-        .replace("9090", "0")
-        .replace("./postern-data", &files.text("data"));
+    let text = anywhere(&files.text("data"));
     let config = files.write("postern.yaml", &text);
     let output = Output::default();
     let mut process = activated(&socket, Path::new(&config), &output);
@@ -778,10 +818,7 @@ async fn a_store_that_cannot_be_opened_is_refused_and_left_alone() {
     let mut gateway = Gateway::before(&upstream).await;
     // In use by another process, which goes on.
     let files = Files::new();
-    let text = MINIMAL
-        .replace("127.0.0.1:8080\"", "127.0.0.1:0\"")
-        .replace("9090", "0")
-        .replace("./postern-data", gateway.data_dir().to_str().unwrap());
+    let text = anywhere(gateway.data_dir().to_str().unwrap());
     let config = files.write("postern.yaml", &text);
     let refused = async |words: &str| {
         let ended = run(&["run", "--config", &config], &[]).await;
@@ -805,10 +842,7 @@ async fn a_store_that_cannot_be_opened_is_refused_and_left_alone() {
 async fn a_data_directory_that_cannot_be_made_is_an_error() {
     let files = Files::new();
     let taken = files.write("file", "");
-    let text = MINIMAL
-        .replace("127.0.0.1:8080\"", "127.0.0.1:0\"")
-        .replace("9090", "0")
-        .replace("./postern-data", &format!("{taken}/data"));
+    let text = anywhere(&format!("{taken}/data"));
     let ended = run(&["run", "--config", &files.write("postern.yaml", &text)], &[]).await;
     assert_eq!(ended.code, Some(1), "{}", ended.stderr);
     let last = ended.stderr.lines().last().unwrap();
@@ -828,7 +862,8 @@ fn hash_password(input: &str) -> Finished {
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap().trim_end().to_owned();
-    Finished { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    let (stdout, stderr) = (text(output.stdout), text(output.stderr));
+    Finished { code: output.status.code(), files: Vec::new(), stdout, stderr }
 }
 
 #[tokio::test]
@@ -862,37 +897,33 @@ async fn a_hashed_password_lets_its_user_sign_in() {
 }
 
 /// A running demo and the addresses of its gateway and of its upstream.
-async fn demo(files: &Files, output: &Output) -> (Process, SocketAddr, SocketAddr) {
-    loop {
-        // It binds its ports itself, so they are free only most probably: then others are tried.
-        let ports = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [gateway, upstream] = ports.map(|port| port.local_addr().unwrap());
-        let text = include_str!("../conf/demo.yaml")
-            .replace("127.0.0.1:8080", &gateway.to_string())
-            .replace("127.0.0.1:8081", &upstream.to_string())
-            .replace("127.0.0.1:9090", "127.0.0.1:0")
-            .replace("./postern-data", &files.text("data"));
-        let config = files.write("demo.yaml", &text);
-        let mut command = Command::new(PROGRAM);
-        command.args(["demo", "--config", &config]).stdin(Stdio::null());
-        let mut process = Process::start(command, output);
-        let running = eventually_some(PATIENCE, || {
-            let listening = public_listeners(output).contains(&gateway);
-            let ended = process.ended();
-            assert!(ended.is_none() || output.text().contains("in use"), "{}", output.text());
-            async move { (listening || ended.is_some()).then_some(ended.is_none()) }
-        })
-        .await;
-        if running {
-            return (process, gateway, upstream);
-        }
-    }
+async fn demo(files: &Files, output: &Output) -> (Process, SocketAddr, SocketAddr, [Port; 2]) {
+    // It binds its ports itself, so they are kept for it until the test ends.
+    let ports = [Port::take(), Port::take()];
+    let [gateway, upstream] = [ports[0].address(), ports[1].address()];
+    let places = [
+        ("127.0.0.1:8080", gateway.to_string()),
+        ("127.0.0.1:8081", upstream.to_string()),
+        ("127.0.0.1:9090", "127.0.0.1:0".to_owned()),
+        ("./postern-data", files.text("data")),
+    ];
+    let places = places.each_ref().map(|(place, words)| (*place, words.as_str()));
+    let config = files.write("demo.yaml", &fill(include_str!("../conf/demo.yaml"), &places));
+    let mut command = Command::new(PROGRAM);
+    command.args(["demo", "--config", &config]).stdin(Stdio::null());
+    let process = Process::start(command, output);
+    eventually(PATIENCE, || {
+        let listening = public_listeners(output).contains(&gateway);
+        async move { listening }
+    })
+    .await;
+    (process, gateway, upstream, ports)
 }
 
 #[tokio::test]
 async fn the_demo_is_a_gateway_with_an_upstream_and_one_click() {
     let (files, output) = (Files::new(), Output::default());
-    let (mut process, address, upstream) = demo(&files, &output).await;
+    let (mut process, address, upstream, _ports) = demo(&files, &output).await;
     let mut gateway = Gateway::builder().prepare();
     gateway.public_url = format!("http://{address}");
     // What a newcomer pastes into a client.

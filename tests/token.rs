@@ -12,11 +12,12 @@ use postern::oauth::client::Connector;
 use postern::oauth::server::access_token::Keys;
 use postern::oauth::server::authorize;
 use postern::oauth::server::consent::{ConsentError, Decision, decide};
-use postern::oauth::server::grant::{self, Redemption, Renewal};
+use postern::oauth::server::grant::{self, Code, Grant, Redemption, Renewal};
 use postern::oauth::server::{self, Authority, Snapshot};
 use postern::outbound::{Outbound, Settings};
 use postern::route::Table;
 use postern::seal::{self, Sealer, SealingKey};
+use postern::store::Put;
 use postern::store::embedded::Embedded;
 use postern::store::record::Records;
 use postern::telemetry::{InFlight, Metrics};
@@ -28,6 +29,7 @@ use support::gateway::{Builder, Gateway, PASSWORD_HASH, Route};
 use support::mcp::McpAnswer;
 use support::params::{Params, Pkce};
 use support::upstream::Upstream;
+use tower::ServiceExt;
 
 /// Within this a revoked access token is dead everywhere.
 const SOON: Duration = Duration::from_secs(1);
@@ -659,14 +661,19 @@ struct Later {
 
 impl Later {
     fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    fn with(configure: impl FnOnce(&mut serde_json::Value)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let text = json!({
+        let mut text = json!({
             "server": {"public_url": "https://gw.example", "listen": ["127.0.0.1:0"], "data_dir": directory.path()},
             "login": {"local": {"users": [{"username": "alice", "password_hash": PASSWORD_HASH}]}},
             "oauth_server": {"access_token_ttl": "10m", "refresh_token_ttl": "1h", "refresh_replay_window": "30s"},
             "routes": [{"name": "demo", "path": "/demo", "upstream": {"url": "https://up.example/mcp"},
                 "credential": {"kind": "none"}}],
         });
+        configure(&mut text);
         let config = postern::config::parse(&text.to_string(), "test", &postern::config::Process);
         let config = config.unwrap_or_else(|report| panic!("{report}"));
         let clock = Clock::manual(SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000));
@@ -716,6 +723,18 @@ impl Later {
         answer.map(|answer| serde_json::to_value(answer).unwrap()).map_err(|refusal| refusal.code)
     }
 
+    /// What a redemption leaves that is cut off between its two writes: a grant, and a code that is not spent.
+    async fn cut_off(&self, code: &str, pkce: &Pkce) {
+        let other = self.code(pkce).await;
+        self.redeem(&other, pkce).await.unwrap();
+        let records = &self.authority.records;
+        let id =
+            async |code: &str| records.get::<Code>(&seal::digest(code)).await.unwrap().unwrap().value.grant;
+        let grant = records.get::<Grant>(&id(&other).await).await.unwrap().unwrap().value;
+        let put = records.put(&id(code).await, 0, &grant, Duration::from_secs(3600)).await;
+        assert!(put.unwrap() == Put::Stored);
+    }
+
     async fn refresh(&self, tokens: &serde_json::Value) -> Result<serde_json::Value, &'static str> {
         let renewal = Renewal {
             client_id: "c",
@@ -740,6 +759,42 @@ async fn sr_as_31_a_code_is_good_for_a_minute() {
     assert!(later.redeem(&in_time, &pkce).await.is_ok());
     later.pass(1);
     assert_eq!(later.redeem(&too_late, &pkce).await, Err("invalid_grant"));
+}
+
+#[tokio::test]
+async fn a_redemption_that_was_cut_off_is_no_use_of_the_code() {
+    let (later, pkce) = (Later::new(), Pkce::new());
+    let code = later.code(&pkce).await;
+    later.cut_off(&code, &pkce).await;
+    // For all anybody knows it is still under way.
+    assert_eq!(later.redeem(&code, &pkce).await, Err("temporarily_unavailable"));
+    later.pass(3);
+    let tokens = later.redeem(&code, &pkce).await.unwrap();
+    let tokens = later.refresh(&tokens).await.unwrap();
+    // From here on it is used.
+    assert_eq!(later.redeem(&code, &pkce).await, Err("invalid_grant"));
+    assert_eq!(later.refresh(&tokens).await, Err("invalid_grant"), "withdrawn");
+}
+
+#[tokio::test]
+async fn of_many_who_take_over_a_redemption_that_was_cut_off_one_wins() {
+    let (later, pkce) = (Arc::new(Later::new()), Pkce::new());
+    let code = later.code(&pkce).await;
+    later.cut_off(&code, &pkce).await;
+    later.pass(3);
+    let mut running = tokio::task::JoinSet::new();
+    for _ in 0..50 {
+        let (later, code, pkce) = (Arc::clone(&later), code.clone(), pkce.clone());
+        running.spawn(async move { later.redeem(&code, &pkce).await });
+    }
+    let (won, lost): (Vec<_>, Vec<_>) = running.join_all().await.into_iter().partition(Result::is_ok);
+    assert!(lost.into_iter().all(|lost| lost == Err("invalid_grant")));
+    assert_eq!(won.len(), 1);
+    assert_eq!(
+        later.refresh(won[0].as_ref().unwrap()).await,
+        Err("invalid_grant"),
+        "the others were replays"
+    );
 }
 
 #[tokio::test]
@@ -795,4 +850,37 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
     later.pass(1);
     let gone = decide(authority, &snapshot, &browser, &too_late, Decision::Allow).await;
     assert_eq!(gone, Err(ConsentError::Gone));
+}
+
+// === one snapshot ===
+
+#[tokio::test]
+async fn a_local_request_is_answered_on_the_snapshot_it_came_with() {
+    let later = Later::new();
+    let taken = Later::with(|text| {
+        text["server"]["public_url"] = json!("https://taken.example");
+        text["oauth_server"] = json!({"clients": {"dcr": {"enabled": false}}});
+    });
+    let router = postern::web::router(Arc::new(later.authority), Arc::new(Metrics::new().unwrap()));
+    let about = postern::web::About {
+        snapshot: taken.authority.snapshot(),
+
+        authority: "taken.example".into(),
+        client: None,
+    };
+    let ask = async |method: &str, path: &str, kind: &str, body: String| {
+        let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
+        let request = request.extension(about.clone()).body(axum::body::Body::from(body)).unwrap();
+        let answer = router.clone().oneshot(request).await.unwrap();
+        let body = axum::body::to_bytes(answer.into_body(), 1 << 20).await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&body).unwrap()
+    };
+    for name in ["oauth-authorization-server", "openid-configuration"] {
+        let document = ask("GET", &format!("/.well-known/{name}"), "-", String::new()).await;
+        assert_eq!(document["issuer"], "https://taken.example");
+    }
+    let document = ask("GET", "/.well-known/oauth-protected-resource/demo", "-", String::new()).await;
+    assert_eq!(document["resource"], "https://taken.example/demo");
+    let refused = ask("POST", "/oauth/register", "application/json", "{}".into()).await;
+    assert_eq!(refused["error"], "access_denied");
 }

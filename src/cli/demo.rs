@@ -12,11 +12,14 @@ const CONFIGURATION: &str = include_str!("../../conf/demo.yaml");
 
 /// Serves the demo until it is stopped. `path`: another configuration than the built-in one.
 pub fn demo(path: Option<&Path>) -> ExitCode {
-    let config: Result<Config, Report> = match path {
-        Some(path) => config::load(path),
-        None => config::parse(CONFIGURATION, "conf/demo.yaml", &Process),
+    let path = path.map(Path::to_owned);
+    let read = move || -> Result<Config, Report> {
+        match &path {
+            Some(path) => config::load(path),
+            None => config::parse(CONFIGURATION, "conf/demo.yaml", &Process),
+        }
     };
-    let config = match config {
+    let config = match read() {
         Ok(config) => config,
         Err(report) => {
             eprintln(&report.to_string());
@@ -35,7 +38,7 @@ pub fn demo(path: Option<&Path>) -> ExitCode {
         ));
     }
     introduce(&config);
-    started(server::run(config))
+    started(server::run(config, read))
 }
 
 /// Where the first route expects its upstream, if that is on this computer.

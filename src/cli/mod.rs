@@ -124,9 +124,10 @@ enum Connections {
 /// Does what the arguments say.
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { config } => with_config(&config, |config| {
+        Command::Run { config: path } => with_config(&path, |config| {
             telemetry::log();
-            started(server::run(config))
+            let path = path.clone();
+            started(server::run(config, move || config::load(&path)))
         }),
         Command::Validate { config, online } => with_config(&config, |config| {
             let fine = println(&format!(

@@ -46,7 +46,7 @@ pub struct OauthServer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cimd {
     pub enabled: bool,
-    /// Whether documents may come by `http` and from private addresses.
+    /// Whether documents may come from private addresses, and by `http` from loopback ones.
     pub allow_private: bool,
 }
 

@@ -112,7 +112,7 @@ impl ProxyHttp for Gateway {
             Ok(Admitted::Proxied) => Ok(false),
             Ok(Admitted::Local { path, authority }) => {
                 let client = client(session);
-                let about = web::About { authority, client };
+                let about = web::About { snapshot: Arc::clone(&ctx.snapshot), authority, client };
                 local::serve(session, &self.router, &path, about).await?;
                 ctx.reason = "local";
                 Ok(true)

@@ -33,8 +33,10 @@ impl Gateway {
         let connector = &self.authority.connector;
         match verdict {
             Verdict::Pass => {
-                if success && connector.has_met_challenge(target.caller.grant()) {
-                    connector.settled(target.caller.grant()).await;
+                let (grant, source) = (target.caller.grant(), &target.credential.source);
+                let is_of_user = !matches!(source, Source::None | Source::Fixed);
+                if success && is_of_user && !connector.is_settled(grant) {
+                    connector.settle(grant).await;
                 }
                 Consequence::Pass
             }
@@ -90,8 +92,7 @@ impl Gateway {
         incarnation: Option<Arc<str>>,
         scopes: Vec<String>,
     ) {
-        let challenge =
-            Challenge { scopes, incarnation: incarnation.map(|incarnation| incarnation.to_string()) };
+        let challenge = Challenge::new(scopes, incarnation.map(|incarnation| incarnation.to_string()));
         self.authority.connector.challenged(caller.grant(), caller.subject(), &route.name, &challenge).await;
     }
 }

@@ -209,7 +209,9 @@ async fn lost_after_sending_is_unknown() {
 
 #[tokio::test]
 async fn never_connected_is_not_sent() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+    nobody.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let free = nobody.local_addr().unwrap();
     let error =
         outbound().send(Request::get(format!("http://{free}/?canary")), &loopback()).await.unwrap_err();
     assert!(matches!(error, Error::NotSent { .. }) && error.is_transient() && error.is_unsent(), "{error}");

@@ -5,6 +5,7 @@ mod admin;
 pub mod foundation;
 mod listeners;
 mod parts;
+mod reload;
 mod shutdown;
 mod tls;
 
@@ -22,7 +23,7 @@ use self::admin::Admin;
 use self::listeners::{Bound, OnSockets};
 use self::shutdown::Flush;
 use crate::background::Upkeep;
-use crate::config::Config;
+use crate::config::{Config, Report};
 use crate::{gateway, upstream};
 
 /// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
@@ -50,14 +51,20 @@ pub enum StartError {
     Other(String),
 }
 
-/// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0.
-pub fn run(config: Config) -> Result<(), StartError> {
+/// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0. `again` reads
+/// the configuration once more, on SIGHUP.
+pub fn run(
+    config: Config,
+    again: impl Fn() -> Result<Config, Report> + Send + 'static,
+) -> Result<(), StartError> {
     rustls::crypto::ring::default_provider().install_default().ok();
     let bound = listeners::bind(&config.server)?;
     let tls = tls::certificates(&config.server);
+    let drain_timeout = config.server.drain_timeout;
     let conf = ServerConf {
         threads: config.server.threads,
-        grace_period_seconds: Some(config.server.drain_timeout.as_millis().div_ceil(1000) as u64),
+        // Whole seconds, so never the first to end.
+        grace_period_seconds: Some(drain_timeout.as_secs() + 1),
         graceful_shutdown_timeout_seconds: Some(1),
         upstream_keepalive_pool_size: UPSTREAM_POOL,
         upgrade_sock: config.server.data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
@@ -67,12 +74,20 @@ pub fn run(config: Config) -> Result<(), StartError> {
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
     let parts = parts::build(config, admin_address)?;
+    let records = parts.gateway.authority.records.clone();
+    let signals = shutdown::Signals::listen(move || reload::sealing_keys(&records, &again))
+        .map_err(|error| StartError::Other(format!("signals: {error}")))?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let flush = Flush::new(parts.flush);
-    let draining = shutdown::watch(server.watch_execution_phase(), parts.in_flight.clone(), flush.clone());
+    let draining = shutdown::watch(
+        server.watch_execution_phase(),
+        parts.in_flight.clone(),
+        drain_timeout,
+        flush.clone(),
+    );
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
     let gateway = parts.gateway;
@@ -105,7 +120,7 @@ pub fn run(config: Config) -> Result<(), StartError> {
         let endpoints = Admin::new(socket, metrics, Arc::clone(&authority), draining, parts.in_flight);
         server.add_service(background_service("admin", endpoints));
     }
-    server.run(RunArgs { shutdown_signal: Box::new(shutdown::Signals) });
+    server.run(RunArgs { shutdown_signal: Box::new(signals) });
     flush.now();
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! Puts the parts together, and reads from the store what must be known before the first request.
-use std::fs::DirBuilder;
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
@@ -116,6 +118,18 @@ pub fn ca_bundle(config: &Config) -> Result<Option<String>, StartError> {
     let private = DirBuilder::new().recursive(true).mode(0o700).create(&config.server.data_dir);
     private.map_err(StartError::DataDir)?;
     let path = config.server.data_dir.join("ca-bundle.pem");
-    std::fs::write(&path, bundle).map_err(StartError::DataDir)?;
+    replace(&path, bundle.as_bytes()).map_err(StartError::DataDir)?;
     Ok(Some(path.to_string_lossy().into_owned()))
+}
+
+/// Writes a whole file that is the owner's alone. Whoever reads it meanwhile finds the old one or the new one.
+fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let unique: [u8; 6] = seal::random().map_err(io::Error::other)?;
+    let temporary = path.with_extension(HEXLOWER.encode(&unique));
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary)?;
+    let replaced = file.write_all(content).and_then(|()| std::fs::rename(&temporary, path));
+    if replaced.is_err() {
+        std::fs::remove_file(&temporary).ok();
+    }
+    replaced
 }

@@ -1,4 +1,6 @@
-//! The end. Pingora sleeps its whole grace period whatever happens, so this leaves as soon as nothing is under way.
+//! The end. Pingora sleeps its whole grace period whatever happens, and counts it in whole seconds, so this leaves as
+//! soon as nothing is under way, and at the drain timeout in any case.
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -6,13 +8,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::server::{ExecutionPhase, ShutdownSignal, ShutdownSignalWatch};
 use sd_notify::NotifyState;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::broadcast;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{broadcast, oneshot};
 use tracing_appender::non_blocking::WorkerGuard;
 
 use crate::telemetry::InFlight;
 
 const POLL: Duration = Duration::from_millis(10);
+/// An answer over HTTP/2 is written by its connection, a moment after the request that made it has ended.
+const LINGER: Duration = Duration::from_millis(100);
 
 /// Writes out the rest of the access log: whichever way the process ends.
 #[derive(Clone)]
@@ -28,36 +32,64 @@ impl Flush {
     }
 }
 
-/// SIGTERM and SIGQUIT drain, SIGINT ends at once; SIGHUP, which would end it without a word, is answered in the log.
-pub struct Signals;
+/// SIGTERM and SIGQUIT drain, SIGINT ends at once; SIGHUP has what can be read again read again.
+///
+/// Heard from [`Signals::listen`] on: Pingora asks only once everything is up, and a signal that came between the first
+/// answer and that moment would end the process as if nobody had caught it.
+pub struct Signals(Mutex<Option<oneshot::Receiver<ShutdownSignal>>>);
+
+impl Signals {
+    /// From here on no signal ends the process by itself. What comes before Pingora asks is kept for it.
+    pub fn listen(hang_up: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let inside = runtime.enter();
+        let kinds =
+            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt(), SignalKind::hangup()];
+        let [terminate, quit, interrupt, hangup] = kinds.map(signal);
+        let streams = [terminate?, quit?, interrupt?, hangup?];
+        drop(inside);
+        let (told, asked) = oneshot::channel();
+        std::thread::Builder::new().name("signals".into()).spawn(move || {
+            told.send(runtime.block_on(first(streams, hang_up))).ok();
+        })?;
+        Ok(Self(Mutex::new(Some(asked))))
+    }
+}
+
+/// The first signal that ends the process.
+async fn first(
+    [mut terminate, mut quit, mut interrupt, mut hangup]: [Signal; 4],
+    hang_up: impl Fn(),
+) -> ShutdownSignal {
+    let (name, kind) = loop {
+        tokio::select! {
+            _ = terminate.recv() => break ("SIGTERM", ShutdownSignal::GracefulTerminate),
+            _ = quit.recv() => break ("SIGQUIT", ShutdownSignal::GracefulTerminate),
+            _ = interrupt.recv() => break ("SIGINT", ShutdownSignal::FastShutdown),
+            _ = hangup.recv() => hang_up(),
+        }
+    };
+    tracing::info!(signal = name, "stopping");
+    kind
+}
 
 #[async_trait]
 impl ShutdownSignalWatch for Signals {
     async fn recv(&self) -> ShutdownSignal {
-        let kinds =
-            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt(), SignalKind::hangup()];
-        let [Ok(mut terminate), Ok(mut quit), Ok(mut interrupt), Ok(mut hangup)] = kinds.map(signal) else {
-            tracing::error!("signals cannot be received: the process can only be killed");
-            return std::future::pending().await;
-        };
-        let (name, kind) = loop {
-            tokio::select! {
-                _ = terminate.recv() => break ("SIGTERM", ShutdownSignal::GracefulTerminate),
-                _ = quit.recv() => break ("SIGQUIT", ShutdownSignal::GracefulTerminate),
-                _ = interrupt.recv() => break ("SIGINT", ShutdownSignal::FastShutdown),
-                _ = hangup.recv() => tracing::warn!("SIGHUP: a running process does not read its configuration again; restart it"),
-            }
-        };
-        tracing::info!(signal = name, "stopping");
-        kind
+        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match asked {
+            Some(asked) => asked.await.unwrap_or(ShutdownSignal::GracefulTerminate),
+            None => std::future::pending().await,
+        }
     }
 }
 
-/// Tells systemd when we serve and when we stop, and ends the process once everything in flight is done. Returns a
-/// flag that is true from the moment of stopping on.
+/// Tells systemd when we serve and when we stop, and ends the process once everything in flight is done, or after
+/// `drain_timeout`. Returns a flag that is true from the moment of stopping on.
 pub fn watch(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     in_flight: InFlight,
+    drain_timeout: Duration,
     flush: Flush,
 ) -> Arc<AtomicBool> {
     let draining = Arc::new(AtomicBool::new(false));
@@ -72,9 +104,7 @@ pub fn watch(
                 }
                 Ok(ExecutionPhase::ShutdownGracePeriod) => {
                     flag.store(true, Ordering::Relaxed);
-                    while in_flight.count() > 0 {
-                        std::thread::sleep(POLL);
-                    }
+                    drain(&in_flight, drain_timeout);
                     end(&flush);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
@@ -83,6 +113,24 @@ pub fn watch(
         }
     });
     draining
+}
+
+/// Returns when nothing has been under way for a moment, or the time is over.
+fn drain(in_flight: &InFlight, mut left: Duration) {
+    let mut quiet = Duration::ZERO;
+    while quiet < LINGER {
+        let under_way = in_flight.count();
+        if left.is_zero() {
+            if under_way > 0 {
+                tracing::warn!(under_way, "the drain timeout is over: what is left is cut");
+            }
+            return;
+        }
+        let pause = POLL.min(left);
+        std::thread::sleep(pause);
+        left -= pause;
+        quiet = if under_way == 0 { quiet + pause } else { Duration::ZERO };
+    }
 }
 
 fn tell(state: &[NotifyState<'_>]) {

@@ -25,16 +25,21 @@ pub struct Answer {
 }
 
 /// `GET /oauth/authorize`
-pub async fn authorize(State(web): Shared, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+pub async fn authorize(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
     let query = query.unwrap_or_default();
-    let snapshot = web.authority.snapshot();
+    let snapshot = &about.snapshot;
     let outcome = async {
-        let (request, client) = validate(&web.authority, &snapshot, &query).await?;
+        let (request, client) = validate(&web.authority, snapshot, &query).await?;
         let unavailable = |_| Refused::Later("The store cannot be reached just now.");
-        let Some(session) = web.session(&headers).await.map_err(unavailable)? else {
+        let Some(session) = web.session(&about, &headers).await.map_err(unavailable)? else {
             return Ok(to_sign_in(&query));
         };
-        let question = prepare(&web.authority, &snapshot, request, client, &session.browser).await?;
+        let question = prepare(&web.authority, snapshot, request, client, &session.browser).await?;
         Ok(ask(&session, &question))
     };
     match outcome.await {
@@ -58,11 +63,11 @@ pub async fn consent(
     headers: HeaderMap,
     Form(answer): Form<Answer>,
 ) -> Response {
-    let session = match web.signed_in(&headers).await {
+    let session = match web.signed_in(&about, &headers).await {
         Ok(session) => session,
         Err(response) => return *response,
     };
-    let snapshot = web.authority.snapshot();
+    let snapshot = &about.snapshot;
     if !is_same_origin(&headers, snapshot.issuer()) || !is_same(&session.csrf, &answer.csrf) {
         tracing::warn!(target: "audit", event = "forged_form", user = %session.browser.user, client_ip = about.client.map(tracing::field::display));
         return page(
@@ -82,7 +87,7 @@ pub async fn consent(
             );
         }
     };
-    match decide(&web.authority, &snapshot, &session.browser, &answer.flow, decision).await {
+    match decide(&web.authority, snapshot, &session.browser, &answer.flow, decision).await {
         Ok(url) => moved(&url),
         Err(error) => refuse(error),
     }
@@ -91,11 +96,12 @@ pub async fn consent(
 /// `GET /oauth/upstream/callback/{key}`
 pub async fn callback(
     State(web): Shared,
+    Extension(about): Extension<About>,
     Path(key): Path<String>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
-    let session = match web.signed_in(&headers).await {
+    let session = match web.signed_in(&about, &headers).await {
         Ok(session) => session,
         Err(response) => return *response,
     };
@@ -118,7 +124,7 @@ pub async fn callback(
         iss: params.value("iss"),
         error: params.value("error"),
     };
-    let snapshot = web.authority.snapshot();
+    let snapshot = &about.snapshot;
     let (user, browser_session) = (&session.browser.user, &session.browser.session);
     let completed = match web
         .authority
@@ -136,7 +142,7 @@ pub async fn callback(
             });
         }
     };
-    match resume(&web.authority, &snapshot, completed.resume, user, completed.outcome).await {
+    match resume(&web.authority, snapshot, completed.resume, user, completed.outcome).await {
         Ok(url) => see_other(&url),
         Err(error) => refuse(error),
     }
@@ -203,8 +209,8 @@ fn refuse(error: ConsentError) -> Response {
 // === impl Web ===
 
 impl Web {
-    async fn signed_in(&self, headers: &HeaderMap) -> Result<SignedIn, Box<Response>> {
-        match self.session(headers).await {
+    async fn signed_in(&self, about: &About, headers: &HeaderMap) -> Result<SignedIn, Box<Response>> {
+        match self.session(about, headers).await {
             Ok(Some(session)) => Ok(session),
             Ok(None) => Err(Box::new(page(
                 StatusCode::FORBIDDEN,

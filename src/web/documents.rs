@@ -18,26 +18,21 @@ fn missing() -> Response {
 }
 
 /// RFC 9728 §3: by the route's own host and path.
-pub async fn resource(
-    State(web): Shared,
-    Extension(about): Extension<About>,
-    OriginalUri(uri): OriginalUri,
-) -> Response {
-    let snapshot = web.authority.snapshot();
-    match snapshot.routes.metadata(&about.authority, uri.path()) {
-        Some(Ok(route)) => document(metadata::resource(&snapshot, route)),
+pub async fn resource(Extension(about): Extension<About>, OriginalUri(uri): OriginalUri) -> Response {
+    match about.snapshot.routes.metadata(&about.authority, uri.path()) {
+        Some(Ok(route)) => document(metadata::resource(&about.snapshot, route)),
         _ => missing(),
     }
 }
 
 /// RFC 8414 §3.
-pub async fn server(State(web): Shared) -> Response {
-    document(metadata::server(&web.authority.snapshot(), false))
+pub async fn server(Extension(about): Extension<About>) -> Response {
+    document(metadata::server(&about.snapshot, false))
 }
 
 /// The same under OpenID Connect's name.
-pub async fn openid(State(web): Shared) -> Response {
-    document(metadata::server(&web.authority.snapshot(), true))
+pub async fn openid(Extension(about): Extension<About>) -> Response {
+    document(metadata::server(&about.snapshot, true))
 }
 
 /// RFC 7517. Access tokens are sealed and we authenticate nowhere by key, so there are none to publish.

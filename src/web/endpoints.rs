@@ -1,12 +1,12 @@
 //! The OAuth endpoints that clients call themselves: register, token, revoke.
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-use super::{Shared, Web};
+use super::{About, Shared, Web};
 use crate::oauth::server::params::Params;
 use crate::oauth::server::refusal::Refusal;
 use crate::oauth::server::{grant, register, token};
@@ -25,9 +25,14 @@ pub async fn preflight() -> Response {
 }
 
 /// RFC 7591.
-pub async fn register(State(web): Shared, headers: HeaderMap, body: Bytes) -> Response {
+pub async fn register(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let answer = async {
-        if !web.authority.snapshot().config.oauth_server.dcr_enabled {
+        if !about.snapshot.config.oauth_server.dcr_enabled {
             return Err(Refusal::access_denied("registration is switched off"));
         }
         if !is_type(&headers, "application/json") {
@@ -43,20 +48,29 @@ pub async fn register(State(web): Shared, headers: HeaderMap, body: Bytes) -> Re
 }
 
 /// RFC 6749 §3.2.
-pub async fn token(State(web): Shared, headers: HeaderMap, body: Bytes) -> Response {
-    let answer =
-        async { token::token(&web.authority, &web.authority.snapshot(), form(&headers, &body)?).await };
+pub async fn token(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let answer = async { token::token(&web.authority, &about.snapshot, form(&headers, &body)?).await };
     let answer = answer.await;
     web.print("token", StatusCode::OK, answer)
 }
 
 /// RFC 7009.
-pub async fn revoke(State(web): Shared, headers: HeaderMap, body: Bytes) -> Response {
+pub async fn revoke(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
     let answer = async {
         let params = Params::parse(form(&headers, &body)?)?;
         let client_id = params.required("client_id", "client_id is required")?;
         let token = params.required("token", "token is required")?;
-        grant::revoke(&web.authority, &web.authority.snapshot(), client_id, token).await?;
+        grant::revoke(&web.authority, &about.snapshot, client_id, token).await?;
         Ok(serde_json::json!({}))
     };
     let answer = answer.await;

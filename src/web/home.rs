@@ -1,18 +1,18 @@
 //! The front page.
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::HeaderMap;
 use axum::response::{Html, IntoResponse, Response};
 
-use super::{Shared, pages};
+use super::{About, Shared, pages};
 
 /// `GET /`: what this is, and whether you are signed in. A store out of reach looks like being signed out.
-pub async fn home(State(web): Shared, headers: HeaderMap) -> Response {
-    let session = web.session(&headers).await.ok().flatten();
-    let snapshot = web.authority.snapshot();
+pub async fn home(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap) -> Response {
+    let session = web.session(&about, &headers).await.ok().flatten();
     let mut servers: Vec<pages::Server<'_>> = Vec::new();
     if session.is_some() {
         servers.extend(
-            snapshot
+            about
+                .snapshot
                 .routes
                 .iter()
                 .map(|route| pages::Server { name: &route.name, resource: &route.resource }),

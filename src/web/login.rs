@@ -67,7 +67,7 @@ pub async fn sign_in(
     headers: HeaderMap,
     Form(fields): Form<Fields>,
 ) -> Response {
-    let snapshot = web.authority.snapshot();
+    let snapshot = &about.snapshot;
     let next = local_path(&fields.next);
     let again =
         |status, problem| render(&web, &about, &headers, status, next, &fields.username, Some(problem));
@@ -82,7 +82,7 @@ pub async fn sign_in(
         return again(StatusCode::TOO_MANY_REQUESTS, "That was wrong too often. Please wait a few minutes.");
     }
     let user = match &fields.one_click {
-        Some(_) => one_click(&snapshot.config, &about).map(str::to_owned),
+        Some(_) => one_click(&about).map(str::to_owned),
         None => match web.verify(&snapshot.config, &fields.username, fields.password.clone()).await {
             Ok(user) => user,
             Err(Busy) => {
@@ -101,7 +101,7 @@ pub async fn sign_in(
     web.throttle.succeeded(&fields.username, about.client);
     // Two tabs may both have shown the form. The second keeps the session of the first, or what the first tab asks
     // meanwhile would be somebody else's. A session of another user, or none of ours, is always replaced.
-    if let Ok(Some(session)) = web.session(&headers).await
+    if let Ok(Some(session)) = web.session(&about, &headers).await
         && session.browser.user == user
     {
         return moved(next);
@@ -127,11 +127,12 @@ pub async fn sign_in(
 /// `POST /logout`
 pub async fn sign_out(
     State(web): Shared,
+    Extension(about): Extension<About>,
     headers: HeaderMap,
     Form(SignOut { csrf }): Form<SignOut>,
 ) -> Response {
     let records = &web.authority.records;
-    let session = match web.session(&headers).await {
+    let session = match web.session(&about, &headers).await {
         Ok(Some(session)) => session,
         Ok(None) => return Html(pages::signed_out()).into_response(),
         Err(_) => {
@@ -142,7 +143,7 @@ pub async fn sign_out(
             );
         }
     };
-    if !is_same_origin(&headers, web.authority.snapshot().issuer()) || !is_same(&session.csrf, &csrf) {
+    if !is_same_origin(&headers, about.snapshot.issuer()) || !is_same(&session.csrf, &csrf) {
         return page(
             StatusCode::FORBIDDEN,
             "That did not come from here",
@@ -183,14 +184,8 @@ fn render(
             );
         }
     };
-    let snapshot = web.authority.snapshot();
-    let login = pages::Login {
-        csrf: &seal::digest(&value),
-        next,
-        username,
-        error,
-        one_click: one_click(&snapshot.config, about),
-    };
+    let login =
+        pages::Login { csrf: &seal::digest(&value), next, username, error, one_click: one_click(about) };
     let mut response = (status, Html(pages::login(&login))).into_response();
     if fresh {
         response.headers_mut().append(header::SET_COOKIE, web.cookies.set_sign_in(&value));
@@ -199,7 +194,8 @@ fn render(
 }
 
 /// The user of the one-click button: only where `public_url`, every listener and the request's own host are loopback.
-fn one_click<'c>(config: &'c Config, about: &About) -> Option<&'c str> {
+fn one_click(about: &About) -> Option<&str> {
+    let config = &about.snapshot.config;
     let server = &config.server;
     let local_host = about.authority == server.public_url.authority();
     let local = server.public_url.is_loopback()

@@ -24,13 +24,15 @@ use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
 use self::session::SignedIn;
-use crate::oauth::server::Authority;
+use crate::oauth::server::{Authority, Snapshot};
 use crate::store::record::RecordError;
 use crate::telemetry::Metrics;
 
 /// What the gateway tells the router about a request.
 #[derive(Clone)]
 pub struct About {
+    /// What everything about this request is decided on.
+    pub snapshot: Arc<Snapshot>,
     /// Host the request came to, in canonical form.
     pub authority: String,
     pub client: Option<IpAddr>,
@@ -52,9 +54,9 @@ const HASHES_AT_A_TIME: usize = 2;
 
 impl Web {
     /// Who is at the browser, if anybody is signed in.
-    async fn session(&self, headers: &HeaderMap) -> Result<Option<SignedIn>, RecordError> {
-        let snapshot = self.authority.snapshot();
-        session::current(&self.authority.records, &self.cookies, &snapshot.config.login, headers).await
+    async fn session(&self, about: &About, headers: &HeaderMap) -> Result<Option<SignedIn>, RecordError> {
+        let login = &about.snapshot.config.login;
+        session::current(&self.authority.records, &self.cookies, login, headers).await
     }
 }
 

@@ -68,7 +68,8 @@ export async function startDemo({ binary, directory, more = '', defer }) {
   const shipped = await readFile(new URL('../../conf/demo.yaml', import.meta.url), 'utf8');
   return withFreePorts(3, async ([port, upstream, admin]) => {
     const moved = { 8080: port, 8081: upstream, 9090: admin, './postern-data': join(directory, 'data') };
-    const written = Object.entries(moved).reduce((text, [from, to]) => text.replaceAll(from, to), shipped);
+    // In one pass, so that no port that was put in is taken for one to replace.
+    const written = shipped.replace(/8080|8081|9090|\.\/postern-data/g, place => moved[place]);
     const file = join(directory, 'demo.yaml');
     await writeFile(file, `${written}\n${more}`);
     const child = start('postern', binary, ['demo', '--config', file], { cwd: directory });

@@ -1,7 +1,7 @@
 //! Several instances that are one Postern: one public URL, one store, one set of sealing keys. They listen on the same
 //! port of different loopback addresses; which one a client reaches is decided by what `localhost` means to it.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -10,13 +10,15 @@ use super::browser::Browser;
 use super::client::{Client, Tokens};
 use super::gateway::{Builder, Gateway, Route, restrict};
 use super::mcp::McpRequest;
+use super::port::Port;
 use super::redis::Redis;
 use super::relay::Relay;
 use super::upstream::Upstream;
 
 /// What the instances share.
 pub struct Shared {
-    port: u16,
+    /// Ours on every loopback address for as long as it is ours on the first.
+    port: Port,
     store: Value,
     routes: Vec<Route>,
     settings: Vec<(String, Value)>,
@@ -41,9 +43,7 @@ pub fn address_of(redis: &Redis) -> SocketAddr {
 impl Shared {
     pub fn new(store: Value, routes: Vec<Route>) -> Self {
         let keys = tempfile::tempdir().expect("temporary directory");
-        let port =
-            TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("port").port();
-        let this = Shared { port, store, routes, settings: Vec::new(), keys };
+        let this = Shared { port: Port::take(), store, routes, settings: Vec::new(), keys };
         this.make_key("k1", 1);
         this
     }
@@ -66,7 +66,7 @@ impl Shared {
     pub fn instance(&self, number: usize, store: Option<Value>) -> Builder {
         let address = Ipv4Addr::new(127, 0, 0, u8::try_from(number + 1).expect("few"));
         let mut builder = Gateway::builder()
-            .one_of_many((address, self.port).into())
+            .one_of_many((address, self.port.address().port()).into())
             .with("server.access_log", json!("off"))
             .with("store", store.unwrap_or_else(|| self.store.clone()))
             .with("sealing_keys", json!([self.make_key("k1", 1)]));

@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::mcp::McpRequest;
+use super::port::Port;
 use super::process::{Output, PROGRAM, Process};
 use super::upstream::Upstream;
-use super::{PATIENCE, eventually, eventually_some, http_client, http_client_to};
+use super::{PATIENCE, eventually, http_client, http_client_to};
 
 /// The hash of `pw`, as in the smallest configuration of the manual.
 pub const PASSWORD_HASH: &str =
@@ -119,9 +120,8 @@ impl Builder {
     /// Writes the configuration and takes a port, but starts nothing.
     pub fn prepare(self) -> Gateway {
         let directory = tempfile::tempdir().expect("temporary directory");
-        let at = self.one_of_many.unwrap_or(([127, 0, 0, 1], 0).into());
-        let listener = TcpListener::bind(at).expect("bind");
-        let address = listener.local_addr().expect("address");
+        let port = Port::take_at(self.one_of_many.unwrap_or(([127, 0, 0, 1], 0).into()));
+        let (listener, address) = (port.listen(), port.address());
         let public_url = match (self.tls, self.one_of_many) {
             (true, _) => format!("https://localhost:{}", address.port()),
             (false, Some(_)) => format!("http://localhost:{}", address.port()),
@@ -170,6 +170,7 @@ impl Builder {
             output: Output::default(),
             directory,
             environment: self.environment,
+            port,
             listener: Some(listener),
             process: None,
             started_at_line: 0,
@@ -197,6 +198,8 @@ pub struct Gateway {
     pub output: Output,
     directory: TempDir,
     environment: Vec<(String, String)>,
+    /// Keeps the address between two starts.
+    port: Port,
     listener: Option<TcpListener>,
     /// Lines before this one belong to earlier starts.
     started_at_line: usize,
@@ -325,9 +328,7 @@ impl Gateway {
         if self.process.is_some() {
             self.stop().await;
         }
-        let address = self.address;
-        let again = eventually_some(PATIENCE, || async move { TcpListener::bind(address).ok() }).await;
-        self.listener = Some(again);
+        self.listener = Some(self.port.listen_again().await);
         self.spawn();
         self.ready().await;
     }

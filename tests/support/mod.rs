@@ -25,6 +25,7 @@ pub mod mcp_server;
 pub mod node;
 pub mod page;
 pub mod params;
+pub mod port;
 pub mod process;
 pub mod raw;
 pub mod received;
@@ -32,6 +33,7 @@ pub mod redis;
 pub mod relay;
 pub mod script;
 pub mod server;
+pub mod tls_server;
 pub mod token_endpoint;
 pub mod upstream;
 

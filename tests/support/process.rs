@@ -119,14 +119,18 @@ impl Drop for Process {
 /// What a run of the program to its end has left.
 pub struct Finished {
     pub code: Option<i32>,
+    /// Names of the files it made where it ran.
+    pub files: Vec<String>,
     pub stdout: String,
     pub stderr: String,
 }
 
-/// Runs the program to its end: `run(&["validate", "--config", path], &[]).await`.
+/// Runs the program to its end, in an empty directory: `run(&["validate", "--config", path], &[]).await`.
 pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
+    let directory = tempfile::tempdir().expect("temporary directory");
     let mut command = Command::new(PROGRAM);
     command.args(arguments).envs(environment.iter().copied()).stdin(Stdio::null());
+    command.current_dir(directory.path());
     let (stdout, stderr) = (Output::default(), Output::default());
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start the program");
     let readers = vec![
@@ -134,5 +138,7 @@ pub async fn run(arguments: &[&str], environment: &[(&str, &str)]) -> Finished {
         stderr.collect(child.stderr.take().expect("piped")),
     ];
     let status = Process { child, readers }.wait(PATIENCE).await;
-    Finished { code: status.code(), stdout: stdout.text(), stderr: stderr.text() }
+    let files = std::fs::read_dir(directory.path()).expect("directory").map_while(Result::ok);
+    let files = files.map(|file| file.file_name().to_string_lossy().into_owned()).collect();
+    Finished { code: status.code(), files, stdout: stdout.text(), stderr: stderr.text() }
 }

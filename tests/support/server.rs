@@ -19,8 +19,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::AbortHandle;
 
+use super::lock;
+use super::port::Port;
 use super::received::Received;
-use super::{PATIENCE, eventually_some, lock};
 
 /// Largest request body a scripted server reads.
 const BODY_LIMIT: usize = 64 << 20;
@@ -31,6 +32,8 @@ type Handler = Arc<dyn Fn(Received, Connection) -> Answering + Send + Sync>;
 /// A listening server. It ends when this is dropped.
 pub struct Server {
     pub address: SocketAddr,
+    /// Keeps the address while it is stopped.
+    port: Port,
     handler: Handler,
     lines: Arc<Lines>,
     accepting: Mutex<AbortHandle>,
@@ -50,13 +53,13 @@ impl Server {
         H: Fn(Received, Connection) -> A + Send + Sync + 'static,
         A: Future<Output = Response> + Send + 'static,
     {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bind");
-        let address = listener.local_addr().expect("address");
+        let port = Port::take();
+        let (listener, address) = (port.listen(), port.address());
         let handler: Handler =
             Arc::new(move |request, connection| -> Answering { Box::pin(handler(request, connection)) });
         let lines = Arc::new(Lines::default());
         let accepting = Mutex::new(accept(listener, handler.clone(), lines.clone()));
-        Server { address, handler, lines, accepting }
+        Server { address, port, handler, lines, accepting }
     }
 
     /// Cuts every connection and refuses new ones.
@@ -67,9 +70,7 @@ impl Server {
 
     /// Listens again on the same port.
     pub async fn resume(&self) {
-        let address = self.address;
-        let listener =
-            eventually_some(PATIENCE, || async move { TcpListener::bind(address).await.ok() }).await;
+        let listener = self.port.listen_again().await;
         *lock(&self.accepting) = accept(listener, self.handler.clone(), self.lines.clone());
     }
 
@@ -97,7 +98,9 @@ impl Drop for Server {
     }
 }
 
-fn accept(listener: TcpListener, handler: Handler, lines: Arc<Lines>) -> AbortHandle {
+fn accept(listener: std::net::TcpListener, handler: Handler, lines: Arc<Lines>) -> AbortHandle {
+    listener.set_nonblocking(true).expect("nonblocking");
+    let listener = TcpListener::from_std(listener).expect("listener");
     let router = Router::new().fallback(
         async move |ConnectInfo(connection): ConnectInfo<Connection>, request: Request| {
             let (head, body) = request.into_parts();

@@ -3,76 +3,105 @@
 //!
 //! The latter is for clients that answer a 401 with a refresh and nothing else (TypeScript SDK 1.x): while the
 //! upstream wants the user, the refresh at Postern fails, once per challenge and without using anything up.
+//!
+//! A record is changed by the version that was read and never removed, so whoever looked a moment ago can undo nothing
+//! that was said since.
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Connector, connection_key};
-use crate::store::Kind;
-use crate::store::record::{RecordError, Take, Typed};
+use crate::store::record::{RecordError, Typed, Versioned};
+use crate::store::{Kind, Put};
 
 const REMEMBERED: Duration = Duration::from_secs(600);
-/// More grants than that are forgotten together; their challenges then end by themselves.
-const MET_MAX: usize = 10_000;
+/// More grants than that are forgotten together and looked up again.
+const SETTLED_MAX: usize = 100_000;
+/// How often a write is decided anew because somebody else was faster.
+const TRIES: usize = 4;
 
 /// An upstream challenge (store record).
-#[derive(Clone, Default, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Challenge {
     pub scopes: Vec<String>,
     /// The authorization it came in answer to, if there was one. Another one since then settles it.
     pub incarnation: Option<String>,
+    /// A refresh has failed for it, or the grant's calls go through again.
+    #[serde(default)]
+    settled: bool,
 }
 
 impl Typed for Challenge {
     const KIND: Kind = Kind::Challenge;
 }
 
+impl Challenge {
+    pub fn new(scopes: Vec<String>, incarnation: Option<String>) -> Self {
+        Self { scopes, incarnation, settled: false }
+    }
+
+    /// What is to be remembered now that `other` came as well. Scopes add up while nobody has answered.
+    fn with(&self, mut other: Challenge) -> Challenge {
+        if !self.settled && self.incarnation == other.incarnation {
+            let new = std::mem::replace(&mut other.scopes, self.scopes.clone());
+            other.scopes.extend(new.into_iter().filter(|scope| !self.scopes.contains(scope)));
+        }
+        other
+    }
+}
+
 impl Connector {
     /// Remembers that a call of `grant` met a challenge.
     pub async fn challenged(&self, grant: &str, user: &str, route: &str, challenge: &Challenge) {
-        if self.met.len() >= MET_MAX {
-            self.met.clear();
-        }
-        self.met.insert(grant.into());
         for key in [of_grant(grant), of_connection(&connection_key(user, route))] {
             if let Err(error) = self.remember(&key, challenge).await {
                 tracing::warn!(target: "postern::oauth", %error, "an upstream challenge could not be remembered");
             }
         }
+        // After the write: a call that goes through meanwhile must not take the grant for settled for good.
+        self.settled.remove(grant);
     }
 
-    /// One that says nothing new costs no write; scopes add up while nobody has answered.
+    /// One that says nothing new costs no write.
     async fn remember(&self, key: &str, challenge: &Challenge) -> Result<(), RecordError> {
-        let mut challenge = challenge.clone();
-        let mut expected = 0;
-        match self.records.get::<Challenge>(key).await? {
-            Some(open) if !open.spent && open.value.incarnation == challenge.incarnation => {
-                let mut scopes = open.value.scopes.clone();
-                scopes
-                    .extend(challenge.scopes.into_iter().filter(|scope| !open.value.scopes.contains(scope)));
-                if scopes == open.value.scopes {
-                    return Ok(());
+        for _ in 0..TRIES {
+            let (version, challenge) = match self.records.get::<Challenge>(key).await? {
+                Some(known) => {
+                    let both = known.value.with(challenge.clone());
+                    if both == known.value {
+                        return Ok(());
+                    }
+                    (known.version, both)
                 }
-                challenge.scopes = scopes;
-                expected = open.version;
+                None => (0, challenge.clone()),
+            };
+            if self.records.put(key, version, &challenge, REMEMBERED).await? == Put::Stored {
+                return Ok(());
             }
-            Some(_) => self.records.remove::<Challenge>(key).await?,
-            None => {}
         }
-        // Who loses the race was told much the same by the same upstream.
-        self.records.put(key, expected, &challenge, REMEMBERED).await?;
+        // Who always loses was told much the same by the same upstream.
         Ok(())
     }
 
-    /// Whether a call of this grant met a challenge here lately: spares every other call a look into the store.
-    pub fn has_met_challenge(&self, grant: &str) -> bool {
-        self.met.contains(grant)
+    /// Whether this process knows that no challenge of the grant is open: spares all calls but the first a look into
+    /// the store.
+    pub fn is_settled(&self, grant: &str) -> bool {
+        self.settled.contains(grant)
     }
 
-    /// The grant's calls go through again.
-    pub async fn settled(&self, grant: &str) {
-        self.met.remove(grant);
-        if let Err(error) = self.records.remove::<Challenge>(&of_grant(grant)).await {
+    /// The grant's calls go through, whatever this process or another one has met before.
+    pub async fn settle(&self, grant: &str) {
+        if self.settled.len() >= SETTLED_MAX {
+            self.settled.clear();
+        }
+        self.settled.insert(grant.into());
+        let key = of_grant(grant);
+        let settled = match self.records.get::<Challenge>(&key).await {
+            // A conflict is a challenge that came since.
+            Ok(Some(open)) if !open.value.settled => self.close(&key, open).await.map(|_| ()),
+            found => found.map(|_| ()),
+        };
+        if let Err(error) = settled {
             tracing::debug!(target: "postern::oauth", %error, "a settled challenge stays until it expires");
         }
     }
@@ -81,18 +110,25 @@ impl Connector {
     /// nobody has settled since.
     pub async fn wants_user(&self, grant: &str, user: &str, route: &str) -> Result<bool, RecordError> {
         let key = of_grant(grant);
-        let Some(challenge) = self.records.get::<Challenge>(&key).await? else {
-            return Ok(false);
-        };
-        if challenge.spent {
-            return Ok(false);
+        for _ in 0..TRIES {
+            let open = self.records.get::<Challenge>(&key).await?.filter(|known| !known.value.settled);
+            let Some(open) = open else {
+                return Ok(false);
+            };
+            let connection = self.records.store().connection(&connection_key(user, route)).await?;
+            if connection.map(|connection| connection.incarnation) != open.value.incarnation {
+                return Ok(false);
+            }
+            if self.close(&key, open).await? == Put::Stored {
+                return Ok(true);
+            }
         }
-        let connection = self.records.store().connection(&connection_key(user, route)).await?;
-        if connection.map(|connection| connection.incarnation) != challenge.value.incarnation {
-            self.records.remove::<Challenge>(&key).await?;
-            return Ok(false);
-        }
-        Ok(matches!(self.records.take::<Challenge>(&key).await?, Take::Fresh(_)))
+        Ok(false)
+    }
+
+    async fn close(&self, key: &str, open: Versioned<Challenge>) -> Result<Put, RecordError> {
+        let settled = Challenge { settled: true, ..open.value };
+        self.records.put(key, open.version, &settled, REMEMBERED).await
     }
 
     /// The challenge that a user's connection is still under.
@@ -112,4 +148,68 @@ fn of_grant(grant: &str) -> String {
 
 fn of_connection(connection: &str) -> String {
     format!("connection/{connection}")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::oauth::client::stub::Bench;
+
+    fn wanting(scope: &str) -> Challenge {
+        Challenge::new(vec![scope.to_owned()], None)
+    }
+
+    async fn open_scopes(connector: &Connector) -> Vec<String> {
+        let challenge = connector.open_challenge(&connection_key("alice", "demo"), None).await;
+        let mut scopes = challenge.map(|challenge| challenge.scopes).unwrap_or_default();
+        scopes.sort();
+        scopes
+    }
+
+    #[tokio::test]
+    async fn what_two_instances_meet_at_once_adds_up() {
+        let bench = Bench::new();
+        let (one, other) = (bench.connector(), bench.connector());
+        let (a, b) = (wanting("a"), wanting("b"));
+        tokio::join!(one.challenged("g", "alice", "demo", &a), other.challenged("g", "alice", "demo", &b));
+        assert_eq!(open_scopes(&one).await, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn a_challenge_fails_one_refresh_and_the_next_one_fails_another() {
+        let bench = Bench::new();
+        let (one, other) = (bench.connector(), bench.connector());
+        for _ in 0..2 {
+            one.challenged("g", "alice", "demo", &wanting("a")).await;
+            let (first, second) =
+                tokio::join!(one.wants_user("g", "alice", "demo"), other.wants_user("g", "alice", "demo"));
+            assert_eq!(usize::from(first.unwrap()) + usize::from(second.unwrap()), 1);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_call_that_goes_through_settles_what_another_process_met() {
+        let bench = Bench::new();
+        bench.connector().challenged("g", "alice", "demo", &wanting("a")).await;
+        let restarted = bench.connector();
+        assert!(!restarted.is_settled("g"));
+        restarted.settle("g").await;
+        assert!(restarted.is_settled("g"), "and later calls do not look again");
+        assert!(!restarted.wants_user("g", "alice", "demo").await.unwrap());
+        restarted.challenged("g", "alice", "demo", &wanting("a")).await;
+        assert!(!restarted.is_settled("g"));
+        assert!(restarted.wants_user("g", "alice", "demo").await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn who_looked_a_moment_ago_cannot_settle_what_came_since() {
+        let bench = Bench::new();
+        let connector = bench.connector();
+        connector.challenged("g", "alice", "demo", &wanting("a")).await;
+        let seen = bench.records.get::<Challenge>(&of_grant("g")).await.unwrap().unwrap();
+        connector.challenged("g", "alice", "demo", &wanting("b")).await;
+        assert_eq!(connector.close(&of_grant("g"), seen).await.unwrap(), Put::Conflict);
+        assert!(connector.wants_user("g", "alice", "demo").await.unwrap());
+    }
 }

@@ -13,12 +13,13 @@ pub mod registration;
 #[cfg(test)]
 mod stub;
 pub mod token;
+mod turn;
 
 use std::sync::Arc;
 
 use dashmap::{DashMap, DashSet};
 use data_encoding::BASE32_NOPAD;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -38,10 +39,10 @@ pub struct Connector {
     origin: String,
     is_https: bool,
     client_metadata_url: Option<String>,
-    /// One registration at a time per identity wanted at an issuer: as many as the configuration and the upstreams name.
-    registering: DashMap<String, Arc<Mutex<()>>>,
-    /// Grants whose last call met an upstream challenge in this process.
-    met: DashSet<Box<str>>,
+    /// One registration at a time per identity wanted at an issuer.
+    registering: turn::Turns,
+    /// Grants of which this process knows that no upstream challenge is open.
+    settled: DashSet<Box<str>>,
     /// Refreshes under way in this process, by connection.
     refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
     /// Who may refresh at an issuer: as many as the configuration and the upstreams name.
@@ -68,8 +69,8 @@ impl Connector {
             origin: config.server.public_url.origin().to_owned(),
             is_https: config.server.public_url.is_https(),
             client_metadata_url: config.oauth_client.client_metadata_url.clone(),
-            registering: DashMap::new(),
-            met: DashSet::new(),
+            registering: turn::Turns::default(),
+            settled: DashSet::new(),
             refreshing: DashMap::new(),
             turns: DashMap::new(),
         }

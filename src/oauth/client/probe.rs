@@ -55,7 +55,7 @@ fn judged(response: &Response) -> Probe {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
-    use crate::oauth::client::stub::{Answer, Stub, local, outbound};
+    use crate::oauth::client::stub::{Answer, Stub, local, nobody, outbound};
 
     async fn probed(stub: &Stub) -> Probe {
         probe(&outbound(), &stub.url("/mcp"), &local()).await
@@ -126,9 +126,8 @@ mod tests {
             let stub = Stub::start(move |_, _| Answer::status(status)).await;
             assert!(matches!(probed(&stub).await, Probe::Unreachable(_)), "{status}");
         }
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}/mcp", listener.local_addr().unwrap());
-        drop(listener);
+        let nobody = nobody();
+        let url = format!("http://{}/mcp", nobody.local_addr().unwrap());
         assert!(matches!(probe(&outbound(), &url, &local()).await, Probe::Unreachable(_)));
     }
 

@@ -11,12 +11,14 @@ use super::{Connector, issuer_key};
 use crate::config::{Credential, OauthCredential, TokenEndpointAuthMethod};
 use crate::route::Route;
 use crate::seal;
-use crate::store::Kind;
 use crate::store::record::{RecordError, Typed};
+use crate::store::{Kind, Put};
 
 const NAME: &str = "Postern";
 /// Longer than any connection lives without a new authorization, which writes them anew.
 const REMEMBERED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How often a write is decided anew because somebody else was faster.
+const TRIES: usize = 4;
 /// A secret this close to its end is replaced.
 const SECRET_MARGIN: Duration = Duration::from_secs(60);
 
@@ -58,56 +60,77 @@ impl Connector {
             None => issuer.clone(),
         };
         // One at a time: concurrent first calls register once.
-        let turn = self.registering.entry(current.clone()).or_default().clone();
-        let _turn = turn.lock().await;
-        let now = self.clock.now();
-        let stored = match self.records.get::<Registration>(&current).await {
-            Ok(stored) => stored,
-            Err(RecordError::Unreadable) => None,
-            Err(_) => return Err(RegisterError::Unavailable),
-        };
-        let wanted = configured.or_else(|| self.by_document(server, &issuer, &redirect_uri));
-        if let Some(stored) = &stored
-            && is_current(&stored.value, wanted.as_ref(), &redirect_uri, now)
-        {
-            return Ok((by_id(&issuer, &stored.value.client_id), stored.value.clone()));
-        }
-        let registration = match wanted {
-            Some(registration) => registration,
-            None => {
-                register(
-                    &self.outbound,
-                    &route.upstream.policy,
-                    server,
-                    &redirect_uri,
-                    NAME,
-                    &self.origin,
-                    now,
-                )
-                .await?
-            }
-        };
-        let own = by_id(&issuer, &registration.client_id);
-        self.replace(&own, &registration).await.map_err(|_| RegisterError::Unavailable)?;
-        if own != current {
-            self.replace(&current, &registration).await.map_err(|_| RegisterError::Unavailable)?;
-        }
-        tracing::info!(target: "audit", event = "registered_upstream", issuer = %server.issuer, client_id = %registration.client_id);
-        Ok((own, registration))
+        self.registering.take(&current, self.identity(route, server, &issuer, &current, configured)).await
     }
 
-    /// Writes over whatever is there, readable or not.
-    async fn replace(&self, key: &str, registration: &Registration) -> Result<(), RecordError> {
-        let version = match self.records.get::<Registration>(key).await {
-            Ok(stored) => stored.map_or(0, |stored| stored.version),
-            Err(RecordError::Unreadable) => {
-                self.records.remove::<Registration>(key).await?;
-                0
+    /// The identity kept under `current` if it still serves, else one that is made and kept there. Other instances do
+    /// the same: whoever is first decides, and the rest use what they find.
+    async fn identity(
+        &self,
+        route: &Route,
+        server: &AuthorizationServer,
+        issuer: &str,
+        current: &str,
+        configured: Option<Registration>,
+    ) -> Result<(String, Registration), RegisterError> {
+        let redirect_uri = self.redirect_uri(issuer);
+        let wanted = configured.or_else(|| self.by_document(server, issuer, &redirect_uri));
+        let mut made = None;
+        for _ in 0..TRIES {
+            let now = self.clock.now();
+            let (stored, version) = self.stored(current).await?;
+            if let Some(stored) = stored
+                && is_current(&stored, wanted.as_ref(), &redirect_uri, now)
+            {
+                return Ok((by_id(issuer, &stored.client_id), stored));
             }
-            Err(error) => return Err(error),
-        };
-        self.records.put(key, version, registration, REMEMBERED).await?;
-        Ok(())
+            let registration = match made.take().or_else(|| wanted.clone()) {
+                Some(registration) => registration,
+                None => {
+                    let policy = &route.upstream.policy;
+                    register(&self.outbound, policy, server, &redirect_uri, NAME, &self.origin, now).await?
+                }
+            };
+            let own = by_id(issuer, &registration.client_id);
+            if own != current {
+                self.keep(&own, &registration).await?;
+            }
+            if self.put(current, version, &registration).await? == Put::Stored {
+                tracing::info!(target: "audit", event = "registered_upstream", issuer = %server.issuer, client_id = %registration.client_id);
+                return Ok((own, registration));
+            }
+            made = Some(registration);
+        }
+        Err(RegisterError::Unavailable)
+    }
+
+    /// What is there, and the version to replace it by. What nobody can read any more is replaced like the rest.
+    async fn stored(&self, key: &str) -> Result<(Option<Registration>, u64), RegisterError> {
+        match self.records.get::<Registration>(key).await {
+            Ok(Some(stored)) => Ok((Some(stored.value), stored.version)),
+            Ok(None) => Ok((None, 0)),
+            Err(RecordError::Unreadable) => match self.records.store().get(Registration::KIND, key).await {
+                Ok(stored) => Ok((None, stored.map_or(0, |stored| stored.version))),
+                Err(_) => Err(RegisterError::Unavailable),
+            },
+            Err(_) => Err(RegisterError::Unavailable),
+        }
+    }
+
+    /// Writes over whatever is there.
+    async fn keep(&self, key: &str, registration: &Registration) -> Result<(), RegisterError> {
+        for _ in 0..TRIES {
+            let (_, version) = self.stored(key).await?;
+            if self.put(key, version, registration).await? == Put::Stored {
+                return Ok(());
+            }
+        }
+        Err(RegisterError::Unavailable)
+    }
+
+    async fn put(&self, key: &str, version: u64, registration: &Registration) -> Result<Put, RegisterError> {
+        let put = self.records.put(key, version, registration, REMEMBERED).await;
+        put.map_err(|_| RegisterError::Unavailable)
     }
 
     /// By Client ID Metadata Document, where the server takes them and ours can be fetched from outside.
@@ -210,4 +233,53 @@ fn is_current(
     stored.redirect_uri == redirect_uri
         && stored.expires_at.is_none_or(|end| end > now + SECRET_MARGIN)
         && wanted.map_or_else(any, same)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::oauth::client::stub::{Answer, Bench, Stub, server};
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    async fn instances_that_register_at_once_use_one_identity() {
+        let (both, count) = (Barrier::new(2), AtomicUsize::new(0));
+        let stub = Stub::start(move |_, _| {
+            // Nobody has an answer before the other has asked.
+            both.wait();
+            let id = format!("client-{}", count.fetch_add(1, Ordering::SeqCst));
+            Answer::json(201, serde_json::json!({"client_id": id, "token_endpoint_auth_method": "none"}))
+        })
+        .await;
+        let bench = Bench::new();
+        let (one, other) = (bench.connector(), bench.connector());
+        let (route, server) = (bench.route(), server(&stub));
+        let found = tokio::join!(one.registration(&route, &server), other.registration(&route, &server));
+        let (one, other) = (found.0.unwrap(), found.1.unwrap());
+        assert_eq!(stub.seen().len(), 2);
+        assert_eq!((one.0, one.1.client_id), (other.0, other.1.client_id));
+        let common = bench.connector().registration(&route, &server).await.unwrap();
+        assert_eq!(stub.seen().len(), 2, "and nobody registers again");
+        let own = bench.records.get::<Registration>(&common.0).await.unwrap().unwrap().value;
+        assert_eq!(own.client_id, common.1.client_id);
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_replaced() {
+        let stub = Stub::start(|_, _| Answer::json(201, serde_json::json!({"client_id": "new"}))).await;
+        let bench = Bench::new();
+        let (route, server) = (bench.route(), server(&stub));
+        let key = issuer_key(&server.issuer);
+        for damage in [&b"x"[..], b"y"] {
+            let version = bench.records.store().get(Kind::Registration, &key).await.unwrap();
+            let version = version.map_or(0, |stored| stored.version);
+            let put = bench.records.store().put(Kind::Registration, &key, version, damage.into(), REMEMBERED);
+            assert_eq!(put.await.unwrap(), Put::Stored);
+            let (_, found) = bench.connector().registration(&route, &server).await.unwrap();
+            assert_eq!(found.client_id, "new");
+        }
+        assert_eq!(stub.seen().len(), 2);
+    }
 }

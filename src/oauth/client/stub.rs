@@ -10,8 +10,16 @@ use axum::extract::Request;
 use bytes::Bytes;
 use http::HeaderMap;
 
+use super::Connector;
 use super::discover::AuthorizationServer;
+use crate::clock::Clock;
+use crate::config::{self, Config};
 use crate::outbound::{AddressPolicy, Outbound, Settings};
+use crate::route::{Route, Table};
+use crate::seal::{Sealer, SealingKey};
+use crate::store::embedded::Embedded;
+use crate::store::record::Records;
+use crate::telemetry::{InFlight, Metrics};
 
 /// One request as the server met it.
 #[derive(Clone)]
@@ -108,6 +116,56 @@ impl Drop for Stub {
     fn drop(&mut self) {
         self.serving.abort();
     }
+}
+
+/// A store, for any number of instances on it.
+pub struct Bench {
+    pub records: Records,
+    pub clock: Clock,
+    config: Config,
+    _directory: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let text = r#"{"server": {"public_url": "http://127.0.0.1:8080", "listen": ["127.0.0.1:8080"]},
+            "login": {"local": {"users": [{"username": "alice", "password_hash": "HASH"}]}},
+            "routes": [{"name": "demo", "path": "/demo", "credential": {"kind": "oauth"},
+                "upstream": {"url": "http://127.0.0.1:1/mcp", "allow_private": true}}]}"#;
+        let hash = "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8";
+        let config = config::parse(&text.replace("HASH", hash), "test", &config::Process);
+        let config = config.unwrap_or_else(|report| panic!("{report}"));
+        let clock = Clock::manual(at(1_800_000_000));
+        let store = Embedded::open(directory.path(), clock.clone()).unwrap();
+        let sealer = Sealer::new(vec![SealingKey::new("k", [7; 32]).unwrap()]).unwrap();
+        let records = Records::new(Arc::new(store), Arc::new(sealer));
+        Bench { records, clock, config, _directory: directory }
+    }
+
+    /// One more instance.
+    pub fn connector(&self) -> Connector {
+        Connector::new(
+            self.clock.clone(),
+            self.records.clone(),
+            outbound(),
+            &self.config,
+            Arc::new(Metrics::new().unwrap()),
+            InFlight::default(),
+        )
+    }
+
+    pub fn route(&self) -> Arc<Route> {
+        let table = Table::new(&self.config.server.public_url, &self.config.routes);
+        Arc::clone(table.by_name("demo").unwrap())
+    }
+}
+
+/// A port on which nobody listens as long as this lives.
+pub fn nobody() -> tokio::net::TcpSocket {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    socket
 }
 
 pub fn outbound() -> Outbound {

@@ -25,6 +25,11 @@ const CODE_TTL: Duration = Duration::from_secs(60);
 const CODE_PREFIX: &str = "postern_ac_";
 const REFRESH_PREFIX: &str = "postern_rt_";
 const NOT_READY: Refusal = Refusal::unavailable("the gateway is not ready yet, try again");
+/// A grant this old whose code is not spent was left behind: its redemption was cut off between its two writes.
+const LEFT_BEHIND: Duration = Duration::from_secs(3);
+/// How often and how long in all a redemption looks whether the one before it ends.
+const LOOK: Duration = Duration::from_millis(50);
+const LOOKS: usize = 70;
 /// Digests of retired tokens kept to recognise theft.
 const RETIRED_MAX: usize = 8;
 
@@ -143,7 +148,7 @@ pub async fn redeem(
     check_resource(snapshot, &code.resource, redemption.resource)?;
     let now = authority.clock.now();
     let secret = fresh_token()?;
-    let grant = Grant {
+    let mut grant = Grant {
         user: code.user,
         client_id: code.client_id,
         route: code.route,
@@ -155,13 +160,8 @@ pub async fn redeem(
         retired: Vec::new(),
     };
     let answer = mint(snapshot, &code.grant, &grant, &grant.scopes, &secret, now)?;
-    // The grant is written before the code is spent: of many who redeem at once just one writes it, whatever the rest
-    // do meanwhile.
     let ttl = snapshot.config.oauth_server.refresh_token_ttl;
-    let first = !spent
-        && authority.records.put(&code.grant, 0, &grant, ttl).await? == Put::Stored
-        && matches!(authority.records.take::<Code>(&key).await?, Take::Fresh(_));
-    if !first {
+    if spent || !claim(authority, &key, &code.grant, &mut grant, ttl).await? {
         // Somebody has the code who should not: what the first use got is withdrawn (RFC 6749 §4.1.2).
         tracing::warn!(target: "audit", event = "code_replayed", user = %grant.user, client = %grant.client_id);
         withdraw(authority, snapshot, &code.grant).await?;
@@ -170,6 +170,50 @@ pub async fn redeem(
     client::keep(&authority.records, &grant.client_id, now).await;
     tracing::info!(target: "audit", event = "grant", user = %grant.user, client = %grant.client_id, route = %grant.route);
     Ok(answer)
+}
+
+/// Writes the grant and spends the code; says whether this is the code's one use.
+///
+/// The grant comes first: of many who redeem at once just one writes it, and only who has written may spend, so no
+/// code is ever spent for nothing. Who finds a grant that is not its own waits until the code is spent, and is a
+/// replay then. It may stay unspent, because the store or the process failed between the two writes: nobody has had
+/// an answer, so that use is replaced, its grant by the version read, and the client that tries again gets its tokens.
+/// Once the code is spent a lost answer is lost, whoever lost it: that cannot be told from a replay.
+async fn claim(
+    authority: &Authority,
+    code: &str,
+    id: &str,
+    grant: &mut Grant,
+    ttl: Duration,
+) -> Result<bool, Refusal> {
+    let mut replaced = 0;
+    loop {
+        grant.created_at = seconds(authority.clock.now());
+        if authority.records.put(id, replaced, grant, ttl).await? == Put::Stored {
+            return Ok(matches!(authority.records.take::<Code>(code).await?, Take::Fresh(_)));
+        }
+        match left_behind(authority, code, id).await? {
+            Some(version) => replaced = version,
+            None => return Ok(false),
+        }
+    }
+}
+
+/// The version of the grant that a redemption has left behind. `None` when it has ended, one way or the other.
+async fn left_behind(authority: &Authority, code: &str, id: &str) -> Result<Option<u64>, Refusal> {
+    for _ in 0..LOOKS {
+        if authority.records.get::<Code>(code).await?.is_none_or(|code| code.spent) {
+            return Ok(None);
+        }
+        let Some(Versioned { value: grant, version, .. }) = authority.records.get::<Grant>(id).await? else {
+            return Ok(None);
+        };
+        if seconds(authority.clock.now()) >= grant.created_at + LEFT_BEHIND.as_secs() {
+            return Ok(Some(version));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Err(Refusal::unavailable("the code is being redeemed elsewhere, try again"))
 }
 
 /// Rotates a refresh token (RFC 6749 §6).

@@ -48,11 +48,12 @@ pub struct Server {
     openid: Option<OpenId>,
 }
 
-/// What OpenID Connect Discovery §3 requires besides. No ID token is ever issued.
+/// What OpenID Connect Discovery §3 requires besides, and clients that read the document insist on. No ID token is ever
+/// issued, so there is no algorithm to name.
 #[derive(Serialize)]
 struct OpenId {
     subject_types_supported: [&'static str; 1],
-    id_token_signing_alg_values_supported: [&'static str; 1],
+    id_token_signing_alg_values_supported: [&'static str; 0],
 }
 
 pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
@@ -83,7 +84,7 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
         client_id_metadata_document_supported: snapshot.config.oauth_server.cimd.enabled,
         openid: openid.then_some(OpenId {
             subject_types_supported: ["public"],
-            id_token_signing_alg_values_supported: ["ES256"],
+            id_token_signing_alg_values_supported: [],
         }),
     }
 }

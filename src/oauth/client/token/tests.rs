@@ -6,7 +6,7 @@ use http::HeaderMap;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::*;
-use crate::oauth::client::stub::{Answer as Scripted, Stub, at, local, outbound};
+use crate::oauth::client::stub::{Answer as Scripted, Stub, at, local, nobody, outbound};
 
 const REDIRECT: &str = "https://gw.example/oauth/upstream/callback/abc";
 const RESOURCE: &str = "https://mcp.example.com";
@@ -297,9 +297,8 @@ async fn refreshed(endpoint: &str, policy: &AddressPolicy) -> Outcome {
 
 #[tokio::test]
 async fn what_was_never_sent_is_clean_or_a_matter_of_configuration() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let endpoint = format!("http://{}/token", listener.local_addr().unwrap());
-    drop(listener);
+    let nobody = nobody();
+    let endpoint = format!("http://{}/token", nobody.local_addr().unwrap());
     assert_eq!(kind(&refreshed(&endpoint, &local()).await), "clean");
     assert_eq!(kind(&refreshed(&endpoint, &AddressPolicy::public()).await), "config");
     let token = "r".into();
