@@ -14,10 +14,11 @@ use subtle::ConstantTimeEq;
 
 use super::access_token::{Claims, OpenError};
 use super::authorize::Request;
+use super::claim::claim;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot, client};
 use crate::seal;
-use crate::store::record::{Take, Typed, Versioned};
+use crate::store::record::{Typed, Versioned};
 use crate::store::{Kind, Put};
 
 /// OAuth 2.1 §4.1.2 recommends ten minutes at most; the client is already waiting.
@@ -25,11 +26,6 @@ const CODE_TTL: Duration = Duration::from_secs(60);
 const CODE_PREFIX: &str = "postern_ac_";
 const REFRESH_PREFIX: &str = "postern_rt_";
 const NOT_READY: Refusal = Refusal::unavailable("the gateway is not ready yet, try again");
-/// A grant this old whose code is not spent was left behind: its redemption was cut off between its two writes.
-const LEFT_BEHIND: Duration = Duration::from_secs(3);
-/// How often and how long in all a redemption looks whether the one before it ends.
-const LOOK: Duration = Duration::from_millis(50);
-const LOOKS: usize = 70;
 /// Digests of retired tokens kept to recognise theft.
 const RETIRED_MAX: usize = 8;
 
@@ -170,50 +166,6 @@ pub async fn redeem(
     client::keep(&authority.records, &grant.client_id, now).await;
     tracing::info!(target: "audit", event = "grant", user = %grant.user, client = %grant.client_id, route = %grant.route);
     Ok(answer)
-}
-
-/// Writes the grant and spends the code; says whether this is the code's one use.
-///
-/// The grant comes first: of many who redeem at once just one writes it, and only who has written may spend, so no
-/// code is ever spent for nothing. Who finds a grant that is not its own waits until the code is spent, and is a
-/// replay then. It may stay unspent, because the store or the process failed between the two writes: nobody has had
-/// an answer, so that use is replaced, its grant by the version read, and the client that tries again gets its tokens.
-/// Once the code is spent a lost answer is lost, whoever lost it: that cannot be told from a replay.
-async fn claim(
-    authority: &Authority,
-    code: &str,
-    id: &str,
-    grant: &mut Grant,
-    ttl: Duration,
-) -> Result<bool, Refusal> {
-    let mut replaced = 0;
-    loop {
-        grant.created_at = seconds(authority.clock.now());
-        if authority.records.put(id, replaced, grant, ttl).await? == Put::Stored {
-            return Ok(matches!(authority.records.take::<Code>(code).await?, Take::Fresh(_)));
-        }
-        match left_behind(authority, code, id).await? {
-            Some(version) => replaced = version,
-            None => return Ok(false),
-        }
-    }
-}
-
-/// The version of the grant that a redemption has left behind. `None` when it has ended, one way or the other.
-async fn left_behind(authority: &Authority, code: &str, id: &str) -> Result<Option<u64>, Refusal> {
-    for _ in 0..LOOKS {
-        if authority.records.get::<Code>(code).await?.is_none_or(|code| code.spent) {
-            return Ok(None);
-        }
-        let Some(Versioned { value: grant, version, .. }) = authority.records.get::<Grant>(id).await? else {
-            return Ok(None);
-        };
-        if seconds(authority.clock.now()) >= grant.created_at + LEFT_BEHIND.as_secs() {
-            return Ok(Some(version));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Err(Refusal::unavailable("the code is being redeemed elsewhere, try again"))
 }
 
 /// Rotates a refresh token (RFC 6749 §6).
@@ -395,6 +347,6 @@ fn same(one: &str, other: &str) -> bool {
     one.as_bytes().ct_eq(other.as_bytes()).into()
 }
 
-fn seconds(time: SystemTime) -> u64 {
+pub(super) fn seconds(time: SystemTime) -> u64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

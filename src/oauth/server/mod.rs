@@ -2,6 +2,7 @@
 //! file. Everything here works on plain types; `web` puts HTTP, cookies and pages around it.
 pub mod access_token;
 pub mod authorize;
+mod claim;
 pub mod client;
 pub mod consent;
 pub mod grant;
