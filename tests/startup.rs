@@ -435,7 +435,7 @@ async fn trusted_certificates_are_written_as_one_private_file() {
     let names = std::fs::read_dir(gateway.data_dir()).unwrap().map(|entry| entry.unwrap().file_name());
     let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
     names.sort();
-    assert_eq!(names, ["ca-bundle.pem", "postern.redb", "sealing.key"]);
+    assert_eq!(names, ["access-token.keys", "ca-bundle.pem", "postern.redb", "sealing.key"]);
 }
 
 #[tokio::test]

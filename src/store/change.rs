@@ -21,7 +21,7 @@ pub struct Decision<T> {
 /// What becomes of the row.
 pub enum Write {
     Nothing,
-    Save(Row),
+    Save(Box<Row>),
     Delete,
 }
 
@@ -31,7 +31,7 @@ impl<T> Decision<T> {
     }
 
     fn save(answer: T, row: Row, tell: bool) -> Result<Self, StoreError> {
-        Ok(Self { answer, write: Write::Save(row), tell })
+        Ok(Self { answer, write: Write::Save(Box::new(row)), tell })
     }
 }
 

@@ -184,7 +184,7 @@ impl Redis {
         let values = self.shared.read(|connection| script::values(connection, &names)).await?;
         let now = match frozen {
             Some(now) => now,
-            None => self.shared.read(|connection| script::time(connection)).await?,
+            None => self.shared.read(script::time).await?,
         };
         for (key, value) in keys.into_iter().zip(values) {
             match found(&value, now) {

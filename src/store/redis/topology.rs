@@ -22,7 +22,7 @@ pub const ANSWER: Duration = Duration::from_millis(1500);
 
 /// Where to connect to.
 pub enum Target {
-    Standalone(Client),
+    Standalone(Box<Client>),
     Sentinel(Box<Mutex<SentinelClient>>),
     /// The clients lead to single nodes, for subscriptions.
     Cluster(Box<ClusterClient>, Vec<Client>),
@@ -32,7 +32,7 @@ impl Target {
     pub fn new(config: &Redis) -> Result<Self, RedisError> {
         Ok(match &config.topology {
             Topology::Standalone => {
-                Self::Standalone(clients(config)?.into_iter().next().ok_or_else(nowhere)?)
+                Self::Standalone(Box::new(clients(config)?.into_iter().next().ok_or_else(nowhere)?))
             }
             Topology::Sentinel { master } => Self::Sentinel(Box::new(Mutex::new(sentinel(config, master)?))),
             Topology::Cluster => Self::Cluster(Box::new(cluster(config)?), clients(config)?),
