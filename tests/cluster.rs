@@ -12,9 +12,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::checker::{Faults, assert_kept};
 use support::client::Tokens;
-use support::cluster::Cluster;
+use support::cluster::{Cluster, Shared, address_of, store_at};
+use support::gate::Gate;
+use support::gateway::Route;
 use support::mcp::McpAnswer;
 use support::redis::Redis;
+use support::script::{Reuse, TokenFault};
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually};
 
@@ -192,4 +195,114 @@ async fn f02_without_the_store_valid_tokens_flow_and_nothing_is_redeemed() {
     assert!(back.elapsed() < 3 * SECOND, "{:?}", back.elapsed());
     assert_eq!(upstream.authorization.refreshes(), 1);
     assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
+}
+
+/// A cluster whose instances stop at a place in the middle of a refresh, when told to.
+async fn refresh_at(place: &str, cluster: &mut Cluster, instance: usize) {
+    let gateway = &mut cluster.instances[instance];
+    gateway.set_env("POSTERN_FAILPOINT", Some(place));
+    gateway.restart().await;
+}
+
+/// What a crash at a place in a refresh may cost, by what the authorization server does about old refresh tokens:
+/// nothing, or this one connection.
+struct Crash {
+    place: &'static str,
+    /// For a server that takes a refresh token once, whatever it does about the second time.
+    may_lose: bool,
+}
+
+const CRASHES: [Crash; 9] = [
+    Crash { place: "P1", may_lose: false },
+    Crash { place: "P2", may_lose: false },
+    Crash { place: "P3", may_lose: false },
+    Crash { place: "P4", may_lose: false },
+    // P5, the answer is under way: the rig's gate.
+    Crash { place: "P5", may_lose: true },
+    Crash { place: "P6", may_lose: true },
+    Crash { place: "P7", may_lose: false },
+    Crash { place: "P8", may_lose: false },
+    Crash { place: "P9", may_lose: false },
+];
+
+/// Kills an instance at this place of a refresh and says whether the user has to sign in again.
+async fn is_lost_after(crash: &Crash, rotates: bool, reuse: Reuse) -> bool {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    upstream.set_authorization(|script| (script.rotates, script.reuse) = (rotates, reuse));
+    let store = store_at(address_of(&redis));
+    let route = Route::oauth("demo", &upstream);
+    let strict = reuse == Reuse::EndsFamily && rotates;
+    let route = if strict { route.with("credential.refresh_rotation", json!("strict")) } else { route };
+    let mut cluster = Cluster::of(2, Shared::new(store, vec![route])).await;
+    let (_, tokens) = cluster.sign_in(1).await;
+    assert_eq!(generation(&cluster.whoami(1, &tokens).await), 1);
+    let gate = Gate::shut();
+    match crash.place {
+        "P5" => upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone())),
+        // A release ends an attempt that came to nothing.
+        "P9" => upstream.set_authorization(|script| {
+            script.token_faults.push_back(TokenFault::answer(503, &[("retry-after", "1")], ""));
+        }),
+        _ => {}
+    }
+    refresh_at(crash.place, &mut cluster, 0).await;
+    // Ahead of its end in earnest; here the upstream has turned it down, and takes it again for the time after.
+    upstream.refuse_current_tokens();
+    let call = cluster.call(0, &tokens);
+    let call = tokio::spawn(async move { call.tool("whoami", json!({})).await.status });
+    match crash.place {
+        "P5" => gate.wait_for(1, PATIENCE).await,
+        _ => cluster.instances[0].output.shows("\"message\":\"stopped\"").await,
+    }
+    cluster.instances[0].kill9().await;
+    gate.open();
+    call.abort();
+    // The one that was killed comes back at once, and says what it knows.
+    refresh_at("", &mut cluster, 0).await;
+    eventually(Duration::from_secs(20), || async {
+        let status = cluster.whoami(1, &tokens).await.status;
+        assert!(matches!(status, 200 | 401 | 503), "{status}");
+        status != 503
+    })
+    .await;
+    let lost = cluster.whoami(1, &tokens).await.status == 401;
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults { owners: 1, rollbacks: 0 });
+    lost
+}
+
+/// Every place of a crash at one kind of authorization server, side by side.
+async fn crashes(rotates: bool, reuse: Reuse, single_use: bool) {
+    let runs: Vec<_> = CRASHES
+        .iter()
+        .map(|crash| tokio::spawn(async move { (crash, is_lost_after(crash, rotates, reuse).await) }))
+        .collect();
+    for run in runs {
+        let (crash, lost) = run.await.unwrap();
+        assert!(!lost || (crash.may_lose && single_use), "lost at {}", crash.place);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f13_crashes_cost_nothing_where_refresh_tokens_stay_good() {
+    crashes(false, Reuse::EndsFamily, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f13_crashes_cost_nothing_where_the_token_before_is_good_for_a_while() {
+    crashes(true, Reuse::SameAnswer, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f13_crashes_cost_nothing_where_each_replay_gets_a_successor() {
+    crashes(true, Reuse::NewSuccessor, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f13_crashes_cost_only_what_cannot_be_saved_where_old_tokens_are_dead() {
+    crashes(true, Reuse::Dead, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f13_crashes_cost_only_what_cannot_be_saved_where_replays_end_the_family() {
+    crashes(true, Reuse::EndsFamily, true).await;
 }
