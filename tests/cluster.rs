@@ -16,7 +16,8 @@ use support::cluster::{Cluster, Shared, address_of, store_at};
 use support::gate::Gate;
 use support::gateway::Route;
 use support::mcp::McpAnswer;
-use support::redis::Redis;
+use support::redis::{Redis, Watched};
+use support::relay::Weather;
 use support::script::{Reuse, TokenFault};
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually};
@@ -305,4 +306,226 @@ async fn f13_crashes_cost_only_what_cannot_be_saved_where_old_tokens_are_dead() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f13_crashes_cost_only_what_cannot_be_saved_where_replays_end_the_family() {
     crashes(true, Reuse::EndsFamily, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f01_an_instance_that_starts_before_its_store_judges_nobody_until_it_is_there() {
+    let (redis, upstream) = (Redis::start(&["--appendonly", "yes"]), Upstream::start().await);
+    let mut cluster = Cluster::start(2, &redis, &upstream).await;
+    let (client, tokens) = cluster.sign_in(0).await;
+    let (_, revoked) = cluster.sign_in(0).await;
+    cluster.client_at(0, &client).revoke(&tokens.refresh_token).await;
+    redis.kill();
+    let instance = &mut cluster.instances[1];
+    instance.restart_unready().await;
+    let status = |path: &str| {
+        let request = instance.http.get(instance.admin(path));
+        async move { request.send().await.unwrap().status().as_u16() }
+    };
+    assert_eq!((status("/healthz").await, status("/readyz").await), (200, 503));
+    // Neither a good token nor a revoked one nor nonsense is judged.
+    for token in [&tokens.access_token, &revoked.access_token, &"nonsense".to_owned()] {
+        let answer = instance.mcp("demo").bearer(token).tool("whoami", json!({})).await;
+        assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true), "{}", answer.body);
+    }
+    let refused = client.through(instance).refresh(&revoked.refresh_token).await;
+    assert_eq!(refused.status(), 503, "never invalid_grant");
+    redis.again();
+    let there = Instant::now();
+    eventually(PATIENCE, || async { status("/readyz").await == 200 }).await;
+    assert!(there.elapsed() < 3 * SECOND, "{:?}", there.elapsed());
+    assert_eq!(cluster.whoami(1, &tokens).await.status, 401, "revoked before");
+    assert_eq!(cluster.whoami(1, &revoked).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f03_a_store_that_comes_back_empty_costs_one_sign_in_and_no_loop() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let cluster = Cluster::start(2, &redis, &upstream).await;
+    let (client, tokens) = cluster.sign_in(0).await;
+    redis.kill();
+    redis.again();
+    // The keys of access tokens are back, from either instance; the grant is not.
+    eventually(PATIENCE, || async {
+        let statuses = [cluster.whoami(0, &tokens).await.status, cluster.whoami(1, &tokens).await.status];
+        statuses.iter().all(|status| *status != 503)
+    })
+    .await;
+    let refused = client.refresh(&tokens.refresh_token).await;
+    assert!(
+        matches!(refused.error().as_deref(), Some("invalid_grant" | "invalid_client")),
+        "{:?}",
+        refused.error()
+    );
+    let (_, again) = cluster.sign_in(1).await;
+    for instance in 0..2 {
+        let instance_answers = || async { cluster.whoami(instance, &again).await.status == 200 };
+        eventually(PATIENCE, instance_answers).await;
+    }
+    assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f07_an_instance_cut_off_from_the_store_serves_what_it_knows_and_catches_up() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    upstream.set_authorization(|script| script.access_token_lifetime = 8 * SECOND);
+    let (cluster, relays) = Cluster::behind_relays(3, &redis, &upstream).await;
+    let (client, tokens) = cluster.sign_in(0).await;
+    let (_, other) = cluster.sign_in_as("bob", 1).await;
+    for instance in 0..3 {
+        assert_eq!(cluster.whoami(instance, &tokens).await.status, 200);
+        assert_eq!(cluster.whoami(instance, &other).await.status, 200);
+    }
+    relays[1].set(Weather::Blackhole);
+    cluster.client_at(0, &client).revoke(&tokens.refresh_token).await;
+    eventually(SECOND, || async { cluster.whoami(2, &tokens).await.status == 401 }).await;
+    // Valid tokens flow at the instance that is cut off; the others renew, it does not.
+    assert_eq!(generation(&cluster.whoami(1, &other).await), 1);
+    eventually(PATIENCE, || async { generation(&cluster.whoami(0, &other).await) > 1 }).await;
+    eventually(PATIENCE, || async { cluster.whoami(1, &other).await.status == 503 }).await;
+    relays[1].set(Weather::Fair);
+    let healed = Instant::now();
+    // It adopts what the others have, and no stale yes is left.
+    eventually(PATIENCE, || async { cluster.whoami(1, &other).await.status == 200 }).await;
+    assert_eq!(cluster.whoami(1, &tokens).await.status, 401);
+    assert!(healed.elapsed() < 4 * SECOND, "{:?}", healed.elapsed());
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f05_a_store_that_answers_late_is_not_taken_for_one_that_refuses() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let (cluster, relays) = Cluster::behind_relays(2, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    for instance in 0..2 {
+        assert_eq!(cluster.whoami(instance, &tokens).await.status, 200);
+    }
+    // Commands arrive and are carried out, answers do not: nobody may act on what they did not hear.
+    relays[0].set(Weather::HalfOpen);
+    upstream.refuse_current_tokens();
+    let answer = cluster.whoami(0, &tokens).await;
+    assert!(matches!(answer.status, 503 | 401), "{}", answer.body);
+    assert_eq!(upstream.authorization.token_requests("refresh_token").len(), 0, "no answer, no redemption");
+    relays[0].set(Weather::Slow(Duration::from_millis(200)));
+    for instance in [1, 0] {
+        eventually(Duration::from_secs(20), || async {
+            cluster.whoami(instance, &tokens).await.status == 200
+        })
+        .await;
+    }
+    assert_eq!(upstream.authorization.refreshes(), 1);
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f14_an_owner_that_is_stopped_and_comes_back_harms_nobody() {
+    for (reuse, may_lose) in [(Reuse::SameAnswer, false), (Reuse::NewSuccessor, false), (Reuse::Dead, false)]
+    {
+        let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+        upstream.set_authorization(|script| script.reuse = reuse);
+        let cluster = Cluster::start(2, &redis, &upstream).await;
+        let (_, tokens) = cluster.sign_in(0).await;
+        let gate = Gate::shut();
+        upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
+        upstream.refuse_current_tokens();
+        let call = cluster.call(0, &tokens);
+        let call = tokio::spawn(async move { call.tool("whoami", json!({})).await.status });
+        gate.wait_for(1, PATIENCE).await;
+        // The answer waits at the stopped owner's door until its lease is over and somebody else has tried.
+        cluster.instances[0].signal("STOP");
+        gate.open();
+        let heir = cluster.whoami(1, &tokens).await;
+        assert!(heir.status == 200 || reuse == Reuse::Dead, "{}", heir.body);
+        cluster.instances[0].signal("CONT");
+        let owner = call.await.unwrap();
+        assert!(matches!(owner, 200 | 401 | 503), "{owner}");
+        // What came late has saved the connection where the heir could not.
+        eventually(PATIENCE, || async { cluster.whoami(1, &tokens).await.status == 200 }).await;
+        eventually(PATIENCE, || async { cluster.whoami(0, &tokens).await.status == 200 }).await;
+        assert!(!may_lose);
+        assert_kept(&cluster.logs(), &upstream.authorization, Faults { owners: 1, rollbacks: 0 });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f15_an_instance_that_is_told_to_stop_finishes_its_refresh() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let mut cluster = Cluster::start(2, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    let gate = Gate::shut();
+    upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
+    upstream.refuse_current_tokens();
+    let call = cluster.call(0, &tokens);
+    let call = tokio::spawn(async move { call.tool("whoami", json!({})).await });
+    gate.wait_for(1, PATIENCE).await;
+    cluster.instances[0].terminate();
+    gate.open();
+    assert_eq!(generation(&call.await.unwrap()), 2);
+    assert!(cluster.instances[0].wait_exit(PATIENCE).await.success());
+    assert_eq!(generation(&cluster.whoami(1, &tokens).await), 2, "what it got is there");
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f04_a_failover_in_the_middle_of_refreshes_loses_no_connection() {
+    let (watched, upstream) = (Watched::start(), Upstream::start().await);
+    upstream.set_authorization(|script| script.access_token_lifetime = 4 * SECOND);
+    let store = json!({
+        "kind": "redis", "topology": "sentinel", "master": Watched::MASTER, "urls": watched.urls(),
+        "prefix": "test:", "replicas": 1,
+    });
+    let cluster = Cluster::of(2, Shared::new(store, vec![Route::oauth("demo", &upstream)])).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    let (_, bob) = cluster.sign_in_as("bob", 1).await;
+    let begun = Instant::now();
+    let mut killed = false;
+    // Calls go on through several renewals, and the primary goes down in the middle of them.
+    while begun.elapsed() < 14 * SECOND {
+        for (instance, tokens) in [(0, &tokens), (1, &bob), (1, &tokens), (0, &bob)] {
+            let status = cluster.whoami(instance, tokens).await.status;
+            assert!(matches!(status, 200 | 503), "{status}");
+        }
+        if !killed && begun.elapsed() > 5 * SECOND {
+            watched.primary.kill();
+            killed = true;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    watched.wait_for_failover();
+    for (instance, tokens) in [(0, &tokens), (1, &bob)] {
+        eventually(PATIENCE, || async { cluster.whoami(instance, tokens).await.status == 200 }).await;
+    }
+    assert_eq!(
+        upstream.authorization.token_requests("authorization_code").len(),
+        2,
+        "nobody signed in again"
+    );
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults { owners: 1, rollbacks: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_instances_share_a_redis_cluster() {
+    let (servers, upstream) = (support::redis::Cluster::start(), Upstream::start().await);
+    let store = json!({"kind": "redis", "topology": "cluster", "urls": servers.urls(), "prefix": "test:"});
+    let cluster = Cluster::of(3, Shared::new(store, vec![Route::oauth("demo", &upstream)])).await;
+    let (client, tokens) = cluster.sign_in(0).await;
+    for instance in 0..3 {
+        assert_eq!(generation(&cluster.whoami(instance, &tokens).await), 1);
+    }
+    upstream.refuse_current_tokens();
+    let calls: Vec<_> = (0..30)
+        .map(|number| {
+            let call = cluster.call(number % 3, &tokens);
+            tokio::spawn(async move { call.tool("whoami", json!({})).await })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(generation(&call.await.unwrap()), 2);
+    }
+    assert_eq!(upstream.authorization.refreshes(), 1);
+    cluster.client_at(1, &client).revoke(&tokens.refresh_token).await;
+    for instance in 0..3 {
+        eventually(SECOND, || async { cluster.whoami(instance, &tokens).await.status == 401 }).await;
+    }
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
 }

@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use bytes::BytesMut;
 use reqwest::dns::{Name, Resolve, Resolving};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, timeout, timeout_at};
 use url::{Host, Url};
 
@@ -23,6 +25,8 @@ use super::message::{Request, Response};
 const RESOLVE_LIMIT: Duration = Duration::from_secs(3);
 /// A name with more answers than this is tried at the first ones only; all are judged.
 const ADDRESSES_TRIED: usize = 16;
+/// How far a deadline has to be passed for a process to have been stopped, and how long it then looks for an answer.
+const AT_THE_DOOR: Duration = Duration::from_millis(500);
 /// Longer than any honest URL, shorter than what servers refuse.
 const URL_LIMIT: usize = 8 * 1024;
 const HEADER_LIST_LIMIT: u32 = 64 * 1024;
@@ -58,6 +62,20 @@ struct Shared {
     tls: ClientConfig,
     roots: Vec<CertificateDer<'static>>,
     forbidden: Vec<SocketAddr>,
+}
+
+/// As `timeout_at`, with the deadline for the rest. A process that was stopped meanwhile finds the deadline long over and
+/// the answer at its door: it looks there before it gives up, since the answer may be all there is of a refresh token.
+async fn answer_by<T>(deadline: Instant, answer: impl Future<Output = T>) -> Result<(T, Instant), Elapsed> {
+    let mut answer = pin!(answer);
+    match timeout_at(deadline, &mut answer).await {
+        Ok(answer) => Ok((answer, deadline)),
+        Err(_) if Instant::now() > deadline + AT_THE_DOOR => {
+            let deadline = Instant::now() + AT_THE_DOOR;
+            timeout_at(deadline, answer).await.map(|answer| (answer, deadline))
+        }
+        Err(elapsed) => Err(elapsed),
+    }
 }
 
 impl Outbound {
@@ -173,11 +191,11 @@ impl Outbound {
         }
         let outgoing = outgoing.build().map_err(cannot_build)?;
 
-        let mut answer = match timeout_at(deadline, client.execute(outgoing)).await {
-            Ok(Ok(answer)) => answer,
+        let (mut answer, deadline) = match answer_by(deadline, client.execute(outgoing)).await {
+            Ok((Ok(answer), deadline)) => (answer, deadline),
             // Nothing is pooled or retried, so a connect error means that not one byte of the request left.
-            Ok(Err(error)) if error.is_connect() => return Err(not_sent(root_cause(&error))),
-            Ok(Err(error)) => return Err(unknown(root_cause(&error))),
+            Ok((Err(error), _)) if error.is_connect() => return Err(not_sent(root_cause(&error))),
+            Ok((Err(error), _)) => return Err(unknown(root_cause(&error))),
             Err(_) => return Err(unknown("timed out".into())),
         };
         let (status, headers) = (answer.status(), std::mem::take(answer.headers_mut()));

@@ -333,6 +333,17 @@ impl Gateway {
         self.ready().await;
     }
 
+    /// As [`Gateway::restart`], but waits only until it listens.
+    pub async fn restart_unready(&mut self) {
+        if self.process.is_some() {
+            self.stop().await;
+        }
+        self.listener = Some(self.port.listen_again().await);
+        self.spawn();
+        let this = &*self;
+        eventually(PATIENCE, || async { this.listener_address("admin").is_some() }).await;
+    }
+
     pub fn process_id(&self) -> u32 {
         self.running().id()
     }

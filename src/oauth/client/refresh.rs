@@ -20,7 +20,7 @@ use crate::store::record::{RecordError, Tokens};
 use crate::store::{Acquired, Connection, Release, State};
 use crate::{failpoint, seal};
 
-/// Longer than what an owner may take ([`redeem::SEND_BY`]), shorter than the grace that authorization servers give
+/// Longer than what an owner may take ([`redeem::SEND_BY`] and the eight seconds of a request), shorter than the grace that authorization servers give
 /// (30 s).
 const LEASE: Duration = Duration::from_secs(12);
 /// How long a caller waits for another instance, or for its turn.
