@@ -70,6 +70,7 @@ impl Upkeep {
                 }
             }
             Change::Of { kind: Kind::Key, .. } => return self.read_keys().await,
+            Change::Of { kind: Kind::Challenge, key } => self.authority.connector.challenge_changed(&key),
             Change::Of { .. } => {}
             Change::Missed => {
                 self.connections.forget_all();

@@ -529,3 +529,111 @@ async fn three_instances_share_a_redis_cluster() {
     }
     assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f06_a_store_that_cannot_write_starts_no_refresh() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let cluster = Cluster::start(2, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    let (_, bob) = cluster.sign_in_as("bob", 0).await;
+    for (setting, good, bad) in [("min-replicas-to-write", "0", "1"), ("maxmemory", "0", "1")] {
+        assert_eq!(cluster.whoami(1, &tokens).await.status, 200);
+        let tried = upstream.authorization.token_requests("refresh_token").len();
+        redis.cli(&["CONFIG", "SET", setting, bad]);
+        upstream.refuse_current_tokens();
+        let answer = cluster.whoami(1, &tokens).await;
+        assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true), "{}", answer.body);
+        assert_eq!(upstream.authorization.token_requests("refresh_token").len(), tried, "{setting}");
+        redis.cli(&["CONFIG", "SET", setting, good]);
+        eventually(PATIENCE, || async { cluster.whoami(1, &tokens).await.status == 200 }).await;
+        eventually(PATIENCE, || async { cluster.whoami(0, &bob).await.status == 200 }).await;
+    }
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
+}
+
+/// How often a command was called, as the server counts.
+fn calls(redis: &Redis, command: &str) -> u64 {
+    let stats = redis.cli(&["INFO", "commandstats"]);
+    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_warm_call_asks_the_store_nothing() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let cluster = Cluster::start(2, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    for instance in [0, 1, 0, 1] {
+        assert_eq!(cluster.whoami(instance, &tokens).await.status, 200);
+    }
+    // Records are read with GET; the logs of changes, which are polled, are not.
+    let reads = || calls(&redis, "get") + calls(&redis, "mget");
+    let (before, writes) = (reads(), calls(&redis, "set"));
+    for number in 0..200 {
+        assert_eq!(cluster.whoami(number % 2, &tokens).await.status, 200);
+    }
+    assert_eq!((reads(), calls(&redis, "set")), (before, writes));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lost_sealing_key_is_loud_and_costs_a_sign_in() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let mut cluster = Cluster::start(1, &redis, &upstream).await;
+    let (client, tokens) = cluster.sign_in(0).await;
+    let instance = &mut cluster.instances[0];
+    // The keys of access tokens are under the new key already; everything else is not, and the old one is gone.
+    let (k1, k2) = (cluster.shared.make_key("k1", 1), cluster.shared.make_key("k2", 2));
+    instance.reconfigure("sealing_keys", json!([k2, k1]));
+    instance.restart().await;
+    instance.reconfigure("sealing_keys", json!([k2]));
+    instance.restart().await;
+    let answer = instance.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
+    assert_eq!(answer.status, 401, "{}", answer.body);
+    instance.output.shows("stored record cannot be read").await;
+    let refused = client.refresh(&tokens.refresh_token).await;
+    assert!(
+        matches!(refused.error().as_deref(), Some("invalid_grant" | "invalid_client")),
+        "{:?}",
+        refused.error()
+    );
+    let (_, again) = cluster.sign_in(0).await;
+    assert_eq!(cluster.whoami(0, &again).await.status, 200);
+}
+
+/// Sizes of a run: small by default, large for `make soak`.
+fn sized(short: usize, long: usize) -> usize {
+    if std::env::var_os("POSTERN_SOAK").is_some() { long } else { short }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_r01_ten_thousand_callers_at_the_instant_of_expiry() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    upstream.set_authorization(|script| script.access_token_lifetime = 4 * SECOND);
+    let cluster = Cluster::start(3, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    let begun = Instant::now();
+    for instance in 0..3 {
+        assert_eq!(generation(&cluster.whoami(instance, &tokens).await), 1);
+    }
+    let count = sized(1_500, 10_000);
+    // Wherever a call stands when the token ends, it is served, and one refresh serves all.
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(300));
+    let calls: Vec<_> = (0..count)
+        .map(|number| {
+            let (call, gate) = (cluster.call(number % 3, &tokens), gate.clone());
+            tokio::spawn(async move {
+                tokio::time::sleep_until((begun + 4 * SECOND).into()).await;
+                let _turn = gate.acquire_owned().await.unwrap();
+                call.tool("whoami", json!({})).await.status
+            })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 200);
+    }
+    let refreshes = upstream.authorization.refreshes();
+    let lifetimes = begun.elapsed().as_secs() / 3;
+    assert!(refreshes >= 1 && u64::from(refreshes) <= lifetimes, "{refreshes} in {:?}", begun.elapsed());
+    println!("{count} callers, {refreshes} refresh(es), no error");
+    assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
+}

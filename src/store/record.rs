@@ -131,6 +131,15 @@ impl Records {
         self.open(key, stored).map(Some)
     }
 
+    /// As [`Records::get`], for what is worth nothing to anybody who cannot read it: a lost key makes its owner sign in
+    /// again, and never looks like an outage that passes.
+    pub async fn readable<T: Typed>(&self, key: &str) -> Result<Option<Versioned<T>>, RecordError> {
+        match self.get(key).await {
+            Err(RecordError::Unreadable) => Ok(None),
+            found => found,
+        }
+    }
+
     /// Writes `value` when the present version is `expected`; 0 means that the key must be absent.
     pub async fn put<T: Typed>(
         &self,

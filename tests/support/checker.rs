@@ -137,3 +137,69 @@ pub fn assert_kept(logs: &[Value], server: &AuthorizationServer, faults: Faults)
     });
     assert!(found.is_empty(), "\n{}\n", found.join("\n"));
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A refresh as it should be.
+    fn good(attempt: &str, token: &str, generation: u64, fence: u64, second: u64) -> Vec<Value> {
+        let line = |step: &str, at: u64, generation: u64| {
+            json!({
+                "timestamp": format!("2026-11-26T10:00:{second:02}.{at:06}Z"), "event": format!("refresh.{step}"),
+                "connection": "c", "incarnation": "i", "generation": generation, "fence": fence,
+                "attempt": attempt, "token": (step == "sent").then_some(token),
+            })
+        };
+        vec![
+            line("acquire", 1, generation),
+            line("sent", 2, generation),
+            line("result", 3, generation),
+            line("journal", 4, generation),
+            line("commit", 5, generation + 1),
+        ]
+    }
+
+    fn two() -> Vec<Value> {
+        [good("a", "t1", 1, 2, 1), good("b", "t2", 2, 3, 2)].concat()
+    }
+
+    #[test]
+    fn a_good_run_keeps_every_rule() {
+        assert_eq!(violations(&two(), Faults::default()), Vec::<String>::new());
+    }
+
+    #[test]
+    fn each_broken_rule_is_found() {
+        let without = |step: &str| {
+            let mut lines = two();
+            let at = lines.iter().position(|line| line["event"] == format!("refresh.{step}")).unwrap();
+            lines.remove(at);
+            lines
+        };
+        let with = |change: &dyn Fn(&mut Vec<Value>)| {
+            let mut lines = two();
+            change(&mut lines);
+            lines
+        };
+        let cases = [
+            ("i2 i10", without("acquire")),
+            ("i2 i10", without("sent")),
+            ("i2 i10", without("journal")),
+            ("i4", with(&|lines| lines[4]["fence"] = 9.into())),
+            ("i3: c: fence", with(&|lines| (0..5).for_each(|at| lines[at]["fence"] = 7.into()))),
+            ("i3: c: generation", with(&|lines| lines[9]["generation"] = 2.into())),
+            ("i1 i12", with(&|lines| lines[6]["token"] = "t1".into())),
+            ("i1: a: sent twice", with(&|lines| lines.push(lines[1].clone()))),
+        ];
+        for (expected, lines) in cases {
+            let found = violations(&lines, Faults::default());
+            assert!(found.iter().any(|text| text.starts_with(expected)), "{expected}: {found:?}");
+        }
+        // A fault that was put in excuses one repetition, and no more.
+        let again = with(&|lines| lines[6]["token"] = "t1".into());
+        assert_eq!(violations(&again, Faults { owners: 1, rollbacks: 0 }), Vec::<String>::new());
+    }
+}

@@ -83,6 +83,13 @@ impl Connector {
         Ok(())
     }
 
+    /// A challenge was met or settled, here or at another instance: it is looked at again.
+    pub fn challenge_changed(&self, key: &str) {
+        if let Some(grant) = key.strip_prefix(OF_GRANT) {
+            self.settled.remove(grant);
+        }
+    }
+
     /// Whether this process knows that no challenge of the grant is open: spares all calls but the first a look into
     /// the store.
     pub fn is_settled(&self, grant: &str) -> bool {
@@ -111,7 +118,7 @@ impl Connector {
     pub async fn wants_user(&self, grant: &str, user: &str, route: &str) -> Result<bool, RecordError> {
         let key = of_grant(grant);
         for _ in 0..TRIES {
-            let open = self.records.get::<Challenge>(&key).await?.filter(|known| !known.value.settled);
+            let open = self.records.readable::<Challenge>(&key).await?.filter(|known| !known.value.settled);
             let Some(open) = open else {
                 return Ok(false);
             };
@@ -142,8 +149,10 @@ impl Connector {
     }
 }
 
+const OF_GRANT: &str = "grant/";
+
 fn of_grant(grant: &str) -> String {
-    format!("grant/{grant}")
+    format!("{OF_GRANT}{grant}")
 }
 
 fn of_connection(connection: &str) -> String {

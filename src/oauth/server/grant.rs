@@ -133,7 +133,8 @@ pub async fn redeem(
 ) -> Result<Answer, Refusal> {
     const INVALID: Refusal = Refusal::invalid_grant("the code is not valid");
     let key = seal::digest(redemption.code);
-    let Versioned { value: code, spent, .. } = authority.records.get::<Code>(&key).await?.ok_or(INVALID)?;
+    let Versioned { value: code, spent, .. } =
+        authority.records.readable::<Code>(&key).await?.ok_or(INVALID)?;
     let verifier_fits = code.challenge.as_bytes().ct_eq(seal::digest(redemption.verifier).as_bytes());
     if code.client_id != redemption.client_id
         || redemption.redirect_uri.is_some_and(|uri| uri != code.redirect_uri)
@@ -184,7 +185,7 @@ pub async fn refresh(
     // A conditional write that loses is decided anew on what the winner wrote.
     for _ in 0..4 {
         let Versioned { value: mut grant, version, .. } =
-            authority.records.get::<Grant>(id).await?.ok_or(INVALID)?;
+            authority.records.readable::<Grant>(id).await?.ok_or(INVALID)?;
         if grant.client_id != renewal.client_id {
             return Err(INVALID);
         }
@@ -248,7 +249,7 @@ pub async fn revoke(
 ) -> Result<(), Refusal> {
     let id = match token.strip_prefix(REFRESH_PREFIX).and_then(|rest| rest.split_once('.')) {
         Some((id, secret)) => {
-            let Some(Versioned { value: grant, .. }) = authority.records.get::<Grant>(id).await? else {
+            let Some(Versioned { value: grant, .. }) = authority.records.readable::<Grant>(id).await? else {
                 return Ok(());
             };
             let presented = seal::digest(secret);

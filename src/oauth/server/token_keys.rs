@@ -83,10 +83,18 @@ impl From<RecordError> for KeysError {
 /// never replaced: that would sign everybody out over a mistake in the configuration.
 pub async fn load(records: &Records, data_dir: &Path, now: SystemTime) -> Result<Keys, KeysError> {
     loop {
-        if let Some(stored) = records.get::<TokenKeys>(NAME).await? {
-            let keys = stored.value;
-            save_copy(records, data_dir, &keys)?;
-            return keys.parse();
+        match records.get::<TokenKeys>(NAME).await {
+            Ok(Some(stored)) => {
+                let keys = stored.value;
+                save_copy(records, data_dir, &keys)?;
+                return keys.parse();
+            }
+            Ok(None) => {}
+            // Under a lost sealing key; a copy that opens is the same keys.
+            Err(RecordError::Unreadable) if matches!(read_copy(records, data_dir), Ok(Some(_))) => {
+                records.remove::<TokenKeys>(NAME).await?;
+            }
+            Err(error) => return Err(error.into()),
         }
         let kept = read_copy(records, data_dir)?;
         let restored = kept.is_some();

@@ -7,9 +7,13 @@
 use std::sync::{Mutex, OnceLock, Weak};
 use std::time::Instant;
 
+use serde::{Deserialize, Serialize};
+
 use self::server::{Cluster, Redis as Server, Watched};
 use super::*;
 use crate::config::{Address, ClientCertificate, Topology};
+use crate::seal::{Sealer, SealingKey};
+use crate::store::record::{RecordError, Records, Typed};
 use crate::store::suite::{Bed, clock, store_suite};
 use crate::store::{Acquired, Put, Store};
 
@@ -291,6 +295,71 @@ fn user_password_and_rights_are_checked() {
     let foreign = config::Redis { prefix: "other:".to_owned(), ..config };
     let other = Redis::open(&foreign, Clock::system()).unwrap();
     assert!(runtime.block_on(put(&other, "a")).is_err(), "another prefix");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn swapped_replayed_and_flipped_records_are_refused() {
+    let server = Server::start(&[]);
+    let sealer = Sealer::new(vec![SealingKey::new("k1", [7; 32]).unwrap()]).unwrap();
+    let records = Records::new(Arc::new(server.open("p:").unwrap()), Arc::new(sealer));
+    let (names, kind) = (Names::new("p:"), Kind::Flow);
+    let name = |key: &str| names.of(kind, key).record;
+    // Raw bytes are moved inside the server, as whoever can write there would.
+    let copy = |from: &str, to: &str| assert_eq!(server.cli(&["COPY", from, to, "REPLACE"]), "1");
+    for key in ["alice", "bob"] {
+        records.put(key, 0, &Note { text: key.to_owned() }, HOUR).await.unwrap();
+    }
+    copy(&name("bob"), &name("alice"));
+    assert!(matches!(records.get::<Note>("alice").await, Err(RecordError::Unreadable)), "swapped");
+    copy(&name("bob"), "kept");
+    records.put("bob", 1, &Note { text: "newer".to_owned() }, HOUR).await.unwrap();
+    // The old value behind the new version, which is not secret.
+    let head = server.cli(&["--no-raw", "GETRANGE", "kept", "0", "12"]);
+    assert!(head.starts_with('"'));
+    server.cli(&["EVAL", REPLAY, "2", "kept", &name("bob")]);
+    assert!(matches!(records.get::<Note>("bob").await, Err(RecordError::Unreadable)), "replayed");
+    records.put("carol", 0, &Note { text: "carol".to_owned() }, HOUR).await.unwrap();
+    let length: usize = server.cli(&["STRLEN", &name("carol")]).parse().unwrap();
+    for position in (0..length).step_by(7) {
+        copy(&name("carol"), "whole");
+        server.cli(&["EVAL", FLIP, "1", &name("carol"), &position.to_string()]);
+        match records.get::<Note>("carol").await {
+            Err(_) | Ok(None) => {}
+            Ok(Some(found)) => {
+                assert_eq!(found.value.text, "carol", "what opens is what was written: {position}")
+            }
+        }
+        copy("whole", &name("carol"));
+    }
+    assert_eq!(records.get::<Note>("carol").await.unwrap().unwrap().value.text, "carol");
+    // Nobody else's record comes of it, and its owner can begin anew.
+    records.remove::<Note>("alice").await.unwrap();
+    records.put("alice", 0, &Note { text: "again".to_owned() }, HOUR).await.unwrap();
+    assert_eq!(records.get::<Note>("alice").await.unwrap().unwrap().value.text, "again");
+}
+
+/// Puts the value of the first row behind the version of the second.
+const REPLAY: &str = r#"
+local old = redis.call('GET', KEYS[1])
+local replayed = string.gsub(old, '"version":1', '"version":2', 1)
+redis.call('SET', KEYS[2], replayed)
+return 1"#;
+
+/// Flips one bit.
+const FLIP: &str = r"
+local row = redis.call('GET', KEYS[1])
+local at = ARGV[1] + 1
+local byte = string.char(bit.bxor(string.byte(row, at), 4))
+redis.call('SET', KEYS[1], string.sub(row, 1, at - 1) .. byte .. string.sub(row, at + 1))
+return 1";
+
+#[derive(Serialize, Deserialize)]
+struct Note {
+    text: String,
+}
+
+impl Typed for Note {
+    const KIND: Kind = Kind::Flow;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
