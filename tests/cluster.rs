@@ -600,6 +600,59 @@ async fn a_lost_sealing_key_is_loud_and_costs_a_sign_in() {
     assert_eq!(cluster.whoami(0, &again).await.status, 200);
 }
 
+/// The library that gives a program another clock.
+fn other_clocks() -> String {
+    let directories = std::fs::read_dir("/usr/lib").unwrap().flatten();
+    let library = directories.map(|entry| entry.path().join("faketime/libfaketime.so.1"));
+    let library =
+        library.into_iter().find(|path| path.exists()).expect("libfaketime, which `make test` installs");
+    library.to_str().unwrap().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn f25_instances_whose_clocks_are_ten_minutes_apart_agree_all_the_same() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let shared = Shared::new(store_at(address_of(&redis)), vec![Route::oauth("demo", &upstream)])
+        .with("oauth_server.access_token_ttl", json!("15m"));
+    let mut instances = Vec::new();
+    for (number, shift) in ["+0", "+10m", "-10m"].into_iter().enumerate() {
+        let instance = shared.instance(number, None).env("LD_PRELOAD", &other_clocks());
+        let instance = instance.env("FAKETIME", shift).env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        instances.push(instance.start().await);
+    }
+    let mut cluster = Cluster { instances, shared };
+    let (_, tokens) = cluster.sign_in(0).await;
+    for instance in 0..3 {
+        assert_eq!(generation(&cluster.whoami(instance, &tokens).await), 1);
+    }
+    // No storm: one refresh for all.
+    upstream.refuse_current_tokens();
+    let calls: Vec<_> = (0..30)
+        .map(|number| {
+            let call = cluster.call(number % 3, &tokens);
+            tokio::spawn(async move { generation(&call.tool("whoami", json!({})).await) })
+        })
+        .collect();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 2);
+    }
+    assert_eq!(upstream.authorization.refreshes(), 1);
+    // No hold that lasts: the lease of one whose clock is ahead ends by the store's time, as any other's.
+    let gate = Gate::shut();
+    upstream.set_authorization(|script| script.token_gate = Some(gate.clone()));
+    upstream.refuse_current_tokens();
+    let call = cluster.call(1, &tokens);
+    let call = tokio::spawn(async move { call.tool("whoami", json!({})).await.status });
+    gate.wait_for(1, PATIENCE).await;
+    cluster.instances[1].kill9().await;
+    call.abort();
+    gate.open();
+    let killed = Instant::now();
+    eventually(Duration::from_secs(20), || async { cluster.whoami(2, &tokens).await.status == 200 }).await;
+    assert!(killed.elapsed() < 15 * SECOND, "{:?}", killed.elapsed());
+    assert_eq!(generation(&cluster.whoami(0, &tokens).await), 3);
+}
+
 /// Sizes of a run: small by default, large for `make soak`.
 fn sized(short: usize, long: usize) -> usize {
     if std::env::var_os("POSTERN_SOAK").is_some() { long } else { short }

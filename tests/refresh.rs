@@ -12,7 +12,7 @@ use serde_json::json;
 use support::browser::Browser;
 use support::client::{Client, Tokens};
 use support::gate::Gate;
-use support::gateway::{Gateway, Route};
+use support::gateway::{Gateway, PASSWORD_HASH, Route};
 use support::ledger::IssuedRefresh;
 use support::mcp::{McpAnswer, McpRequest};
 use support::script::{Answer, AuthorizationScript, TokenFault};
@@ -806,4 +806,43 @@ impl TryPost for McpRequest {
         let answer = self.try_send("POST", Some(body)).await.ok()?;
         Some(answer.status().as_u16())
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_f17_an_authorization_server_gets_no_more_than_it_can_bear_and_nobody_is_lost() {
+    const USERS: usize = 40;
+    let upstream = Upstream::start().await;
+    let users: Vec<_> = (0..USERS)
+        .map(|number| json!({"username": format!("user{number}"), "password_hash": PASSWORD_HASH}))
+        .collect();
+    let gateway = Gateway::builder()
+        .route(Route::oauth("demo", &upstream))
+        .with("login.local.users", json!(users))
+        .start()
+        .await;
+    let client = Client::register(&gateway).await;
+    let mut all = Vec::new();
+    for number in 0..USERS {
+        all.push(client.sign_in(&mut Browser::of(&format!("user{number}")), "demo").await);
+    }
+    let gate = Gate::shut();
+    upstream.set_authorization(|script| script.token_gate = Some(gate.clone()));
+    upstream.refuse_current_tokens();
+    let calls: Vec<_> = all
+        .iter()
+        .map(|tokens| {
+            let call = gateway.mcp("demo").bearer(&tokens.access_token);
+            tokio::spawn(async move { generation(&call.tool("whoami", json!({})).await) })
+        })
+        .collect();
+    gate.wait_for(32, PATIENCE).await;
+    assert_eq!(gate.waiting(), 32, "the others wait in line");
+    // One at a time leaves, and one more comes.
+    gate.let_pass(1);
+    eventually(PATIENCE, || async { upstream.authorization.refreshes() == 1 && gate.waiting() == 32 }).await;
+    gate.open();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 2);
+    }
+    assert_eq!(upstream.authorization.refreshes() as usize, USERS);
 }

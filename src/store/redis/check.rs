@@ -39,31 +39,27 @@ impl Refusal {
 /// A connection to a server that is fit.
 pub async fn connect(target: &Target) -> Result<Connection, Refusal> {
     let mut connection = target.connect().await.map_err(|error| refusal(&error))?;
-    for (what, text) in info(&mut connection).await.map_err(|error| refusal(&error))? {
+    for text in info(&mut connection).await.map_err(|error| refusal(&error))? {
         let fields: HashMap<&str, &str> = text
             .lines()
             .filter_map(|line| line.split_once(':'))
             .map(|(name, value)| (name, value.trim()))
             .collect();
-        fit(&fields).inspect_err(|refusal| {
-            if *refusal != Refusal::Replica {
-                tracing::debug!(target: "postern::store", node = %what, "not fit");
-            }
-        })?;
         let clustered = fields.get("cluster_enabled") == Some(&"1");
         if clustered && matches!(connection, Connection::Single(_)) {
             return Err(Refusal::Cluster);
         }
+        fit(&fields)?;
     }
     Ok(connection)
 }
 
 /// What each primary says of itself.
-async fn info(connection: &mut Connection) -> Result<Vec<(String, String)>, RedisError> {
+async fn info(connection: &mut Connection) -> Result<Vec<String>, RedisError> {
     match connection {
         Connection::Single(single) => {
             // In one round trip: the way to the server may be long.
-            Ok(vec![("server".to_owned(), cmd("INFO").query_async::<String>(single).await?)])
+            Ok(vec![cmd("INFO").query_async::<String>(single).await?])
         }
         Connection::Cluster(cluster) => {
             let everywhere =
@@ -71,7 +67,7 @@ async fn info(connection: &mut Connection) -> Result<Vec<(String, String)>, Redi
             let answer: Value = cluster.route_command(cmd("INFO"), everywhere).await?;
             let texts: HashMap<String, String> =
                 FromRedisValue::from_redis_value(answer).map_err(RedisError::from)?;
-            Ok(texts.into_iter().collect())
+            Ok(texts.into_values().collect())
         }
     }
 }

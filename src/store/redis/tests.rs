@@ -7,13 +7,15 @@
 use std::sync::{Mutex, OnceLock, Weak};
 use std::time::Instant;
 
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use self::server::{Cluster, Redis as Server, Watched};
 use super::*;
 use crate::config::{Address, ClientCertificate, Topology};
 use crate::seal::{Sealer, SealingKey};
-use crate::store::record::{RecordError, Records, Typed};
+use crate::store::journal::Journal;
+use crate::store::record::{RecordError, Records, Tokens, Typed};
 use crate::store::suite::{Bed, clock, store_suite};
 use crate::store::{Acquired, Put, Store};
 
@@ -490,4 +492,97 @@ async fn replicas_confirm_what_must_not_get_lost() {
     let refused = replica.open("p:");
     assert!(refused.is_ok(), "a replica may become a primary");
     assert!(refused.unwrap().get(Kind::Connection, "c1").await.is_err(), "until then it is not used");
+}
+
+fn tokens(access: &str) -> Tokens {
+    Tokens {
+        access_token: access.into(),
+        refresh_token: Some(format!("refresh-{access}").into()),
+        expires_at: None,
+        obtained_at: SystemTime::UNIX_EPOCH,
+        scopes: Vec::new(),
+        requested_scopes: Vec::new(),
+        issuer: "https://as.example".to_owned(),
+        resource: "https://mcp.example".to_owned(),
+        token_endpoint: "https://as.example/token".to_owned(),
+        revocation_endpoint: None,
+        registration: "r".to_owned(),
+        user: "alice".to_owned(),
+        route: "demo".to_owned(),
+    }
+}
+
+/// What a replica that lags has is put in place of what the primary had acknowledged; the server itself is the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_failover_takes_back_is_said_again_from_the_journal() {
+    let (server, directory) = (Server::start(&[]), tempfile::tempdir().unwrap());
+    let open = || {
+        let sealer = Sealer::new(vec![SealingKey::new("k1", [7; 32]).unwrap()]).unwrap();
+        let journal = Journal::open(directory.path(), Clock::system()).unwrap();
+        Records::new(Arc::new(server.open("p:").unwrap()), Arc::new(sealer)).with_journal(journal)
+    };
+    let records = open();
+    let name = Names::new("p:").of(Kind::Connection, "u").record;
+    let keep = |as_name: &str| assert_eq!(server.cli(&["COPY", &name, as_name, "REPLACE"]), "1");
+    let roll_back = |to: &str| assert_eq!(server.cli(&["COPY", to, &name, "REPLACE"]), "1");
+    let access = async |records: &Records| {
+        let found = records.connection("u").await.unwrap();
+        found.map(|(connection, tokens)| {
+            (connection.generation, tokens.access_token.expose_secret().to_owned())
+        })
+    };
+    let refresh = async |records: &Records, generation: u64, access: &str| {
+        let acquired = records.store().acquire("u", access, generation, HOUR).await.unwrap();
+        let Acquired::Owner { connection, .. } = acquired else { panic!("{acquired:?}") };
+        let attempt = connection.attempt.clone().unwrap();
+        assert!(records.store().sent("u", &attempt.id, attempt.fence).await.unwrap());
+        records.prepare("u", &connection, &attempt, &tokens(access), HOUR).await.unwrap()
+    };
+
+    records.connect("u", &tokens("one"), HOUR).await.unwrap();
+    keep("first");
+    for (generation, access) in [(1, "two"), (2, "three")] {
+        let prepared = refresh(&records, generation, access).await;
+        records.commit(&prepared).await.unwrap();
+    }
+    roll_back("first");
+    records.reassert().await.unwrap();
+    assert_eq!(access(&records).await, Some((3, "three".to_owned())), "two commits were lost");
+
+    // A crash between the authorization server's answer and the store's.
+    refresh(&records, 3, "four").await;
+    drop(records);
+    let records = open();
+    records.reassert().await.unwrap();
+    assert_eq!(access(&records).await, Some((4, "four".to_owned())));
+
+    keep("connected");
+    records.disconnect("u", HOUR).await.unwrap();
+    roll_back("connected");
+    assert!(access(&records).await.is_some(), "the failover has undone the disconnection");
+    records.reassert().await.unwrap();
+    assert_eq!(access(&records).await, None, "and it is final all the same");
+    records.connect("u", &tokens("again"), HOUR).await.unwrap();
+    records.reassert().await.unwrap();
+    assert_eq!(access(&records).await, Some((1, "again".to_owned())), "what came after is left alone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_socket_of_the_machine_does_as_well_and_databases_are_apart() {
+    let server = Server::launch(|directory| {
+        vec!["--unixsocket".to_owned(), directory.join("redis.sock").to_str().unwrap().to_owned()]
+    });
+    let socket = server.cli(&["CONFIG", "GET", "unixsocket"]).lines().last().unwrap().to_owned();
+    let through = |database: i64| {
+        let config = config::Redis {
+            addresses: vec![Address::Unix(socket.clone().into())],
+            database,
+            ..server.config("p:")
+        };
+        Redis::open(&config, Clock::system()).unwrap()
+    };
+    let (first, second) = (through(0), through(3));
+    assert_eq!(put(&first, "a").await.unwrap(), Put::Stored);
+    assert!(server.open("p:").unwrap().get(Kind::Grant, "a").await.unwrap().is_some());
+    assert!(second.get(Kind::Grant, "a").await.unwrap().is_none());
 }
