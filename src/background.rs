@@ -1,5 +1,6 @@
 //! What goes on beside the requests: hearing of changes in the store, so that copies in memory follow within
 //! milliseconds, and sweeping out what has expired.
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::authn::Revoked;
 use crate::credential::Connections;
 use crate::oauth::server::grant::remember_revoked;
 use crate::oauth::server::{Authority, token_keys};
-use crate::store::{Change, Kind};
+use crate::store::{Change, Kind, Store, export};
 
 const SWEEP: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(250);
@@ -49,6 +50,21 @@ impl BackgroundService for Upkeep {
                 _ = again.tick(), if missed => missed = !self.read_all().await,
                 _ = sweep.tick() => self.sweep().await,
             }
+        }
+    }
+}
+
+/// Reads the embedded store out to whoever migrates it.
+pub struct Exporting {
+    pub store: Arc<dyn Store>,
+    pub data_dir: PathBuf,
+}
+
+#[async_trait]
+impl BackgroundService for Exporting {
+    async fn start(&self, _shutdown: ShutdownWatch) {
+        if let Err(error) = export::serve(Arc::clone(&self.store), &self.data_dir).await {
+            tracing::warn!(%error, "the store cannot be migrated while it is in use");
         }
     }
 }

@@ -85,7 +85,6 @@ async fn an_embedded_store_moves_to_redis_and_back_and_nobody_signs_in_again() {
     let tokens = client.sign_in(&mut browser, "demo").await;
     let gone = client.sign_in(&mut browser, "demo").await;
     client.revoke(&gone.refresh_token).await;
-    embedded.stop().await;
 
     let mut on_redis = shared.instance(1, None).prepare();
     let to = on_redis.config_file();
@@ -97,12 +96,18 @@ async fn an_embedded_store_moves_to_redis_and_back_and_nobody_signs_in_again() {
         "{}",
         moved.stdout
     );
+    // What came meanwhile comes with the next run.
+    let late = client.sign_in(&mut browser, "demo").await;
+    embedded.stop().await;
+    let rest = on(&embedded, &["store", "migrate", "--to", to.to_str().unwrap()]).await;
+    assert!(rest.stdout.contains("grant\t3 in the source, 3 of them in the target"), "{}", rest.stdout);
     let again = on(&embedded, &["store", "migrate", "--to", to.to_str().unwrap()]).await;
     assert!(again.stdout.starts_with("0 record(s) copied\n"), "{}", again.stdout);
 
     on_redis.spawn();
     on_redis.ready().await;
     assert_eq!(whoami(&on_redis, &tokens).await, 200);
+    assert_eq!(whoami(&on_redis, &late).await, 200);
     assert_eq!(whoami(&on_redis, &gone).await, 401, "revoked stays revoked");
     let next = client.through(&on_redis).refresh(&tokens.refresh_token).await.tokens();
     assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 1);

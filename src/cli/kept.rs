@@ -2,6 +2,7 @@
 //! Postern is stopped.
 use std::fmt::Write as _;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::{failed, println};
 use crate::clock::Clock;
@@ -10,7 +11,8 @@ use crate::oauth::server::token_keys;
 use crate::outbound::AddressPolicy;
 use crate::server::foundation::Foundation;
 use crate::store::embedded::{Embedded, FILE_NAME, OpenError};
-use crate::store::migrate::migrate as copy;
+use crate::store::export::Export;
+use crate::store::migrate::{Source, migrate as copy};
 use crate::store::record::RecordError;
 use crate::store::{Kind, State};
 
@@ -123,9 +125,18 @@ pub fn rotate_access_tokens(config: &Config) -> ExitCode {
 
 /// `postern store migrate`
 pub fn migrate(from: &Config, to: &Config) -> ExitCode {
-    on_store(from, async |source| {
-        let target = Foundation::lay(to, false, None).map_err(|error| error.to_string())?;
-        let (source, target) = (source.records.store(), target.records.store());
+    on_store(to, async |target| {
+        // An embedded store in use is read out by the Postern that has it.
+        let in_use = matches!(from.store, config::Store::Embedded)
+            && matches!(Embedded::open(&from.server.data_dir, Clock::system()), Err(OpenError::InUse { .. }));
+        let source: Box<dyn Source> = match in_use {
+            true => Box::new(Export::of(&from.server.data_dir)),
+            false => {
+                let source = Foundation::lay(from, false, None).map_err(|error| error.to_string())?;
+                Box::new(Arc::clone(source.records.store()))
+            }
+        };
+        let target = target.records.store();
         let migrated = copy(source.as_ref(), target.as_ref()).await.map_err(|error| error.to_string())?;
         let mut text = format!("{} record(s) copied", migrated.copied);
         for (kind, (in_source, in_target)) in &migrated.counts {

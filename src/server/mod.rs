@@ -22,8 +22,8 @@ use pingora_proxy::ProxyServiceBuilder;
 use self::admin::Admin;
 use self::listeners::{Bound, OnSockets};
 use self::shutdown::Flush;
-use crate::background::Upkeep;
-use crate::config::{Config, Report};
+use crate::background::{Exporting, Upkeep};
+use crate::config::{self, Config, Report};
 use crate::{gateway, upstream};
 
 /// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
@@ -116,6 +116,12 @@ pub fn run(
     }
     server.add_service(OnSockets::new(service, sockets));
     server.add_service(background_service("upkeep", upkeep));
+    let snapshot = authority.snapshot();
+    if matches!(snapshot.config.store, config::Store::Embedded) {
+        let store = Arc::clone(authority.records.store());
+        let exporting = Exporting { store, data_dir: snapshot.config.server.data_dir.clone() };
+        server.add_service(background_service("export", exporting));
+    }
     if let Some(socket) = admin {
         let endpoints = Admin::new(socket, metrics, Arc::clone(&authority), draining, parts.in_flight);
         server.add_service(background_service("admin", endpoints));

@@ -1,11 +1,28 @@
 //! Copying one store into another: every row as it is, tombstones and leases too, so that nothing revoked comes back.
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
 
 use super::row::Row;
 use super::{Kind, Store, StoreError};
 
 /// Passes over the source: what is written while one pass runs is found by the next.
 const PASSES: usize = 3;
+
+/// What is copied from.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// All rows of a kind as they are, tombstones too.
+    async fn rows(&self, kind: Kind) -> Result<Vec<(String, Row)>, StoreError>;
+}
+
+#[async_trait]
+impl Source for Arc<dyn Store> {
+    async fn rows(&self, kind: Kind) -> Result<Vec<(String, Row)>, StoreError> {
+        Store::rows(self.as_ref(), kind).await
+    }
+}
 
 /// What was copied.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -25,7 +42,7 @@ impl Migrated {
 
 /// Copies what the target lacks or has in an older state, and counts. May be run again, also once the target is in use:
 /// what came later there is left alone. The source is only read, and may be in use as well.
-pub async fn migrate(source: &dyn Store, target: &dyn Store) -> Result<Migrated, StoreError> {
+pub async fn migrate(source: &dyn Source, target: &dyn Store) -> Result<Migrated, StoreError> {
     let mut migrated = Migrated::default();
     for _ in 0..PASSES {
         let mut copied = 0;

@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 mod backend;
 mod change;
 pub mod embedded;
+pub mod export;
 pub mod journal;
 pub mod lease;
 pub mod migrate;
