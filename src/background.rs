@@ -88,17 +88,18 @@ impl Upkeep {
             Change::Of { kind: Kind::Key, .. } => return self.read_keys().await,
             Change::Of { kind: Kind::Challenge, key } => self.authority.connector.challenge_changed(&key),
             Change::Of { .. } => {}
-            Change::Missed => {
-                self.connections.forget_all();
-                return self.read_all().await;
-            }
+            Change::Missed => return self.read_all().await,
         }
         true
     }
 
-    /// What this instance has written of late is said again first: a failover may have lost it. Keys last: with them the first request is judged, and what is revoked has to be known by then.
+    /// What this instance has written of late is said again first, since a failover may have lost it: before anybody
+    /// reads a connection anew and sends a refresh token that is spent. Keys come last: with them the first request is
+    /// judged, and what is revoked has to be known by then.
     async fn read_all(&self) -> bool {
-        if let Err(error) = self.authority.records.reassert().await {
+        let asserted = self.authority.records.reassert().await;
+        self.connections.forget_all();
+        if let Err(error) = asserted {
             tracing::warn!(%error, "what was written of late cannot be asserted yet");
             return false;
         }

@@ -141,10 +141,11 @@ async fn keep_up(link: Arc<Link>, target: Arc<Target>) {
                 pause = BACKOFF;
             }
             Err(refusal) => {
-                if refusal.is_final() {
+                let before = link.state.send_replace(State::Down(refusal.clone()));
+                let is_news = !matches!(before, State::Down(before) if before == refusal);
+                if refusal.is_final() && is_news {
                     tracing::error!(target: "postern::store", reason = %refusal, "redis is not used");
                 }
-                link.state.send_replace(State::Down(refusal));
                 tokio::time::sleep(pause).await;
                 pause = (2 * pause).min(BACKOFF_MAX);
             }

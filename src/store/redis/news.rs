@@ -12,10 +12,10 @@ use futures_util::StreamExt;
 use tokio::sync::broadcast;
 use tokio::time::MissedTickBehavior;
 
-use super::super::{Change, Kind};
+use super::super::{Change, Kind, StoreError};
 use super::link::Link;
 use super::names::{Names, SHARDS};
-use super::script;
+use super::script::{self, News};
 use super::topology::Target;
 use crate::seal;
 
@@ -66,13 +66,18 @@ impl Follower {
         loop {
             tokio::select! {
                 shard = heard.recv() => match shard {
-                    Some(shard) => self.read(shard).await,
+                    Some(shard) => {
+                        let news = self.ask(shard).await;
+                        self.take_in(shard, news);
+                    }
                     None => return,
                 },
                 _ = poll.tick() => {
                     self.notice_another_server();
-                    for shard in 0..SHARDS {
-                        self.read(shard).await;
+                    // Side by side: the way to the server may be long.
+                    let read = futures_util::future::join_all((0..SHARDS).map(|shard| self.ask(shard))).await;
+                    for (shard, news) in read.into_iter().enumerate() {
+                        self.take_in(shard, news);
                     }
                 }
             }
@@ -87,20 +92,20 @@ impl Follower {
         }
     }
 
-    async fn read(&mut self, shard: usize) {
-        let Some(known) = self.known.get(shard) else {
-            return;
-        };
+    /// What the log of a shard has said since it was read last.
+    async fn ask(&self, shard: usize) -> Result<News, StoreError> {
         let log = self.names.log(shard);
-        let Some(position) = known else {
-            let newest = self.link.run(|connection| script::newest(connection, &log)).await;
-            if let Ok(newest) = newest {
-                self.move_to(shard, newest);
-                self.tell(Change::Missed);
+        match self.known.get(shard).and_then(Option::as_deref) {
+            Some(known) => self.link.run(|connection| script::news(connection, &log, known)).await,
+            // Nothing was heard until now.
+            None => {
+                let newest = self.link.run(|connection| script::newest(connection, &log)).await?;
+                Ok(News { newest, missed: true, entries: Vec::new() })
             }
-            return;
-        };
-        let news = self.link.run(|connection| script::news(connection, &log, position)).await;
+        }
+    }
+
+    fn take_in(&mut self, shard: usize, news: Result<News, StoreError>) {
         // A log that cannot be read now is read on from the same place later.
         let Ok(news) = news else {
             return;
@@ -110,10 +115,7 @@ impl Follower {
             self.tell(Change::Missed);
         }
         for entry in news.entries.iter().rev() {
-            match change(entry) {
-                Some(change) => self.tell(change),
-                None => self.tell(Change::Missed),
-            }
+            self.tell(change(entry).unwrap_or(Change::Missed));
         }
         self.move_to(shard, news.newest);
     }
