@@ -107,9 +107,8 @@ impl Upkeep {
     }
 
     async fn read_keys(&self) -> bool {
-        let (records, now) = (&self.authority.records, self.authority.clock.now());
-        let snapshot = self.authority.snapshot();
-        match token_keys::load(records, &snapshot.config.server.data_dir, now).await {
+        let data_dir = &self.authority.snapshot().config.server.data_dir;
+        match token_keys::load(&self.authority.records, data_dir).await {
             Ok(keys) => self.authority.use_keys(keys),
             Err(error) => {
                 tracing::warn!(%error, "the keys of access tokens cannot be read");

@@ -63,7 +63,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
             Ok(grants) => {
                 let until = clock.now() + remember_revoked(config.oauth_server.access_token_ttl);
                 grants.into_iter().for_each(|grant| revoked.insert(grant, until));
-                token_keys::load(records, &config.server.data_dir, clock.now()).await
+                token_keys::load(records, &config.server.data_dir).await
             }
             Err(error) => Err(KeysError::Store(error.into())),
         }

@@ -81,7 +81,7 @@ impl From<RecordError> for KeysError {
 
 /// Reads the keys, puts them back into a store that has none, or makes the first. Sealed keys that do not open are
 /// never replaced: that would sign everybody out over a mistake in the configuration.
-pub async fn load(records: &Records, data_dir: &Path, now: SystemTime) -> Result<Keys, KeysError> {
+pub async fn load(records: &Records, data_dir: &Path) -> Result<Keys, KeysError> {
     loop {
         match records.get::<TokenKeys>(NAME).await {
             Ok(Some(stored)) => {
@@ -104,7 +104,7 @@ pub async fn load(records: &Records, data_dir: &Path, now: SystemTime) -> Result
         };
         // Another instance may be faster: then its keys count.
         if records.put(NAME, 0, &keys, FOREVER).await? == Put::Stored {
-            tracing::info!(target: "audit", event = "access_token_keys", restored, at = ?now);
+            tracing::info!(target: "audit", event = "access_token_keys", restored);
         }
     }
 }

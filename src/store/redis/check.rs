@@ -102,6 +102,8 @@ fn refusal(error: &RedisError) -> Refusal {
 pub fn text(error: &RedisError) -> String {
     let what = match error.code() {
         Some(code) => code.to_owned(),
+        // Of the connection, not of a command.
+        None if error.is_io_error() => error.to_string().lines().next().unwrap_or_default().to_owned(),
         None => error.category().to_owned(),
     };
     if error.is_timeout() { format!("{what}: no answer in time, it may have been carried out") } else { what }
