@@ -32,6 +32,21 @@ impl Cluster {
     async fn whoami(&self, instance: usize, tokens: &Tokens) -> McpAnswer {
         self.call(instance, tokens).tool("whoami", json!({})).await
     }
+
+    /// So many calls at once over three instances; which of the upstream's tokens they arrived with.
+    async fn storm(&self, count: usize, tokens: &Tokens) -> HashSet<u64> {
+        let calls: Vec<_> = (0..count)
+            .map(|number| {
+                let call = self.call(number % 3, tokens);
+                tokio::spawn(async move { generation(&call.tool("whoami", json!({})).await) })
+            })
+            .collect();
+        let mut seen = HashSet::new();
+        for call in calls {
+            seen.insert(call.await.unwrap());
+        }
+        seen
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -64,17 +79,7 @@ async fn sr_r01_callers_of_three_instances_at_the_end_of_a_token_cause_one_refre
     let begun = Instant::now();
     // No call comes while it could be renewed ahead: all of them find it ended.
     tokio::time::sleep_until((begun + 3 * SECOND).into()).await;
-    let calls: Vec<_> = (0..300)
-        .map(|number| {
-            let call = cluster.call(number % 3, &tokens);
-            tokio::spawn(async move { call.tool("whoami", json!({})).await })
-        })
-        .collect();
-    let mut seen = HashSet::new();
-    for call in calls {
-        seen.insert(generation(&call.await.unwrap()));
-    }
-    assert_eq!(seen, HashSet::from([2]));
+    assert_eq!(cluster.storm(300, &tokens).await, HashSet::from([2]));
     assert_eq!(upstream.authorization.refreshes(), 1);
     assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
 }
@@ -149,15 +154,7 @@ async fn a_refused_token_is_refused_for_all_and_renewed_once() {
         assert_eq!(generation(&cluster.whoami(instance, &tokens).await), 1);
     }
     upstream.refuse_current_tokens();
-    let calls: Vec<_> = (0..60)
-        .map(|number| {
-            let call = cluster.call(number % 3, &tokens);
-            tokio::spawn(async move { call.tool("whoami", json!({})).await })
-        })
-        .collect();
-    for call in calls {
-        assert_eq!(generation(&call.await.unwrap()), 2);
-    }
+    assert_eq!(cluster.storm(60, &tokens).await, HashSet::from([2]));
     assert_eq!(upstream.authorization.refreshes(), 1);
     assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
 }
@@ -513,15 +510,7 @@ async fn three_instances_share_a_redis_cluster() {
         assert_eq!(generation(&cluster.whoami(instance, &tokens).await), 1);
     }
     upstream.refuse_current_tokens();
-    let calls: Vec<_> = (0..30)
-        .map(|number| {
-            let call = cluster.call(number % 3, &tokens);
-            tokio::spawn(async move { call.tool("whoami", json!({})).await })
-        })
-        .collect();
-    for call in calls {
-        assert_eq!(generation(&call.await.unwrap()), 2);
-    }
+    assert_eq!(cluster.storm(30, &tokens).await, HashSet::from([2]));
     assert_eq!(upstream.authorization.refreshes(), 1);
     cluster.client_at(1, &client).revoke(&tokens.refresh_token).await;
     for instance in 0..3 {
@@ -627,15 +616,7 @@ async fn f25_instances_whose_clocks_are_ten_minutes_apart_agree_all_the_same() {
     }
     // No storm: one refresh for all.
     upstream.refuse_current_tokens();
-    let calls: Vec<_> = (0..30)
-        .map(|number| {
-            let call = cluster.call(number % 3, &tokens);
-            tokio::spawn(async move { generation(&call.tool("whoami", json!({})).await) })
-        })
-        .collect();
-    for call in calls {
-        assert_eq!(call.await.unwrap(), 2);
-    }
+    assert_eq!(cluster.storm(30, &tokens).await, HashSet::from([2]));
     assert_eq!(upstream.authorization.refreshes(), 1);
     // No hold that lasts: the lease of one whose clock is ahead ends by the store's time, as any other's.
     let gate = Gate::shut();

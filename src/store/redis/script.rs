@@ -12,15 +12,24 @@ use super::names::RecordNames;
 /// Changes that a log keeps: who is further behind has missed some.
 const LOG: usize = 4096;
 
+/// What scripts that decide by the time begin with: it is the server's, in milliseconds since the epoch, unless a test
+/// stands in for it.
+const NOW: &str = r"
+local function now(instead)
+  local time = redis.call('TIME')
+  return tonumber(instead) or time[1] * 1000 + math.floor(time[2] / 1000)
+end
+";
+
+fn with_time(code: &str) -> Script {
+    Script::new(&[NOW, code].concat())
+}
+
 /// KEYS: record. ARGV: the tests' time or nothing. Answers the time in milliseconds and the row.
 static LOOK: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    with_time(
         r"
-local now = tonumber(ARGV[1])
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] * 1000 + math.floor(time[2] / 1000)
-end
+local now = now(ARGV[1])
 return {now, redis.call('GET', KEYS[1]) or ''}",
     )
 });
@@ -29,13 +38,9 @@ return {now, redis.call('GET', KEYS[1]) or ''}",
 /// latest time, channel, shard, length of the log, the tests' time or nothing. Answers whether it was done. What cannot
 /// be published is read from the log all the same.
 static EXCHANGE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    with_time(
         r"
-local now = tonumber(ARGV[11])
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] * 1000 + math.floor(time[2] / 1000)
-end
+local now = now(ARGV[11])
 if now > tonumber(ARGV[7]) or (redis.call('GET', KEYS[1]) or '') ~= ARGV[1] then
   return 0
 end
@@ -83,13 +88,9 @@ return {newest, 0, redis.call('LRANGE', KEYS[1], 0, count - 1)}",
 
 /// KEYS: index. ARGV: the tests' time or nothing. Takes out what has ended.
 static SWEEP: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
+    with_time(
         r"
-local now = tonumber(ARGV[1])
-if not now then
-  local time = redis.call('TIME')
-  now = time[1] * 1000 + math.floor(time[2] / 1000)
-end
+local now = now(ARGV[1])
 return redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)",
     )
 });
