@@ -17,7 +17,16 @@ use super::*;
 use crate::seal::{Sealer, SealingKey};
 use crate::store::record::{RecordError, Records, Take, Tokens, Typed};
 use crate::store::suite::{Bed, clock, store_suite};
-use crate::store::{Acquired, Committed, Put, Store};
+use crate::store::{Acquired, Committed, Store};
+
+mod disk;
+mod full;
+mod life;
+mod model;
+mod power;
+mod story;
+
+use disk::Disk;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -30,9 +39,56 @@ fn bed() -> Bed {
 
 store_suite!(bed);
 
+/// A process that runs one of these tests. It finds `value` in the environment variable `name`, without which it has
+/// nothing to do; so it does no harm among the others.
+fn alone(program: &mut Command, test: &str, name: &str, value: &Path) {
+    program.args(["--nocapture", "--exact", &format!("store::embedded::tests::{test}")]).env(name, value);
+}
+
+/// Whether tests take their time.
+fn soak() -> bool {
+    std::env::var_os("POSTERN_SOAK").is_some_and(|soak| soak == "1")
+}
+
+/// The store on a disk that has one.
+fn on(disk: &Disk, clock: Clock) -> Result<Embedded, OpenError> {
+    let reopen = reopen_on(disk);
+    let database = reopen()?;
+    start(database, reopen, clock)
+}
+
+/// A new disk with a new store.
+fn on_new_disk(clock: Clock) -> (Disk, Embedded) {
+    let disk = Disk::of(Vec::new());
+    let reopen = reopen_on(&disk);
+    let database = reopen().unwrap();
+    file::begin(Path::new("disk"), &database).unwrap();
+    disk.begins_here();
+    (disk, start(database, reopen, clock).unwrap())
+}
+
+fn reopen_on(disk: &Disk) -> impl Fn() -> Result<Database, OpenError> + Send + Sync + 'static {
+    let disk = disk.clone();
+    move || file::opened(Path::new("disk"), |builder| builder.create_with_backend(disk.clone()))
+}
+
+fn start(
+    database: Database,
+    reopen: impl Fn() -> Result<Database, OpenError> + Send + Sync + 'static,
+    clock: Clock,
+) -> Result<Embedded, OpenError> {
+    let opened = clock.now();
+    let file = DatabaseFile::start("disk".into(), database, reopen, clock)?;
+    Ok(Embedded { file, opened, changes: broadcast::Sender::new(CHANGES) })
+}
+
 fn records(data_dir: &Path) -> Records {
+    records_in(Embedded::open(data_dir, clock()).unwrap())
+}
+
+fn records_in(store: Embedded) -> Records {
     let sealer = Sealer::new(vec![SealingKey::new("k1", [7; 32]).unwrap()]).unwrap();
-    Records::new(Arc::new(Embedded::open(data_dir, clock()).unwrap()), Arc::new(sealer))
+    Records::new(Arc::new(store), Arc::new(sealer))
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
@@ -126,6 +182,39 @@ async fn the_file_is_private_and_shows_no_secret() {
     assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 1);
 }
 
+#[test]
+fn a_lost_sealing_key_is_not_replaced_beside_the_store() {
+    let data_dir = tempfile::tempdir().unwrap();
+    drop(Embedded::open(data_dir.path(), clock()).unwrap());
+    assert!(crate::seal::load_or_generate(data_dir.path()).is_err());
+}
+
+#[test]
+fn a_second_opening_is_refused_and_harms_nothing() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let first = Embedded::open(data_dir.path(), clock()).unwrap();
+    let error = Embedded::open(data_dir.path(), clock()).err().unwrap();
+    assert!(matches!(error, OpenError::InUse { .. }), "{error}");
+    assert!(error.to_string().contains("in use by another process"));
+    drop(first);
+    Embedded::open(data_dir.path(), clock()).unwrap();
+}
+
+#[tokio::test]
+async fn a_change_is_made_though_its_caller_has_gone() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(data_dir.path(), clock()).unwrap();
+    let mut changes = store.subscribe();
+    {
+        let mut put = store.put(Kind::Flow, "a", 0, vec![1], HOUR);
+        let waker = std::task::Waker::noop();
+        // Queued by the first poll, then dropped; the answer may even be there already.
+        let _ = put.as_mut().poll(&mut std::task::Context::from_waker(waker));
+    }
+    assert_eq!(changes.recv().await.unwrap(), Change::Of { kind: Kind::Flow, key: "a".to_owned() });
+    assert!(store.get(Kind::Flow, "a").await.unwrap().is_some());
+}
+
 #[tokio::test]
 async fn swapped_and_rolled_back_rows_are_unreadable() {
     const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
@@ -180,24 +269,6 @@ async fn swapped_and_rolled_back_rows_are_unreadable() {
 }
 
 #[test]
-fn a_lost_sealing_key_is_not_replaced_beside_the_store() {
-    let data_dir = tempfile::tempdir().unwrap();
-    drop(Embedded::open(data_dir.path(), clock()).unwrap());
-    assert!(crate::seal::load_or_generate(data_dir.path()).is_err());
-}
-
-#[test]
-fn a_second_opening_is_refused_and_harms_nothing() {
-    let data_dir = tempfile::tempdir().unwrap();
-    let first = Embedded::open(data_dir.path(), clock()).unwrap();
-    let error = Embedded::open(data_dir.path(), clock()).err().unwrap();
-    assert!(matches!(error, OpenError::InUse { .. }), "{error}");
-    assert!(error.to_string().contains("in use by another process"));
-    drop(first);
-    Embedded::open(data_dir.path(), clock()).unwrap();
-}
-
-#[test]
 fn what_is_no_store_is_refused_and_kept() {
     for content in [&b""[..], b"not a database", &[0; 8192]] {
         let data_dir = tempfile::tempdir().unwrap();
@@ -232,21 +303,6 @@ async fn a_file_with_damaged_pages_is_refused_or_right() {
             Ok(store) => assert_eq!(store.scan(Kind::Flow).await.unwrap().len(), 50),
         }
     }
-}
-
-#[tokio::test]
-async fn a_change_is_made_though_its_caller_has_gone() {
-    let data_dir = tempfile::tempdir().unwrap();
-    let store = Embedded::open(data_dir.path(), clock()).unwrap();
-    let mut changes = store.subscribe();
-    {
-        let mut put = store.put(Kind::Flow, "a", 0, vec![1], HOUR);
-        let waker = std::task::Waker::noop();
-        // Queued by the first poll, then dropped; the answer may even be there already.
-        let _ = put.as_mut().poll(&mut std::task::Context::from_waker(waker));
-    }
-    assert_eq!(changes.recv().await.unwrap(), Change::Of { kind: Kind::Flow, key: "a".to_owned() });
-    assert!(store.get(Kind::Flow, "a").await.unwrap().is_some());
 }
 
 /// Run by the test below in a process of its own: writes and says what is durable until killed.
@@ -290,68 +346,4 @@ async fn a_killed_process_loses_nothing() {
     for number in 0..=last {
         assert!(store.get(Kind::Flow, &format!("row{number}")).await.unwrap().is_some());
     }
-}
-
-/// Run by the test below in a process of its own, which may not make its file larger than so much.
-#[test]
-#[ignore = "the other half of a_full_disk_fails_cleanly_and_recovers"]
-fn writes_until_the_disk_is_full() {
-    let Some(data_dir) = std::env::var_os("POSTERN_TEST_DATA_DIR") else {
-        return;
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let store = Embedded::open(Path::new(&data_dir), clock()).unwrap();
-        let put = |number: u64| {
-            let key = format!("row{number}");
-            let store = &store;
-            async move { store.put(Kind::Flow, &key, 0, vec![0; 50_000], HOUR).await }
-        };
-        let mut number = 0;
-        while let Ok(put) = put(number).await {
-            assert_eq!(put, Put::Stored);
-            number += 1;
-        }
-        assert!(number > 0);
-        assert!(matches!(put(number).await, Err(StoreError::Unavailable(_))));
-        // What is there can still be read.
-        assert!(store.get(Kind::Flow, "row0").await.unwrap().is_some());
-        println!("\nfull");
-        std::io::stdin().read_line(&mut String::new()).unwrap();
-        store.ready().await.unwrap();
-        for number in 0..number {
-            assert!(store.get(Kind::Flow, &format!("row{number}")).await.unwrap().is_some());
-        }
-        assert_eq!(
-            store.put(Kind::Flow, "afterwards", 0, vec![0; 500_000], HOUR).await.unwrap(),
-            Put::Stored
-        );
-        println!("\nrecovered");
-    });
-}
-
-#[test]
-fn a_full_disk_fails_cleanly_and_recovers() {
-    let data_dir = tempfile::tempdir().unwrap();
-    // A limit on the size of files stands in for the disk; the signal it sends is ignored.
-    let mut child = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; ulimit -S -f 8192; exec \"$0\" \"$@\""])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--nocapture", "--exact"])
-        .arg("store::embedded::tests::writes_until_the_disk_is_full")
-        .env("POSTERN_TEST_DATA_DIR", data_dir.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.by_ref().any(|line| line == "full"));
-    let raised = Command::new("prlimit")
-        .args(["--fsize=unlimited:unlimited", "--pid", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(raised.success());
-    drop(child.stdin.take());
-    assert!(lines.any(|line| line == "recovered"));
-    assert!(child.wait().unwrap().success());
 }
