@@ -2,9 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
 use redb::{Database, TableDefinition};
@@ -21,6 +20,7 @@ use crate::store::{Acquired, Committed, Store};
 
 mod disk;
 mod full;
+mod killed;
 mod life;
 mod model;
 mod power;
@@ -302,48 +302,5 @@ async fn a_file_with_damaged_pages_is_refused_or_right() {
             // A page that holds nothing.
             Ok(store) => assert_eq!(store.scan(Kind::Flow).await.unwrap().len(), 50),
         }
-    }
-}
-
-/// Run by the test below in a process of its own: writes and says what is durable until killed.
-#[test]
-#[ignore = "the other half of a_killed_process_loses_nothing"]
-fn writes_until_killed() {
-    let Some(data_dir) = std::env::var_os("POSTERN_TEST_DATA_DIR") else {
-        return;
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let store = Embedded::open(Path::new(&data_dir), clock()).unwrap();
-        for number in 0_u64.. {
-            store.put(Kind::Flow, "counter", number, vec![0; 500], HOUR).await.unwrap();
-            store.put(Kind::Flow, &format!("row{number}"), 0, vec![0; 500], HOUR).await.unwrap();
-            println!("\ndurable {number}");
-        }
-    });
-}
-
-#[tokio::test]
-async fn a_killed_process_loses_nothing() {
-    let data_dir = tempfile::tempdir().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--nocapture", "--exact", "store::embedded::tests::writes_until_killed"])
-        .env("POSTERN_TEST_DATA_DIR", data_dir.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let durable = |line: String| line.strip_prefix("durable ").map(|number| number.parse::<u64>().unwrap());
-    let mut last = lines.by_ref().find_map(|line| durable(line).filter(|number| *number >= 50)).unwrap();
-    child.kill().unwrap();
-    // What it said before it died and was still in the pipe.
-    last = lines.filter_map(durable).last().unwrap_or(last);
-    child.wait().unwrap();
-
-    let store = Embedded::open(data_dir.path(), clock()).unwrap();
-    let counter = store.get(Kind::Flow, "counter").await.unwrap().unwrap();
-    assert!(counter.version > last);
-    for number in 0..=last {
-        assert!(store.get(Kind::Flow, &format!("row{number}")).await.unwrap().is_some());
     }
 }
