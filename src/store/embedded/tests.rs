@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
 
-use redb::{Database, TableDefinition};
+use redb::Database;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,7 @@ use crate::store::record::{RecordError, Records, Take, Tokens, Typed};
 use crate::store::suite::{Bed, clock, store_suite};
 use crate::store::{Acquired, Committed, Store};
 
+mod damaged;
 mod disk;
 mod full;
 mod killed;
@@ -213,94 +214,4 @@ async fn a_change_is_made_though_its_caller_has_gone() {
     }
     assert_eq!(changes.recv().await.unwrap(), Change::Of { kind: Kind::Flow, key: "a".to_owned() });
     assert!(store.get(Kind::Flow, "a").await.unwrap().is_some());
-}
-
-#[tokio::test]
-async fn swapped_and_rolled_back_rows_are_unreadable() {
-    const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
-    let data_dir = tempfile::tempdir().unwrap();
-    let path = data_dir.path().join(FILE_NAME);
-    let raw = |key: &[u8]| {
-        let transaction = Database::open(&path).unwrap();
-        let transaction = redb::ReadableDatabase::begin_read(&transaction).unwrap();
-        let table = transaction.open_table(TABLE).unwrap();
-        redb::ReadableTable::get(&table, key).unwrap().unwrap().value().to_vec()
-    };
-    let overwrite = |key: &[u8], value: &[u8]| {
-        let database = Database::open(&path).unwrap();
-        let transaction = database.begin_write().unwrap();
-        transaction.open_table(TABLE).unwrap().insert(key, value).unwrap();
-        transaction.commit().unwrap();
-    };
-    {
-        let records = records(data_dir.path());
-        records.put("alice", 0, &note("alice"), HOUR).await.unwrap();
-        records.put("bob", 0, &note("bob"), HOUR).await.unwrap();
-        records.connect("alice", &tokens("alice"), HOUR).await.unwrap();
-        records.connect("bob", &tokens("bob"), HOUR).await.unwrap();
-    }
-    let bob = raw(b"flow\0bob");
-    overwrite(b"flow\0alice", &bob);
-    let bob = raw(b"connection\0bob");
-    overwrite(b"connection\0alice", &bob);
-    {
-        let records = records(data_dir.path());
-        assert!(matches!(records.get::<Note>("alice").await, Err(RecordError::Unreadable)));
-        assert!(matches!(records.take::<Note>("alice").await, Err(RecordError::Unreadable)));
-        assert!(matches!(records.connection("alice").await, Err(RecordError::Unreadable)));
-        assert_eq!(records.get::<Note>("bob").await.unwrap().unwrap().value, note("bob"));
-        let listed: Vec<_> = records.scan::<Note>().await.unwrap().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(listed, ["bob"]);
-    }
-    // An old value under a newer version, and a row that is not even one.
-    let mut old = raw(b"flow\0bob");
-    let at = old.windows(11).position(|window| window == b"\"version\":1").unwrap();
-    old[at + 10] = b'2';
-    overwrite(b"flow\0bob", &old);
-    overwrite(b"flow\0garbage", b"\xff\x00garbage");
-    let records = records(data_dir.path());
-    assert!(matches!(records.get::<Note>("bob").await, Err(RecordError::Unreadable)));
-    let garbage = records.get::<Note>("garbage").await;
-    assert!(matches!(garbage, Err(RecordError::Store(StoreError::Corrupt))));
-    assert!(records.scan::<Note>().await.unwrap().is_empty());
-    // Damage does not keep an operator from revoking.
-    records.tombstone::<Note>("garbage", HOUR).await.unwrap();
-    assert!(records.get::<Note>("garbage").await.unwrap().is_none());
-}
-
-#[test]
-fn what_is_no_store_is_refused_and_kept() {
-    for content in [&b""[..], b"not a database", &[0; 8192]] {
-        let data_dir = tempfile::tempdir().unwrap();
-        let path = data_dir.path().join(FILE_NAME);
-        std::fs::write(&path, content).unwrap();
-        let error = Embedded::open(data_dir.path(), clock()).err().unwrap();
-        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), content);
-    }
-}
-
-#[tokio::test]
-async fn a_file_with_damaged_pages_is_refused_or_right() {
-    let whole = tempfile::tempdir().unwrap();
-    {
-        let records = records(whole.path());
-        for number in 0..50 {
-            records.put(&number.to_string(), 0, &note(&"x".repeat(200)), HOUR).await.unwrap();
-        }
-    }
-    let bytes = std::fs::read(whole.path().join(FILE_NAME)).unwrap();
-    for page in 0..(bytes.len() / 4096).min(40) {
-        let mut changed = bytes.clone();
-        for offset in (0..4096).step_by(64) {
-            changed[page * 4096 + offset] ^= 0xff;
-        }
-        let data_dir = tempfile::tempdir().unwrap();
-        std::fs::write(data_dir.path().join(FILE_NAME), &changed).unwrap();
-        match Embedded::open(data_dir.path(), clock()) {
-            Err(error) => assert!(matches!(error, OpenError::Damaged { .. }), "{error}"),
-            // A page that holds nothing.
-            Ok(store) => assert_eq!(store.scan(Kind::Flow).await.unwrap().len(), 50),
-        }
-    }
 }
