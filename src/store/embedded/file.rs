@@ -52,6 +52,9 @@ type Job = Box<dyn FnOnce(&mut Rows<'_>) -> Answer + Send>;
 /// Answers the caller. Dropped instead, it tells the caller that the change failed.
 type Answer = Box<dyn FnOnce() + Send>;
 
+/// Opens the database again after a failure.
+type Reopen = dyn Fn() -> Result<Database, OpenError> + Send + Sync;
+
 /// The open file. Closes it when dropped, after all queued changes.
 pub struct DatabaseFile {
     shared: Arc<Shared>,
@@ -62,6 +65,7 @@ pub struct DatabaseFile {
 struct Shared {
     path: PathBuf,
     clock: Clock,
+    reopen: Box<Reopen>,
     /// Empty between a failure and the next successful opening.
     database: RwLock<Option<Database>>,
     /// Set by a failed write until one succeeds.
@@ -79,9 +83,25 @@ impl DatabaseFile {
             false => create(data_dir, &path)?,
         };
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(io_error)?;
+        let reopen = {
+            let path = path.clone();
+            move || reopen(&path)
+        };
+        DatabaseFile::start(path, database, reopen, clock)
+    }
+
+    /// Serves an open database, wherever it lies. `path` is its name in messages.
+    pub fn start(
+        path: PathBuf,
+        database: Database,
+        reopen: impl Fn() -> Result<Database, OpenError> + Send + Sync + 'static,
+        clock: Clock,
+    ) -> Result<DatabaseFile, OpenError> {
+        let io_error = |error: io::Error| OpenError::Io { path: path.clone(), reason: error.to_string() };
         let shared = Arc::new(Shared {
             path: path.clone(),
             clock,
+            reopen: Box::new(reopen),
             database: RwLock::new(Some(database)),
             failing: AtomicBool::new(false),
         });
@@ -213,7 +233,7 @@ impl Shared {
     fn open_again(&self) -> Result<(), String> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {
-            *database = Some(reopen(&self.path).map_err(|error| error.to_string())?);
+            *database = Some((self.reopen)().map_err(|error| error.to_string())?);
             tracing::info!(path = %self.path.display(), "store opened again");
         }
         Ok(())
@@ -244,9 +264,7 @@ fn create(data_dir: &Path, path: &Path) -> Result<Database, OpenError> {
     let beside = data_dir.join(format!("{FILE_NAME}.{unique}"));
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(io_error)?;
     let made = builder().create(&beside).map_err(|error| named(path, error)).and_then(|database| {
-        let transaction = database.begin_write().map_err(|error| damaged(path, error))?;
-        rows::create_tables(&transaction).map_err(|error| damaged(path, error))?;
-        transaction.commit().map_err(|error| damaged(path, error))?;
+        begin(path, &database)?;
         match fs::hard_link(&beside, path) {
             Ok(()) => File::open(data_dir).and_then(|dir| dir.sync_all()).map(|()| Some(database)),
             Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
@@ -261,9 +279,26 @@ fn create(data_dir: &Path, path: &Path) -> Result<Database, OpenError> {
     }
 }
 
+/// Makes the tables of a new database.
+pub fn begin(path: &Path, database: &Database) -> Result<(), OpenError> {
+    let mut transaction = database.begin_write().map_err(|error| damaged(path, error))?;
+    // As every later one: what the first change finds is judged by its checksum alone otherwise.
+    transaction.set_two_phase_commit(true);
+    rows::create_tables(&transaction).map_err(|error| damaged(path, error))?;
+    transaction.commit().map_err(|error| damaged(path, error))
+}
+
 fn reopen(path: &Path) -> Result<Database, OpenError> {
+    opened(path, |builder| builder.open(path))
+}
+
+/// Opens a database as this store sets it up. `path` is its name in messages.
+pub fn opened(
+    path: &Path,
+    open: impl FnOnce(Builder) -> Result<Database, DatabaseError>,
+) -> Result<Database, OpenError> {
     // The database may panic on a file that was changed beneath it.
-    let opened = catch_unwind(|| builder().open(path));
+    let opened = catch_unwind(AssertUnwindSafe(|| open(builder())));
     opened.map_err(|_| damaged(path, "its structure is broken"))?.map_err(|error| named(path, error))
 }
 
@@ -276,7 +311,10 @@ fn builder() -> Builder {
 fn named(path: &Path, error: DatabaseError) -> OpenError {
     match error {
         DatabaseError::DatabaseAlreadyOpen => OpenError::InUse { path: path.to_owned() },
-        DatabaseError::Storage(StorageError::Io(error)) if error.kind() != ErrorKind::InvalidData => {
+        // Content that does not add up, or a file that ends too early.
+        DatabaseError::Storage(StorageError::Io(error))
+            if !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+        {
             OpenError::Io { path: path.to_owned(), reason: error.to_string() }
         }
         error => damaged(path, error),

@@ -2,12 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 
-use redb::{Database, TableDefinition};
+use redb::Database;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -17,7 +16,18 @@ use super::*;
 use crate::seal::{Sealer, SealingKey};
 use crate::store::record::{RecordError, Records, Take, Tokens, Typed};
 use crate::store::suite::{Bed, clock, store_suite};
-use crate::store::{Acquired, Committed, Put, Store};
+use crate::store::{Acquired, Committed, Store};
+
+mod damaged;
+mod disk;
+mod full;
+mod killed;
+mod life;
+mod model;
+mod power;
+mod story;
+
+use disk::Disk;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -30,9 +40,56 @@ fn bed() -> Bed {
 
 store_suite!(bed);
 
+/// A process that runs one of these tests. It finds `value` in the environment variable `name`, without which it has
+/// nothing to do; so it does no harm among the others.
+fn alone(program: &mut Command, test: &str, name: &str, value: &Path) {
+    program.args(["--nocapture", "--exact", &format!("store::embedded::tests::{test}")]).env(name, value);
+}
+
+/// Whether tests take their time.
+fn soak() -> bool {
+    std::env::var_os("POSTERN_SOAK").is_some_and(|soak| soak == "1")
+}
+
+/// The store on a disk that has one.
+fn on(disk: &Disk, clock: Clock) -> Result<Embedded, OpenError> {
+    let reopen = reopen_on(disk);
+    let database = reopen()?;
+    start(database, reopen, clock)
+}
+
+/// A new disk with a new store.
+fn on_new_disk(clock: Clock) -> (Disk, Embedded) {
+    let disk = Disk::of(Vec::new());
+    let reopen = reopen_on(&disk);
+    let database = reopen().unwrap();
+    file::begin(Path::new("disk"), &database).unwrap();
+    disk.begins_here();
+    (disk, start(database, reopen, clock).unwrap())
+}
+
+fn reopen_on(disk: &Disk) -> impl Fn() -> Result<Database, OpenError> + Send + Sync + 'static {
+    let disk = disk.clone();
+    move || file::opened(Path::new("disk"), |builder| builder.create_with_backend(disk.clone()))
+}
+
+fn start(
+    database: Database,
+    reopen: impl Fn() -> Result<Database, OpenError> + Send + Sync + 'static,
+    clock: Clock,
+) -> Result<Embedded, OpenError> {
+    let opened = clock.now();
+    let file = DatabaseFile::start("disk".into(), database, reopen, clock)?;
+    Ok(Embedded { file, opened, changes: broadcast::Sender::new(CHANGES) })
+}
+
 fn records(data_dir: &Path) -> Records {
+    records_in(Embedded::open(data_dir, clock()).unwrap())
+}
+
+fn records_in(store: Embedded) -> Records {
     let sealer = Sealer::new(vec![SealingKey::new("k1", [7; 32]).unwrap()]).unwrap();
-    Records::new(Arc::new(Embedded::open(data_dir, clock()).unwrap()), Arc::new(sealer))
+    Records::new(Arc::new(store), Arc::new(sealer))
 }
 
 #[derive(Serialize, Deserialize, PartialEq, Debug)]
@@ -126,59 +183,6 @@ async fn the_file_is_private_and_shows_no_secret() {
     assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 1);
 }
 
-#[tokio::test]
-async fn swapped_and_rolled_back_rows_are_unreadable() {
-    const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
-    let data_dir = tempfile::tempdir().unwrap();
-    let path = data_dir.path().join(FILE_NAME);
-    let raw = |key: &[u8]| {
-        let transaction = Database::open(&path).unwrap();
-        let transaction = redb::ReadableDatabase::begin_read(&transaction).unwrap();
-        let table = transaction.open_table(TABLE).unwrap();
-        redb::ReadableTable::get(&table, key).unwrap().unwrap().value().to_vec()
-    };
-    let overwrite = |key: &[u8], value: &[u8]| {
-        let database = Database::open(&path).unwrap();
-        let transaction = database.begin_write().unwrap();
-        transaction.open_table(TABLE).unwrap().insert(key, value).unwrap();
-        transaction.commit().unwrap();
-    };
-    {
-        let records = records(data_dir.path());
-        records.put("alice", 0, &note("alice"), HOUR).await.unwrap();
-        records.put("bob", 0, &note("bob"), HOUR).await.unwrap();
-        records.connect("alice", &tokens("alice"), HOUR).await.unwrap();
-        records.connect("bob", &tokens("bob"), HOUR).await.unwrap();
-    }
-    let bob = raw(b"flow\0bob");
-    overwrite(b"flow\0alice", &bob);
-    let bob = raw(b"connection\0bob");
-    overwrite(b"connection\0alice", &bob);
-    {
-        let records = records(data_dir.path());
-        assert!(matches!(records.get::<Note>("alice").await, Err(RecordError::Unreadable)));
-        assert!(matches!(records.take::<Note>("alice").await, Err(RecordError::Unreadable)));
-        assert!(matches!(records.connection("alice").await, Err(RecordError::Unreadable)));
-        assert_eq!(records.get::<Note>("bob").await.unwrap().unwrap().value, note("bob"));
-        let listed: Vec<_> = records.scan::<Note>().await.unwrap().into_iter().map(|(key, _)| key).collect();
-        assert_eq!(listed, ["bob"]);
-    }
-    // An old value under a newer version, and a row that is not even one.
-    let mut old = raw(b"flow\0bob");
-    let at = old.windows(11).position(|window| window == b"\"version\":1").unwrap();
-    old[at + 10] = b'2';
-    overwrite(b"flow\0bob", &old);
-    overwrite(b"flow\0garbage", b"\xff\x00garbage");
-    let records = records(data_dir.path());
-    assert!(matches!(records.get::<Note>("bob").await, Err(RecordError::Unreadable)));
-    let garbage = records.get::<Note>("garbage").await;
-    assert!(matches!(garbage, Err(RecordError::Store(StoreError::Corrupt))));
-    assert!(records.scan::<Note>().await.unwrap().is_empty());
-    // Damage does not keep an operator from revoking.
-    records.tombstone::<Note>("garbage", HOUR).await.unwrap();
-    assert!(records.get::<Note>("garbage").await.unwrap().is_none());
-}
-
 #[test]
 fn a_lost_sealing_key_is_not_replaced_beside_the_store() {
     let data_dir = tempfile::tempdir().unwrap();
@@ -197,43 +201,6 @@ fn a_second_opening_is_refused_and_harms_nothing() {
     Embedded::open(data_dir.path(), clock()).unwrap();
 }
 
-#[test]
-fn what_is_no_store_is_refused_and_kept() {
-    for content in [&b""[..], b"not a database", &[0; 8192]] {
-        let data_dir = tempfile::tempdir().unwrap();
-        let path = data_dir.path().join(FILE_NAME);
-        std::fs::write(&path, content).unwrap();
-        let error = Embedded::open(data_dir.path(), clock()).err().unwrap();
-        assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
-        assert_eq!(std::fs::read(&path).unwrap(), content);
-    }
-}
-
-#[tokio::test]
-async fn a_file_with_damaged_pages_is_refused_or_right() {
-    let whole = tempfile::tempdir().unwrap();
-    {
-        let records = records(whole.path());
-        for number in 0..50 {
-            records.put(&number.to_string(), 0, &note(&"x".repeat(200)), HOUR).await.unwrap();
-        }
-    }
-    let bytes = std::fs::read(whole.path().join(FILE_NAME)).unwrap();
-    for page in 0..(bytes.len() / 4096).min(40) {
-        let mut changed = bytes.clone();
-        for offset in (0..4096).step_by(64) {
-            changed[page * 4096 + offset] ^= 0xff;
-        }
-        let data_dir = tempfile::tempdir().unwrap();
-        std::fs::write(data_dir.path().join(FILE_NAME), &changed).unwrap();
-        match Embedded::open(data_dir.path(), clock()) {
-            Err(error) => assert!(matches!(error, OpenError::Damaged { .. }), "{error}"),
-            // A page that holds nothing.
-            Ok(store) => assert_eq!(store.scan(Kind::Flow).await.unwrap().len(), 50),
-        }
-    }
-}
-
 #[tokio::test]
 async fn a_change_is_made_though_its_caller_has_gone() {
     let data_dir = tempfile::tempdir().unwrap();
@@ -247,111 +214,4 @@ async fn a_change_is_made_though_its_caller_has_gone() {
     }
     assert_eq!(changes.recv().await.unwrap(), Change::Of { kind: Kind::Flow, key: "a".to_owned() });
     assert!(store.get(Kind::Flow, "a").await.unwrap().is_some());
-}
-
-/// Run by the test below in a process of its own: writes and says what is durable until killed.
-#[test]
-#[ignore = "the other half of a_killed_process_loses_nothing"]
-fn writes_until_killed() {
-    let Some(data_dir) = std::env::var_os("POSTERN_TEST_DATA_DIR") else {
-        return;
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let store = Embedded::open(Path::new(&data_dir), clock()).unwrap();
-        for number in 0_u64.. {
-            store.put(Kind::Flow, "counter", number, vec![0; 500], HOUR).await.unwrap();
-            store.put(Kind::Flow, &format!("row{number}"), 0, vec![0; 500], HOUR).await.unwrap();
-            println!("\ndurable {number}");
-        }
-    });
-}
-
-#[tokio::test]
-async fn a_killed_process_loses_nothing() {
-    let data_dir = tempfile::tempdir().unwrap();
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--nocapture", "--exact", "store::embedded::tests::writes_until_killed"])
-        .env("POSTERN_TEST_DATA_DIR", data_dir.path())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let durable = |line: String| line.strip_prefix("durable ").map(|number| number.parse::<u64>().unwrap());
-    let mut last = lines.by_ref().find_map(|line| durable(line).filter(|number| *number >= 50)).unwrap();
-    child.kill().unwrap();
-    // What it said before it died and was still in the pipe.
-    last = lines.filter_map(durable).last().unwrap_or(last);
-    child.wait().unwrap();
-
-    let store = Embedded::open(data_dir.path(), clock()).unwrap();
-    let counter = store.get(Kind::Flow, "counter").await.unwrap().unwrap();
-    assert!(counter.version > last);
-    for number in 0..=last {
-        assert!(store.get(Kind::Flow, &format!("row{number}")).await.unwrap().is_some());
-    }
-}
-
-/// Run by the test below in a process of its own, which may not make its file larger than so much.
-#[test]
-#[ignore = "the other half of a_full_disk_fails_cleanly_and_recovers"]
-fn writes_until_the_disk_is_full() {
-    let Some(data_dir) = std::env::var_os("POSTERN_TEST_DATA_DIR") else {
-        return;
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
-        let store = Embedded::open(Path::new(&data_dir), clock()).unwrap();
-        let put = |number: u64| {
-            let key = format!("row{number}");
-            let store = &store;
-            async move { store.put(Kind::Flow, &key, 0, vec![0; 50_000], HOUR).await }
-        };
-        let mut number = 0;
-        while let Ok(put) = put(number).await {
-            assert_eq!(put, Put::Stored);
-            number += 1;
-        }
-        assert!(number > 0);
-        assert!(matches!(put(number).await, Err(StoreError::Unavailable(_))));
-        // What is there can still be read.
-        assert!(store.get(Kind::Flow, "row0").await.unwrap().is_some());
-        println!("\nfull");
-        std::io::stdin().read_line(&mut String::new()).unwrap();
-        store.ready().await.unwrap();
-        for number in 0..number {
-            assert!(store.get(Kind::Flow, &format!("row{number}")).await.unwrap().is_some());
-        }
-        assert_eq!(
-            store.put(Kind::Flow, "afterwards", 0, vec![0; 500_000], HOUR).await.unwrap(),
-            Put::Stored
-        );
-        println!("\nrecovered");
-    });
-}
-
-#[test]
-fn a_full_disk_fails_cleanly_and_recovers() {
-    let data_dir = tempfile::tempdir().unwrap();
-    // A limit on the size of files stands in for the disk; the signal it sends is ignored.
-    let mut child = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; ulimit -S -f 8192; exec \"$0\" \"$@\""])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--nocapture", "--exact"])
-        .arg("store::embedded::tests::writes_until_the_disk_is_full")
-        .env("POSTERN_TEST_DATA_DIR", data_dir.path())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-    assert!(lines.by_ref().any(|line| line == "full"));
-    let raised = Command::new("prlimit")
-        .args(["--fsize=unlimited:unlimited", "--pid", &child.id().to_string()])
-        .status()
-        .unwrap();
-    assert!(raised.success());
-    drop(child.stdin.take());
-    assert!(lines.any(|line| line == "recovered"));
-    assert!(child.wait().unwrap().success());
 }
