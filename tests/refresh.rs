@@ -475,6 +475,28 @@ async fn an_outage_met_through_a_refused_token_is_503_too() {
 }
 
 #[tokio::test]
+async fn a_refused_token_is_not_sent_again_after_a_restart_that_found_no_newer_one() {
+    let mut rig = Connected::new().await;
+    rig.upstream.set_authorization(|script| {
+        script.token_fault = Some(TokenFault::answer(503, &[("retry-after", "1")], ""));
+    });
+    rig.upstream.refuse_current_tokens();
+    assert_eq!(rig.whoami().await.status, 503);
+    let used = rig.upstream.calls_with_token().len();
+    rig.gateway.kill9().await;
+    rig.gateway.restart().await;
+    // The upstream would take it by now; nobody asks.
+    rig.upstream.set(|script| script.refused_generation = 0);
+    for _ in 0..3 {
+        assert_eq!(rig.whoami().await.status, 503);
+    }
+    assert_eq!(rig.upstream.calls_with_token().len(), used);
+    rig.upstream.set_authorization(|script| script.token_fault = None);
+    eventually(PATIENCE, || async { rig.whoami().await.status == 200 }).await;
+    assert_eq!(rig.generation().await, 2);
+}
+
+#[tokio::test]
 async fn a_client_that_the_server_no_longer_knows_keeps_its_users() {
     let rig = Connected::new().await;
     rig.fault(TokenFault::error("invalid_client"));
