@@ -4,19 +4,22 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A redis-server on a free port.
 pub struct Redis {
     pub port: u16,
+    /// Keeps the port ours, also while the server is down.
+    _port: TcpSocket,
     directory: TempDir,
     arguments: Vec<String>,
     child: Mutex<Child>,
@@ -32,15 +35,10 @@ impl Redis {
     pub fn launch(arguments: impl Fn(&Path) -> Vec<String>) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let arguments = arguments(directory.path());
-        // A port that somebody else has taken in between ends the server; then another is tried.
-        for _ in 0..20 {
-            let port = free_port();
-            let mut child = spawn(directory.path(), port, &arguments);
-            if answers(port, &mut child) {
-                return Self { port, directory, arguments, child: Mutex::new(child) };
-            }
-        }
-        panic!("redis-server does not start");
+        let (reserved, port) = reserve();
+        let mut child = spawn(directory.path(), port, &arguments);
+        assert!(answers(port, &mut child), "redis-server does not start");
+        Self { port, _port: reserved, directory, arguments, child: Mutex::new(child) }
     }
 
     pub fn url(&self) -> String {
@@ -130,19 +128,22 @@ impl Watched {
 /// Three primaries with a replica each.
 pub struct Cluster {
     pub nodes: Vec<Redis>,
+    _bus_ports: Vec<TcpSocket>,
 }
 
 impl Cluster {
     pub fn start() -> Self {
-        let node = |_: &Path| {
-            let arguments =
-                ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", "0"];
-            let mut arguments: Vec<String> = arguments.iter().map(|argument| argument.to_string()).collect();
-            // The port of the cluster's own bus; the usual one, ten thousand above, may not exist.
-            *arguments.last_mut().unwrap() = free_port().to_string();
-            arguments
-        };
-        let nodes: Vec<_> = (0..6).map(|_| Redis::launch(node)).collect();
+        // The port of the cluster's own bus; the usual one, ten thousand above, may not exist.
+        let (bus_ports, ports): (Vec<_>, Vec<_>) = (0..6).map(|_| reserve()).unzip();
+        let nodes: Vec<_> = ports
+            .iter()
+            .map(|port| {
+                let port = port.to_string();
+                let arguments =
+                    ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port"];
+                Redis::start(&[&arguments[..], &[&port]].concat())
+            })
+            .collect();
         let mut create = Command::new("redis-cli");
         create.args(["--cluster", "create"]);
         create.args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)));
@@ -157,7 +158,7 @@ impl Cluster {
             let up = |node: &Redis| node.cli(&["INFO", "replication"]).contains("master_link_status:up");
             nodes.iter().filter(|node| up(node)).count() == 3
         });
-        Self { nodes }
+        Self { nodes, _bus_ports: bus_ports }
     }
 
     pub fn urls(&self) -> Vec<String> {
@@ -176,8 +177,14 @@ fn cli(port: u16, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().replace('\r', "")
 }
 
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// A port of the kernel's choosing that nobody else is given: bound and never listening. Who asks for it by number, with
+/// `SO_REUSEADDR` as servers do, may listen.
+fn reserve() -> (TcpSocket, u16) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_reuseaddr(true).unwrap();
+    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let port = socket.local_addr().unwrap().port();
+    (socket, port)
 }
 
 fn spawn(directory: &Path, port: u16, arguments: &[String]) -> Child {

@@ -180,6 +180,42 @@ async fn who_was_away_reads_on_or_learns_that_something_was_missed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_went_back_and_grew_again_is_told_from_one_that_only_grew() {
+    let server = Server::start(&[]);
+    let (one, other) = (server.open("p:").unwrap(), server.open("p:").unwrap());
+    let mut changes = other.subscribe();
+    // Keys of one shard, so that they are in one log.
+    let log = Names::new("p:").of(Kind::Grant, "k0").log;
+    let numbers = 0..2000;
+    let keys: Vec<String> = numbers
+        .map(|number| format!("k{number}"))
+        .filter(|key| Names::new("p:").of(Kind::Grant, key).log == log)
+        .take(9)
+        .collect();
+    for (round, later) in [1, 2, 3].into_iter().enumerate() {
+        let keys = &keys[3 * round..];
+        put(&one, &keys[0]).await.unwrap();
+        heard(&mut changes, &of(&keys[0])).await;
+        server.cli(&["COPY", &log, "kept", "REPLACE"]);
+        for key in &keys[1..3] {
+            put(&one, key).await.unwrap();
+            heard(&mut changes, &of(key)).await;
+        }
+        // In one step, as a failover is: two entries are lost and as many, fewer or more come after.
+        let others =
+            (0..later).map(|number| format!("redis.call('LPUSH', KEYS[1], '{} x session y')", 2 + number));
+        let script = format!(
+            "redis.call('COPY', KEYS[2], KEYS[1], 'REPLACE') {} return 1",
+            others.collect::<Vec<_>>().join(" ")
+        );
+        assert_eq!(server.cli(&["EVAL", &script, "2", &log, "kept"]), "1");
+        heard(&mut changes, &Change::Missed).await;
+        server.cli(&["DEL", &log]);
+        heard(&mut changes, &Change::Missed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f02_a_killed_server_is_an_error_and_back_within_two_seconds() {
     let server = Server::start(&["--appendonly", "yes"]);
     let store = server.open("p:").unwrap();
