@@ -903,7 +903,7 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
         let path = entry.unwrap().path();
         if path.is_dir() {
             files.extend(walk(&path));
-        } else {
+        } else if path.is_file() {
             files.push(path);
         }
     }
