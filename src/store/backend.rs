@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use super::change::{self, Decided, Found};
-use super::row::{Body, Row};
+use super::row::{Body, Row, Tombstone};
 use super::{
     Acquired, Change, Claim, Committed, Connection, KEY_MAX, Kind, Put, Refusal, Release, Released, Store,
     StoreError, Stored, Taken, VALUE_MAX,
@@ -78,13 +78,20 @@ impl<B: Backend> Store for B {
         self.change(kind, key, |found, _| change::remove(found)).await
     }
 
-    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<u64, StoreError> {
+    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<Tombstone, StoreError> {
         fits(key, &[])?;
         self.change(kind, key, move |found, now| change::tombstone(found, now, ttl)).await
     }
 
-    async fn bury(&self, kind: Kind, key: &str, fence: u64, ttl: Duration) -> Result<bool, StoreError> {
-        self.change(kind, key, move |found, now| change::bury(found, now, fence, ttl)).await
+    async fn bury(
+        &self,
+        kind: Kind,
+        key: &str,
+        tombstone: &Tombstone,
+        ttl: Duration,
+    ) -> Result<bool, StoreError> {
+        let tombstone = tombstone.clone();
+        self.change(kind, key, move |found, now| change::bury(found, now, &tombstone, ttl)).await
     }
 
     async fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
@@ -170,7 +177,7 @@ impl<B: Backend> Store for B {
         outcome: Release,
     ) -> Result<Released, StoreError> {
         let attempt_id = attempt_id.to_owned();
-        let decide = move |found: Found, _| change::release(found, &attempt_id, fence, outcome);
+        let decide = move |found: Found, now| change::release(found, now, &attempt_id, fence, outcome);
         self.change(Kind::Connection, key, decide).await
     }
 

@@ -4,7 +4,8 @@
 //! the row, lets it be decided on, and carries that out as one atomic step; so all stores decide alike.
 use std::time::{Duration, SystemTime};
 
-use super::row::{Body, Row, end};
+use super::lease::next_fence;
+use super::row::{Body, Row, Tombstone, end};
 use super::{Acquired, Claim, Committed, Connection, Put, Refusal, Release, Released, StoreError, Taken};
 
 /// The row as a store has found it; a damaged one is an error that some operations get over.
@@ -80,23 +81,33 @@ pub fn remove(found: Found) -> Decided<()> {
 }
 
 /// See [`super::Store::tombstone`].
-pub fn tombstone(found: Found, now: SystemTime, ttl: Duration) -> Decided<u64> {
+pub fn tombstone(found: Found, now: SystemTime, ttl: Duration) -> Decided<Tombstone> {
     let before = replaceable(found)?;
     let earlier_end = match &before {
-        Some(Row { expires_millis, body: Body::Tombstone { .. } }) => *expires_millis,
+        Some(Row { expires_millis, body: Body::Tombstone(_) }) => *expires_millis,
         _ => 0,
     };
-    let fence = before.map_or(0, |row| row.fence()).saturating_add(1);
+    let tombstone = Tombstone {
+        fence: next_fence(before.as_ref().map_or(0, Row::fence), now),
+        incarnation: before.as_ref().and_then(Row::incarnation).map(str::to_owned),
+    };
     let expires_millis = end(now, ttl).max(earlier_end);
-    Decision::save(fence, Row { expires_millis, body: Body::Tombstone { fence } }, true)
+    let row = Row { expires_millis, body: Body::Tombstone(tombstone.clone()) };
+    Decision::save(tombstone, row, true)
 }
 
 /// See [`super::Store::bury`].
-pub fn bury(found: Found, now: SystemTime, fence: u64, ttl: Duration) -> Decided<bool> {
-    if replaceable(found)?.is_some_and(|row| row.fence() >= fence) {
-        return Decision::nothing(false);
+pub fn bury(found: Found, now: SystemTime, tombstone: &Tombstone, ttl: Duration) -> Decided<bool> {
+    let mut tombstone = tombstone.clone();
+    if let Some(row) = replaceable(found)? {
+        let is_ended =
+            matches!(row.body, Body::Connection(_)) && row.incarnation() == tombstone.incarnation.as_deref();
+        if row.fence() >= tombstone.fence && !is_ended {
+            return Decision::nothing(false);
+        }
+        tombstone.fence = tombstone.fence.max(row.fence().saturating_add(1));
     }
-    let row = Row { expires_millis: end(now, ttl), body: Body::Tombstone { fence } };
+    let row = Row { expires_millis: end(now, ttl), body: Body::Tombstone(tombstone) };
     Decision::save(true, row, true)
 }
 
@@ -133,7 +144,7 @@ pub fn connect(
     sealed: Vec<u8>,
     ttl: Duration,
 ) -> Decided<()> {
-    let fence = replaceable(found)?.map_or(0, |row| row.fence());
+    let fence = next_fence(replaceable(found)?.map_or(0, |row| row.fence()), now);
     let body = Body::Connection(Connection::begin(incarnation, fence, sealed));
     Decision::save((), Row { expires_millis: end(now, ttl), body }, true)
 }
@@ -178,9 +189,15 @@ pub fn commit(
 }
 
 /// See [`super::Store::release`].
-pub fn release(found: Found, attempt_id: &str, fence: u64, outcome: Release) -> Decided<Released> {
+pub fn release(
+    found: Found,
+    now: SystemTime,
+    attempt_id: &str,
+    fence: u64,
+    outcome: Release,
+) -> Decided<Released> {
     step(found, Released::Stale, None, true, |connection| {
-        let released = connection.release(attempt_id, fence, outcome);
+        let released = connection.release(attempt_id, fence, outcome, now);
         (released, released != Released::Stale)
     })
 }

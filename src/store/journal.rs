@@ -18,6 +18,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::lease::Claim;
+use super::row::Tombstone;
 use crate::clock::Clock;
 
 /// The journal inside the data directory.
@@ -46,7 +47,7 @@ pub struct Prepared {
 #[serde(rename_all = "snake_case")]
 pub enum Entry {
     Commit(Prepared),
-    Tombstone { kind: String, key: String, fence: u64, ttl: Duration },
+    Tombstone { kind: String, key: String, tombstone: Tombstone, ttl: Duration },
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -107,6 +108,18 @@ impl Journal {
         let mut written = inner.written.lock().unwrap_or_else(PoisonError::into_inner);
         forget(&mut written.lines, inner.clock.now());
         written.lines.iter().map(|line| line.entry.clone()).collect()
+    }
+
+    /// The newest generation of this authorization that this instance has got tokens for.
+    pub fn newest(&self, key: &str, incarnation: &str) -> Option<u64> {
+        let inner = self.0.as_ref()?;
+        let written = inner.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let commits = written.lines.iter().filter_map(|line| match &line.entry {
+            Entry::Commit(prepared) if prepared.key == key => Some(&prepared.claim),
+            _ => None,
+        });
+        let ours = commits.filter(|claim| claim.incarnation == incarnation);
+        ours.map(|claim| claim.generation.saturating_add(1)).max()
     }
 }
 
@@ -179,8 +192,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let journal = Journal::open(directory.path(), clock()).unwrap();
         journal.note(commit("a")).await;
-        let tombstone = Entry::Tombstone { kind: "grant".into(), key: "g".into(), fence: 2, ttl: KEPT };
-        journal.note(tombstone).await;
+        let tombstone = Tombstone { fence: 2, incarnation: None };
+        journal.note(Entry::Tombstone { kind: "grant".into(), key: "g".into(), tombstone, ttl: KEPT }).await;
         drop(journal);
         let path = directory.path().join(FILE_NAME);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -194,6 +207,8 @@ mod tests {
         let Entry::Commit(prepared) = &journal.entries()[0] else { panic!() };
         assert_eq!((prepared.claim.generation, prepared.claim.fence), (3, 7));
         assert_eq!((prepared.sealed.as_slice(), prepared.ttl), (&[0, 255, 10][..], KEPT));
+        assert_eq!(journal.newest("a", "inc"), Some(4));
+        assert_eq!((journal.newest("a", "other"), journal.newest("g", "inc")), (None, None));
         journal.note(commit("c")).await;
         drop(journal);
         assert_eq!(keys(&Journal::open(directory.path(), clock()).unwrap()), ["a", "g", "c"]);

@@ -8,20 +8,26 @@
 //!
 //! Who comes late is not turned away empty-handed: new tokens are never thrown away while the record
 //! has nothing newer. With nobody at it they are taken; with somebody at it they wait as an *orphan*
-//! for the case that this one finds the old refresh token dead.
+//! for the case that this one finds the old refresh token dead. Of two answers to one refresh token the
+//! one that was asked for later counts, since there are servers where it ends the other.
+//!
+//! A failover may take back what was acknowledged, fences too. So a fence is at least the moment it was
+//! given, by the store's clock: what was given after a failover is higher than what was lost with it.
 
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use super::row::millis;
+
 /// One user's authorization at one upstream, as the store sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Connection {
     /// Random name of the authorization by the user that began this connection.
     pub incarnation: String,
     /// 1 after the user connected, one more for each committed refresh.
     pub generation: u64,
-    /// Grows with every acquisition, reconnection and disconnection; never 0.
+    /// Grows with every acquisition, reconnection and disconnection ([`next_fence`]); never 0.
     pub fence: u64,
     /// Where it stands.
     pub state: State,
@@ -34,6 +40,9 @@ pub struct Connection {
     pub sealed: Vec<u8>,
     /// The attempt that made this generation, so that its owner can repeat a commit.
     pub committed_by: Option<String>,
+    /// The fence of the attempt that got these tokens; of the connection itself where the user brought them.
+    #[serde(default)]
+    pub committed_fence: u64,
     /// Tokens that an owner got after another had taken over.
     #[serde(default)]
     pub orphan: Option<Orphan>,
@@ -42,9 +51,11 @@ pub struct Connection {
     pub refused: u64,
 }
 
-/// Tokens that came too late. Sealed as the generation after the present one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Tokens that came too late.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Orphan {
+    /// What they are sealed as: the present generation or a later one, where a failover has taken back some.
+    pub generation: u64,
     /// Of the attempt that got them; of several the highest counts, which asked last.
     pub fence: u64,
     /// The tokens.
@@ -53,7 +64,7 @@ pub struct Orphan {
 }
 
 /// Where a connection stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// The stored tokens are as good as their expiry says.
@@ -67,7 +78,7 @@ pub enum State {
 }
 
 /// One try to redeem the refresh token.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Attempt {
     /// Random name given by its owner.
     pub id: String,
@@ -82,7 +93,7 @@ pub struct Attempt {
 }
 
 /// How far an attempt got.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Nothing has left yet.
@@ -104,15 +115,15 @@ pub enum Acquired {
     },
     /// There already is a newer generation than the one not wanted.
     Fresh(Connection),
-    /// Somebody else is at it, at most until then.
+    /// Somebody else is at it, for so long at most.
     Wait {
-        /// End of the owner's lease.
-        until: SystemTime,
+        /// Until the owner's lease ends.
+        left: Duration,
     },
-    /// The last attempt failed for a passing reason; none is made before then.
+    /// The last attempt failed for a passing reason; none is made so soon.
     Backoff {
-        /// Earliest next attempt.
-        until: SystemTime,
+        /// Until the earliest next attempt.
+        left: Duration,
     },
     /// Only the user can help.
     NeedsReauth,
@@ -130,7 +141,7 @@ pub enum Committed {
     },
     /// Somebody else is at it: kept beside, for the case that they find the old refresh token dead.
     Orphaned,
-    /// The connection is another or a newer one. Nothing was written.
+    /// The connection is another or a newer one. These tokens were not written.
     Stale,
     /// Disconnected, or gone. Nothing was written, and nobody wants these tokens any more.
     Gone,
@@ -174,30 +185,31 @@ pub struct Claim {
 pub enum Release {
     /// The refresh token was certainly not redeemed.
     Transient {
-        /// Earliest next attempt.
-        not_before: SystemTime,
+        /// Until the earliest next attempt: instances have clocks of their own, so the store counts.
+        wait: Duration,
     },
     /// Nobody can tell whether it was redeemed.
     Ambiguous {
-        /// Earliest next attempt.
-        not_before: SystemTime,
+        /// Until the earliest next attempt: instances have clocks of their own, so the store counts.
+        wait: Duration,
     },
     /// The authorization server says that the refresh token is dead.
     NeedsReauth,
 }
 
 impl Connection {
-    /// A connection that a user has just made. `previous_fence` is 0 where nothing was before.
-    pub fn begin(incarnation: &str, previous_fence: u64, sealed: Vec<u8>) -> Connection {
+    /// A connection that a user has just made.
+    pub fn begin(incarnation: &str, fence: u64, sealed: Vec<u8>) -> Connection {
         Connection {
             incarnation: incarnation.to_owned(),
             generation: 1,
-            fence: previous_fence.saturating_add(1),
+            fence,
             state: State::Active,
             attempt: None,
             not_before: None,
             sealed,
             committed_by: None,
+            committed_fence: fence,
             orphan: None,
             refused: 0,
         }
@@ -211,11 +223,13 @@ impl Connection {
         lease: Duration,
         now: SystemTime,
     ) -> (Acquired, bool) {
+        let is_over = self.attempt.as_ref().is_some_and(|attempt| now >= attempt.lease_until);
+        let rescued = is_over && self.take_orphan();
         if self.state == State::NeedsReauth {
-            return (Acquired::NeedsReauth, false);
+            return (Acquired::NeedsReauth, rescued);
         }
         if self.generation > newer_than {
-            return (Acquired::Fresh(self.clone()), false);
+            return (Acquired::Fresh(self.clone()), rescued);
         }
         let takeover = match &self.attempt {
             Some(attempt) if attempt.id == attempt_id && now < attempt.lease_until => {
@@ -223,24 +237,19 @@ impl Connection {
                 return (Acquired::Owner { connection: self.clone(), takeover }, false);
             }
             Some(attempt) if now < attempt.lease_until => {
-                return (Acquired::Wait { until: attempt.lease_until }, false);
-            }
-            Some(_) if self.orphan.is_some() => {
-                let sealed = self.orphan.take().map(|orphan| orphan.sealed).unwrap_or_default();
-                self.begin_generation(self.generation.saturating_add(1), sealed);
-                return (Acquired::Fresh(self.clone()), true);
+                return (Acquired::Wait { left: left(attempt.lease_until, now) }, false);
             }
             Some(attempt) => Some(attempt.reach()),
             None => {
                 if let Some(until) = self.not_before
                     && now < until
                 {
-                    return (Acquired::Backoff { until }, false);
+                    return (Acquired::Backoff { left: left(until, now) }, false);
                 }
                 (self.state == State::Ambiguous).then_some(Phase::Sent)
             }
         };
-        self.fence = self.fence.saturating_add(1);
+        self.fence = next_fence(self.fence, now);
         self.state = State::Refreshing;
         self.not_before = None;
         self.attempt = Some(Attempt {
@@ -272,57 +281,68 @@ impl Connection {
         if self.attempt.is_none() && self.committed_by.as_deref() == Some(&claim.attempt_id) {
             return (Committed::Stored { generation: self.generation }, false);
         }
-        if self.generation > claim.generation {
+        let tokens = Orphan { generation: claim.generation.saturating_add(1), fence: claim.fence, sealed };
+        if tokens.age() <= (self.generation, self.committed_fence) {
             return (Committed::Stale, false);
         }
-        // A fence that the record does not know: a failover has taken back the acquisition, and perhaps commits.
-        let is_owner = self.owned_by(&claim.attempt_id, claim.fence) || claim.fence > self.fence;
+        let waits_later = self.orphan.as_ref().is_some_and(|orphan| orphan.age() > tokens.age());
         let is_underway = self.attempt.as_ref().is_some_and(|attempt| attempt.phase == Phase::Sent);
-        if !is_owner && is_underway {
-            if self.orphan.as_ref().is_none_or(|orphan| orphan.fence < claim.fence) {
-                self.orphan = Some(Orphan { fence: claim.fence, sealed });
+        if is_underway && !self.owned_by(&claim.attempt_id, claim.fence) {
+            if !waits_later {
+                self.orphan = Some(tokens);
             }
             return (Committed::Orphaned, true);
         }
         self.fence = self.fence.max(claim.fence);
-        self.begin_generation(claim.generation.saturating_add(1), sealed);
+        if waits_later {
+            return (Committed::Stale, self.take_orphan());
+        }
+        self.begin_generation(tokens);
         self.committed_by = Some(claim.attempt_id.clone());
         (Committed::Stored { generation: self.generation }, true)
     }
 
-    fn begin_generation(&mut self, generation: u64, sealed: Vec<u8>) {
-        self.generation = generation;
+    fn begin_generation(&mut self, tokens: Orphan) {
+        self.generation = tokens.generation;
         self.state = State::Active;
         self.attempt = None;
         self.not_before = None;
-        self.sealed = sealed;
+        self.sealed = tokens.sealed;
         self.committed_by = None;
+        self.committed_fence = tokens.fence;
         self.orphan = None;
+        // These have not been refused, even where others had their number.
+        self.refused = self.refused.min(self.generation.saturating_sub(1));
+    }
+
+    /// Puts in force what has been kept beside, if anything.
+    fn take_orphan(&mut self) -> bool {
+        let orphan = self.orphan.take();
+        orphan.map(|orphan| self.begin_generation(orphan)).is_some()
     }
 
     /// See [`super::Store::release`].
-    pub fn release(&mut self, attempt_id: &str, fence: u64, outcome: Release) -> Released {
+    pub fn release(&mut self, attempt_id: &str, fence: u64, outcome: Release, now: SystemTime) -> Released {
         let Some(attempt) = self.attempt.take_if(|attempt| attempt.is(attempt_id, fence)) else {
             return Released::Stale;
         };
-        if let Some(orphan) = self.orphan.take() {
-            self.begin_generation(self.generation.saturating_add(1), orphan.sealed);
+        if self.take_orphan() {
             return Released::Rescued;
         }
-        let (state, not_before) = match outcome {
+        let (state, wait) = match outcome {
             // An answer that an earlier owner missed is still missing.
-            Release::Transient { not_before } if attempt.takeover == Some(Phase::Sent) => {
-                (State::Ambiguous, Some(not_before))
+            Release::Transient { wait } if attempt.takeover == Some(Phase::Sent) => {
+                (State::Ambiguous, Some(wait))
             }
-            Release::Transient { not_before } => (State::Active, Some(not_before)),
-            Release::Ambiguous { not_before } => (State::Ambiguous, Some(not_before)),
+            Release::Transient { wait } => (State::Active, Some(wait)),
+            Release::Ambiguous { wait } => (State::Ambiguous, Some(wait)),
             Release::NeedsReauth => (State::NeedsReauth, None),
         };
         // What the upstream refused meanwhile stays refused.
         if self.state != State::NeedsReauth {
             self.state = state;
         }
-        self.not_before = not_before;
+        self.not_before = wait.and_then(|wait| now.checked_add(wait));
         Released::Done
     }
 
@@ -343,6 +363,15 @@ impl Connection {
     }
 }
 
+/// The fence after this one. Those that a failover has taken back were given earlier, so they are lower.
+pub fn next_fence(previous: u64, now: SystemTime) -> u64 {
+    previous.saturating_add(1).max(millis(now))
+}
+
+fn left(until: SystemTime, now: SystemTime) -> Duration {
+    until.duration_since(now).unwrap_or_default()
+}
+
 /// Bytes as base64 in the JSON of a record's head.
 pub(super) mod sealed_text {
     use data_encoding::BASE64;
@@ -355,6 +384,13 @@ pub(super) mod sealed_text {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
         let text = String::deserialize(deserializer)?;
         BASE64.decode(text.as_bytes()).map_err(D::Error::custom)
+    }
+}
+
+impl Orphan {
+    /// The higher, the later it was asked for.
+    fn age(&self) -> (u64, u64) {
+        (self.generation, self.fence)
     }
 }
 

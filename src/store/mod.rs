@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 mod backend;
-mod change;
+pub mod change;
 pub mod embedded;
 pub mod export;
 pub mod journal;
@@ -27,12 +27,12 @@ pub mod migrate;
 pub mod record;
 pub mod redis;
 mod reseal;
-mod row;
+pub mod row;
 #[cfg(test)]
 pub(crate) mod suite;
 
 pub use reseal::Resealed;
-pub use row::Row;
+pub use row::{Row, Tombstone};
 
 pub use lease::{
     Acquired, Attempt, Claim, Committed, Connection, Orphan, Phase, Refusal, Release, Released, State,
@@ -196,12 +196,19 @@ pub trait Store: Send + Sync {
     async fn remove(&self, kind: Kind, key: &str) -> Result<(), StoreError>;
 
     /// Deletes the value and refuses every `put` and `commit` under the key for `ttl`. On a tombstone
-    /// the later end counts. Only [`Store::connect`] lifts it. Returns its fence.
-    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<u64, StoreError>;
+    /// the later end counts. Only [`Store::connect`] lifts it.
+    async fn tombstone(&self, kind: Kind, key: &str, ttl: Duration) -> Result<Tombstone, StoreError>;
 
-    /// Makes the tombstone of this fence again, after a failover that may have lost it. What came after
-    /// it, with a higher fence, is left alone.
-    async fn bury(&self, kind: Kind, key: &str, fence: u64, ttl: Duration) -> Result<bool, StoreError>;
+    /// Makes the tombstone again, after a failover that may have lost it. The connection that it ended
+    /// is ended again, however far it has got meanwhile; anything else with a higher fence came after it
+    /// and is left alone.
+    async fn bury(
+        &self,
+        kind: Kind,
+        key: &str,
+        tombstone: &Tombstone,
+        ttl: Duration,
+    ) -> Result<bool, StoreError>;
 
     /// The keys that are tombstones now: what is revoked, read at start.
     async fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError>;
@@ -224,7 +231,7 @@ pub trait Store: Send + Sync {
     async fn connection(&self, key: &str) -> Result<Option<Connection>, StoreError>;
 
     /// A user has authorized anew: replaces whatever is there, tombstones too. The connection starts
-    /// active at generation 1 with the old fence plus one, so a commit still under way is stale.
+    /// active at generation 1 with a higher fence than before, so a commit still under way is stale.
     /// `sealed` is bound to generation 1 of `incarnation`, a random name made for this authorization.
     async fn connect(
         &self,

@@ -178,9 +178,9 @@ impl Records {
     }
 
     async fn bury(&self, kind: Kind, key: &str, ttl: Duration) -> Result<(), RecordError> {
-        let fence = self.store.tombstone(kind, key, ttl).await?;
+        let tombstone = self.store.tombstone(kind, key, ttl).await?;
         self.journal
-            .note(Entry::Tombstone { kind: kind.name().to_owned(), key: key.to_owned(), fence, ttl })
+            .note(Entry::Tombstone { kind: kind.name().to_owned(), key: key.to_owned(), tombstone, ttl })
             .await;
         Ok(())
     }
@@ -253,6 +253,12 @@ impl Records {
         Ok(self.store.commit(key, claim, sealed.clone(), *ttl).await?)
     }
 
+    /// Whether a failover has taken newer tokens back, which this instance has in its journal.
+    pub fn is_rolled_back(&self, key: &str, connection: &Connection) -> bool {
+        let newest = self.journal.newest(key, &connection.incarnation);
+        newest.is_some_and(|newest| newest > connection.generation)
+    }
+
     /// Says again what this instance has written of late, in case that a crash or a failover has lost it.
     pub async fn reassert(&self) -> Result<(), RecordError> {
         for entry in self.journal.entries() {
@@ -261,9 +267,9 @@ impl Records {
                     let committed = self.commit(&prepared).await?;
                     tracing::debug!(target: "postern::refresh", ?committed, "commit asserted again");
                 }
-                Entry::Tombstone { kind, key, fence, ttl } => {
+                Entry::Tombstone { kind, key, tombstone, ttl } => {
                     if let Some(kind) = Kind::ALL.into_iter().find(|known| known.name() == kind) {
-                        self.store.bury(kind, &key, fence, ttl).await?;
+                        self.store.bury(kind, &key, &tombstone, ttl).await?;
                     }
                 }
             }

@@ -17,7 +17,7 @@ const FORMAT: u8 = 1;
 const LATER: std::ops::RangeInclusive<u8> = 2..=31;
 
 /// A record with its end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Row {
     /// Milliseconds since the epoch; from then on the row does not exist.
     pub expires_millis: u64,
@@ -26,14 +26,24 @@ pub struct Row {
 }
 
 /// What a row is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Body {
     /// An ordinary record.
     Record { version: u64, spent: bool, value: Vec<u8> },
     /// A connection with its lease.
     Connection(Connection),
-    /// A key that is refused. The fence goes on counting where a connection was.
-    Tombstone { fence: u64 },
+    /// A key that is refused.
+    Tombstone(Tombstone),
+}
+
+/// What is left where something was ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// Goes on counting where a connection was.
+    pub fence: u64,
+    /// The connection that was ended, if it was one: it stays ended, whatever fence a failover may give it.
+    #[serde(default)]
+    pub incarnation: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -41,7 +51,7 @@ pub enum Body {
 enum Head {
     Record { version: u64, spent: bool },
     Connection(Connection),
-    Tombstone { fence: u64 },
+    Tombstone(Tombstone),
 }
 
 impl Row {
@@ -55,7 +65,7 @@ impl Row {
                 let head = Connection { sealed: Vec::new(), ..connection.clone() };
                 (Head::Connection(head), &connection.sealed)
             }
-            Body::Tombstone { fence } => (Head::Tombstone { fence: *fence }, &[]),
+            Body::Tombstone(tombstone) => (Head::Tombstone(tombstone.clone()), &[]),
         };
         let head = serde_json::to_vec(&head).map_err(|_| StoreError::Corrupt)?;
         let head_len = u32::try_from(head.len()).map_err(|_| StoreError::Corrupt)?;
@@ -86,7 +96,7 @@ impl Row {
             Head::Connection(connection) => {
                 Body::Connection(Connection { sealed: value.to_vec(), ..connection })
             }
-            Head::Tombstone { fence } => Body::Tombstone { fence },
+            Head::Tombstone(tombstone) => Body::Tombstone(tombstone),
         };
         Some(Row { expires_millis, body })
     }
@@ -99,7 +109,7 @@ impl Row {
             Body::Connection(Connection { generation, sealed, .. }) => {
                 Some(Stored { version: generation, value: sealed, spent: false, expires_at })
             }
-            Body::Tombstone { .. } => None,
+            Body::Tombstone(_) => None,
         }
     }
 
@@ -108,7 +118,7 @@ impl Row {
         match &self.body {
             Body::Record { version, spent, .. } => (0, *version, *spent),
             Body::Connection(connection) => (connection.fence, connection.generation, false),
-            Body::Tombstone { fence } => (*fence, 0, false),
+            Body::Tombstone(tombstone) => (tombstone.fence, 0, false),
         }
     }
 
@@ -116,8 +126,17 @@ impl Row {
     pub fn fence(&self) -> u64 {
         match &self.body {
             Body::Connection(connection) => connection.fence,
-            Body::Tombstone { fence } => *fence,
+            Body::Tombstone(tombstone) => tombstone.fence,
             Body::Record { .. } => 0,
+        }
+    }
+
+    /// The connection that is under this key, or was ended there.
+    pub fn incarnation(&self) -> Option<&str> {
+        match &self.body {
+            Body::Connection(connection) => Some(&connection.incarnation),
+            Body::Tombstone(tombstone) => tombstone.incarnation.as_deref(),
+            Body::Record { .. } => None,
         }
     }
 }
@@ -186,7 +205,7 @@ mod tests {
             Body::Record { version: 7, spent: true, value: b"value".to_vec() },
             Body::Record { version: 1, spent: false, value: Vec::new() },
             Body::Connection(connection),
-            Body::Tombstone { fence: 9 },
+            Body::Tombstone(Tombstone { fence: 9, incarnation: Some("inc".to_owned()) }),
         ]
         .into_iter()
         .map(|body| Row { expires_millis: 1_700_000_000_123, body })

@@ -17,7 +17,7 @@ use self::event::Step;
 use super::Connector;
 use crate::route::Route;
 use crate::store::record::{RecordError, Tokens};
-use crate::store::{Acquired, Connection, Release, State};
+use crate::store::{Acquired, Connection, Release, Released, State};
 use crate::{failpoint, seal};
 
 /// Longer than what an owner may take ([`redeem::SEND_BY`] and the eight seconds of a request), shorter than the grace that authorization servers give
@@ -56,6 +56,11 @@ impl Outdated {
     /// they compare within one incarnation only.
     fn covers(&self, connection: &Connection) -> bool {
         connection.incarnation == *self.incarnation && connection.generation <= self.generation
+    }
+
+    /// Whether these tokens, useless as they are, are newer than those of the connection.
+    fn is_newer_than(&self, connection: &Connection) -> bool {
+        connection.incarnation == *self.incarnation && connection.generation < self.generation
     }
 }
 
@@ -129,9 +134,15 @@ impl Connector {
             match self.records.store().acquire(key, &id, outdated.generation, LEASE).await {
                 Ok(Acquired::Owner { connection, .. }) if !outdated.covers(&connection) => {
                     // The user has authorized anew meanwhile: what is there has not been tried yet.
-                    let now = Release::Transient { not_before: self.clock.now() };
-                    self.release(key, &id, connection.fence, now).await;
+                    let at_once = Release::Transient { wait: Duration::ZERO };
+                    self.release(key, &id, connection.fence, at_once).await;
                     return self.read(key, connection);
+                }
+                Ok(Acquired::Owner { connection, .. })
+                    if outdated.is_newer_than(&connection)
+                        || self.records.is_rolled_back(key, &connection) =>
+                {
+                    return self.rolled_back(key, &id, &connection).await;
                 }
                 Ok(Acquired::Owner { connection, takeover }) => {
                     event::step(Step::Acquire, key, &connection, takeover.map(|_| "takeover"));
@@ -146,15 +157,23 @@ impl Connector {
                 Ok(Acquired::Wait { .. }) => {
                     return Renewed::Later { retry_after: Duration::from_secs(1) };
                 }
-                Ok(Acquired::Backoff { until }) => {
-                    return Renewed::Later {
-                        retry_after: until.duration_since(self.clock.now()).unwrap_or_default(),
-                    };
-                }
+                Ok(Acquired::Backoff { left }) => return Renewed::Later { retry_after: left },
                 Ok(Acquired::NeedsReauth | Acquired::Absent) => return Renewed::NeedsUser,
                 // No store, no redemption. The acquisition may have been written; then its lease ends.
                 Err(error) => return self.without_store(&error.into()),
             }
+        }
+    }
+
+    /// The store has lost newer tokens in a failover, so the refresh token that it has is spent: it is not sent. Whoever
+    /// has the newer ones says so again, and this instance at once.
+    async fn rolled_back(&self, key: &str, id: &str, connection: &Connection) -> Renewed {
+        if let Err(error) = self.records.reassert().await {
+            return self.without_store(&error);
+        }
+        match self.release(key, id, connection.fence, Release::Transient { wait: BACKOFF }).await {
+            Some(Released::Stale) => self.current(key).await,
+            _ => self.outcome("rolled_back", Renewed::Later { retry_after: BACKOFF }),
         }
     }
 

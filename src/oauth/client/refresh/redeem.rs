@@ -1,7 +1,7 @@
 //! What an owner does: tell the store that the refresh token leaves, send it, put the answer away, and tell the store
 //! what has come of it.
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -14,12 +14,16 @@ use crate::oauth::client::connect::CONNECTION_TTL;
 use crate::oauth::client::register::Registration;
 use crate::oauth::client::token::{self, Outcome, Presented, TokenResponse};
 use crate::route::Route;
-use crate::store::record::{RecordError, Tokens};
+use crate::store::journal::Prepared;
+use crate::store::record::{RecordError, Records, Tokens};
 use crate::store::{Attempt, Committed, Connection, Phase, Release, Released};
 
 /// Later than that after the acquisition nothing is sent any more: with the eight seconds that the authorization server
 /// has, the answer comes well within the lease.
 pub const SEND_BY: Duration = Duration::from_secs(2);
+/// How often and how long tokens are offered to a store that does not take them.
+const OFFER: Duration = Duration::from_secs(1);
+const OFFERED: Duration = Duration::from_secs(600);
 /// When the configuration is at fault, asking often does not help.
 const BACKOFF_CONFIG: Duration = Duration::from_secs(30);
 
@@ -36,21 +40,20 @@ impl Connector {
         let Some(attempt) = acquired.attempt.clone() else {
             return Renewed::Later { retry_after: BACKOFF };
         };
-        let later = |wait: Duration| Release::Transient { not_before: self.clock.now() + wait };
         let ends = Ends { connector: self, key, acquired: &acquired, attempt: &attempt };
         let tokens = match self.records.tokens(key, &acquired) {
             Ok(tokens) => tokens,
             // Left as it is: with the right key it is good again.
             Err(_) => {
-                ends.release(later(Duration::ZERO)).await;
+                ends.release(Release::Transient { wait: Duration::ZERO }).await;
                 return self.outcome("unreadable", Renewed::NeedsUser);
             }
         };
         let Some(refresh_token) = &tokens.refresh_token else {
             return ends.dead("no_refresh_token").await;
         };
-        if let Some(until) = self.probe_not_before(route, &acquired, &tokens, takeover) {
-            return ends.ambiguous(until).await;
+        if let Some(wait) = self.probe_not_before(route, &acquired, &tokens, takeover) {
+            return ends.ambiguous(wait).await;
         }
         let registration = match self.records.get::<Registration>(&tokens.registration).await {
             Ok(Some(registration)) => registration.value,
@@ -97,7 +100,7 @@ impl Connector {
             Outcome::CleanTransient { retry_after } => {
                 ends.transient("transient", retry_after.unwrap_or(BACKOFF).max(BACKOFF)).await
             }
-            Outcome::Ambiguous => ends.ambiguous(self.clock.now() + BACKOFF).await,
+            Outcome::Ambiguous => ends.ambiguous(BACKOFF).await,
             Outcome::Dead => ends.dead("dead").await,
             Outcome::Config(error) => {
                 tracing::error!(target: "postern::refresh", route = %route.name, issuer = %tokens.issuer, %error, "the authorization server refuses this client: check its registration");
@@ -115,7 +118,7 @@ impl Connector {
         acquired: &Connection,
         tokens: &Tokens,
         takeover: Option<Phase>,
-    ) -> Option<SystemTime> {
+    ) -> Option<Duration> {
         let strict = match &route.credential {
             Credential::Oauth(oauth) => oauth.refresh_rotation == Some(RefreshRotation::Strict),
             _ => false,
@@ -123,11 +126,11 @@ impl Connector {
         if takeover != Some(Phase::Sent) || !strict || acquired.refused >= acquired.generation {
             return None;
         }
-        tokens.expires_at.filter(|end| self.clock.now() < *end)
+        tokens.expires_at?.duration_since(self.clock.now()).ok().filter(|left| !left.is_zero())
     }
 
     /// What is in force, whoever put it there.
-    async fn current(&self, key: &str) -> Renewed {
+    pub(super) async fn current(&self, key: &str) -> Renewed {
         let renewed = match self.records.connection(key).await {
             Ok(Some(current)) => Renewed::Tokens(Arc::new(current)),
             Ok(None) => Renewed::NeedsUser,
@@ -168,13 +171,11 @@ impl Ends<'_> {
     }
 
     async fn transient(&self, word: &'static str, wait: Duration) -> Renewed {
-        let not_before = self.connector.clock.now() + wait;
-        self.after(Release::Transient { not_before }, word, Renewed::Later { retry_after: wait }).await
+        self.after(Release::Transient { wait }, word, Renewed::Later { retry_after: wait }).await
     }
 
-    async fn ambiguous(&self, not_before: SystemTime) -> Renewed {
-        let retry_after = not_before.duration_since(self.connector.clock.now()).unwrap_or_default();
-        self.after(Release::Ambiguous { not_before }, "ambiguous", Renewed::Later { retry_after }).await
+    async fn ambiguous(&self, wait: Duration) -> Renewed {
+        self.after(Release::Ambiguous { wait }, "ambiguous", Renewed::Later { retry_after: wait }).await
     }
 
     async fn dead(&self, word: &'static str) -> Renewed {
@@ -238,10 +239,23 @@ impl Ends<'_> {
                     tokio::time::sleep(2 * POLL).await;
                 }
                 Err(error) => {
-                    tracing::error!(target: "postern::refresh", %error, "new tokens could not be stored; the journal has them");
+                    tracing::error!(target: "postern::refresh", %error, "new tokens not stored yet, their caller waits no longer");
+                    tokio::spawn(offer(records.clone(), prepared));
                     return connector.outcome("store", Renewed::Later { retry_after: BACKOFF });
                 }
             }
+        }
+    }
+}
+
+/// Offers new tokens to the store until it takes them: nothing else in this process would before the next failover.
+async fn offer(records: Records, prepared: Prepared) {
+    let end = Instant::now() + OFFERED;
+    while Instant::now() < end {
+        tokio::time::sleep(OFFER).await;
+        if let Ok(committed) = records.commit(&prepared).await {
+            tracing::info!(target: "postern::refresh", ?committed, "new tokens taken to the store at last");
+            return;
         }
     }
 }

@@ -10,7 +10,7 @@ use super::model::{Content, Model};
 use crate::clock::Clock;
 use crate::store::row::{self, Body};
 use crate::store::suite::clock;
-use crate::store::{Claim, Connection, Kind, Phase, Refusal, Release, Row, Store, StoreError};
+use crate::store::{Claim, Connection, Kind, Phase, Refusal, Release, Row, Store, StoreError, Tombstone};
 
 const HOUR: Duration = Duration::from_secs(3600);
 const LEASE: Duration = Duration::from_secs(12);
@@ -79,7 +79,7 @@ pub enum Op {
     Bury {
         kind: Kind,
         key: String,
-        fence: u64,
+        tombstone: Tombstone,
     },
     Reseal {
         kind: Kind,
@@ -140,7 +140,9 @@ impl Op {
             Op::Take { kind, key } => format!("{:?}", store.take(kind, &key).await?),
             Op::Remove { kind, key } => format!("{:?}", store.remove(kind, &key).await?),
             Op::Tombstone { kind, key, ttl } => format!("{:?}", store.tombstone(kind, &key, ttl).await?),
-            Op::Bury { kind, key, fence } => format!("{:?}", store.bury(kind, &key, fence, HOUR).await?),
+            Op::Bury { kind, key, tombstone } => {
+                format!("{:?}", store.bury(kind, &key, &tombstone, HOUR).await?)
+            }
             Op::Reseal { kind, key, old, new } => {
                 format!("{:?}", store.reseal(kind, &key, &old, new).await?)
             }
@@ -231,7 +233,11 @@ impl Story {
             (0..16, _) => Op::Take { kind, key },
             (16..24, _) => Op::Remove { kind, key },
             (24..32, _) => Op::Tombstone { kind, key, ttl },
-            (32..35, _) => Op::Bury { kind, key, fence: self.dice.below(4) as u64 },
+            (32..35, _) => {
+                // Long ago, or later than anything.
+                let fence = if self.dice.below(2) == 0 { 1 } else { 1 << 50 };
+                Op::Bury { kind, key, tombstone: Tombstone { fence, incarnation: None } }
+            }
             (35..37, _) => {
                 let body = Body::Record { version: 3, spent: false, value: self.value() };
                 Op::Restore { kind, key, row: Row { expires_millis: row::end(self.clock.now(), ttl), body } }
@@ -283,8 +289,12 @@ impl Story {
                 Op::Sent { key, attempt: attempt.id, fence: attempt.fence }
             }
             Some(attempt) => match self.dice.below(8) {
-                0 => self.release(key, attempt.id, attempt.fence, Release::Transient { not_before: now }),
-                1 => self.release(key, attempt.id, attempt.fence, Release::Ambiguous { not_before: now }),
+                0 => {
+                    self.release(key, attempt.id, attempt.fence, Release::Transient { wait: Duration::ZERO })
+                }
+                1 => {
+                    self.release(key, attempt.id, attempt.fence, Release::Ambiguous { wait: Duration::ZERO })
+                }
                 2 => self.release(key, attempt.id, attempt.fence, Release::NeedsReauth),
                 3 => Op::Acquire { key, attempt: attempt.id, newer_than: connection.generation },
                 _ => {
