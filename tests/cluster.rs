@@ -649,8 +649,9 @@ async fn sr_r01_ten_thousand_callers_at_the_instant_of_expiry() {
     for instance in 0..3 {
         assert_eq!(generation(&cluster.whoami(instance, &tokens).await), 1);
     }
+    // The next one lasts.
+    upstream.set_authorization(|script| script.access_token_lifetime = Duration::from_secs(3600));
     let count = sized(1_500, 10_000);
-    // Wherever a call stands when the token ends, it is served, and one refresh serves all.
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(300));
     let calls: Vec<_> = (0..count)
         .map(|number| {
@@ -665,9 +666,7 @@ async fn sr_r01_ten_thousand_callers_at_the_instant_of_expiry() {
     for call in calls {
         assert_eq!(call.await.unwrap(), 200);
     }
-    let refreshes = upstream.authorization.refreshes();
-    let lifetimes = begun.elapsed().as_secs() / 3;
-    assert!(refreshes >= 1 && u64::from(refreshes) <= lifetimes, "{refreshes} in {:?}", begun.elapsed());
-    println!("{count} callers, {refreshes} refresh(es), no error");
+    assert_eq!(upstream.authorization.refreshes(), 1);
+    println!("{count} callers, one refresh, no error");
     assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
 }
