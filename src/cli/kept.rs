@@ -3,18 +3,23 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{failed, println};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::oauth::server::token_keys;
 use crate::outbound::AddressPolicy;
+use crate::seal;
 use crate::server::foundation::Foundation;
 use crate::store::embedded::{Embedded, FILE_NAME, OpenError};
 use crate::store::export::Export;
 use crate::store::migrate::{Source, migrate as copy};
 use crate::store::record::RecordError;
-use crate::store::{Kind, State};
+use crate::store::{Change, Kind, State, StoreError};
+
+/// How long a check of the store may take, and what it leaves behind at most.
+const PROBE: Duration = Duration::from_secs(5);
 
 /// Runs `work` on the opened parts and says how it ended.
 fn on_store<E: ToString>(
@@ -55,6 +60,16 @@ pub fn check(config: &Config) -> ExitCode {
         for kind in Kind::ALL {
             store.tombstones(kind).await.map_err(|error| error.to_string())?;
         }
+        // A record of nobody's, written, heard of, taken once and deleted: what every command of a flow needs.
+        let mut changes = store.subscribe();
+        let name = seal::name().map_err(|error| error.to_string())?;
+        let failed = |error: StoreError| error.to_string();
+        store.put(Kind::Flow, &name, 0, Vec::new(), PROBE).await.map_err(failed)?;
+        let told = Change::Of { kind: Kind::Flow, key: name.clone() };
+        let heard = async { while changes.recv().await.is_ok_and(|change| change != told) {} };
+        tokio::time::timeout(PROBE, heard).await.map_err(|_| "changes are not heard of".to_owned())?;
+        store.take(Kind::Flow, &name).await.map_err(failed)?;
+        store.remove(Kind::Flow, &name).await.map_err(failed)?;
         let keys = token_keys::count(&parts.records).await.map_err(|error| error.to_string())?;
         let used = parts.records.count_by_key().await.map_err(|error| error.to_string())?;
         let known = parts.records.sealer().key_ids();

@@ -36,7 +36,7 @@ pub struct Prepared {
     /// By what right.
     pub claim: Claim,
     /// The tokens.
-    #[serde(with = "super::lease::sealed_text")]
+    #[serde(with = "super::sealed_text")]
     pub sealed: Vec<u8>,
     /// How long the connection is kept.
     pub ttl: Duration,

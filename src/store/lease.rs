@@ -59,7 +59,7 @@ pub struct Orphan {
     /// Of the attempt that got them; of several the highest counts, which asked last.
     pub fence: u64,
     /// The tokens.
-    #[serde(with = "sealed_text")]
+    #[serde(with = "super::sealed_text")]
     pub sealed: Vec<u8>,
 }
 
@@ -370,21 +370,6 @@ pub fn next_fence(previous: u64, now: SystemTime) -> u64 {
 
 fn left(until: SystemTime, now: SystemTime) -> Duration {
     until.duration_since(now).unwrap_or_default()
-}
-
-/// Bytes as base64 in the JSON of a record's head.
-pub(super) mod sealed_text {
-    use data_encoding::BASE64;
-    use serde::{Deserialize, Deserializer, Serializer, de::Error};
-
-    pub fn serialize<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&BASE64.encode(bytes))
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        BASE64.decode(text.as_bytes()).map_err(D::Error::custom)
-    }
 }
 
 impl Orphan {

@@ -28,6 +28,7 @@ pub mod record;
 pub mod redis;
 mod reseal;
 pub mod row;
+mod sealed_text;
 #[cfg(test)]
 pub(crate) mod suite;
 

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use super::mcp::McpRequest;
 use super::port::Port;
 use super::process::{Output, PROGRAM, Process};
+use super::redis::Redis;
 use super::upstream::Upstream;
 use super::{PATIENCE, eventually, http_client, http_client_to};
 
@@ -152,6 +153,19 @@ impl Builder {
             set(&mut config, "server.tls", json!({"certificates": [certificate]}));
             roots.push(reqwest::Certificate::from_der(made.cert.der()).expect("certificate"));
         }
+        // The same tests run on both stores; those that choose one keep it.
+        let chosen = self.settings.iter().any(|(key, _)| key == "store");
+        let redis = std::env::var_os("POSTERN_TEST_STORE").filter(|store| store == "redis" && !chosen);
+        let redis = redis.map(|_| {
+            let redis = Redis::start(&[]);
+            let key_file = directory.path().join("sealing.key");
+            let key: [u8; 32] = std::array::from_fn(|index| index as u8 + 1);
+            std::fs::write(&key_file, data_encoding::BASE64.encode(&key)).expect("key file");
+            restrict(&key_file);
+            set(&mut config, "store", json!({"kind": "redis", "urls": [redis.url()]}));
+            set(&mut config, "sealing_keys", json!([{"id": "k1", "file": key_file}]));
+            redis
+        });
         for (key, value) in self.settings {
             set(&mut config, &key, value);
         }
@@ -174,6 +188,7 @@ impl Builder {
             listener: Some(listener),
             process: None,
             started_at_line: 0,
+            _redis: redis,
         }
     }
 }
@@ -203,6 +218,8 @@ pub struct Gateway {
     listener: Option<TcpListener>,
     /// Lines before this one belong to earlier starts.
     started_at_line: usize,
+    /// Its store, where it has one of its own on Redis.
+    _redis: Option<Redis>,
 }
 
 impl Gateway {
