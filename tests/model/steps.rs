@@ -237,7 +237,7 @@ impl Protocol {
             Ending::Transient | Ending::RolledBack => Release::Transient { wait: soon },
             Ending::NotNeeded => Release::Transient { wait: Duration::ZERO },
             Ending::Ambiguous => Release::Ambiguous { wait: soon },
-            Ending::Strict { until } => Release::Ambiguous { wait: duration(until - now) },
+            Ending::Strict { until } => Release::Ambiguous { wait: duration(until.saturating_sub(now)) },
         };
         let before = world.connection().cloned();
         let released = self.operate(world, ack, |store| store.release(&owner.id(), owner.fence, outcome));
