@@ -168,8 +168,8 @@ fn what_nobody_has_to_pay_for() {
     };
     spared(&ALL, NOTHING);
     spared(&ALL, Budget { transients: 2, ..NOTHING });
-    // Not where each replay ends the token before: what a dead process has sent may arrive after the heir's.
     spared(&[Keeps, Repeats], Budget { crashes: 2, ..NOTHING });
+    spared(&[Replaces], CRASH);
     spared(&[Keeps, Repeats], Budget { network: 2, ..NOTHING });
     spared(&[Keeps, Rotates, Repeats, Replaces], Budget { unacknowledged: 2, ..NOTHING });
     spared(&[Keeps, Repeats], Budget { pauses: 1, ..NOTHING });

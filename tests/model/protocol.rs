@@ -280,7 +280,8 @@ impl Protocol {
             (Stage::Starting, _) => false,
             (stage, _) => stage.owner().is_none(),
         };
-        world.instances.iter().any(waits) && world.instances.iter().all(lets)
+        let may_delay = world.undelivered() <= world.left.network;
+        may_delay && world.instances.iter().any(waits) && world.instances.iter().all(lets)
     }
 
     /// Whether the call can only wait.
@@ -348,6 +349,10 @@ fn turn_back(world: &mut World, number: usize) {
 
 fn tick(world: &mut World) {
     world.now += 1;
+    world.left.network -= world.undelivered();
+    for message in &mut world.wire {
+        message.mark.delayed = true;
+    }
     for instance in &mut world.instances {
         if instance.stage == Stage::Later && instance.is_running() {
             instance.stage = Stage::Wanting;

@@ -159,7 +159,11 @@ impl Protocol {
     pub fn stop_waiting(&self, world: &mut World, number: usize) {
         let owner = world.owner(number);
         if let Some(place) = world.wire.iter().position(|message| message.owner == owner) {
-            world.left.network = world.left.network.saturating_sub(u8::from(world.now < owner.until));
+            let message = &mut world.wire[place];
+            if world.now < owner.until && !message.mark.delayed {
+                message.mark.delayed = true;
+                world.left.network -= 1;
+            }
             // An answer that nobody waits for is gone; a request may still arrive.
             if world.wire[place].content != Content::Request {
                 let message = world.wire.remove(place);

@@ -134,6 +134,8 @@ pub struct Mark {
     pub excused: bool,
     /// Sent after the owner's lease.
     pub late: bool,
+    /// Under way for longer than anything should be.
+    pub delayed: bool,
 }
 
 /// An owner's view of its attempt.
@@ -352,6 +354,12 @@ impl World {
     /// Whether tokens of this family and generation are of no more use.
     pub fn is_expired(&self, tokens: Tokens) -> bool {
         self.expired.0 == tokens.refresh.family && tokens.generation <= self.expired.1
+    }
+
+    /// How many requests would be delayed if time passed now.
+    pub fn undelivered(&self) -> u8 {
+        let requests = self.wire.iter().filter(|message| message.content == Content::Request);
+        requests.filter(|message| !message.mark.delayed).count() as u8
     }
 
     /// Nothing is under way, whoever may still be told to come again.
