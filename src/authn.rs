@@ -1,14 +1,12 @@
 //! Bearer in, [`Caller`] out. Says who is calling and what their token is for, nothing about rights: that is
 //! `policy`. The token is read from the `Authorization` header alone, never from query or body (RFC 6750 §2,
 //! MCP authorization, Token Requirements).
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
-use dashmap::DashMap;
 use http::{HeaderMap, header};
 
 use crate::oauth::server::access_token::{Keys, OpenError, Opened, PREFIX};
+use crate::oauth::server::revoked::Revoked;
 
 /// Who is calling, proven by a token of ours. Only [`authenticate`] makes one.
 pub struct Caller {
@@ -29,20 +27,12 @@ pub enum AuthnError {
     Invalid,
     #[error("access token has expired")]
     Expired,
+    /// Its grant was, or its user is blocked.
     #[error("grant was revoked")]
     Revoked,
     /// Ours: it cannot be judged yet.
     #[error("the gateway is not ready yet")]
     NotReady,
-}
-
-/// Grants that were revoked while access tokens of theirs may still be unexpired. A copy of the store's
-/// tombstones, fed by its events; entries leave when the last such token has expired.
-#[derive(Clone, Default)]
-pub struct Revoked {
-    grants: Arc<DashMap<String, SystemTime>>,
-    /// Hardly ever anything is revoked; then asking is one relaxed load. Once true it stays.
-    any: Arc<AtomicBool>,
 }
 
 /// Proves who is calling.
@@ -73,7 +63,10 @@ pub fn authenticate(
         OpenError::Expired => AuthnError::Expired,
         OpenError::NotReady => AuthnError::NotReady,
     })?;
-    if revoked.contains(token.grant()) { Err(AuthnError::Revoked) } else { Ok(Caller { token }) }
+    if revoked.has_grant(token.grant()) || revoked.has_user(token.subject()) {
+        return Err(AuthnError::Revoked);
+    }
+    Ok(Caller { token })
 }
 
 /// Whether another credential follows in the same header. Space and comma alone do not say so: a token that was
@@ -105,25 +98,6 @@ impl Caller {
     }
     pub fn scopes(&self) -> impl Iterator<Item = &str> {
         self.token.scope().split(' ')
-    }
-}
-
-// === impl Revoked ===
-
-impl Revoked {
-    /// `until`: when the last access token of the grant has expired at the latest.
-    pub fn insert(&self, grant: String, until: SystemTime) {
-        self.grants.insert(grant, until);
-        self.any.store(true, Ordering::Release);
-    }
-
-    /// Forgets what can no longer matter.
-    pub fn sweep(&self, now: SystemTime) {
-        self.grants.retain(|_, until| *until > now);
-    }
-
-    fn contains(&self, grant: &str) -> bool {
-        self.any.load(Ordering::Acquire) && self.grants.contains_key(grant)
     }
 }
 
@@ -217,9 +191,18 @@ mod tests {
     #[test]
     fn a_revoked_grant_takes_its_tokens_along() {
         let revoked = Revoked::default();
-        revoked.insert("g".into(), UNIX_EPOCH + Duration::from_secs(1_800_000_010));
+        revoked.revoke("g".into(), UNIX_EPOCH + Duration::from_secs(1_800_000_010));
         assert_eq!(judge(&["Bearer TOKEN"], &revoked).err(), Some(AuthnError::Revoked));
         revoked.sweep(UNIX_EPOCH + Duration::from_secs(1_800_000_011));
         assert!(judge(&["Bearer TOKEN"], &revoked).is_ok());
+    }
+
+    #[test]
+    fn a_blocked_user_is_no_caller() {
+        let revoked = Revoked::default();
+        revoked.block("bob".into());
+        assert!(judge(&["Bearer TOKEN"], &revoked).is_ok());
+        revoked.block("alice".into());
+        assert_eq!(judge(&["Bearer TOKEN"], &revoked).err(), Some(AuthnError::Revoked));
     }
 }

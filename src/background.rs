@@ -10,11 +10,10 @@ use pingora::services::background::BackgroundService;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, broadcast};
 
-use crate::authn::Revoked;
 use crate::credential::Connections;
-use crate::oauth::server::grant::remember_revoked;
-use crate::oauth::server::{Authority, token_keys};
-use crate::store::{Change, Kind, Store, export};
+use crate::oauth::server::grant::REMEMBER_REVOKED;
+use crate::oauth::server::{Authority, block, token_keys};
+use crate::store::{Change, Kind, Store, StoreError, export};
 
 const SWEEP: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(250);
@@ -23,7 +22,6 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub struct Upkeep {
     pub authority: Arc<Authority>,
     pub connections: Arc<Connections>,
-    pub revoked: Revoked,
     /// Subscribed before anything was read from the store, so that nothing is missed in between.
     pub changes: Mutex<broadcast::Receiver<Change>>,
 }
@@ -54,6 +52,17 @@ impl BackgroundService for Upkeep {
     }
 }
 
+/// What is revoked and who is blocked, from the store into memory.
+pub async fn read_revoked(authority: &Authority) -> Result<(), StoreError> {
+    let store = authority.records.store();
+    let until = authority.clock.now() + REMEMBER_REVOKED;
+    for grant in store.tombstones(Kind::Grant).await? {
+        authority.revoked.revoke(grant, until);
+    }
+    authority.revoked.block_only(block::blocked(&authority.records).await?);
+    Ok(())
+}
+
 /// Reads the embedded store out to whoever migrates it.
 pub struct Exporting {
     pub store: Arc<dyn Store>,
@@ -81,6 +90,16 @@ impl Upkeep {
                     Ok(None) => self.revoke(key),
                     Err(error) => {
                         tracing::warn!(%error, "whether a grant was revoked is not known yet");
+                        return false;
+                    }
+                }
+            }
+            Change::Of { kind: Kind::Block, key } => {
+                match self.authority.records.store().get(Kind::Block, &key).await {
+                    Ok(Some(_)) => self.authority.revoked.block(key),
+                    Ok(None) => self.authority.revoked.unblock(&key),
+                    Err(error) => {
+                        tracing::warn!(%error, "whether a user was blocked is not known yet");
                         return false;
                     }
                 }
@@ -119,23 +138,21 @@ impl Upkeep {
     }
 
     async fn read_revoked(&self) -> bool {
-        match self.authority.records.store().tombstones(Kind::Grant).await {
-            Ok(grants) => grants.into_iter().for_each(|grant| self.revoke(grant)),
+        match read_revoked(&self.authority).await {
+            Ok(()) => true,
             Err(error) => {
-                tracing::warn!(%error, "revoked grants cannot be read");
-                return false;
+                tracing::warn!(%error, "what is revoked cannot be read");
+                false
             }
         }
-        true
     }
 
     fn revoke(&self, grant: String) {
-        let ttl = self.authority.snapshot().config.oauth_server.access_token_ttl;
-        self.revoked.insert(grant, self.authority.clock.now() + remember_revoked(ttl));
+        self.authority.revoked.revoke(grant, self.authority.clock.now() + REMEMBER_REVOKED);
     }
 
     async fn sweep(&self) {
-        self.revoked.sweep(self.authority.clock.now());
+        self.authority.revoked.sweep(self.authority.clock.now());
         match self.authority.records.store().sweep().await {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "expired records removed"),

@@ -10,12 +10,14 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
+use support::browser::Browser;
 use support::checker::{Faults, assert_kept};
 use support::client::Tokens;
 use support::cluster::{Cluster, Shared, address_of, store_at};
 use support::gate::Gate;
 use support::gateway::Route;
 use support::mcp::McpAnswer;
+use support::process::run;
 use support::redis::{Redis, Watched};
 use support::relay::Weather;
 use support::script::{Reuse, TokenFault};
@@ -143,6 +145,53 @@ async fn a_revocation_is_known_everywhere_within_a_second() {
         }
         assert!(revoked.elapsed() < SECOND, "{:?}", revoked.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_block_is_known_everywhere_within_a_second_and_costs_no_connection() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let (cluster, relays) = Cluster::behind_relays(3, &redis, &upstream).await;
+    let (client, tokens) = cluster.sign_in_as("bob", 0).await;
+    let (_, other) = cluster.sign_in(1).await;
+    for instance in 0..3 {
+        assert_eq!(cluster.whoami(instance, &tokens).await.status, 200);
+    }
+    // One instance does not hear of it: its connections are cut.
+    relays[2].set(Weather::Blackhole);
+    let file = cluster.instances[0].config_file();
+    let users = async |word: &str| {
+        let finished = run(&["users", word, "bob", "--config", file.to_str().unwrap()], &[]).await;
+        assert_eq!(finished.code, Some(0), "{}", finished.stderr);
+        finished.stdout
+    };
+    assert_eq!(users("block").await, "bob is blocked: nothing of theirs works from now on");
+    let blocked = Instant::now();
+    for instance in 0..2 {
+        eventually(SECOND, || async { cluster.whoami(instance, &tokens).await.status == 401 }).await;
+    }
+    assert!(blocked.elapsed() < SECOND, "{:?}", blocked.elapsed());
+    relays[2].set(Weather::Fair);
+    eventually(2 * SECOND, || async { cluster.whoami(2, &tokens).await.status == 401 }).await;
+    let refused = cluster.client_at(1, &client).refresh(&tokens.refresh_token).await;
+    assert_eq!((refused.status(), refused.error().as_deref()), (400, Some("invalid_grant")));
+    let mut browser = Browser::of("bob").through(&cluster.instances[1]);
+    let page = browser.go(&cluster.instances[1].url("/login")).await.page();
+    let page = browser.sign_in(&page).await.page();
+    assert!(page.status == 403 && page.text().contains("This account is blocked"), "{}", page.text());
+    assert_eq!(cluster.whoami(0, &other).await.status, 200, "nobody else");
+    // A restart forgets nothing.
+    let mut cluster = cluster;
+    cluster.instances[1].restart().await;
+    assert_eq!(cluster.whoami(1, &tokens).await.status, 401);
+    assert_eq!(users("block").await, "bob was blocked already");
+    let list = run(&["users", "list", "--config", file.to_str().unwrap()], &[]).await;
+    assert_eq!(list.stdout, "alice\tactive\nbob\tblocked");
+    assert_eq!(users("unblock").await, "bob is not blocked any more");
+    for instance in 0..3 {
+        eventually(SECOND, || async { cluster.whoami(instance, &tokens).await.status == 200 }).await;
+    }
+    assert_eq!(cluster.client_at(1, &client).refresh(&tokens.refresh_token).await.status(), 200);
+    assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::{failed, println};
 use crate::clock::Clock;
 use crate::config::{self, Config};
-use crate::oauth::server::token_keys;
-use crate::outbound::AddressPolicy;
+use crate::oauth::server::{block, token_keys};
+use crate::route::Table;
 use crate::seal;
 use crate::server::foundation::Foundation;
 use crate::store::embedded::{Embedded, FILE_NAME, OpenError};
@@ -194,18 +194,68 @@ pub fn list_connections(config: &Config, user: Option<&str>) -> ExitCode {
 
 /// `postern connections disconnect`
 pub fn disconnect(config: &Config, user: &str, route: &str) -> ExitCode {
-    let Some(found) = config.routes.iter().find(|known| known.name == route) else {
+    let table = Table::new(&config.server.public_url, &config.routes);
+    let Some(found) = table.by_name(route) else {
         return failed(&format!("there is no route {route} in the configuration"));
     };
     on_store(config, async |parts| {
-        let was_there = parts
-            .connector
-            .disconnect(user, &found.name, &AddressPolicy::allowing(found.upstream.private_hosts()))
-            .await?;
+        let connector = &parts.connector;
+        let mut was_there = connector.disconnect(user, found).await?;
+        // The route may have led to another server before.
+        for (key, _) in parts.records.store().scan(Kind::Connection).await.map_err(RecordError::from)? {
+            if let Ok(Some((_, tokens))) = parts.records.connection(&key).await
+                && tokens.user == user
+                && tokens.route == route
+            {
+                was_there |= connector.end(&key, user, route, &found.upstream.policy).await?;
+            }
+        }
         let text = match was_there {
             true => format!("{user} is disconnected from {route}"),
             false => format!("{user} was not connected to {route}; nothing under way connects them"),
         };
         Ok::<_, RecordError>((text, true))
+    })
+}
+
+/// `postern users block`
+pub fn block(config: &Config, user: &str) -> ExitCode {
+    // Whoever is not in the file may be by tomorrow.
+    let unknown = if config.login.knows(user) { "" } else { " (not a user of the configuration)" };
+    on_store(config, async |parts| {
+        let text = match block::block(&parts.records, user, parts.clock.now()).await? {
+            true => format!("{user}{unknown} is blocked: nothing of theirs works from now on"),
+            false => format!("{user}{unknown} was blocked already"),
+        };
+        Ok::<_, RecordError>((text, true))
+    })
+}
+
+/// `postern users unblock`
+pub fn unblock(config: &Config, user: &str) -> ExitCode {
+    on_store(config, async |parts| {
+        let text = match block::unblock(&parts.records, user).await? {
+            true => format!("{user} is not blocked any more"),
+            false => format!("{user} was not blocked"),
+        };
+        Ok::<_, RecordError>((text, true))
+    })
+}
+
+/// `postern users list`
+pub fn list_users(config: &Config) -> ExitCode {
+    on_store(config, async |parts| {
+        let blocked = block::blocked(&parts.records).await?;
+        let mut names: Vec<&str> = config.login.users.keys().map(String::as_str).collect();
+        names.extend(blocked.iter().map(String::as_str).filter(|user| !config.login.knows(user)));
+        names.sort_unstable();
+        let lines: Vec<String> = names
+            .into_iter()
+            .map(|name| {
+                let state = if blocked.iter().any(|user| user == name) { "blocked" } else { "active" };
+                format!("{name}\t{state}")
+            })
+            .collect();
+        Ok::<_, RecordError>((lines.join("\n"), true))
     })
 }

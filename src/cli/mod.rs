@@ -58,6 +58,9 @@ enum Command {
     /// Users' connections to upstream servers.
     #[command(subcommand)]
     Connections(Connections),
+    /// Users: who there is, and who is kept out.
+    #[command(subcommand)]
+    Users(Users),
     /// Read a password from standard input and print its hash for login.local.users.
     HashPassword,
 }
@@ -93,6 +96,32 @@ enum StoreCommand {
         /// The configuration with the store to copy into; with the same sealing keys.
         #[arg(long)]
         to: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+enum Users {
+    /// List the users, and whether they are blocked.
+    List {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+    },
+    /// Keep a user out: within a second no instance takes a sign-in, a session or a token of theirs. Connections stay.
+    Block {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// Whom.
+        user: String,
+    },
+    /// Let a user in again.
+    Unblock {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// Whom.
+        user: String,
     },
 }
 
@@ -158,6 +187,13 @@ pub fn main() -> ExitCode {
         }
         Command::Connections(Connections::Disconnect { config, user, route }) => {
             with_config(&config, |config| kept::disconnect(&config, &user, &route))
+        }
+        Command::Users(Users::List { config }) => with_config(&config, |config| kept::list_users(&config)),
+        Command::Users(Users::Block { config, user }) => {
+            with_config(&config, |config| kept::block(&config, &user))
+        }
+        Command::Users(Users::Unblock { config, user }) => {
+            with_config(&config, |config| kept::unblock(&config, &user))
         }
         Command::HashPassword => hash_password(),
     }

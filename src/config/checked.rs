@@ -10,6 +10,7 @@ use rustls::pki_types::pem::PemObject;
 use url::Url;
 
 use super::document::Node;
+use super::reload::Fixed;
 use super::report::{Key, Problem};
 use super::secret::{self, Environment, SealingKey};
 use super::{file, login, route, server, store};
@@ -26,7 +27,12 @@ pub struct Config {
     pub outbound: Outbound,
     /// In the order of the file. Names are unique, and so are pairs of host and path.
     pub routes: Vec<route::Route>,
+    /// What a running process does not take anew.
+    pub fixed: Fixed,
 }
+
+/// No access token lives longer.
+pub const ACCESS_TOKEN_TTL_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Postern as authorization server.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,6 +188,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Checks all sections. `problems` are those found before.
 pub(super) fn check(
     file: file::File,
+    fixed: Fixed,
     document: &Node,
     environment: &dyn Environment,
     problems: Vec<Problem>,
@@ -201,9 +208,17 @@ pub(super) fn check(
     let outbound = outbound(&mut check, file.outbound);
     let routes = route::check(&mut check, &file.routes, public_url);
     match server {
-        Some(server) if check.problems.is_empty() => {
-            Ok(Config { server, store, sealing_keys, oauth_server, oauth_client, login, outbound, routes })
-        }
+        Some(server) if check.problems.is_empty() => Ok(Config {
+            server,
+            store,
+            sealing_keys,
+            oauth_server,
+            oauth_client,
+            login,
+            outbound,
+            routes,
+            fixed,
+        }),
         _ => Err(check.problems),
     }
 }
@@ -222,7 +237,7 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer) -> OauthSe
         written.access_token_ttl.as_deref(),
         10 * MINUTE,
         SECOND,
-        15 * MINUTE,
+        ACCESS_TOKEN_TTL_MAX,
     );
     let refresh_token_ttl = check.duration(
         &key.child("refresh_token_ttl"),

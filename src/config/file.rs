@@ -304,7 +304,7 @@ pub(super) struct Credential {
     pub(super) authorization_params: Option<BTreeMap<String, String>>,
     /// `oauth`: what the authorization server does about a refresh token that comes a second time, because an answer got lost. `strict`:
     /// it ends the connection; then Postern waits, while the access token is good, for the instance that may have the answer. Default:
-    /// unknown, and Postern tries at once, which saves most.
+    /// Postern tries at once, which saves most, until it has seen this server end a connection for it.
     pub(super) refresh_rotation: Option<RefreshRotation>,
     /// Not yet: a named set of settings for a provider that deviates from the standards.
     pub(super) profile: Option<serde_json::Value>,

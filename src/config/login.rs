@@ -2,6 +2,8 @@
 //!
 //! Local users only in this version; one-click sign-in is for demonstrations and stays on loopback.
 
+use std::collections::HashMap;
+
 use argon2::Params;
 use argon2::password_hash::phc::PasswordHash;
 use secrecy::SecretString;
@@ -13,8 +15,8 @@ use super::server::Server;
 
 /// How people sign in.
 pub struct Login {
-    /// Names are unique; there is at least one.
-    pub users: Vec<User>,
+    /// By name; there is at least one.
+    pub users: HashMap<String, User>,
     /// Name of the user who signs in by one click; one of `users`. Then `public_url` and all listeners are loopback.
     pub one_click: Option<String>,
 }
@@ -22,13 +24,12 @@ pub struct Login {
 impl Login {
     /// Whether there is a user of that name.
     pub fn knows(&self, username: &str) -> bool {
-        self.users.iter().any(|user| user.username == username)
+        self.users.contains_key(username)
     }
 }
 
 /// A local user.
 pub struct User {
-    pub username: String,
     /// PHC string of an Argon2id hash that can be verified. Kept like a secret: it can be attacked offline.
     pub password_hash: SecretString,
 }
@@ -47,7 +48,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
         let write = "add an entry with `username` and `password_hash` (made by `postern hash-password`)";
         check.refuse(&local.child("users"), "nobody could sign in", write);
     }
-    let mut users: Vec<User> = Vec::with_capacity(listed.len());
+    let mut users = HashMap::with_capacity(listed.len());
     for (index, user) in listed.iter().enumerate() {
         let key = local.child("users").item(index);
         let name = key.child("username");
@@ -57,22 +58,20 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
             || user.username.chars().any(char::is_control)
         {
             check.refuse(&name, "is not a user name", "write 1 to 128 bytes without spaces around them");
-        } else if users.iter().any(|earlier| earlier.username == user.username) {
+        } else if users.contains_key(&user.username) {
             check.refuse(&name, "is listed twice", "keep one entry per user");
         }
         if !is_argon2id(&user.password_hash) {
             let write = "write what `postern hash-password` prints, in quotes: \"$argon2id$v=19$…\"";
             check.refuse(&key.child("password_hash"), "is not an Argon2id hash", write);
         }
-        users.push(User {
-            username: user.username.clone(),
-            password_hash: SecretString::from(user.password_hash.as_str()),
-        });
+        let password_hash = SecretString::from(user.password_hash.as_str());
+        users.insert(user.username.clone(), User { password_hash });
     }
     let one_click = written.local.as_ref().and_then(|local| local.one_click.clone());
     if let Some(name) = &one_click {
         let key = local.child("one_click");
-        if !users.iter().any(|user| user.username == *name) {
+        if !users.contains_key(name) {
             check.refuse(&key, "is not a listed user", "write a username from `login.local.users`");
         }
         let loopback = |server: &Server| {

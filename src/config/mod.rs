@@ -11,6 +11,7 @@ mod credential;
 mod document;
 mod file;
 mod login;
+mod reload;
 mod report;
 mod route;
 mod secret;
@@ -23,16 +24,16 @@ mod tls;
 
 use std::path::Path;
 
-pub use checked::{Cimd, Config, OauthClient, OauthServer, Outbound};
+pub use checked::{ACCESS_TOKEN_TTL_MAX, Cimd, Config, OauthClient, OauthServer, Outbound};
 pub use credential::{Credential, OauthCredential};
 pub use file::{AccessLog, RefreshRotation, TokenEndpointAuthMethod};
 pub use login::{Login, User};
+pub use reload::Fixed;
 pub use report::{Key, Position, Problem, Report};
 pub use route::{Route, Upstream};
 pub use secret::{Environment, Process, SealingKey};
 pub use server::{Listen, PublicUrl, Server};
 pub use store::{Address, ClientCertificate, Redis, Store, Topology};
-pub use tls::Certificate;
 
 /// Reads the file at `path`, checks it and resolves its secrets from this process's environment.
 ///
@@ -59,9 +60,10 @@ pub fn parse(text: &str, name: &str, environment: &dyn Environment) -> Result<Co
         return Err(Report::new(name, shaped.problems));
     }
     // The walk has just compared the tree with these types; a failure here is a gap in `shape`.
+    let fixed = Fixed::of(&shaped.json);
     let file: file::File = serde_json::from_value(shaped.json)
         .map_err(|error| Report::whole(name, format!("does not fit the schema: {error}"), ""))?;
-    checked::check(file, &document, environment, shaped.problems)
+    checked::check(file, fixed, &document, environment, shaped.problems)
         .map_err(|problems| Report::new(name, problems))
 }
 

@@ -2,22 +2,25 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::sign::CertifiedKey;
 use url::{Host, Url};
 
 use super::checked::Checker;
 use super::file::{self, AccessLog};
 use super::report::Key;
-use super::tls::{self, Certificate};
+use super::tls;
 
 /// The section `server`, resolved.
+#[derive(Clone)]
 pub struct Server {
     pub public_url: PublicUrl,
     /// At least one.
     pub listen: Vec<Listen>,
     /// At least one where a listener has TLS. The first is the fallback.
-    pub tls: Vec<Certificate>,
+    pub tls: Vec<Arc<CertifiedKey>>,
     /// `host:port`, an IP literal, port 0 allowed. `None`: no admin listener.
     pub admin: Option<String>,
     /// As written; relative paths count from the working directory.

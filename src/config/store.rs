@@ -16,6 +16,7 @@ const PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
 /// Where state is kept.
+#[derive(Clone)]
 pub enum Store {
     /// In `server.data_dir`.
     Embedded,
@@ -23,6 +24,7 @@ pub enum Store {
 }
 
 /// A Redis or Valkey, and how to get at it. Has no `Debug`: it holds secrets.
+#[derive(Clone)]
 pub struct Redis {
     pub topology: Topology,
     /// At least one; for [`Topology::Standalone`] exactly one.
@@ -63,6 +65,7 @@ pub enum Address {
 }
 
 /// Certificate and key towards Redis, PEM.
+#[derive(Clone)]
 pub struct ClientCertificate {
     pub certificate: Vec<u8>,
     pub key: SecretSlice<u8>,

@@ -1,6 +1,5 @@
 //! Certificates of the listeners, read and proven to work before a port is opened.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rustls::InconsistentKeys;
@@ -12,20 +11,13 @@ use super::checked::Checker;
 use super::file;
 use super::report::Key;
 
-/// A certificate with its key.
-pub struct Certificate {
-    pub cert_file: PathBuf,
-    pub key_file: PathBuf,
-    /// Leaf first, then what leads to the root.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// Private key of the leaf.
-    pub key: PrivateKeyDer<'static>,
-    /// Chain and key, ready for a certificate resolver of rustls (ring).
-    pub certified: Arc<CertifiedKey>,
-}
-
-/// Reads all certificates. What is wrong is recorded and left out.
-pub(super) fn load(check: &mut Checker<'_>, list: &Key, written: &[file::Certificate]) -> Vec<Certificate> {
+/// Reads all certificates, each with its key, ready for a certificate resolver of rustls (ring). What is wrong is
+/// recorded and left out.
+pub(super) fn load(
+    check: &mut Checker<'_>,
+    list: &Key,
+    written: &[file::Certificate],
+) -> Vec<Arc<CertifiedKey>> {
     if written.is_empty() {
         check.refuse(list, "is empty", "add an entry with `cert_file` and `key_file`, or leave `tls` out");
     }
@@ -33,13 +25,13 @@ pub(super) fn load(check: &mut Checker<'_>, list: &Key, written: &[file::Certifi
     entries.filter_map(|(index, entry)| certificate(check, &list.item(index), entry)).collect()
 }
 
-fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -> Option<Certificate> {
+fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -> Option<Arc<CertifiedKey>> {
     // Both are read before either is given up, so that both problems show at once.
     let chain = chain(check, &at.child("cert_file"), written);
     let key = private_key(check, &at.child("key_file"), written);
     let (chain, key) = (chain?, key?);
     let provider = rustls::crypto::ring::default_provider();
-    let signing = match provider.key_provider.load_private_key(key.clone_key()) {
+    let signing = match provider.key_provider.load_private_key(key) {
         Ok(signing) => signing,
         Err(_) => {
             let what = format!("{} holds a private key that cannot be used", written.key_file.display());
@@ -47,7 +39,7 @@ fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -
             return None;
         }
     };
-    let certified = CertifiedKey::new(chain.clone(), signing);
+    let certified = CertifiedKey::new(chain, signing);
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(InconsistentKeys::Unknown)) => {}
         Err(rustls::Error::InconsistentKeys(_)) => {
@@ -62,13 +54,7 @@ fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -
             return None;
         }
     }
-    Some(Certificate {
-        cert_file: written.cert_file.clone(),
-        key_file: written.key_file.clone(),
-        chain,
-        key,
-        certified: Arc::new(certified),
-    })
+    Some(Arc::new(certified))
 }
 
 fn chain(

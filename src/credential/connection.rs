@@ -33,6 +33,9 @@ pub struct Connections {
 
 struct Slot {
     key: Arc<str>,
+    /// What the key was made of, besides the user.
+    route: Box<str>,
+    upstream: Box<str>,
     known: ArcSwap<Known>,
     /// A refresh ahead of expiry is under way: one is enough.
     renewing: AtomicBool,
@@ -79,7 +82,7 @@ impl Connections {
         refused: Option<&Outdated>,
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
-        let slot = self.slot(caller, &route.name);
+        let slot = self.slot(caller, route);
         if let Some(refused) = refused {
             self.mark_refused(&slot, refused).await;
         }
@@ -108,7 +111,7 @@ impl Connections {
 
     /// Whether a user whom we took for not connected is, by now: the news from the store may still be under way.
     pub async fn has_appeared(&self, caller: &Caller, route: &Route) -> bool {
-        let slot = self.slot(caller, &route.name);
+        let slot = self.slot(caller, route);
         matches!(self.load(&slot).await.as_deref(), Ok(Known::Token(_)))
     }
 
@@ -165,15 +168,18 @@ impl Connections {
         self.by_grant.clear();
     }
 
-    fn slot(&self, caller: &Caller, route: &str) -> Arc<Slot> {
-        if let Some(slot) = self.by_grant.get(caller.grant()) {
+    fn slot(&self, caller: &Caller, route: &Route) -> Arc<Slot> {
+        if let Some(slot) = self.by_grant.get(caller.grant())
+            && slot.is_at(route)
+        {
             return Arc::clone(&slot);
         }
         if self.by_grant.len() > SLOTS_MAX {
             self.forget_all();
         }
         let key = connection_key(caller.subject(), route);
-        let slot = Arc::clone(&self.by_key.entry(key.as_str().into()).or_insert_with(|| Slot::new(&key)));
+        let slot =
+            Arc::clone(&self.by_key.entry(key.as_str().into()).or_insert_with(|| Slot::new(&key, route)));
         self.by_grant.insert(caller.grant().into(), Arc::clone(&slot));
         // A slot that is found by grant alone would hear of nothing any more.
         if !self.by_key.contains_key(key.as_str()) {
@@ -254,14 +260,21 @@ impl Connections {
 // === impl Slot ===
 
 impl Slot {
-    fn new(key: &str) -> Arc<Self> {
+    fn new(key: &str, route: &Route) -> Arc<Self> {
         Arc::new(Self {
             key: key.into(),
+            route: route.name.as_str().into(),
+            upstream: route.upstream.url.as_str().into(),
             known: ArcSwap::from_pointee(Known::Unknown),
             renewing: AtomicBool::new(false),
             refused: ArcSwapOption::empty(),
             quiet: ArcSwapOption::empty(),
         })
+    }
+
+    /// The grant's route may lead to another server by now, to which these tokens are not shown.
+    fn is_at(&self, route: &Route) -> bool {
+        *self.upstream == *route.upstream.url && *self.route == *route.name
     }
 
     /// Remembers `known`, unless something came in since `before` was read: then it serves its reader alone.

@@ -7,7 +7,7 @@ use pingora::proxy::Session;
 
 use super::context::{Context, Target};
 use super::{Gateway, screen};
-use crate::authn::Caller;
+use crate::authn::{AuthnError, Caller};
 use crate::credential::{self, Credential, Unresolved};
 use crate::oauth::client::refresh::Outdated;
 use crate::respond::Failure;
@@ -45,7 +45,11 @@ impl Gateway {
             return Ok(Admitted::Preflight);
         }
         let now = self.authority.clock.now();
-        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.revoked, now)?;
+        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.authority.revoked, now)?;
+        // Taken out of the configuration since.
+        if !snapshot.config.login.knows(caller.subject()) {
+            return Err(AuthnError::Revoked.into());
+        };
         let credential = self.credential(&caller, &route, None, now).await?;
         let path = route.upstream.target(matched.rest, head.uri.query());
         ctx.target = Some(Target { route, caller, credential, path, refused: None, again: false });

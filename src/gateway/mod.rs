@@ -36,7 +36,6 @@ use pingora_proxy::ProxyWarnLogContext;
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
 use self::verdict::Consequence;
-use crate::authn::Revoked;
 use crate::credential::Connections;
 use crate::oauth::server::Authority;
 use crate::respond::{self, Failure, Reply};
@@ -60,7 +59,6 @@ const WRITE: Duration = Duration::from_secs(60);
 pub struct Gateway {
     pub authority: Arc<Authority>,
     pub connections: Arc<Connections>,
-    pub revoked: Revoked,
     pub resolver: Arc<Resolver>,
     pub router: Router,
     pub metrics: Arc<Metrics>,

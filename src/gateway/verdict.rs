@@ -93,7 +93,7 @@ impl Gateway {
         scopes: Vec<String>,
     ) {
         let challenge = Challenge::new(scopes, incarnation.map(|incarnation| incarnation.to_string()));
-        self.authority.connector.challenged(caller.grant(), caller.subject(), &route.name, &challenge).await;
+        self.authority.connector.challenged(caller.grant(), caller.subject(), route, &challenge).await;
     }
 }
 

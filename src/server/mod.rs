@@ -21,6 +21,7 @@ use pingora_proxy::ProxyServiceBuilder;
 
 use self::admin::Admin;
 use self::listeners::{Bound, OnSockets};
+use self::reload::Reload;
 use self::shutdown::Flush;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Report};
@@ -74,8 +75,13 @@ pub fn run(
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
     let parts = parts::build(config, admin_address)?;
-    let records = parts.gateway.authority.records.clone();
-    let signals = shutdown::Signals::listen(move || reload::sealing_keys(&records, &again))
+    let reload = Reload {
+        authority: Arc::clone(&parts.gateway.authority),
+        resolver: Arc::clone(&parts.gateway.resolver),
+        tls: tls.clone(),
+        metrics: Arc::clone(&parts.gateway.metrics),
+    };
+    let signals = shutdown::Signals::listen(move || reload.take(again()))
         .map_err(|error| StartError::Other(format!("signals: {error}")))?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
@@ -95,7 +101,6 @@ pub fn run(
     let upkeep = Upkeep {
         authority: Arc::clone(&authority),
         connections: Arc::clone(&gateway.connections),
-        revoked: gateway.revoked.clone(),
         changes: tokio::sync::Mutex::new(parts.changes),
     };
     let mut service =

@@ -13,18 +13,17 @@ use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
 use super::foundation::Foundation;
-use crate::authn::Revoked;
+use crate::background::read_revoked;
 use crate::config::{self, Config};
 use crate::credential::Connections;
 use crate::gateway::Gateway;
 use crate::oauth::server::access_token::Keys;
-use crate::oauth::server::grant::remember_revoked;
 use crate::oauth::server::token_keys::{self, KeysError};
 use crate::oauth::server::{Authority, Snapshot};
 use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
 use crate::seal;
-use crate::store::{Change, Kind};
+use crate::store::Change;
 use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
 use crate::upstream::resolve::Resolver;
@@ -54,40 +53,33 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         );
     }
 
-    let revoked = Revoked::default();
+    let routes = Table::new(&config.server.public_url, &config.routes);
+    let config = Arc::new(config);
+    // Until its keys are known nobody is judged.
+    let snapshot =
+        Snapshot { routes: Arc::new(routes), keys: Arc::new(Keys::unknown()), config: Arc::clone(&config) };
+    let authority = Arc::new(Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot));
     let reading =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| other(&error))?;
     let keys = reading.block_on(async {
-        let records = &records;
-        match store.tombstones(Kind::Grant).await {
-            Ok(grants) => {
-                let until = clock.now() + remember_revoked(config.oauth_server.access_token_ttl);
-                grants.into_iter().for_each(|grant| revoked.insert(grant, until));
-                token_keys::load(records, &config.server.data_dir).await
-            }
-            Err(error) => Err(KeysError::Store(error.into())),
-        }
+        read_revoked(&authority).await.map_err(|error| KeysError::Store(error.into()))?;
+        token_keys::load(&authority.records, &config.server.data_dir).await
     });
-    let keys = match keys {
-        Ok(keys) => keys,
-        // The shared store may be away for a while: until it is there nobody is judged.
+    match keys {
+        Ok(keys) => authority.use_keys(keys),
+        // The shared store may be away for a while.
         Err(error) if error.is_passing() && matches!(config.store, config::Store::Redis(_)) => {
             tracing::error!(%error, "starting without the store");
-            Keys::unknown()
         }
         Err(error) => return Err(StartError::Store(error.to_string())),
-    };
+    }
     drop(reading);
 
-    let routes = Table::new(&config.server.public_url, &config.routes);
-    let snapshot = Snapshot { routes: Arc::new(routes), keys: Arc::new(keys), config: Arc::new(config) };
-    let authority = Arc::new(Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot));
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics)),
         connections: Arc::new(Connections::new(connector)),
         authority,
-        revoked,
         resolver: Arc::new(Resolver::new(outbound, clock)),
         metrics,
         access,

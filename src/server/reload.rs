@@ -1,26 +1,55 @@
-//! What a running process takes from its configuration anew: the sealing keys, so that they can be changed without a
-//! restart. Everything else waits for one.
-use super::foundation;
-use crate::config::{Config, Report};
-use crate::store::record::Records;
+//! What a running process takes from its configuration anew, on SIGHUP: all of it or, where anything is wrong, nothing.
+use std::sync::Arc;
 
-/// Reads the configuration again and uses its sealing keys from now on. A configuration that is wrong changes nothing.
-pub fn sealing_keys(records: &Records, again: &impl Fn() -> Result<Config, Report>) {
-    let keys = match again() {
-        Ok(config) => foundation::sealing_keys(&config).map_err(|error| error.to_string()),
-        Err(report) => Err(report.to_string()),
-    };
-    let replaced = keys.and_then(|keys| records.sealer().replace(keys).map_err(|error| error.to_string()));
-    match replaced {
-        Ok(()) => {
-            let mut ids = records.sealer().key_ids();
-            let others = ids.split_off(1.min(ids.len()));
-            tracing::info!(
-                seals = ids.concat(),
-                opens = others.len(),
-                "SIGHUP: the sealing keys of the configuration are in use; the rest of it waits for a restart"
-            );
+use super::foundation;
+use super::tls::Tls;
+use crate::config::{Config, Report};
+use crate::oauth::server::Authority;
+use crate::seal::SealingKey;
+use crate::telemetry::Metrics;
+use crate::upstream::resolve::Resolver;
+
+/// What is changed while it runs.
+pub struct Reload {
+    pub authority: Arc<Authority>,
+    pub resolver: Arc<Resolver>,
+    pub tls: Option<Tls>,
+    pub metrics: Arc<Metrics>,
+}
+
+impl Reload {
+    /// Uses the configuration from the next request on. Requests under way end as they began.
+    pub fn take(&self, again: Result<Config, Report>) {
+        match self.replace(again) {
+            Ok(waiting) => {
+                let mut ids = self.authority.records.sealer().key_ids();
+                let others = ids.split_off(1.min(ids.len()));
+                let routes = self.authority.snapshot().config.routes.len();
+                tracing::info!(target: "audit", event = "configuration", routes, seals = ids.concat(), opens = others.len(), "SIGHUP: the configuration is in use");
+                if !waiting.is_empty() {
+                    tracing::warn!(keys = waiting.join(", "), "these changes wait for a restart");
+                }
+                self.metrics.reloads.with_label_values(&["ok"]).inc();
+            }
+            Err(reason) => {
+                tracing::error!(%reason, "SIGHUP: the configuration is wrong, so nothing of it is used");
+                self.metrics.reloads.with_label_values(&["failed"]).inc();
+            }
         }
-        Err(reason) => tracing::error!(%reason, "SIGHUP: the configuration is not read again"),
+    }
+
+    /// The keys of the configuration whose change waits for a restart.
+    fn replace(&self, again: Result<Config, Report>) -> Result<Vec<String>, String> {
+        let config = again.map_err(|report| report.to_string())?;
+        let keys: Vec<SealingKey> = foundation::sealing_keys(&config).map_err(|error| error.to_string())?;
+        // Checked before it is used, so it comes first: everything after it succeeds.
+        self.authority.records.sealer().replace(keys).map_err(|error| error.to_string())?;
+        let (config, waiting) = config.over(&self.authority.snapshot().config);
+        if let Some(tls) = &self.tls {
+            tls.replace(&config.server);
+        }
+        self.authority.use_config(config);
+        self.resolver.keep_only(&self.authority.snapshot().routes);
+        Ok(waiting)
     }
 }

@@ -1,6 +1,7 @@
 //! TLS of the listeners: the certificate whose name the client asked for, else the first.
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use pingora::listeners::tls::TlsSettings;
 use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -11,19 +12,23 @@ use super::StartError;
 use crate::config::Server;
 
 /// What all TLS listeners share.
+#[derive(Clone)]
 pub struct Tls(Arc<ByName>);
 
 #[derive(Debug)]
-struct ByName(Vec<Arc<CertifiedKey>>);
+struct ByName(ArcSwap<Vec<Arc<CertifiedKey>>>);
 
 /// `None` where the configuration has no certificates. They were read and checked with the configuration.
 pub fn certificates(server: &Server) -> Option<Tls> {
-    let certificates: Vec<_> =
-        server.tls.iter().map(|certificate| Arc::clone(&certificate.certified)).collect();
-    (!certificates.is_empty()).then(|| Tls(Arc::new(ByName(certificates))))
+    (!server.tls.is_empty()).then(|| Tls(Arc::new(ByName(ArcSwap::from_pointee(server.tls.clone())))))
 }
 
 impl Tls {
+    /// From the next handshake on these are shown.
+    pub fn replace(&self, server: &Server) {
+        self.0.0.store(Arc::new(server.tls.clone()));
+    }
+
     /// Settings of one listener: HTTP/2 and HTTP/1.1.
     pub fn listener(&self) -> Result<TlsSettings, StartError> {
         // The paths are not read where there is a resolver.
@@ -45,6 +50,7 @@ impl ResolvesServerCert for ByName {
                 .verify_is_valid_for_subject_name(name)
                 .ok()
         };
-        self.0.iter().find(|key| fits(key).is_some()).or_else(|| self.0.first()).cloned()
+        let keys = self.0.load();
+        keys.iter().find(|key| fits(key).is_some()).or_else(|| keys.first()).cloned()
     }
 }

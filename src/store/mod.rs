@@ -62,11 +62,15 @@ pub enum Kind {
     Challenge,
     /// Key material made by the gateway itself.
     Key,
+    /// A user who is kept out, by name.
+    Block,
+    /// What was seen of an upstream authorization server.
+    Issuer,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 10] = [
+    pub const ALL: [Kind; 12] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -77,6 +81,8 @@ impl Kind {
         Kind::Registration,
         Kind::Challenge,
         Kind::Key,
+        Kind::Block,
+        Kind::Issuer,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -92,6 +98,8 @@ impl Kind {
             Kind::Registration => "registration",
             Kind::Challenge => "challenge",
             Kind::Key => "key",
+            Kind::Block => "block",
+            Kind::Issuer => "issuer",
         }
     }
 }

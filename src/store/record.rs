@@ -91,6 +91,9 @@ pub struct Tokens {
     /// Whose they are, and at which route: the record's key is a digest of both.
     pub user: String,
     pub route: String,
+    /// Whether the last refresh brought another refresh token; `None` before the first.
+    #[serde(default)]
+    pub rotates: Option<bool>,
 }
 
 /// Typed access to a store. Cheap to clone.

@@ -26,6 +26,8 @@ pub struct Metrics {
     pub refreshes: IntCounterVec,
     /// Our OAuth endpoints, by endpoint and result.
     pub oauth: IntCounterVec,
+    /// How often the configuration was read again, by outcome.
+    pub reloads: IntCounterVec,
 }
 
 /// Counts what must be finished before the process may end. Cheap to clone.
@@ -57,6 +59,11 @@ impl Metrics {
             "Requests to the OAuth endpoints by endpoint and result.",
             &["endpoint", "result"],
         )?;
+        let reloads = counter(
+            "postern_config_reloads_total",
+            "Reloads of the configuration by outcome.",
+            &["outcome"],
+        )?;
         let build = counter("postern_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).inc();
         let buckets =
@@ -71,7 +78,7 @@ impl Metrics {
         let in_flight = IntGauge::new("postern_in_flight", "Requests, streams and refreshes under way.")?;
         registry.register(Box::new(in_flight.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, requests, duration, in_flight, refreshes, oauth })
+        Ok(Self { registry, requests, duration, in_flight, refreshes, oauth, reloads })
     }
 
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.

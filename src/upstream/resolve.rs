@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 use dashmap::DashMap;
 
 use crate::clock::Clock;
-use crate::outbound::{self, Outbound};
-use crate::route::Route;
+use crate::outbound::{self, AddressPolicy, Outbound};
+use crate::route::{Route, Table, Upstream};
 
 /// After that long an address is looked up again, while the old one still serves.
 const FRESH: Duration = Duration::from_secs(30);
@@ -24,6 +24,10 @@ pub struct Resolver {
 }
 
 struct Entry {
+    /// Whose addresses these are, and under which policy they passed: a route may lead elsewhere by now.
+    host: String,
+    port: u16,
+    policy: AddressPolicy,
     addresses: Vec<SocketAddr>,
     since: SystemTime,
     next: AtomicUsize,
@@ -40,7 +44,7 @@ impl Resolver {
     pub async fn address(self: &Arc<Self>, route: &Arc<Route>) -> Result<SocketAddr, outbound::Error> {
         let now = self.clock.now();
         let known = self.known.get(&route.name).map(|entry| Arc::clone(&entry));
-        if let Some(entry) = known {
+        if let Some(entry) = known.filter(|entry| entry.is_for(&route.upstream)) {
             let age = now.duration_since(entry.since).unwrap_or_default();
             if age >= FRESH && !entry.renewing.swap(true, Ordering::Relaxed) {
                 let (this, route, entry) = (Arc::clone(self), Arc::clone(route), Arc::clone(&entry));
@@ -65,10 +69,18 @@ impl Resolver {
         }
     }
 
+    /// Forgets the routes that there are no more.
+    pub fn keep_only(&self, routes: &Table) {
+        self.known.retain(|name, _| routes.by_name(name).is_some());
+    }
+
     async fn look_up(&self, route: &Route) -> Result<SocketAddr, outbound::Error> {
         let upstream = &route.upstream;
         let addresses = self.outbound.vet(&upstream.host, upstream.port, &upstream.policy).await?;
         let entry = Entry {
+            host: upstream.host.clone(),
+            port: upstream.port,
+            policy: upstream.policy.clone(),
             addresses,
             since: self.clock.now(),
             next: AtomicUsize::new(0),
@@ -81,6 +93,10 @@ impl Resolver {
 }
 
 impl Entry {
+    fn is_for(&self, upstream: &Upstream) -> bool {
+        self.host == upstream.host && self.port == upstream.port && self.policy == upstream.policy
+    }
+
     fn one(&self) -> Option<SocketAddr> {
         let turn = self.next.load(Ordering::Relaxed);
         self.addresses.get(turn % self.addresses.len().max(1)).copied()

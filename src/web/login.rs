@@ -99,6 +99,13 @@ pub async fn sign_in(
         return again(StatusCode::UNAUTHORIZED, "The username or the password is not right.");
     };
     web.throttle.succeeded(&fields.username, about.client);
+    if !web.authority.admits(snapshot, &user) {
+        tracing::warn!(target: "audit", event = "sign_in_blocked", user = %user, client_ip = about.client.map(tracing::field::display));
+        return again(
+            StatusCode::FORBIDDEN,
+            "This account is blocked. Please ask whoever runs this gateway.",
+        );
+    }
     // Two tabs may both have shown the form. The second keeps the session of the first, or what the first tab asks
     // meanwhile would be somebody else's. A session of another user, or none of ours, is always replaced.
     if let Ok(Some(session)) = web.session(&about, &headers).await
@@ -215,7 +222,7 @@ impl Web {
         username: &str,
         password: SecretString,
     ) -> Result<Option<String>, Busy> {
-        let known = config.login.users.iter().find(|user| user.username == username);
+        let known = config.login.users.get(username);
         let hash =
             known.map_or_else(|| NOBODY.to_owned(), |user| user.password_hash.expose_secret().to_owned());
         let turn = tokio::time::timeout(PATIENCE, self.hashing.acquire()).await;
@@ -225,6 +232,6 @@ impl Web {
             Argon2::default().verify_password(password.expose_secret().as_bytes(), &hash).ok()
         });
         let right = verified.await.ok().flatten().is_some();
-        Ok(known.filter(|_| right).map(|user| user.username.clone()))
+        Ok(known.filter(|_| right).map(|_| username.to_owned()))
     }
 }

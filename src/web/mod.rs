@@ -55,8 +55,7 @@ const HASHES_AT_A_TIME: usize = 2;
 impl Web {
     /// Who is at the browser, if anybody is signed in.
     async fn session(&self, about: &About, headers: &HeaderMap) -> Result<Option<SignedIn>, RecordError> {
-        let login = &about.snapshot.config.login;
-        session::current(&self.authority.records, &self.cookies, login, headers).await
+        session::current(&self.authority, &about.snapshot, &self.cookies, headers).await
     }
 }
 

@@ -5,8 +5,9 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Login, PublicUrl};
+use crate::config::PublicUrl;
 use crate::oauth::server::authorize::Browser;
+use crate::oauth::server::{Authority, Snapshot};
 use crate::seal;
 use crate::store::Kind;
 use crate::store::record::{RecordError, Records, Typed};
@@ -101,17 +102,17 @@ fn value<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
 
 /// The session of the request, if it has a live one of a user that there still is.
 pub async fn current(
-    records: &Records,
+    authority: &Authority,
+    snapshot: &Snapshot,
     cookies: &Cookies,
-    login: &Login,
     headers: &HeaderMap,
 ) -> Result<Option<SignedIn>, RecordError> {
     let Some(cookie) = cookies.session(headers) else {
         return Ok(None);
     };
     let key = seal::digest(cookie);
-    match records.get::<Session>(&key).await {
-        Ok(Some(session)) if login.knows(&session.value.user) => {
+    match authority.records.get::<Session>(&key).await {
+        Ok(Some(session)) if authority.admits(snapshot, &session.value.user) => {
             let browser = Browser { user: session.value.user, session: key };
             Ok(Some(SignedIn { browser, csrf: session.value.csrf }))
         }

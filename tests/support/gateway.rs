@@ -59,6 +59,11 @@ impl Route {
         self
     }
 
+    /// The entry as it is written.
+    pub fn document(&self) -> &Value {
+        &self.0
+    }
+
     pub fn without(mut self, key: &str) -> Self {
         if let Some(route) = self.0.as_object_mut() {
             route.remove(key);

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{Connector, connection_key};
+use crate::route::Route;
 use crate::store::record::{RecordError, Typed, Versioned};
 use crate::store::{Kind, Put};
 
@@ -52,7 +53,7 @@ impl Challenge {
 
 impl Connector {
     /// Remembers that a call of `grant` met a challenge.
-    pub async fn challenged(&self, grant: &str, user: &str, route: &str, challenge: &Challenge) {
+    pub async fn challenged(&self, grant: &str, user: &str, route: &Route, challenge: &Challenge) {
         for key in [of_grant(grant), of_connection(&connection_key(user, route))] {
             if let Err(error) = self.remember(&key, challenge).await {
                 tracing::warn!(target: "postern::oauth", %error, "an upstream challenge could not be remembered");
@@ -115,7 +116,7 @@ impl Connector {
 
     /// Whether a refresh of `grant` should fail so that its client brings the user: true once per challenge that
     /// nobody has settled since.
-    pub async fn wants_user(&self, grant: &str, user: &str, route: &str) -> Result<bool, RecordError> {
+    pub async fn wants_user(&self, grant: &str, user: &str, route: &Route) -> Result<bool, RecordError> {
         let key = of_grant(grant);
         for _ in 0..TRIES {
             let open = self.records.readable::<Challenge>(&key).await?.filter(|known| !known.value.settled);
@@ -169,8 +170,8 @@ mod tests {
         Challenge::new(vec![scope.to_owned()], None)
     }
 
-    async fn open_scopes(connector: &Connector) -> Vec<String> {
-        let challenge = connector.open_challenge(&connection_key("alice", "demo"), None).await;
+    async fn open_scopes(connector: &Connector, route: &Route) -> Vec<String> {
+        let challenge = connector.open_challenge(&connection_key("alice", route), None).await;
         let mut scopes = challenge.map(|challenge| challenge.scopes).unwrap_or_default();
         scopes.sort();
         scopes
@@ -179,20 +180,22 @@ mod tests {
     #[tokio::test]
     async fn what_two_instances_meet_at_once_adds_up() {
         let bench = Bench::new();
+        let route = &bench.route();
         let (one, other) = (bench.connector(), bench.connector());
         let (a, b) = (wanting("a"), wanting("b"));
-        tokio::join!(one.challenged("g", "alice", "demo", &a), other.challenged("g", "alice", "demo", &b));
-        assert_eq!(open_scopes(&one).await, ["a", "b"]);
+        tokio::join!(one.challenged("g", "alice", route, &a), other.challenged("g", "alice", route, &b));
+        assert_eq!(open_scopes(&one, route).await, ["a", "b"]);
     }
 
     #[tokio::test]
     async fn a_challenge_fails_one_refresh_and_the_next_one_fails_another() {
         let bench = Bench::new();
+        let route = &bench.route();
         let (one, other) = (bench.connector(), bench.connector());
         for _ in 0..2 {
-            one.challenged("g", "alice", "demo", &wanting("a")).await;
+            one.challenged("g", "alice", route, &wanting("a")).await;
             let (first, second) =
-                tokio::join!(one.wants_user("g", "alice", "demo"), other.wants_user("g", "alice", "demo"));
+                tokio::join!(one.wants_user("g", "alice", route), other.wants_user("g", "alice", route));
             assert_eq!(usize::from(first.unwrap()) + usize::from(second.unwrap()), 1);
         }
     }
@@ -200,25 +203,27 @@ mod tests {
     #[tokio::test]
     async fn a_call_that_goes_through_settles_what_another_process_met() {
         let bench = Bench::new();
-        bench.connector().challenged("g", "alice", "demo", &wanting("a")).await;
+        let route = &bench.route();
+        bench.connector().challenged("g", "alice", route, &wanting("a")).await;
         let restarted = bench.connector();
         assert!(!restarted.is_settled("g"));
         restarted.settle("g").await;
         assert!(restarted.is_settled("g"), "and later calls do not look again");
-        assert!(!restarted.wants_user("g", "alice", "demo").await.unwrap());
-        restarted.challenged("g", "alice", "demo", &wanting("a")).await;
+        assert!(!restarted.wants_user("g", "alice", route).await.unwrap());
+        restarted.challenged("g", "alice", route, &wanting("a")).await;
         assert!(!restarted.is_settled("g"));
-        assert!(restarted.wants_user("g", "alice", "demo").await.unwrap());
+        assert!(restarted.wants_user("g", "alice", route).await.unwrap());
     }
 
     #[tokio::test]
     async fn who_looked_a_moment_ago_cannot_settle_what_came_since() {
         let bench = Bench::new();
+        let route = &bench.route();
         let connector = bench.connector();
-        connector.challenged("g", "alice", "demo", &wanting("a")).await;
+        connector.challenged("g", "alice", route, &wanting("a")).await;
         let seen = bench.records.get::<Challenge>(&of_grant("g")).await.unwrap().unwrap();
-        connector.challenged("g", "alice", "demo", &wanting("b")).await;
+        connector.challenged("g", "alice", route, &wanting("b")).await;
         assert_eq!(connector.close(&of_grant("g"), seen).await.unwrap(), Put::Conflict);
-        assert!(connector.wants_user("g", "alice", "demo").await.unwrap());
+        assert!(connector.wants_user("g", "alice", route).await.unwrap());
     }
 }

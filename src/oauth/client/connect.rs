@@ -48,6 +48,8 @@ pub enum Prospect {
 #[derive(Serialize, Deserialize)]
 struct Pending {
     route: String,
+    /// Where the route led when it was begun.
+    upstream: String,
     user: String,
     session: String,
     plan: Plan,
@@ -109,7 +111,7 @@ impl Connector {
         let Credential::Oauth(oauth) = &route.credential else {
             return Ok(Prospect::NotNeeded);
         };
-        let key = connection_key(user, &route.name);
+        let key = connection_key(user, route);
         let existing = match self.records.connection(&key).await {
             Ok(existing) => existing,
             // Nobody can read it any more: only a new authorization helps.
@@ -184,6 +186,7 @@ impl Connector {
         );
         let pending = Pending {
             route: route.name.clone(),
+            upstream: route.upstream.url.clone(),
             user: user.to_owned(),
             session: session.to_owned(),
             verifier: pkce.verifier,
@@ -227,7 +230,9 @@ impl Connector {
             return Err(CallbackError::Unknown);
         };
         let pending = pending.value;
-        let route = routes.by_name(&pending.route).ok_or(CallbackError::Unknown)?;
+        // Whoever changed the route meanwhile did not ask this user.
+        let route = routes.by_name(&pending.route).filter(|route| route.upstream.url == pending.upstream);
+        let route = route.ok_or(CallbackError::Unknown)?;
         let outcome = self.redeem(route, &pending, returning).await;
         tracing::info!(target: "audit", event = "connect", user, route = %pending.route, issuer = %pending.plan.discovered.server.issuer, ok = outcome.is_ok());
         Ok(Completed { resume: pending.resume, outcome })
@@ -235,19 +240,24 @@ impl Connector {
 
     /// Ends a user's connection for good, here first and then, as far as it can be done, at the authorization server.
     /// Says whether there was one.
-    pub async fn disconnect(
+    pub async fn disconnect(&self, user: &str, route: &Route) -> Result<bool, RecordError> {
+        self.end(&connection_key(user, route), user, &route.name, &route.upstream.policy).await
+    }
+
+    /// As [`Connector::disconnect`], for the connection under this key, wherever its route leads by now.
+    pub async fn end(
         &self,
+        key: &str,
         user: &str,
         route: &str,
         policy: &AddressPolicy,
     ) -> Result<bool, RecordError> {
-        let key = connection_key(user, route);
-        let found = match self.records.connection(&key).await {
+        let found = match self.records.connection(key).await {
             Err(RecordError::Unreadable) => None,
             found => found?,
         };
         // Also where there is none: one may be on its way.
-        self.records.disconnect(&key, DISCONNECTED).await?;
+        self.records.disconnect(key, DISCONNECTED).await?;
         tracing::info!(target: "audit", event = "disconnect", user, route);
         let Some((_, tokens)) = found else {
             return Ok(false);
@@ -295,7 +305,7 @@ impl Connector {
             Outcome::Config(error) => return Err(ConnectError::Token(error)),
         };
         let tokens = tokens(response, pending, now);
-        let key = connection_key(&pending.user, &pending.route);
+        let key = connection_key(&pending.user, route);
         self.records.connect(&key, &tokens, CONNECTION_TTL).await.map_err(|_| ConnectError::Unavailable)?;
         Ok(())
     }
@@ -332,5 +342,6 @@ fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens
         registration: pending.registration_key.clone(),
         user: pending.user.clone(),
         route: pending.route.clone(),
+        rotates: None,
     }
 }

@@ -24,6 +24,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::outbound::Outbound;
+use crate::route::Route;
 use crate::seal;
 use crate::store::record::Records;
 use crate::telemetry::{InFlight, Metrics};
@@ -89,8 +90,9 @@ pub fn issuer_key(issuer: &str) -> String {
     BASE32_NOPAD.encode(digest.as_ref()).chars().take(16).collect::<String>().to_ascii_lowercase()
 }
 
-/// The key of a user's connection at a route.
-pub fn connection_key(user: &str, route: &str) -> String {
-    // Route names have no NUL, so no two pairs meet.
-    seal::digest(&format!("{route}\0{user}"))
+/// The key of a user's connection at a route: another server under the name of a route is another connection, so that
+/// nobody's token is ever shown to a server that it was not given for.
+pub fn connection_key(user: &str, route: &Route) -> String {
+    // Neither names nor URLs have a NUL, so no two of them meet.
+    seal::digest(&format!("{}\0{}\0{user}", route.name, route.upstream.url))
 }

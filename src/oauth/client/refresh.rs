@@ -5,6 +5,7 @@
 //! never costs the connection. The order is that of `Store::acquire`, `sent`, `commit`; this file is the way there,
 //! [`redeem`] what an owner does. The work runs in a task of its own: a client that hangs up cannot lose an answer.
 mod event;
+mod profile;
 mod redeem;
 
 use std::sync::Arc;

@@ -17,6 +17,7 @@ use super::authorize::Request;
 use super::claim::claim;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot, client};
+use crate::config::ACCESS_TOKEN_TTL_MAX;
 use crate::seal;
 use crate::store::record::{Typed, Versioned};
 use crate::store::{Kind, Put};
@@ -142,6 +143,9 @@ pub async fn redeem(
     {
         return Err(INVALID);
     }
+    if !authority.admits(snapshot, &code.user) {
+        return Err(INVALID);
+    }
     check_resource(snapshot, &code.resource, redemption.resource)?;
     let now = authority.clock.now();
     let secret = fresh_token()?;
@@ -161,7 +165,7 @@ pub async fn redeem(
     if spent || !claim(authority, &key, &code.grant, &mut grant, ttl).await? {
         // Somebody has the code who should not: what the first use got is withdrawn (RFC 6749 §4.1.2).
         tracing::warn!(target: "audit", event = "code_replayed", user = %grant.user, client = %grant.client_id);
-        withdraw(authority, snapshot, &code.grant).await?;
+        withdraw(authority, &code.grant).await?;
         return Err(INVALID);
     }
     client::keep(&authority.records, &grant.client_id, now).await;
@@ -201,14 +205,19 @@ pub async fn refresh(
                 return Err(INVALID);
             }
             tracing::warn!(target: "audit", event = "refresh_token_reused", user = %grant.user, client = %grant.client_id);
-            withdraw(authority, snapshot, id).await?;
+            withdraw(authority, id).await?;
             return Err(INVALID);
         }
-        if !snapshot.config.login.knows(&grant.user) {
+        if !authority.admits(snapshot, &grant.user) {
             return Err(Refusal::invalid_grant("the user is no longer known here"));
         }
+        // Not for good: a route that was taken away by mistake comes back, and with it what was granted for it.
+        let route = snapshot
+            .routes
+            .by_resource(&grant.resource)
+            .ok_or(Refusal::invalid_target("the MCP server is no longer published here"))?;
         // Some clients only ever re-authorize when a refresh fails, so while the upstream wants the user again it does.
-        if authority.connector.wants_user(id, &grant.user, &grant.route).await? {
+        if authority.connector.wants_user(id, &grant.user, route).await? {
             return Err(Refusal::invalid_grant("the MCP server asks the user to authorize again"));
         }
         let next = fresh_token()?;
@@ -267,18 +276,16 @@ pub async fn revoke(
         },
     };
     tracing::info!(target: "audit", event = "grant_revoked", client = %client_id);
-    withdraw(authority, snapshot, &id).await
+    withdraw(authority, &id).await
 }
 
-/// How long a revoked grant has to be remembered: until its last access token has expired for certain.
-pub fn remember_revoked(access_token_ttl: Duration) -> Duration {
-    access_token_ttl + Duration::from_secs(60)
-}
+/// How long a revoked grant has to be remembered: until its last access token has expired for certain, also when the
+/// configuration has been given a shorter lifetime since.
+pub const REMEMBER_REVOKED: Duration = ACCESS_TOKEN_TTL_MAX.saturating_add(Duration::from_secs(60));
 
 /// Ends a grant for good: refresh tokens at once, access tokens as soon as every instance has heard.
-async fn withdraw(authority: &Authority, snapshot: &Snapshot, grant: &str) -> Result<(), Refusal> {
-    let remember = remember_revoked(snapshot.config.oauth_server.access_token_ttl);
-    authority.records.tombstone::<Grant>(grant, remember.max(CODE_TTL)).await?;
+async fn withdraw(authority: &Authority, grant: &str) -> Result<(), Refusal> {
+    authority.records.tombstone::<Grant>(grant, REMEMBER_REVOKED).await?;
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 //! file. Everything here works on plain types; `web` puts HTTP, cookies and pages around it.
 pub mod access_token;
 pub mod authorize;
+pub mod block;
 mod claim;
 pub mod client;
 pub mod consent;
@@ -11,6 +12,7 @@ pub mod params;
 pub mod redirect;
 pub mod refusal;
 pub mod register;
+pub mod revoked;
 pub mod token;
 pub mod token_keys;
 
@@ -38,6 +40,7 @@ pub struct Authority {
     pub records: Records,
     pub connector: Arc<Connector>,
     pub clients: client::Clients,
+    pub revoked: revoked::Revoked,
     snapshot: ArcSwap<Snapshot>,
 }
 
@@ -59,6 +62,7 @@ impl Authority {
             records,
             connector,
             clients: client::Clients::default(),
+            revoked: revoked::Revoked::default(),
             snapshot: ArcSwap::from_pointee(snapshot),
         }
     }
@@ -70,6 +74,22 @@ impl Authority {
     /// Whether tokens can be judged: not before their keys are known.
     pub fn is_ready(&self) -> bool {
         self.snapshot.load().keys.is_known()
+    }
+
+    /// Whether this is a user of ours who is not kept out.
+    pub fn admits(&self, snapshot: &Snapshot, user: &str) -> bool {
+        snapshot.config.login.knows(user) && !self.revoked.has_user(user)
+    }
+
+    /// From the next request on this configuration and its routes count.
+    pub fn use_config(&self, config: Config) {
+        let routes = Arc::new(Table::new(&config.server.public_url, &config.routes));
+        let config = Arc::new(config);
+        self.snapshot.rcu(|snapshot| Snapshot {
+            config: Arc::clone(&config),
+            routes: Arc::clone(&routes),
+            keys: Arc::clone(&snapshot.keys),
+        });
     }
 
     /// From the next request on these keys count.

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
 
 use super::event::{self, Step};
 use super::{BACKOFF, LEASE, POLL, Renewed};
-use crate::config::{Credential, RefreshRotation};
 use crate::failpoint;
 use crate::oauth::client::Connector;
 use crate::oauth::client::connect::CONNECTION_TTL;
@@ -52,7 +52,7 @@ impl Connector {
         let Some(refresh_token) = &tokens.refresh_token else {
             return ends.dead("no_refresh_token").await;
         };
-        if let Some(wait) = self.probe_not_before(route, &acquired, &tokens, takeover) {
+        if let Some(wait) = self.probe_not_before(route, &acquired, &tokens, takeover).await {
             return ends.ambiguous(wait).await;
         }
         let registration = match self.records.get::<Registration>(&tokens.registration).await {
@@ -101,7 +101,12 @@ impl Connector {
                 ends.transient("transient", retry_after.unwrap_or(BACKOFF).max(BACKOFF)).await
             }
             Outcome::Ambiguous => ends.ambiguous(BACKOFF).await,
-            Outcome::Dead => ends.dead("dead").await,
+            Outcome::Dead => {
+                if takeover == Some(Phase::Sent) {
+                    self.was_seen_strict(&tokens.issuer).await;
+                }
+                ends.dead("dead").await
+            }
             Outcome::Config(error) => {
                 tracing::error!(target: "postern::refresh", route = %route.name, issuer = %tokens.issuer, %error, "the authorization server refuses this client: check its registration");
                 ends.transient("config", BACKOFF_CONFIG).await
@@ -112,18 +117,17 @@ impl Connector {
     /// An earlier answer is missing, so the refresh token may be spent. Trying it again finds out, and at most servers
     /// saves the connection; a server that takes it for theft ends the connection instead. There it is tried only when
     /// the access token is of no more use, so that the earlier owner can come back with the answer until then.
-    fn probe_not_before(
+    async fn probe_not_before(
         &self,
         route: &Route,
         acquired: &Connection,
         tokens: &Tokens,
         takeover: Option<Phase>,
     ) -> Option<Duration> {
-        let strict = match &route.credential {
-            Credential::Oauth(oauth) => oauth.refresh_rotation == Some(RefreshRotation::Strict),
-            _ => false,
-        };
-        if takeover != Some(Phase::Sent) || !strict || acquired.refused >= acquired.generation {
+        if takeover != Some(Phase::Sent)
+            || acquired.refused >= acquired.generation
+            || !self.is_strict(route, tokens).await
+        {
             return None;
         }
         tokens.expires_at?.duration_since(self.clock.now()).ok().filter(|left| !left.is_zero())
@@ -268,7 +272,11 @@ fn merged(old: Tokens, response: TokenResponse, now: std::time::SystemTime) -> T
     } else {
         Some(std::time::UNIX_EPOCH)
     };
+    let replaced = |old: &SecretString| {
+        response.refresh_token.as_ref().is_some_and(|new| new.expose_secret() != old.expose_secret())
+    };
     Tokens {
+        rotates: old.refresh_token.as_ref().map(replaced),
         access_token: if response.usable { response.access_token } else { old.access_token },
         refresh_token: response.refresh_token.or(old.refresh_token),
         expires_at,

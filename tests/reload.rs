@@ -1,0 +1,223 @@
+//! What SIGHUP changes in a running gateway, what it leaves alone, and that no request notices.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::browser::Browser;
+use support::client::{Client, Tokens};
+use support::cluster::{Cluster, Shared, address_of, store_at};
+use support::gateway::{Gateway, PASSWORD_HASH, Route};
+use support::mcp::McpAnswer;
+use support::redis::Redis;
+use support::upstream::Upstream;
+use support::{PATIENCE, eventually, http_client};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+async fn whoami(gateway: &Gateway, tokens: &Tokens) -> McpAnswer {
+    gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await
+}
+
+async fn sign_in(gateway: &Gateway, user: &str) -> (Client, Tokens) {
+    let client = Client::register(gateway).await;
+    let tokens = client.sign_in(&mut Browser::of(user), "demo").await;
+    (client, tokens)
+}
+
+/// How often a reload ended so.
+async fn reloads(gateway: &Gateway, outcome: &str) -> u64 {
+    let text = gateway.http.get(gateway.admin("/metrics")).send().await.unwrap().text().await.unwrap();
+    let line = format!("postern_config_reloads_total{{outcome=\"{outcome}\"}} ");
+    text.lines().find_map(|found| found.strip_prefix(&line)).map_or(0, |count| count.parse().unwrap())
+}
+
+/// Sends SIGHUP and waits until it is carried out.
+async fn reload(gateway: &Gateway, outcome: &str) {
+    let before = reloads(gateway, outcome).await;
+    gateway.hang_up();
+    eventually(PATIENCE, || async { reloads(gateway, outcome).await > before }).await;
+}
+
+fn routes(routes: &[Route]) -> Value {
+    routes.iter().map(|route| route.document().clone()).collect()
+}
+
+#[tokio::test]
+async fn sr_f26_a_route_that_is_taken_away_is_gone_and_comes_back_with_what_was_granted() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::before(&upstream).await;
+    let (client, tokens) = sign_in(&gateway, "alice").await;
+    assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    let route = Route::oauth("demo", &upstream);
+    gateway.reconfigure("routes", routes(&[Route::open("other", &upstream)]));
+    reload(&gateway, "ok").await;
+    assert_eq!(whoami(&gateway, &tokens).await.status, 404);
+    let refused = client.refresh(&tokens.refresh_token).await;
+    assert_eq!((refused.status(), refused.error().as_deref()), (400, Some("invalid_target")));
+    let metadata = gateway.url("/.well-known/oauth-protected-resource/demo");
+    assert_eq!(gateway.http.get(&metadata).send().await.unwrap().status(), 404);
+    // The new one is there at once, and the token of the old one is not for it.
+    let at_other = gateway.mcp("other").bearer(&tokens.access_token).tool("echo", json!({})).await;
+    assert_eq!(at_other.status, 401);
+    gateway.reconfigure("routes", routes(&[route]));
+    reload(&gateway, "ok").await;
+    assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 200);
+    assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_takes_over_a_route_never_sees_the_tokens_of_the_one_before() {
+    let (before, after) = (Upstream::start().await, Upstream::start().await);
+    let gateway = Gateway::before(&before).await;
+    let (_, tokens) = sign_in(&gateway, "alice").await;
+    assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    gateway.reconfigure("routes", routes(&[Route::oauth("demo", &after)]));
+    reload(&gateway, "ok").await;
+    let answer = whoami(&gateway, &tokens).await;
+    assert_eq!(answer.status, 401, "the user is sent to the new server: {}", answer.body);
+    assert!(after.calls_with_token().is_empty());
+    let (_, tokens) = sign_in(&gateway, "alice").await;
+    assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    assert_eq!(after.authorization.token_requests("authorization_code").len(), 1);
+    // And back: the connection to the first is as it was.
+    gateway.reconfigure("routes", routes(&[Route::oauth("demo", &before)]));
+    reload(&gateway, "ok").await;
+    assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    assert_eq!(before.authorization.token_requests("authorization_code").len(), 1);
+}
+
+#[tokio::test]
+async fn sr_f26_a_wrong_configuration_changes_nothing_and_says_why() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::before(&upstream).await;
+    let (_, tokens) = sign_in(&gateway, "alice").await;
+    let good = std::fs::read_to_string(gateway.config_file()).unwrap();
+    for (wrong, said) in [
+        ("server: [".to_owned(), "not valid YAML"),
+        (good.replace("\"routes\"", "\"rotues\""), "rotues"),
+        (good.replace("\"oauth\"", "\"magic\""), "routes[0].credential.kind"),
+    ] {
+        std::fs::write(gateway.config_file(), wrong).unwrap();
+        reload(&gateway, "failed").await;
+        gateway.output.shows(said).await;
+        assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    }
+    std::fs::write(gateway.config_file(), good).unwrap();
+    reload(&gateway, "ok").await;
+    assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    gateway.output.assert_no_secret();
+}
+
+#[tokio::test]
+async fn a_user_taken_out_of_the_file_is_out_at_once() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::before(&upstream).await;
+    let ((client, alice), (_, bob)) = (sign_in(&gateway, "alice").await, sign_in(&gateway, "bob").await);
+    gateway.reconfigure("login.local.users", json!([{"username": "bob", "password_hash": PASSWORD_HASH}]));
+    reload(&gateway, "ok").await;
+    assert_eq!(whoami(&gateway, &alice).await.status, 401);
+    assert_eq!(client.refresh(&alice.refresh_token).await.error().as_deref(), Some("invalid_grant"));
+    assert_eq!(whoami(&gateway, &bob).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_waits_for_a_restart_is_named_and_left_as_it_was() {
+    let upstream = Upstream::open().await;
+    let gateway = Gateway::builder().route(Route::open("demo", &upstream)).start().await;
+    let (_, tokens) = sign_in(&gateway, "alice").await;
+    gateway.reconfigure("server.public_url", json!("http://127.0.0.1:1"));
+    gateway.reconfigure("server.drain_timeout", json!("7s"));
+    gateway.reconfigure("server.allowed_origins", json!(["https://inspector.example.com"]));
+    reload(&gateway, "ok").await;
+    gateway.output.shows("\"keys\":\"server.drain_timeout, server.public_url\"").await;
+    let metadata = gateway.url("/.well-known/oauth-authorization-server");
+    let metadata = gateway.http.get(metadata).send().await.unwrap().text().await.unwrap();
+    let metadata: Value = serde_json::from_str(&metadata).unwrap();
+    assert_eq!(metadata["issuer"], gateway.public_url.as_str());
+    let from = gateway.mcp("demo").bearer(&tokens.access_token);
+    let from = from.header("origin", "https://inspector.example.com");
+    assert_eq!(from.tool("echo", json!({})).await.status, 200, "an origin is taken at once");
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_shown_from_the_next_handshake_on() {
+    let upstream = Upstream::open().await;
+    let gateway = Gateway::builder().tls().route(Route::open("demo", &upstream)).start().await;
+    let path = gateway.url("/");
+    let made = rcgen::generate_simple_self_signed(["localhost".into(), "127.0.0.1".into()]).unwrap();
+    let renewed = http_client(&[reqwest::Certificate::from_der(made.cert.der()).unwrap()]);
+    assert!(renewed.get(&path).send().await.is_err(), "not trusted yet");
+    let directory = gateway.config_file().parent().unwrap().to_owned();
+    std::fs::write(directory.join("tls.crt"), made.cert.pem()).unwrap();
+    std::fs::write(directory.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    reload(&gateway, "ok").await;
+    assert_eq!(renewed.get(&path).send().await.unwrap().status(), 200);
+    assert!(http_client(&gateway.roots).get(&path).send().await.is_err(), "the old one is gone");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_f26_no_request_notices_a_storm_of_reloads() {
+    let upstream = Upstream::start().await;
+    let gateway = Arc::new(Gateway::before(&upstream).await);
+    let (_, tokens) = sign_in(&gateway, "alice").await;
+    let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let callers: Vec<_> = (0..4)
+        .map(|_| {
+            let (gateway, tokens) = (Arc::clone(&gateway), tokens.clone());
+            let (done, served) = (Arc::clone(&done), Arc::clone(&served));
+            tokio::spawn(async move {
+                while !done.load(Ordering::Relaxed) {
+                    let answer = whoami(&gateway, &tokens).await;
+                    assert_eq!(answer.status, 200, "{}", answer.body);
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            })
+        })
+        .collect();
+    let good = std::fs::read_to_string(gateway.config_file()).unwrap();
+    for round in 0..60 {
+        // Now and then a wrong one, and one with another route beside.
+        match round % 3 {
+            0 => std::fs::write(gateway.config_file(), "nonsense: [").unwrap(),
+            1 => std::fs::write(gateway.config_file(), &good).unwrap(),
+            _ => gateway.reconfigure(
+                "routes",
+                routes(&[Route::oauth("demo", &upstream), Route::open("beside", &upstream)]),
+            ),
+        }
+        reload(&gateway, if round % 3 == 0 { "failed" } else { "ok" }).await;
+    }
+    done.store(true, Ordering::Relaxed);
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    assert!(served.load(Ordering::Relaxed) > 50);
+    assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_route_counts_at_every_instance_within_a_second() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let route = Route::oauth("demo", &upstream);
+    let shared = Shared::new(store_at(address_of(&redis)), vec![route.clone()]);
+    let cluster = Cluster::of(3, shared).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    let moved = [Route::oauth("demo", &upstream).with("path", json!("/moved"))];
+    for instance in &cluster.instances {
+        instance.reconfigure("routes", routes(&moved));
+    }
+    let changed = Instant::now();
+    cluster.instances.iter().for_each(Gateway::hang_up);
+    for instance in 0..3 {
+        eventually(SECOND, || async { whoami(&cluster.instances[instance], &tokens).await.status == 404 })
+            .await;
+    }
+    assert!(changed.elapsed() < SECOND, "{:?}", changed.elapsed());
+}
