@@ -5,12 +5,13 @@ use std::time::SystemTime;
 
 use http::{HeaderMap, header};
 
-use crate::oauth::server::access_token::{Keys, OpenError, Opened, PREFIX};
-use crate::oauth::server::revoked::Revoked;
+use crate::oauth::server::access_token::PREFIX;
+use crate::oauth::server::standing::{Holder, NoStanding, Standing};
+use crate::route::Route;
 
 /// Who is calling, proven by a token of ours. Only [`authenticate`] makes one.
 pub struct Caller {
-    token: Opened,
+    holder: Holder,
 }
 
 /// Why a request has no caller.
@@ -27,7 +28,7 @@ pub enum AuthnError {
     Invalid,
     #[error("access token has expired")]
     Expired,
-    /// Its grant was, or its user is blocked.
+    /// Its grant was, or its client, or its user is blocked.
     #[error("grant was revoked")]
     Revoked,
     /// Ours: it cannot be judged yet.
@@ -38,8 +39,7 @@ pub enum AuthnError {
 /// Proves who is calling.
 pub fn authenticate(
     headers: &HeaderMap,
-    keys: &Keys,
-    revoked: &Revoked,
+    standing: &Standing<'_>,
     now: SystemTime,
 ) -> Result<Caller, AuthnError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
@@ -58,15 +58,13 @@ pub fn authenticate(
     if has_second_credential(token) {
         return Err(AuthnError::Malformed);
     }
-    let token = keys.open(token, now).map_err(|error| match error {
-        OpenError::Foreign => AuthnError::Invalid,
-        OpenError::Expired => AuthnError::Expired,
-        OpenError::NotReady => AuthnError::NotReady,
+    let holder = standing.holder(token, now).map_err(|error| match error {
+        NoStanding::Foreign => AuthnError::Invalid,
+        NoStanding::Expired => AuthnError::Expired,
+        NoStanding::Revoked => AuthnError::Revoked,
+        NoStanding::NotReady => AuthnError::NotReady,
     })?;
-    if revoked.has_grant(token.grant()) || revoked.has_user(token.subject()) {
-        return Err(AuthnError::Revoked);
-    }
-    Ok(Caller { token })
+    Ok(Caller { holder })
 }
 
 /// Whether another credential follows in the same header. Space and comma alone do not say so: a token that was
@@ -80,24 +78,69 @@ fn has_second_credential(token: &str) -> bool {
 
 impl Caller {
     pub fn subject(&self) -> &str {
-        self.token.subject()
+        match &self.holder {
+            Holder::User(token) | Holder::Client { token, .. } => token.subject(),
+            Holder::Service(account) => &account.subject,
+        }
     }
+
     pub fn client(&self) -> &str {
-        self.token.client()
+        match &self.holder {
+            Holder::User(token) | Holder::Client { token, .. } => token.client(),
+            Holder::Service(account) => &account.subject,
+        }
     }
-    /// Id of the grant, the one to be revoked.
+
+    /// Id of the grant, the one to be revoked; of a service account, what stands for it.
     pub fn grant(&self) -> &str {
-        self.token.grant()
+        match &self.holder {
+            Holder::User(token) | Holder::Client { token, .. } => token.grant(),
+            Holder::Service(account) => &account.digest,
+        }
     }
-    /// The resource the token was issued for.
-    pub fn audience(&self) -> &str {
-        self.token.audience()
+
+    /// Whose connections are used. `None`: nobody's, for a program that acts for no user.
+    pub fn user(&self) -> Option<&str> {
+        match &self.holder {
+            Holder::User(token) => Some(token.subject()),
+            Holder::Client { machine, .. } => machine.acts_for.as_deref(),
+            Holder::Service(account) => account.acts_for.as_deref(),
+        }
     }
+
+    /// Whether a person is there who could be asked.
+    pub fn is_person(&self) -> bool {
+        matches!(self.holder, Holder::User(_))
+    }
+
+    /// Whether the token was issued for this route (RFC 8707 §2).
+    pub fn is_for(&self, route: &Route) -> bool {
+        match &self.holder {
+            Holder::User(token) => token.audience() == route.resource,
+            // Taken off the list, a route is shut for tokens that were made for it.
+            Holder::Client { token, machine } => {
+                token.audience() == route.resource && machine.routes.contains(&route.name)
+            }
+            Holder::Service(account) => account.routes.contains(&route.name),
+        }
+    }
+
     pub fn has_scope(&self, scope: &str) -> bool {
-        self.scopes().any(|own| own == scope)
+        match &self.holder {
+            Holder::User(token) | Holder::Client { token, .. } => {
+                token.scope().split(' ').any(|own| own == scope)
+            }
+            // What it may is said by its routes.
+            Holder::Service(_) => true,
+        }
     }
+
     pub fn scopes(&self) -> impl Iterator<Item = &str> {
-        self.token.scope().split(' ')
+        let scope = match &self.holder {
+            Holder::User(token) | Holder::Client { token, .. } => token.scope(),
+            Holder::Service(_) => "",
+        };
+        scope.split(' ')
     }
 }
 
@@ -105,7 +148,10 @@ impl Caller {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
-    use crate::oauth::server::access_token::Claims;
+    use crate::config::{self, Config};
+    use crate::oauth::server::access_token::{Claims, Keys};
+    use crate::oauth::server::revoked::Revoked;
+    use crate::oauth::server::service::Services;
     use http::HeaderValue;
     use std::time::{Duration, UNIX_EPOCH};
 
@@ -136,7 +182,21 @@ mod tests {
                 HeaderValue::from_str(&value.replace("TOKEN", &token)).unwrap(),
             );
         }
-        authenticate(&headers, &keys, revoked, now())
+        judged(&headers, &keys, revoked)
+    }
+
+    fn judged(headers: &HeaderMap, keys: &Keys, revoked: &Revoked) -> Result<Caller, AuthnError> {
+        let standing = Standing { keys, revoked, services: &Services::default(), config: &alices() };
+        authenticate(headers, &standing, now())
+    }
+
+    /// A configuration in which Alice is a user.
+    fn alices() -> Config {
+        let text = r#"{"server": {"public_url": "http://127.0.0.1:8080", "listen": ["127.0.0.1:8080"]},
+            "login": {"local": {"users": [{"username": "alice", "password_hash":
+            "$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8"}]}},
+            "routes": []}"#;
+        config::parse(text, "test", &config::Process).unwrap_or_else(|report| panic!("{report}"))
     }
 
     #[test]
@@ -144,8 +204,8 @@ mod tests {
         for value in ["Bearer TOKEN", "bearer TOKEN", "BEARER  TOKEN"] {
             let caller = judge(&[value], &Revoked::default()).ok().unwrap();
             assert_eq!(
-                (caller.subject(), caller.audience(), caller.has_scope("x"), caller.has_scope("mcp")),
-                ("alice", "r", true, false)
+                (caller.subject(), caller.user(), caller.has_scope("x"), caller.has_scope("mcp")),
+                ("alice", Some("alice"), true, false)
             );
         }
     }
@@ -181,7 +241,7 @@ mod tests {
             // Control characters are no header at all.
             let Ok(value) = HeaderValue::from_bytes(&bytes) else { continue };
             let headers = HeaderMap::from_iter([(header::AUTHORIZATION, value)]);
-            let refused = authenticate(&headers, &keys, &Revoked::default(), now()).err();
+            let refused = judged(&headers, &keys, &Revoked::default()).err();
             assert_eq!(refused, Some(AuthnError::Invalid), "bit {bit}");
             flips += 1;
         }

@@ -13,7 +13,8 @@ use tokio::sync::{Mutex, broadcast};
 use crate::credential::Connections;
 use crate::oauth::server::grant::REMEMBER_REVOKED;
 use crate::oauth::server::{Authority, block, token_keys};
-use crate::store::{Change, Kind, Store, StoreError, export};
+use crate::store::record::RecordError;
+use crate::store::{Change, Kind, Store, export};
 
 const SWEEP: Duration = Duration::from_secs(60);
 const AGAIN: Duration = Duration::from_millis(250);
@@ -52,14 +53,18 @@ impl BackgroundService for Upkeep {
     }
 }
 
-/// What is revoked and who is blocked, from the store into memory.
-pub async fn read_revoked(authority: &Authority) -> Result<(), StoreError> {
+/// What is revoked, who is blocked and which programs may call, from the store into memory.
+pub async fn read_revoked(authority: &Authority) -> Result<(), RecordError> {
     let store = authority.records.store();
     let until = authority.clock.now() + REMEMBER_REVOKED;
     for grant in store.tombstones(Kind::Grant).await? {
         authority.revoked.revoke(grant, until);
     }
+    for client in store.tombstones(Kind::Client).await? {
+        authority.revoked.revoke_client(client, until);
+    }
     authority.revoked.block_only(block::blocked(&authority.records).await?);
+    authority.services.read(&authority.records).await?;
     Ok(())
 }
 
@@ -94,6 +99,20 @@ impl Upkeep {
                     }
                 }
             }
+            // As a grant; a client whose registration ends in its time is heard of by nobody.
+            Change::Of { kind: Kind::Client, key } => {
+                match self.authority.records.store().get(Kind::Client, &key).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => {
+                        let until = self.authority.clock.now() + REMEMBER_REVOKED;
+                        self.authority.revoked.revoke_client(key, until);
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "whether a client was deleted is not known yet");
+                        return false;
+                    }
+                }
+            }
             Change::Of { kind: Kind::Block, key } => {
                 match self.authority.records.store().get(Kind::Block, &key).await {
                     Ok(Some(_)) => self.authority.revoked.block(key),
@@ -102,6 +121,13 @@ impl Upkeep {
                         tracing::warn!(%error, "whether a user was blocked is not known yet");
                         return false;
                     }
+                }
+            }
+            Change::Of { kind: Kind::Service, key } => {
+                let changed = self.authority.services.changed(&self.authority.records, &key).await;
+                if let Err(error) = changed {
+                    tracing::warn!(%error, "a service account cannot be read yet");
+                    return false;
                 }
             }
             Change::Of { kind: Kind::Key, .. } => return self.read_keys().await,

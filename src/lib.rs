@@ -17,7 +17,8 @@
 //! oauth       server  we are the authorization server · client  we are the client
 //! route       host and path → Route · mcp  what the protocol's headers say · challenge  WWW-Authenticate
 //! demo        an MCP server with an authorization server of its own, for cli alone
-//! store       records, one trait · outbound  the only HTTP client · seal · telemetry · config · clock · failpoint
+//! store       records, one trait · outbound  the only HTTP client · jose  tokens that others signed · seal · telemetry ·
+//!             config · clock · failpoint
 //! ```
 //!
 //! The client's token never goes upstream, the upstream's never comes down.
@@ -32,6 +33,7 @@ pub mod demo;
 pub mod failpoint;
 pub mod gateway;
 pub mod inject;
+pub mod jose;
 pub mod mcp;
 pub mod oauth;
 pub mod origin;

@@ -24,7 +24,7 @@ pub enum Denied {
 
 /// Decides whether `caller` may use `route`.
 pub fn permit<'a>(caller: &'a Caller, route: &'a Arc<Route>) -> Result<Permit<'a>, Denied> {
-    if caller.audience() != route.resource {
+    if !caller.is_for(route) {
         return Err(Denied::Audience);
     }
     if route.scopes.iter().any(|scope| !caller.has_scope(scope)) {

@@ -32,6 +32,9 @@ pub enum Failure {
     /// The user has to authorize at the upstream; the client gets there by authorizing again.
     #[error("the user has to authorize at the upstream")]
     NeedsUser,
+    /// As that, but a program calls, which nobody can send anywhere.
+    #[error("the upstream wants a user, and this program acts for none who is connected")]
+    NeedsConnection,
     #[error(transparent)]
     Origin(#[from] OriginError),
     #[error(transparent)]
@@ -117,6 +120,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         }
         Failure::Malformed(_) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed"),
         Failure::NeedsUser => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
+        Failure::NeedsConnection => (StatusCode::FORBIDDEN, "access_denied", "needs_connection"),
         Failure::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed", "origin"),
         Failure::Route(RouteError::NotFound) => (StatusCode::NOT_FOUND, "not_found", "no_route"),
         Failure::Route(RouteError::UnknownHost) => {

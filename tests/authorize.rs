@@ -592,7 +592,8 @@ async fn sr_t07_two_tabs_from_sign_in_to_token() {
     let rig = Rig::start().await;
     let mut browser = Browser::new();
     browser.stop_before(REDIRECT);
-    let (one, two) = (rig.client(&[REDIRECT]).await, rig.client(&[REDIRECT]).await);
+    let (one, two) =
+        (rig.client(&[REDIRECT]).await, rig.client(&[REDIRECT, "https://client.example/other"]).await);
     let (first, second) = (one.authorization("demo"), two.authorization("demo"));
     // Nobody is signed in, so both tabs show the form; the user fills in both before answering anything.
     let sign_in_one = browser.go(&first.url()).await.page();

@@ -7,13 +7,10 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use postern::clock::Clock;
 use postern::config::Cimd;
-use postern::oauth::server::client::{ClientError, Clients};
+use postern::oauth::server::client::ClientError;
+use postern::oauth::server::client::document::Documents;
 use postern::outbound::{Outbound, Settings};
-use postern::seal::{Sealer, SealingKey};
-use postern::store::embedded::Embedded;
-use postern::store::record::Records;
 use serde_json::{Value, json};
 use support::body::endless;
 use support::browser::{Arrival, Browser, Page};
@@ -98,6 +95,8 @@ fn assert_known(page: &Page) {
 
 // === metadata ===
 
+const METHODS: [&str; 4] = ["none", "client_secret_basic", "client_secret_post", "private_key_jwt"];
+
 #[tokio::test]
 async fn sr_as_01_02_the_metadata_lists_exactly_what_there_is() {
     let upstream = Upstream::open().await;
@@ -116,8 +115,10 @@ async fn sr_as_01_02_the_metadata_lists_exactly_what_there_is() {
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],
         "grant_types_supported": ["authorization_code", "refresh_token"],
-        "token_endpoint_auth_methods_supported": ["none"],
-        "revocation_endpoint_auth_methods_supported": ["none"],
+        "token_endpoint_auth_methods_supported": METHODS,
+        "token_endpoint_auth_signing_alg_values_supported": ["ES256", "ES384", "EdDSA", "RS256", "PS256"],
+        "revocation_endpoint_auth_methods_supported": METHODS,
+        "revocation_endpoint_auth_signing_alg_values_supported": ["ES256", "ES384", "EdDSA", "RS256", "PS256"],
         "code_challenge_methods_supported": ["S256"],
         "authorization_response_iss_parameter_supported": true,
         "client_id_metadata_document_supported": true,
@@ -162,7 +163,7 @@ async fn sr_as_03_what_is_listed_works_and_what_is_not_listed_is_refused() {
             "{grant}"
         );
     }
-    for path in ["/oauth/introspect", "/oauth/device", "/oauth/par", "/oauth/userinfo", "/oauth/register/x"] {
+    for path in ["/oauth/introspect", "/oauth/device", "/oauth/par", "/oauth/userinfo"] {
         let answer = client.form(path, &Params::new().with("token", &tokens.access_token)).await;
         assert_eq!(answer.status, 404, "{path}");
     }
@@ -217,7 +218,6 @@ async fn sr_as_60_a_registration_says_what_is_in_force() {
         "redirect_uris": ["https://client.example/cb", "http://127.0.0.1:3334/callback"],
         "grant_types": ["authorization_code", "refresh_token", "implicit"],
         "response_types": ["code"],
-        "token_endpoint_auth_method": "client_secret_basic",
         "scope": "everything",
         "application_type": "native",
         "unknown": {"member": true},
@@ -230,7 +230,7 @@ async fn sr_as_60_a_registration_says_what_is_in_force() {
     let id = members.remove("client_id").unwrap();
     assert!(id.as_str().unwrap().len() >= 20, "{id}");
     assert!(members.remove("client_id_issued_at").unwrap().as_u64().unwrap() > 1_700_000_000);
-    // Nothing about what we do not keep, and no secret: clients are public here.
+    // Nothing about what we do not keep, and no secret: without a wish a client is public.
     let in_force = json!({
         "client_name": "Editor",
         "redirect_uris": ["https://client.example/cb", "http://127.0.0.1:3334/callback"],
@@ -240,7 +240,10 @@ async fn sr_as_60_a_registration_says_what_is_in_force() {
     });
     assert_eq!(registered, in_force);
     let again = Client::register_with(&gateway, &asked).await.json();
-    assert_ne!(again["client_id"], id, "every registration is a client of its own");
+    assert_eq!(again["client_id"], id, "a public client is its metadata");
+    let mut other = asked.clone();
+    other["client_name"] = "Another editor".into();
+    assert_ne!(Client::register_with(&gateway, &other).await.json()["client_id"], id);
     let client = Client::known_as(&gateway, id.as_str().unwrap(), "https://client.example/cb");
     client.sign_in(&mut Browser::new(), "demo").await;
 }
@@ -576,18 +579,15 @@ async fn sr_as_71_a_document_out_of_reach_is_not_a_client_unknown() {
 /// The clock of the program cannot be moved from outside, so this drives the same function with one that can.
 #[tokio::test]
 async fn sr_as_71_what_is_remembered_of_a_document_ends_in_time() {
-    let (documents, directory) = (ClientDocuments::start().await, tempfile::tempdir().unwrap());
+    let documents = ClientDocuments::start().await;
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    let store = Embedded::open(directory.path(), Clock::manual(start)).unwrap();
-    let key = SealingKey::new("k", postern::seal::random().unwrap()).unwrap();
-    let records = Records::new(Arc::new(store), Arc::new(Sealer::new(vec![key]).unwrap()));
     let settings = Settings { ca_certificates: Vec::new(), forbidden: Vec::new() };
     let outbound = Outbound::new(settings).unwrap();
-    let cimd = Cimd { enabled: true, allow_private: true };
-    let clients = Clients::default();
+    let cimd = Cimd { enabled: true, allow_private: true, allow_hosts: Vec::new(), deny_hosts: Vec::new() };
+    let known = Documents::default();
     let find = async |path: &str, seconds: u64| {
         let (id, now) = (format!("{}{path}", documents.origin), start + Duration::from_secs(seconds));
-        clients.find(&records, &outbound, &cimd, &id, now).await
+        known.find(&outbound, &cimd, &id, now).await
     };
     let publish = |path: &str, cache: &[(&str, &str)]| {
         let id = format!("{}{path}", documents.origin);
@@ -618,6 +618,14 @@ async fn sr_as_71_what_is_remembered_of_a_document_ends_in_time() {
         publish(path, &[]);
         assert!(find(path, 60).await.is_ok(), "{path}");
     }
+    // A host that does not answer costs a client nothing for a week; one that says no does.
+    const DAY: u64 = 86_400;
+    documents.publish_answer("/down", 503, &[], "");
+    assert!(find("/down", DAY).await.is_ok());
+    assert!(find("/down", 6 * DAY).await.is_ok());
+    assert!(matches!(find("/down", 8 * DAY).await, Err(ClientError::Unavailable)));
+    documents.publish_answer("/absent", 404, &[], "");
+    assert!(matches!(find("/absent", DAY).await, Err(ClientError::Document(_))));
 }
 
 #[tokio::test]

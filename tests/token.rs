@@ -8,9 +8,12 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use postern::clock::Clock;
+use postern::config::ClientAuthMethod;
 use postern::oauth::client::Connector;
 use postern::oauth::server::access_token::Keys;
+use postern::oauth::server::authenticate::Authenticated;
 use postern::oauth::server::authorize;
+use postern::oauth::server::client::Authentication;
 use postern::oauth::server::consent::{ConsentError, Decision, decide};
 use postern::oauth::server::grant::{self, Code, Grant, Redemption, Renewal};
 use postern::oauth::server::{self, Authority, Snapshot};
@@ -598,7 +601,7 @@ async fn sr_as_30_the_token_endpoint_takes_forms_by_post_only() {
 }
 
 #[tokio::test]
-async fn sr_as_33_clients_are_public_and_a_secret_is_refused() {
+async fn sr_as_33_a_public_client_with_a_proof_is_refused() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     let redemption = rig.client.redemption(&code, &request);
@@ -659,6 +662,11 @@ struct Later {
     _directory: tempfile::TempDir,
 }
 
+/// The public client `c`.
+fn c() -> Authenticated {
+    Authenticated { id: "c".into(), method: ClientAuthMethod::None, client: None }
+}
+
 impl Later {
     fn new() -> Self {
         Self::with(|_| {})
@@ -704,6 +712,7 @@ impl Later {
     async fn code(&self, pkce: &Pkce) -> String {
         let request = authorize::Request {
             client_id: "c".into(),
+            client_auth: ClientAuthMethod::None,
             redirect_uri: "https://client.example/cb".into(),
             state: None,
             challenge: pkce.challenge.clone(),
@@ -718,7 +727,7 @@ impl Later {
     /// The answer, or the error's code.
     async fn redeem(&self, code: &str, pkce: &Pkce) -> Result<serde_json::Value, &'static str> {
         let redemption =
-            Redemption { client_id: "c", code, verifier: &pkce.verifier, redirect_uri: None, resource: None };
+            Redemption { client: &c(), code, verifier: &pkce.verifier, redirect_uri: None, resource: None };
         let answer = grant::redeem(&self.authority, &self.authority.snapshot(), &redemption).await;
         answer.map(|answer| serde_json::to_value(answer).unwrap()).map_err(|refusal| refusal.code)
     }
@@ -737,7 +746,7 @@ impl Later {
 
     async fn refresh(&self, tokens: &serde_json::Value) -> Result<serde_json::Value, &'static str> {
         let renewal = Renewal {
-            client_id: "c",
+            client: &c(),
             refresh_token: tokens["refresh_token"].as_str().unwrap(),
             scope: None,
             resource: None,
@@ -827,6 +836,7 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
     let question = async || {
         let request = authorize::Request {
             client_id: "c".into(),
+            client_auth: ClientAuthMethod::None,
             redirect_uri: "https://client.example/cb".into(),
             state: None,
             challenge: Pkce::new().challenge,
@@ -839,6 +849,7 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
             name: None,
             redirect_uris: vec![request.redirect_uri.clone()],
             host: None,
+            auth: Authentication::None,
         };
         let question = authorize::prepare(authority, &snapshot, request, client, &browser).await;
         question.unwrap_or_else(|refused| panic!("{refused:?}")).flow

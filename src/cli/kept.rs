@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{failed, println};
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::oauth::server::service::{self, ServiceAccount, Wanted};
 use crate::oauth::server::{block, token_keys};
 use crate::route::Table;
 use crate::seal;
@@ -257,5 +258,55 @@ pub fn list_users(config: &Config) -> ExitCode {
             })
             .collect();
         Ok::<_, RecordError>((lines.join("\n"), true))
+    })
+}
+
+/// `postern service-accounts create`
+pub fn create_service(config: &Config, wanted: Wanted) -> ExitCode {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+    if wanted.name.is_empty() || wanted.name.len() > 64 || !wanted.name.bytes().all(plain) {
+        return failed("the name of a service account is 1 to 64 letters, digits, `-`, `_` or `.`");
+    }
+    let known = |name: &String| config.routes.iter().any(|route| route.name == *name);
+    if let Some(route) = wanted.routes.iter().find(|route| !known(route)) {
+        return failed(&format!("there is no route {route} in the configuration"));
+    }
+    if let Some(user) = wanted.acts_for.as_deref().filter(|user| !config.login.knows(user)) {
+        return failed(&format!("there is no user {user} in the configuration"));
+    }
+    if wanted.lifetime < Duration::from_secs(1) || wanted.lifetime > service::LIFETIME_MAX {
+        return failed("--expires is from one second to ten years");
+    }
+    on_store(config, async |parts| {
+        let name = wanted.name.clone();
+        Ok::<_, RecordError>(match service::create(&parts.records, wanted, parts.clock.now()).await? {
+            Some(token) => (token, true),
+            None => (format!("there is a service account {name} already: revoke it first"), false),
+        })
+    })
+}
+
+/// `postern service-accounts revoke`
+pub fn revoke_service(config: &Config, name: &str) -> ExitCode {
+    on_store(config, async |parts| {
+        Ok::<_, RecordError>(match service::revoke(&parts.records, name).await? {
+            true => (format!("the token of {name} works nowhere any more"), true),
+            false => (format!("there is no service account {name}"), false),
+        })
+    })
+}
+
+/// `postern service-accounts list`
+pub fn list_services(config: &Config) -> ExitCode {
+    on_store(config, async |parts| {
+        let mut lines: Vec<String> = Vec::new();
+        for (name, account) in parts.records.scan::<ServiceAccount>().await? {
+            let (routes, user) = (account.value.routes.join(","), account.value.acts_for);
+            let end = humantime::format_rfc3339_seconds(account.expires_at);
+            lines.push(format!("{name}\t{routes}\t{}\t{end}", user.as_deref().unwrap_or("-")));
+        }
+        lines.sort();
+        let text = if lines.is_empty() { "no service accounts".to_owned() } else { lines.join("\n") };
+        Ok::<_, RecordError>((text, true))
     })
 }

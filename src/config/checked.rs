@@ -2,6 +2,7 @@
 //!
 //! Runs the checks of each section with one [`Checker`], which collects all problems instead of stopping.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use url::Url;
 
+use super::clients::{self, Cimd, ListedClient, Names};
 use super::document::Node;
 use super::reload::Fixed;
 use super::report::{Key, Problem};
@@ -35,7 +37,7 @@ pub struct Config {
 pub const ACCESS_TOKEN_TTL_MAX: Duration = Duration::from_secs(15 * 60);
 
 /// Postern as authorization server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct OauthServer {
     /// 1 s to 15 min.
     pub access_token_ttl: Duration,
@@ -46,14 +48,20 @@ pub struct OauthServer {
     pub cimd: Cimd,
     /// Whether clients may register themselves (RFC 7591).
     pub dcr_enabled: bool,
+    /// The listed clients, by id.
+    pub listed: HashMap<String, ListedClient>,
 }
 
-/// Clients that are known by the URL of a metadata document.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cimd {
-    pub enabled: bool,
-    /// Whether documents may come from private addresses, and by `http` from loopback ones.
-    pub allow_private: bool,
+impl OauthServer {
+    /// Whether any client may get tokens for itself.
+    pub fn has_machines(&self) -> bool {
+        self.listed.values().any(|client| client.machine.is_some())
+    }
+
+    /// Whether any client may ask about tokens.
+    pub fn has_watchers(&self) -> bool {
+        self.listed.values().any(|client| client.may_introspect)
+    }
 }
 
 /// Postern as OAuth client.
@@ -202,9 +210,11 @@ pub(super) fn check(
         file.store.as_ref(),
         file.sealing_keys.as_ref().is_some_and(|keys| !keys.is_empty()),
     );
-    let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default());
     let oauth_client = oauth_client(&mut check, file.oauth_client);
     let login = login::check(&mut check, &file.login, server.as_ref());
+    let route_names: Vec<String> = file.routes.iter().map(|route| route.name.clone()).collect();
+    let names = Names { routes: &route_names, users: &|user| login.knows(user) };
+    let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names);
     let outbound = outbound(&mut check, file.outbound);
     let routes = route::check(&mut check, &file.routes, public_url);
     match server {
@@ -223,7 +233,7 @@ pub(super) fn check(
     }
 }
 
-fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer) -> OauthServer {
+fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Names<'_>) -> OauthServer {
     let key = Key::top("oauth_server");
     if written.access_token_format == Some(file::AccessTokenFormat::Jwt) {
         let write = "write `access_token_format: sealed` or leave it out";
@@ -254,16 +264,15 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer) -> OauthSe
         MINUTE,
     );
     let clients = written.clients.as_ref();
-    let cimd = clients.and_then(|clients| clients.cimd.as_ref());
+    let cimd = clients::cimd(check, clients.and_then(|clients| clients.cimd.as_ref()));
+    let listed = clients::listed(check, clients.and_then(|clients| clients.listed.as_ref()), names);
     let dcr = clients.and_then(|clients| clients.dcr.as_ref());
     OauthServer {
         access_token_ttl,
         refresh_token_ttl,
         refresh_replay_window,
-        cimd: Cimd {
-            enabled: cimd.and_then(|cimd| cimd.enabled).unwrap_or(true),
-            allow_private: cimd.and_then(|cimd| cimd.allow_private).unwrap_or(false),
-        },
+        cimd,
+        listed,
         dcr_enabled: dcr.and_then(|dcr| dcr.enabled).unwrap_or(true),
     }
 }

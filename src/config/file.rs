@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
 /// `{credential: NAME}`. Relative paths count from the directory Postern is started in.
@@ -185,6 +185,52 @@ pub(super) struct Clients {
     pub(super) cimd: Option<Cimd>,
     /// Dynamic client registration (RFC 7591).
     pub(super) dcr: Option<Dcr>,
+    /// Clients that you know and list here.
+    #[serde(rename = "static")]
+    pub(super) listed: Option<Vec<StaticClient>>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StaticClient {
+    /// Letters, digits, `-`, `_` and `.`.
+    pub(super) client_id: String,
+    /// What people read on the consent page.
+    pub(super) client_name: Option<String>,
+    /// Where answers may go, exactly. None for a client without people.
+    pub(super) redirect_uris: Option<Vec<String>>,
+    /// How it authenticates. Default: `client_secret_basic` with a secret, `private_key_jwt` with keys, else `none`.
+    pub(super) token_endpoint_auth_method: Option<ClientAuthMethod>,
+    /// Its secret.
+    pub(super) client_secret: Option<Secret>,
+    /// `private_key_jwt`: file with its public keys, a JWK set.
+    pub(super) jwks_file: Option<PathBuf>,
+    /// `private_key_jwt`: where its public keys are, an `https` URL.
+    pub(super) jwks_uri: Option<String>,
+    /// Whether it may ask about tokens (`/oauth/introspect`, RFC 7662). Default: `false`.
+    pub(super) introspect: Option<bool>,
+    /// Lets it get tokens for itself (grant `client_credentials`), without people.
+    pub(super) client_credentials: Option<ClientCredentials>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ClientCredentials {
+    /// Names of the routes that it may call.
+    pub(super) routes: Vec<String>,
+    /// The user whose connections it uses at routes with a credential per user. Default: nobody's.
+    pub(super) acts_for: Option<String>,
+}
+
+/// How a client authenticates at our endpoints (RFC 7591 §2).
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ClientAuthMethod {
+    #[default]
+    None,
+    ClientSecretBasic,
+    ClientSecretPost,
+    PrivateKeyJwt,
 }
 
 #[derive(Deserialize, JsonSchema, Default)]
@@ -194,6 +240,11 @@ pub(super) struct Cimd {
     pub(super) enabled: Option<bool>,
     /// Whether documents may lie on private and loopback addresses, and come by `http` from loopback ones. Default: `false`.
     pub(super) allow_private: Option<bool>,
+    /// Hosts that documents may come from, like `claude.ai` or `*.example.com`. Default: any. A document proves only who
+    /// controls its host; whether to let that application in is asked of each user, with the host shown.
+    pub(super) allow_hosts: Option<Vec<String>>,
+    /// Hosts that no document may come from, whatever `allow_hosts` says. Default: none.
+    pub(super) deny_hosts: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, JsonSchema, Default)]

@@ -34,6 +34,9 @@ pub struct User {
     pub password_hash: SecretString,
 }
 
+/// What the names of programs begin with.
+const RESERVED: [&str; 2] = ["client:", "service:"];
+
 /// Checks `login`. `server` is `None` when it is itself in error: then nothing is said about loopback.
 pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Option<&Server>) -> Login {
     let login = Key::top("login");
@@ -58,6 +61,9 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
             || user.username.chars().any(char::is_control)
         {
             check.refuse(&name, "is not a user name", "write 1 to 128 bytes without spaces around them");
+        } else if RESERVED.iter().any(|prefix| user.username.starts_with(prefix)) {
+            let what = "begins like the name of a program";
+            check.refuse(&name, what, "write a name that begins with neither `client:` nor `service:`");
         } else if users.contains_key(&user.username) {
             check.refuse(&name, "is listed twice", "keep one entry per user");
         }

@@ -7,6 +7,7 @@
 //! stage adds to one [`Report`].
 
 mod checked;
+mod clients;
 mod credential;
 mod document;
 mod file;
@@ -24,9 +25,10 @@ mod tls;
 
 use std::path::Path;
 
-pub use checked::{ACCESS_TOKEN_TTL_MAX, Cimd, Config, OauthClient, OauthServer, Outbound};
+pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
+pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine};
 pub use credential::{Credential, OauthCredential};
-pub use file::{AccessLog, RefreshRotation, TokenEndpointAuthMethod};
+pub use file::{AccessLog, ClientAuthMethod, RefreshRotation, TokenEndpointAuthMethod};
 pub use login::{Login, User};
 pub use reload::Fixed;
 pub use report::{Key, Position, Problem, Report};

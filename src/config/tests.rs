@@ -126,14 +126,14 @@ fn minimal_file_gets_all_defaults() {
     assert!(server.threads >= 1 && server.tls.is_empty() && server.allowed_origins.is_empty());
     assert!(matches!(config.store, Store::Embedded));
     assert!(config.sealing_keys.is_empty());
-    let expected = OauthServer {
-        access_token_ttl: Duration::from_secs(600),
-        refresh_token_ttl: Duration::from_secs(30 * 86400),
-        refresh_replay_window: Duration::from_secs(30),
-        cimd: Cimd { enabled: true, allow_private: false },
-        dcr_enabled: true,
-    };
-    assert_eq!(config.oauth_server, expected);
+    let oauth = &config.oauth_server;
+    assert_eq!(oauth.access_token_ttl, Duration::from_secs(600));
+    assert_eq!(oauth.refresh_token_ttl, Duration::from_secs(30 * 86400));
+    assert_eq!(oauth.refresh_replay_window, Duration::from_secs(30));
+    let everybody =
+        Cimd { enabled: true, allow_private: false, allow_hosts: Vec::new(), deny_hosts: Vec::new() };
+    assert_eq!(oauth.cimd, everybody);
+    assert!(oauth.dcr_enabled && oauth.listed.is_empty());
     assert_eq!(config.oauth_client.client_metadata_url, None);
     assert_eq!(config.login.users.len(), 2);
     assert_eq!(config.login.one_click, None);

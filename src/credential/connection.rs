@@ -33,7 +33,8 @@ pub struct Connections {
 
 struct Slot {
     key: Arc<str>,
-    /// What the key was made of, besides the user.
+    /// What the key was made of.
+    user: Box<str>,
     route: Box<str>,
     upstream: Box<str>,
     known: ArcSwap<Known>,
@@ -82,7 +83,10 @@ impl Connections {
         refused: Option<&Outdated>,
         now: SystemTime,
     ) -> Result<Credential, Unresolved> {
-        let slot = self.slot(caller, route);
+        // Nobody's connection: the upstream may do without.
+        let Some(slot) = self.slot(caller, route) else {
+            return Ok(Credential { header: None, source: Source::Anonymous });
+        };
         if let Some(refused) = refused {
             self.mark_refused(&slot, refused).await;
         }
@@ -111,8 +115,10 @@ impl Connections {
 
     /// Whether a user whom we took for not connected is, by now: the news from the store may still be under way.
     pub async fn has_appeared(&self, caller: &Caller, route: &Route) -> bool {
-        let slot = self.slot(caller, route);
-        matches!(self.load(&slot).await.as_deref(), Ok(Known::Token(_)))
+        match self.slot(caller, route) {
+            Some(slot) => matches!(self.load(&slot).await.as_deref(), Ok(Known::Token(_))),
+            None => false,
+        }
     }
 
     /// The upstream refused the token of this generation, and there is no newer one: never used again.
@@ -168,24 +174,27 @@ impl Connections {
         self.by_grant.clear();
     }
 
-    fn slot(&self, caller: &Caller, route: &Route) -> Arc<Slot> {
+    /// `None`: a program that acts for no user.
+    fn slot(&self, caller: &Caller, route: &Route) -> Option<Arc<Slot>> {
+        let user = caller.user()?;
         if let Some(slot) = self.by_grant.get(caller.grant())
-            && slot.is_at(route)
+            && slot.is_at(user, route)
         {
-            return Arc::clone(&slot);
+            return Some(Arc::clone(&slot));
         }
         if self.by_grant.len() > SLOTS_MAX {
             self.forget_all();
         }
-        let key = connection_key(caller.subject(), route);
-        let slot =
-            Arc::clone(&self.by_key.entry(key.as_str().into()).or_insert_with(|| Slot::new(&key, route)));
+        let key = connection_key(user, route);
+        let slot = Arc::clone(
+            &self.by_key.entry(key.as_str().into()).or_insert_with(|| Slot::new(&key, user, route)),
+        );
         self.by_grant.insert(caller.grant().into(), Arc::clone(&slot));
         // A slot that is found by grant alone would hear of nothing any more.
         if !self.by_key.contains_key(key.as_str()) {
             self.by_grant.remove(caller.grant());
         }
-        slot
+        Some(slot)
     }
 
     async fn load(&self, slot: &Slot) -> Result<Arc<Known>, Unresolved> {
@@ -260,9 +269,10 @@ impl Connections {
 // === impl Slot ===
 
 impl Slot {
-    fn new(key: &str, route: &Route) -> Arc<Self> {
+    fn new(key: &str, user: &str, route: &Route) -> Arc<Self> {
         Arc::new(Self {
             key: key.into(),
+            user: user.into(),
             route: route.name.as_str().into(),
             upstream: route.upstream.url.as_str().into(),
             known: ArcSwap::from_pointee(Known::Unknown),
@@ -272,9 +282,10 @@ impl Slot {
         })
     }
 
-    /// The grant's route may lead to another server by now, to which these tokens are not shown.
-    fn is_at(&self, route: &Route) -> bool {
-        *self.upstream == *route.upstream.url && *self.route == *route.name
+    /// The grant's route may lead to another server by now, to which these tokens are not shown, and a program may act
+    /// for another user.
+    fn is_at(&self, user: &str, route: &Route) -> bool {
+        *self.user == *user && *self.upstream == *route.upstream.url && *self.route == *route.name
     }
 
     /// Remembers `known`, unless something came in since `before` was read: then it serves its reader alone.

@@ -7,7 +7,7 @@ use pingora::proxy::Session;
 
 use super::context::{Context, Target};
 use super::{Gateway, screen};
-use crate::authn::{AuthnError, Caller};
+use crate::authn::Caller;
 use crate::credential::{self, Credential, Unresolved};
 use crate::oauth::client::refresh::Outdated;
 use crate::respond::Failure;
@@ -45,11 +45,7 @@ impl Gateway {
             return Ok(Admitted::Preflight);
         }
         let now = self.authority.clock.now();
-        let caller = authn::authenticate(&head.headers, &snapshot.keys, &self.authority.revoked, now)?;
-        // Taken out of the configuration since.
-        if !snapshot.config.login.knows(caller.subject()) {
-            return Err(AuthnError::Revoked.into());
-        };
+        let caller = authn::authenticate(&head.headers, &self.authority.standing(&snapshot), now)?;
         let credential = self.credential(&caller, &route, None, now).await?;
         let path = route.upstream.target(matched.rest, head.uri.query());
         ctx.target = Some(Target { route, caller, credential, path, refused: None, again: false });
@@ -79,13 +75,14 @@ impl Gateway {
         if let Err(Unresolved::NeedsUser { incarnation }) = &resolved {
             self.remember_challenge(caller, route, incarnation.clone(), Vec::new()).await;
         }
-        resolved.map_err(failure_of)
+        resolved.map_err(|unresolved| match unresolved {
+            Unresolved::NeedsUser { .. } => needs_user(caller),
+            Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
+        })
     }
 }
 
-fn failure_of(unresolved: Unresolved) -> Failure {
-    match unresolved {
-        Unresolved::NeedsUser { .. } => Failure::NeedsUser,
-        Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
-    }
+/// A person is sent to the upstream's authorization server; a program can be sent nowhere.
+pub(super) fn needs_user(caller: &Caller) -> Failure {
+    if caller.is_person() { Failure::NeedsUser } else { Failure::NeedsConnection }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use pingora::Error;
 
 use super::Gateway;
+use super::admit::needs_user;
 use super::context::{REFRESHED, Target};
 use crate::authn::Caller;
 use crate::credential::Source;
@@ -63,7 +64,7 @@ impl Gateway {
                     self.remember_challenge(&target.caller, &target.route, source.incarnation(), scopes)
                         .await;
                 }
-                Consequence::Instead(Failure::NeedsUser)
+                Consequence::Instead(needs_user(&target.caller))
             }
             Verdict::StepUp { scopes } => {
                 let incarnation = target.credential.source.incarnation();
@@ -92,8 +93,12 @@ impl Gateway {
         incarnation: Option<Arc<str>>,
         scopes: Vec<String>,
     ) {
+        // Whoever acts for nobody has no connection to be asked about, and a program nobody to be sent.
+        let Some(user) = caller.user().filter(|_| caller.is_person()) else {
+            return;
+        };
         let challenge = Challenge::new(scopes, incarnation.map(|incarnation| incarnation.to_string()));
-        self.authority.connector.challenged(caller.grant(), caller.subject(), route, &challenge).await;
+        self.authority.connector.challenged(caller.grant(), user, route, &challenge).await;
     }
 }
 

@@ -66,11 +66,15 @@ pub enum Kind {
     Block,
     /// What was seen of an upstream authorization server.
     Issuer,
+    /// A client's assertion that was used, so that it is used once.
+    Assertion,
+    /// A program's account, by name.
+    Service,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 14] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -83,6 +87,8 @@ impl Kind {
         Kind::Key,
         Kind::Block,
         Kind::Issuer,
+        Kind::Assertion,
+        Kind::Service,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -100,6 +106,8 @@ impl Kind {
             Kind::Key => "key",
             Kind::Block => "block",
             Kind::Issuer => "issuer",
+            Kind::Assertion => "assertion",
+            Kind::Service => "service",
         }
     }
 }

@@ -39,6 +39,11 @@ pub async fn authorize(
         let Some(session) = web.session(&about, &headers).await.map_err(unavailable)? else {
             return Ok(to_sign_in(&query));
         };
+        if !web.limits.authorization(&session.browser.user) {
+            return Err(Refused::Later(
+                "You have begun too many sign-ins in a short time. Please wait a minute.",
+            ));
+        }
         let question = prepare(&web.authority, snapshot, request, client, &session.browser).await?;
         Ok(ask(&session, &question))
     };

@@ -1,15 +1,17 @@
 //! The OAuth endpoints that clients call themselves: register, token, revoke.
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::{Extension, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::{About, Shared, Web};
+use crate::oauth::server::authenticate::authenticate;
 use crate::oauth::server::params::Params;
 use crate::oauth::server::refusal::Refusal;
-use crate::oauth::server::{grant, register, token};
+use crate::oauth::server::register::manage::{self, Presented};
+use crate::oauth::server::{grant, introspect, register, token};
 
 /// No form sent to these endpoints is larger, bytes.
 const FORM_MAX: usize = 16 * 1024;
@@ -17,7 +19,7 @@ const FORM_MAX: usize = 16 * 1024;
 /// CORS for whoever wants to use these endpoints from a page; no cookies are involved.
 pub async fn preflight() -> Response {
     let headers = [
-        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST"),
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, DELETE"),
         (header::ACCESS_CONTROL_ALLOW_HEADERS, "content-type, authorization, accept, mcp-protocol-version"),
         (header::ACCESS_CONTROL_MAX_AGE, "600"),
     ];
@@ -38,13 +40,64 @@ pub async fn register(
         if !is_type(&headers, "application/json") {
             return Err(Refusal::invalid_client_metadata("send application/json"));
         }
-        register::register(&web.authority.records, &body, web.authority.clock.now()).await
+        let authority = &web.authority;
+        let may_store = || web.limits.registration(about.client);
+        register::register(&authority.records, &about.snapshot, &body, authority.clock.now(), may_store).await
     };
     let answer = answer.await;
     if let Ok(answer) = &answer {
         tracing::info!(target: "audit", event = "client_registered", client = %answer.client_id);
     }
     web.print("register", StatusCode::CREATED, answer)
+}
+
+/// RFC 7592 §2.1.
+pub async fn read_client(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    Path(client_id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = Presented { client_id: &client_id, token: bearer(&headers) };
+    web.print("register", StatusCode::OK, manage::read(&web.authority, &about.snapshot, &shown).await)
+}
+
+/// RFC 7592 §2.2.
+pub async fn change_client(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    Path(client_id): Path<String>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    let answer = async {
+        if !is_type(&headers, "application/json") {
+            return Err(Refusal::invalid_client_metadata("send application/json"));
+        }
+        let shown = Presented { client_id: &client_id, token: bearer(&headers) };
+        let now = web.authority.clock.now();
+        manage::change(&web.authority, &about.snapshot, &shown, &body, now).await
+    };
+    let answer = answer.await;
+    web.print("register", StatusCode::OK, answer)
+}
+
+/// RFC 7592 §2.3.
+pub async fn delete_client(
+    State(web): Shared,
+    Path(client_id): Path<String>,
+    headers: HeaderMap,
+) -> Response {
+    let shown = Presented { client_id: &client_id, token: bearer(&headers) };
+    match manage::delete(&web.authority, &shown).await {
+        Ok(()) => (StatusCode::NO_CONTENT, [(header::CACHE_CONTROL, "no-store")]).into_response(),
+        refused => web.print("register", StatusCode::OK, refused.map(|()| serde_json::json!({}))),
+    }
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = authorization(headers).ok()??.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then_some(token.trim())
 }
 
 /// RFC 6749 §3.2.
@@ -54,7 +107,10 @@ pub async fn token(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let answer = async { token::token(&web.authority, &about.snapshot, form(&headers, &body)?).await };
+    let answer = async {
+        let (authorization, form) = (authorization(&headers)?, form(&headers, &body)?);
+        token::token(&web.authority, &about.snapshot, authorization, form).await
+    };
     let answer = answer.await;
     web.print("token", StatusCode::OK, answer)
 }
@@ -68,28 +124,55 @@ pub async fn revoke(
 ) -> Response {
     let answer = async {
         let params = Params::parse(form(&headers, &body)?)?;
-        let client_id = params.required("client_id", "client_id is required")?;
+        let (authority, snapshot) = (&web.authority, &about.snapshot);
+        let client = authenticate(authority, snapshot, authorization(&headers)?, &params).await?;
         let token = params.required("token", "token is required")?;
-        grant::revoke(&web.authority, &about.snapshot, client_id, token).await?;
+        grant::revoke(authority, snapshot, &client, token).await?;
         Ok(serde_json::json!({}))
     };
     let answer = answer.await;
     web.print("revoke", StatusCode::OK, answer)
 }
 
+/// RFC 7662.
+pub async fn introspect(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    if !about.snapshot.config.oauth_server.has_watchers() {
+        return (StatusCode::NOT_FOUND, Json(serde_json::json!({"error": "not_found"}))).into_response();
+    }
+    let answer = async {
+        let params = Params::parse(form(&headers, &body)?)?;
+        let (authority, snapshot) = (&web.authority, &about.snapshot);
+        let client = authenticate(authority, snapshot, authorization(&headers)?, &params).await?;
+        let token = params.required("token", "token is required")?;
+        introspect::introspect(authority, snapshot, &client, token).await
+    };
+    let answer = answer.await;
+    web.print("introspect", StatusCode::OK, answer)
+}
+
 fn form<'b>(headers: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {
     if !is_type(headers, "application/x-www-form-urlencoded") {
         return Err(Refusal::invalid_request("send application/x-www-form-urlencoded"));
-    }
-    if headers.contains_key(header::AUTHORIZATION) {
-        return Err(Refusal::invalid_client(
-            "clients are public here: send client_id in the body and no Authorization",
-        ));
     }
     std::str::from_utf8(body)
         .ok()
         .filter(|body| body.len() <= FORM_MAX)
         .ok_or(Refusal::invalid_request("the body is not a form, or is too large"))
+}
+
+/// The one header of that name, if there is one.
+fn authorization(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    let only = values.next().map(|value| value.to_str()).transpose();
+    match (only, values.next()) {
+        (Ok(only), None) => Ok(only),
+        _ => Err(Refusal::invalid_request("send one Authorization header, in plain text")),
+    }
 }
 
 fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
@@ -118,8 +201,15 @@ impl Web {
                 let mut response = (refusal.status(), Json(body)).into_response();
                 if refusal.status() == StatusCode::UNAUTHORIZED {
                     // RFC 6749 §5.2: whoever tried the Authorization header is answered in kind.
-                    let scheme = HeaderValue::from_static("Basic realm=\"clients are public here\"");
+                    let scheme = match refusal.code {
+                        "invalid_token" => "Bearer error=\"invalid_token\"",
+                        _ => "Basic realm=\"postern\"",
+                    };
+                    let scheme = HeaderValue::from_static(scheme);
                     response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+                }
+                if refusal.status() == StatusCode::TOO_MANY_REQUESTS {
+                    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
                 }
                 if refusal.status() == StatusCode::SERVICE_UNAVAILABLE {
                     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

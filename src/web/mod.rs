@@ -8,6 +8,7 @@ mod browser;
 mod documents;
 mod endpoints;
 mod home;
+mod limits;
 mod login;
 pub mod pages;
 mod session;
@@ -45,6 +46,7 @@ pub struct Web {
     /// Password hashing is slow on purpose; more at a time would starve everything else of memory and processor.
     hashing: Semaphore,
     throttle: throttle::Throttle,
+    limits: limits::Limits,
     cookies: session::Cookies,
 }
 
@@ -76,6 +78,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         metrics,
         hashing: Semaphore::new(HASHES_AT_A_TIME),
         throttle: throttle::Throttle::default(),
+        limits: limits::Limits::default(),
         cookies,
     });
     let open = Router::new()
@@ -96,8 +99,16 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         .route("/oauth/client.json", get(documents::common_client).options(endpoints::preflight))
         .route("/oauth/client/{document}", get(documents::client).options(endpoints::preflight))
         .route("/oauth/register", post(endpoints::register).options(endpoints::preflight))
+        .route(
+            "/oauth/register/{client_id}",
+            get(endpoints::read_client)
+                .put(endpoints::change_client)
+                .delete(endpoints::delete_client)
+                .options(endpoints::preflight),
+        )
         .route("/oauth/token", post(endpoints::token).options(endpoints::preflight))
         .route("/oauth/revoke", post(endpoints::revoke).options(endpoints::preflight))
+        .route("/oauth/introspect", post(endpoints::introspect).options(endpoints::preflight))
         .layer(map_response(async |mut response: Response| {
             response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
             response

@@ -12,6 +12,7 @@ use super::client::{Client, ClientError};
 use super::params::{Params, with_query};
 use super::refusal::Refusal;
 use super::{Authority, Snapshot, redirect};
+use crate::config::ClientAuthMethod;
 use crate::oauth::client::connect::{Plan, Prospect};
 use crate::route::Route;
 use crate::seal;
@@ -24,6 +25,9 @@ pub const FLOW_TTL: Duration = Duration::from_secs(600);
 #[derive(Clone, Serialize, Deserialize)]
 pub struct Request {
     pub client_id: String,
+    /// How the client authenticates when it redeems the code.
+    #[serde(default)]
+    pub client_auth: ClientAuthMethod,
     pub redirect_uri: String,
     pub state: Option<String>,
     /// PKCE S256 challenge (RFC 7636 §4.2).
@@ -88,12 +92,7 @@ pub async fn validate(
     let client_id = params
         .value("client_id")
         .ok_or(Refused::Page("The application did not say which one it is (client_id is missing)."))?;
-    let cimd = &snapshot.config.oauth_server.cimd;
-    let found = authority
-        .clients
-        .find(&authority.records, &authority.connector.outbound, cimd, client_id, authority.clock.now())
-        .await;
-    let client = found.map_err(|error| match error {
+    let client = authority.client(snapshot, client_id).await.map_err(|error| match error {
         ClientError::Unknown => Refused::Page(
             "This application is not registered here. Remove this server from it, add it again, and retry.",
         ),
@@ -124,6 +123,7 @@ pub async fn validate(
             Ok((
                 Request {
                     client_id: client.id.clone(),
+                    client_auth: client.auth.method(),
                     redirect_uri,
                     state,
                     challenge,

@@ -13,11 +13,13 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
 use super::access_token::{Claims, OpenError};
+use super::authenticate::Authenticated;
 use super::authorize::Request;
 use super::claim::claim;
+use super::client::registered;
 use super::refusal::Refusal;
-use super::{Authority, Snapshot, client};
-use crate::config::ACCESS_TOKEN_TTL_MAX;
+use super::{Authority, Snapshot};
+use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
 use crate::seal;
 use crate::store::record::{Typed, Versioned};
 use crate::store::{Kind, Put};
@@ -26,6 +28,7 @@ use crate::store::{Kind, Put};
 const CODE_TTL: Duration = Duration::from_secs(60);
 const CODE_PREFIX: &str = "postern_ac_";
 const REFRESH_PREFIX: &str = "postern_rt_";
+const LATER: Refusal = Refusal::unavailable("the client cannot be looked up just now, try again");
 const NOT_READY: Refusal = Refusal::unavailable("the gateway is not ready yet, try again");
 /// Digests of retired tokens kept to recognise theft.
 const RETIRED_MAX: usize = 8;
@@ -40,6 +43,9 @@ pub struct Code {
     pub resource: String,
     pub scopes: Vec<String>,
     pub user: String,
+    /// How the client authenticates.
+    #[serde(default)]
+    pub client_auth: ClientAuthMethod,
     /// The grant it turns into; chosen early, so that a replayed code finds what to revoke.
     pub grant: String,
 }
@@ -57,6 +63,9 @@ pub struct Grant {
     pub resource: String,
     pub scopes: Vec<String>,
     pub created_at: u64,
+    /// How the client authenticates.
+    #[serde(default)]
+    pub client_auth: ClientAuthMethod,
     /// Digest of the refresh token in force.
     current: String,
     previous: Option<Replay>,
@@ -82,13 +91,14 @@ pub struct Answer {
     access_token: String,
     token_type: String,
     expires_in: u64,
-    refresh_token: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refresh_token: Option<String>,
     scope: String,
 }
 
 /// What a client presents to redeem a code.
 pub struct Redemption<'a> {
-    pub client_id: &'a str,
+    pub client: &'a Authenticated,
     pub code: &'a str,
     pub verifier: &'a str,
     pub redirect_uri: Option<&'a str>,
@@ -97,7 +107,7 @@ pub struct Redemption<'a> {
 
 /// What a client presents to refresh.
 pub struct Renewal<'a> {
-    pub client_id: &'a str,
+    pub client: &'a Authenticated,
     pub refresh_token: &'a str,
     pub scope: Option<&'a str>,
     pub resource: Option<&'a str>,
@@ -119,6 +129,7 @@ pub async fn issue_code(
         resource: request.resource.clone(),
         scopes,
         user: user.to_owned(),
+        client_auth: request.client_auth,
         grant: seal::name().map_err(|_| Refusal::server_error("no randomness"))?,
     };
     authority.records.put(&seal::digest(&secret), 0, &code, CODE_TTL).await?;
@@ -137,7 +148,7 @@ pub async fn redeem(
     let Versioned { value: code, spent, .. } =
         authority.records.readable::<Code>(&key).await?.ok_or(INVALID)?;
     let verifier_fits = code.challenge.as_bytes().ct_eq(seal::digest(redemption.verifier).as_bytes());
-    if code.client_id != redemption.client_id
+    if !redemption.client.may_use(&code.client_id, code.client_auth)
         || redemption.redirect_uri.is_some_and(|uri| uri != code.redirect_uri)
         || !bool::from(verifier_fits)
     {
@@ -156,6 +167,7 @@ pub async fn redeem(
         resource: code.resource,
         scopes: code.scopes,
         created_at: seconds(now),
+        client_auth: code.client_auth,
         current: seal::digest(&secret),
         previous: None,
         retired: Vec::new(),
@@ -168,7 +180,7 @@ pub async fn redeem(
         withdraw(authority, &code.grant).await?;
         return Err(INVALID);
     }
-    client::keep(&authority.records, &grant.client_id, now).await;
+    registered::keep(&authority.records, &grant.client_id, now).await;
     tracing::info!(target: "audit", event = "grant", user = %grant.user, client = %grant.client_id, route = %grant.route);
     Ok(answer)
 }
@@ -190,7 +202,7 @@ pub async fn refresh(
     for _ in 0..4 {
         let Versioned { value: mut grant, version, .. } =
             authority.records.readable::<Grant>(id).await?.ok_or(INVALID)?;
-        if grant.client_id != renewal.client_id {
+        if !renewal.client.may_use(&grant.client_id, grant.client_auth) {
             return Err(INVALID);
         }
         check_resource(snapshot, &grant.resource, renewal.resource)?;
@@ -240,7 +252,7 @@ pub async fn refresh(
             .await?
         {
             Put::Stored => {
-                client::keep(&authority.records, &grant.client_id, now).await;
+                registered::keep(&authority.records, &grant.client_id, now).await;
                 return Ok(answer);
             }
             Put::Conflict => {}
@@ -253,7 +265,7 @@ pub async fn refresh(
 pub async fn revoke(
     authority: &Authority,
     snapshot: &Snapshot,
-    client_id: &str,
+    client: &Authenticated,
     token: &str,
 ) -> Result<(), Refusal> {
     let id = match token.strip_prefix(REFRESH_PREFIX).and_then(|rest| rest.split_once('.')) {
@@ -264,19 +276,37 @@ pub async fn revoke(
             let presented = seal::digest(secret);
             let known = same(&grant.current, &presented)
                 || grant.previous.as_ref().is_some_and(|previous| same(&previous.digest, &presented));
-            if !known || grant.client_id != client_id {
+            if !known || !client.may_use(&grant.client_id, grant.client_auth) {
                 return Ok(());
             }
             id.to_owned()
         }
         None => match snapshot.keys.open(token, authority.clock.now()) {
-            Ok(token) if token.client() == client_id => token.grant().to_owned(),
+            // Of a client whose document is out of reach nobody knows whether it has to prove anything.
+            Ok(token) if token.client() == client.id && client.client.is_none() => return Err(LATER),
+            Ok(token) if token.client() == client.id => token.grant().to_owned(),
             Err(OpenError::NotReady) => return Err(NOT_READY),
             _ => return Ok(()),
         },
     };
-    tracing::info!(target: "audit", event = "grant_revoked", client = %client_id);
+    tracing::info!(target: "audit", event = "grant_revoked", client = %client.id);
     withdraw(authority, &id).await
+}
+
+/// The grant of a refresh token that is good now.
+pub(super) async fn of_refresh_token(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    token: &str,
+) -> Result<Option<Versioned<Grant>>, Refusal> {
+    let Some((id, secret)) = token.strip_prefix(REFRESH_PREFIX).and_then(|rest| rest.split_once('.')) else {
+        return Ok(None);
+    };
+    let found = authority.records.readable::<Grant>(id).await?;
+    let presented = seal::digest(secret);
+    Ok(found.filter(|found| {
+        same(&found.value.current, &presented) && authority.admits(snapshot, &found.value.user)
+    }))
 }
 
 /// How long a revoked grant has to be remembered: until its last access token has expired for certain, also when the
@@ -297,29 +327,33 @@ fn mint(
     secret: &str,
     now: SystemTime,
 ) -> Result<Answer, Refusal> {
-    let lifetime = snapshot.config.oauth_server.access_token_ttl;
-    let scope = scopes.join(" ");
     let claims = Claims {
         audience: &grant.resource,
         grant: id,
         subject: &grant.user,
         client: &grant.client_id,
-        scope: &scope,
-        expires_at: now + lifetime,
+        scope: &scopes.join(" "),
+        expires_at: now + snapshot.config.oauth_server.access_token_ttl,
     };
-    if !snapshot.keys.is_known() {
-        return Err(NOT_READY);
+    let answer = Answer::bearer(snapshot, &claims, now)?;
+    Ok(Answer { refresh_token: Some(format!("{REFRESH_PREFIX}{id}.{secret}")), ..answer })
+}
+
+impl Answer {
+    /// An access token with these claims.
+    pub(super) fn bearer(snapshot: &Snapshot, claims: &Claims<'_>, now: SystemTime) -> Result<Self, Refusal> {
+        if !snapshot.keys.is_known() {
+            return Err(NOT_READY);
+        }
+        let sealed = snapshot.keys.seal(claims, now);
+        Ok(Self {
+            access_token: sealed.map_err(|_| Refusal::server_error("the token could not be made"))?,
+            token_type: "Bearer".to_owned(),
+            expires_in: claims.expires_at.duration_since(now).unwrap_or_default().as_secs(),
+            refresh_token: None,
+            scope: claims.scope.to_owned(),
+        })
     }
-    let access_token =
-        snapshot.keys.seal(&claims, now).map_err(|_| Refusal::server_error("the token could not be made"))?;
-    let refresh_token = format!("{REFRESH_PREFIX}{id}.{secret}");
-    Ok(Answer {
-        access_token,
-        token_type: "Bearer".to_owned(),
-        expires_in: lifetime.as_secs(),
-        refresh_token,
-        scope,
-    })
 }
 
 fn check_resource(snapshot: &Snapshot, granted: &str, asked: Option<&str>) -> Result<(), Refusal> {
@@ -334,7 +368,7 @@ fn check_resource(snapshot: &Snapshot, granted: &str, asked: Option<&str>) -> Re
 }
 
 /// A refresh may ask for less, never for more (RFC 6749 §6).
-fn narrowed(granted: &[String], asked: Option<&str>) -> Result<Vec<String>, Refusal> {
+pub(super) fn narrowed(granted: &[String], asked: Option<&str>) -> Result<Vec<String>, Refusal> {
     let Some(asked) = asked else {
         return Ok(granted.to_vec());
     };

@@ -3,6 +3,8 @@
 use serde::Serialize;
 
 use super::Snapshot;
+use crate::config::ClientAuthMethod;
+use crate::jose::ALGORITHMS;
 use crate::route::Route;
 
 /// Protected resource metadata of one route (RFC 9728 §2).
@@ -25,6 +27,21 @@ pub fn resource<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Resource<'a> {
     }
 }
 
+/// How clients may authenticate at our endpoints.
+const METHODS: [ClientAuthMethod; 4] = [
+    ClientAuthMethod::None,
+    ClientAuthMethod::ClientSecretBasic,
+    ClientAuthMethod::ClientSecretPost,
+    ClientAuthMethod::PrivateKeyJwt,
+];
+
+/// Those that prove anything.
+const PROVEN: [ClientAuthMethod; 3] = [
+    ClientAuthMethod::ClientSecretBasic,
+    ClientAuthMethod::ClientSecretPost,
+    ClientAuthMethod::PrivateKeyJwt,
+];
+
 /// Authorization server metadata (RFC 8414 §2), also served under OpenID Connect's name for clients that look there.
 #[derive(Serialize)]
 pub struct Server {
@@ -38,14 +55,26 @@ pub struct Server {
     scopes_supported: Vec<String>,
     response_types_supported: [&'static str; 1],
     response_modes_supported: [&'static str; 1],
-    grant_types_supported: [&'static str; 2],
-    token_endpoint_auth_methods_supported: [&'static str; 1],
-    revocation_endpoint_auth_methods_supported: [&'static str; 1],
+    grant_types_supported: Vec<&'static str>,
+    token_endpoint_auth_methods_supported: [ClientAuthMethod; 4],
+    token_endpoint_auth_signing_alg_values_supported: [&'static str; 5],
+    revocation_endpoint_auth_methods_supported: [ClientAuthMethod; 4],
+    revocation_endpoint_auth_signing_alg_values_supported: [&'static str; 5],
     code_challenge_methods_supported: [&'static str; 1],
     authorization_response_iss_parameter_supported: bool,
     client_id_metadata_document_supported: bool,
     #[serde(flatten)]
+    introspection: Option<Introspection>,
+    #[serde(flatten)]
     openid: Option<OpenId>,
+}
+
+/// There where a client is listed for it (RFC 7662).
+#[derive(Serialize)]
+struct Introspection {
+    introspection_endpoint: String,
+    introspection_endpoint_auth_methods_supported: [ClientAuthMethod; 3],
+    introspection_endpoint_auth_signing_alg_values_supported: [&'static str; 5],
 }
 
 /// What OpenID Connect Discovery §3 requires besides, and clients that read the document insist on. No ID token is ever
@@ -62,6 +91,10 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
         snapshot.routes.iter().flat_map(|route| route.scopes.iter().cloned()).collect();
     scopes.sort();
     scopes.dedup();
+    let mut grants = vec!["authorization_code", "refresh_token"];
+    if snapshot.config.oauth_server.has_machines() {
+        grants.push("client_credentials");
+    }
     Server {
         issuer: issuer.to_owned(),
         authorization_endpoint: format!("{issuer}/oauth/authorize"),
@@ -76,12 +109,19 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
         scopes_supported: scopes,
         response_types_supported: ["code"],
         response_modes_supported: ["query"],
-        grant_types_supported: ["authorization_code", "refresh_token"],
-        token_endpoint_auth_methods_supported: ["none"],
-        revocation_endpoint_auth_methods_supported: ["none"],
+        grant_types_supported: grants,
+        token_endpoint_auth_methods_supported: METHODS,
+        token_endpoint_auth_signing_alg_values_supported: ALGORITHMS,
+        revocation_endpoint_auth_methods_supported: METHODS,
+        revocation_endpoint_auth_signing_alg_values_supported: ALGORITHMS,
         code_challenge_methods_supported: ["S256"],
         authorization_response_iss_parameter_supported: true,
         client_id_metadata_document_supported: snapshot.config.oauth_server.cimd.enabled,
+        introspection: snapshot.config.oauth_server.has_watchers().then(|| Introspection {
+            introspection_endpoint: format!("{issuer}/oauth/introspect"),
+            introspection_endpoint_auth_methods_supported: PROVEN,
+            introspection_endpoint_auth_signing_alg_values_supported: ALGORITHMS,
+        }),
         openid: openid.then_some(OpenId {
             subject_types_supported: ["public"],
             id_token_signing_alg_values_supported: [],

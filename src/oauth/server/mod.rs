@@ -1,18 +1,23 @@
 //! We are the authorization server: MCP clients register, send their user, and get tokens of ours. One endpoint, one
 //! file. Everything here works on plain types; `web` puts HTTP, cookies and pages around it.
 pub mod access_token;
+pub mod authenticate;
 pub mod authorize;
 pub mod block;
 mod claim;
 pub mod client;
 pub mod consent;
 pub mod grant;
+pub mod introspect;
+pub mod machine;
 pub mod metadata;
 pub mod params;
 pub mod redirect;
 pub mod refusal;
 pub mod register;
 pub mod revoked;
+pub mod service;
+pub mod standing;
 pub mod token;
 pub mod token_keys;
 
@@ -22,6 +27,7 @@ use arc_swap::ArcSwap;
 
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::jose::remote::KeySets;
 use crate::oauth::client::Connector;
 use crate::route::Table;
 use crate::store::record::Records;
@@ -39,8 +45,10 @@ pub struct Authority {
     pub clock: Clock,
     pub records: Records,
     pub connector: Arc<Connector>,
-    pub clients: client::Clients,
+    pub documents: client::document::Documents,
+    pub key_sets: KeySets,
     pub revoked: revoked::Revoked,
+    pub services: service::Services,
     snapshot: ArcSwap<Snapshot>,
 }
 
@@ -60,10 +68,12 @@ impl Authority {
         Self {
             clock,
             records,
-            connector,
-            clients: client::Clients::default(),
+            documents: client::document::Documents::default(),
+            key_sets: KeySets::new(connector.outbound.clone()),
             revoked: revoked::Revoked::default(),
+            services: service::Services::default(),
             snapshot: ArcSwap::from_pointee(snapshot),
+            connector,
         }
     }
 
@@ -78,7 +88,7 @@ impl Authority {
 
     /// Whether this is a user of ours who is not kept out.
     pub fn admits(&self, snapshot: &Snapshot, user: &str) -> bool {
-        snapshot.config.login.knows(user) && !self.revoked.has_user(user)
+        self.standing(snapshot).admits(user)
     }
 
     /// From the next request on this configuration and its routes count.

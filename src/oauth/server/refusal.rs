@@ -43,8 +43,19 @@ impl Refusal {
     pub const fn unsupported_grant_type(description: &'static str) -> Self {
         Self::new("unsupported_grant_type", description)
     }
+    pub const fn unauthorized_client(description: &'static str) -> Self {
+        Self::new("unauthorized_client", description)
+    }
     pub const fn request_not_supported(description: &'static str) -> Self {
         Self::new("request_not_supported", description)
+    }
+    /// RFC 6750 §3.1.
+    pub const fn invalid_token(description: &'static str) -> Self {
+        Self::new("invalid_token", description)
+    }
+    /// RFC 6585 §4.
+    pub const fn too_many(description: &'static str) -> Self {
+        Self::new("too_many_requests", description)
     }
     pub const fn access_denied(description: &'static str) -> Self {
         Self::new("access_denied", description)
@@ -59,7 +70,9 @@ impl Refusal {
 
     pub fn status(&self) -> StatusCode {
         match self.code {
-            "invalid_client" => StatusCode::UNAUTHORIZED,
+            "invalid_client" | "invalid_token" => StatusCode::UNAUTHORIZED,
+            "unauthorized_client" => StatusCode::FORBIDDEN,
+            "too_many_requests" => StatusCode::TOO_MANY_REQUESTS,
             "temporarily_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
             "server_error" => StatusCode::INTERNAL_SERVER_ERROR,
             _ => StatusCode::BAD_REQUEST,

@@ -1,4 +1,5 @@
-//! What no longer counts, whatever unexpired access tokens still say: grants that were revoked, users who are blocked.
+//! What no longer counts, whatever unexpired access tokens still say: grants that were revoked, clients that were deleted,
+//! users who are blocked.
 //! A copy in memory of what the store says, fed by its events, so that a request asks nobody.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +15,8 @@ pub struct Revoked(Arc<Sets>);
 struct Sets {
     /// Until when: the last access token of the grant has expired then.
     grants: DashMap<String, SystemTime>,
+    /// As grants.
+    clients: DashMap<String, SystemTime>,
     users: DashSet<String>,
     /// Hardly ever anything is revoked; then asking is one load. Once true it stays.
     any: AtomicBool,
@@ -23,6 +26,12 @@ impl Revoked {
     /// `until`: when the last access token of the grant has expired at the latest.
     pub fn revoke(&self, grant: String, until: SystemTime) {
         self.0.grants.insert(grant, until);
+        self.0.any.store(true, Ordering::Release);
+    }
+
+    /// `until`: as for a grant.
+    pub fn revoke_client(&self, client: String, until: SystemTime) {
+        self.0.clients.insert(client, until);
         self.0.any.store(true, Ordering::Release);
     }
 
@@ -45,6 +54,10 @@ impl Revoked {
         self.0.any.load(Ordering::Acquire) && self.0.grants.contains_key(grant)
     }
 
+    pub fn has_client(&self, client: &str) -> bool {
+        self.0.any.load(Ordering::Acquire) && self.0.clients.contains_key(client)
+    }
+
     pub fn has_user(&self, user: &str) -> bool {
         self.0.any.load(Ordering::Acquire) && self.0.users.contains(user)
     }
@@ -52,6 +65,7 @@ impl Revoked {
     /// Forgets what can no longer matter.
     pub fn sweep(&self, now: SystemTime) {
         self.0.grants.retain(|_, until| *until > now);
+        self.0.clients.retain(|_, until| *until > now);
     }
 }
 

@@ -1,17 +1,22 @@
 //! `POST /oauth/token` (RFC 6749 §3.2): which grant is meant, with what.
+use super::authenticate::authenticate;
 use super::grant::{Answer, Redemption, Renewal, redeem, refresh};
+use super::machine::{Wish, client_credentials};
 use super::params::Params;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 
-/// `body`: the form as sent.
-pub async fn token(authority: &Authority, snapshot: &Snapshot, body: &str) -> Result<Answer, Refusal> {
+/// `body`: the form as sent. `authorization`: the header of that name.
+pub async fn token(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    authorization: Option<&str>,
+    body: &str,
+) -> Result<Answer, Refusal> {
     let params = Params::parse(body)?;
     let grant_type = params.required("grant_type", "grant_type is required")?;
-    let client_id = params.required("client_id", "client_id is required")?;
-    if params.value("client_secret").is_some() || params.value("client_assertion").is_some() {
-        return Err(Refusal::invalid_client("clients are public here: send client_id alone"));
-    }
+    // Whatever is asked for, nothing of it is looked at for somebody unknown.
+    let client = authenticate(authority, snapshot, authorization, &params).await?;
     let resource = params.value("resource");
     match grant_type {
         "authorization_code" => {
@@ -19,29 +24,28 @@ pub async fn token(authority: &Authority, snapshot: &Snapshot, body: &str) -> Re
             if !(43..=128).contains(&verifier.len()) {
                 return Err(Refusal::invalid_grant("the code is not valid"));
             }
-            let code = params.required("code", "code is required")?;
-            redeem(
-                authority,
-                snapshot,
-                &Redemption {
-                    client_id,
-                    code,
-                    verifier,
-                    redirect_uri: params.value("redirect_uri"),
-                    resource,
-                },
-            )
-            .await
+            let redemption = Redemption {
+                client: &client,
+                code: params.required("code", "code is required")?,
+                verifier,
+                redirect_uri: params.value("redirect_uri"),
+                resource,
+            };
+            redeem(authority, snapshot, &redemption).await
         }
         "refresh_token" => {
-            let refresh_token = params.required("refresh_token", "refresh_token is required")?;
-            refresh(
-                authority,
-                snapshot,
-                &Renewal { client_id, refresh_token, scope: params.value("scope"), resource },
-            )
-            .await
+            let renewal = Renewal {
+                client: &client,
+                refresh_token: params.required("refresh_token", "refresh_token is required")?,
+                scope: params.value("scope"),
+                resource,
+            };
+            refresh(authority, snapshot, &renewal).await
         }
-        _ => Err(Refusal::unsupported_grant_type("grant_type is authorization_code or refresh_token")),
+        "client_credentials" if snapshot.config.oauth_server.has_machines() => {
+            let wish = Wish { client: &client, scope: params.value("scope"), resource };
+            client_credentials(authority, snapshot, &wish)
+        }
+        _ => Err(Refusal::unsupported_grant_type("grant_type is none of those that the metadata lists")),
     }
 }

@@ -1,0 +1,111 @@
+//! Key sets that lie at a URL: fetched when first needed, kept for a while, fetched again when a token names a key that
+//! is not among them, and good for as long as their owner cannot be reached.
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use quick_cache::sync::Cache;
+use tokio::sync::Mutex;
+
+use super::{Claims, Expected, JoseError, Keys};
+use crate::outbound::{AddressPolicy, Limits, Outbound, Request};
+
+const FRESH: Duration = Duration::from_secs(600);
+/// How often an unknown key or a failure leads to another request.
+const AGAIN: Duration = Duration::from_secs(30);
+/// How long keys are good whose owner does not answer.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+const TIME: Duration = Duration::from_secs(5);
+const MAX_LEN: usize = 256 * 1024;
+const SETS: usize = 512;
+
+/// Fetches and remembers key sets.
+pub struct KeySets {
+    outbound: Outbound,
+    sets: Cache<String, Arc<Mutex<Known>>>,
+}
+
+#[derive(Default)]
+struct Known {
+    keys: Option<Arc<Keys>>,
+    fetched: Option<SystemTime>,
+    asked: Option<SystemTime>,
+}
+
+/// Why a token is not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RemoteError {
+    #[error(transparent)]
+    Token(#[from] JoseError),
+    /// Nothing is known against the token.
+    #[error("the keys cannot be fetched now")]
+    Unavailable,
+}
+
+impl KeySets {
+    pub fn new(outbound: Outbound) -> Self {
+        Self { outbound, sets: Cache::new(SETS) }
+    }
+
+    /// As [`Keys::verify`], with the keys at `url`.
+    pub async fn verify(
+        &self,
+        url: &str,
+        policy: &AddressPolicy,
+        token: &str,
+        expected: &Expected<'_>,
+        now: SystemTime,
+    ) -> Result<Claims, RemoteError> {
+        let keys = self.keys(url, policy, false, now).await.ok_or(RemoteError::Unavailable)?;
+        match keys.verify(token, expected, now) {
+            // They may have been changed since.
+            Err(JoseError::UnknownKey) => {
+                let keys = self.keys(url, policy, true, now).await.ok_or(RemoteError::Unavailable)?;
+                Ok(keys.verify(token, expected, now)?)
+            }
+            verified => Ok(verified?),
+        }
+    }
+
+    async fn keys(
+        &self,
+        url: &str,
+        policy: &AddressPolicy,
+        newer: bool,
+        now: SystemTime,
+    ) -> Option<Arc<Keys>> {
+        let known = self.sets.get_or_insert_with(url, || Ok::<_, ()>(Arc::default())).ok()?;
+        // One request, however many wait for it.
+        let mut known = known.lock().await;
+        let younger = |time: Option<SystemTime>, than: Duration| time.is_some_and(|time| now < time + than);
+        let good = known.keys.is_some() && younger(known.fetched, FRESH) && !newer;
+        if !good && !younger(known.asked, AGAIN) {
+            known.asked = Some(now);
+            if let Some(keys) = self.fetch(url, policy).await {
+                (known.keys, known.fetched) = (Some(Arc::new(keys)), Some(now));
+            }
+        }
+        if !younger(known.fetched, STALE) {
+            return None;
+        }
+        known.keys.clone()
+    }
+
+    async fn fetch(&self, url: &str, policy: &AddressPolicy) -> Option<Keys> {
+        let limits = Limits { total: TIME, body: MAX_LEN, ..Limits::default() };
+        let fetched = match self.outbound.send(Request::get(url).limits(limits), policy).await {
+            Ok(response) if response.status == http::StatusCode::OK => Keys::parse(&response.body),
+            Ok(response) => {
+                tracing::warn!(target: "postern::oauth", status = response.status.as_u16(), "a key set is not there");
+                return None;
+            }
+            Err(error) => {
+                tracing::warn!(target: "postern::oauth", %error, "a key set cannot be fetched");
+                return None;
+            }
+        };
+        if fetched.is_none() {
+            tracing::warn!(target: "postern::oauth", "a key set is not a JWK set");
+        }
+        fetched
+    }
+}

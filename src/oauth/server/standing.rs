@@ -1,0 +1,107 @@
+//! Whether an access token counts at this moment: it is ours and unexpired, nothing it stands on has been taken back, and
+//! whoever it names is still somebody here. Asked for every request and by introspection, so that the two never differ.
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::access_token::{Keys, OpenError, Opened};
+use super::revoked::Revoked;
+use super::service::{self, ServiceAccount, Services};
+use super::{Authority, Snapshot, machine};
+use crate::config::{Config, Machine};
+
+/// What there is to ask. Memory only.
+pub struct Standing<'a> {
+    pub keys: &'a Keys,
+    pub revoked: &'a Revoked,
+    pub services: &'a Services,
+    pub config: &'a Config,
+}
+
+/// Whoever has a token that counts.
+pub enum Holder {
+    User(Opened),
+    /// A client for itself.
+    Client {
+        token: Opened,
+        machine: Arc<Machine>,
+    },
+    Service(Arc<ServiceAccount>),
+}
+
+/// Why a token does not count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NoStanding {
+    #[error("not an access token of this server")]
+    Foreign,
+    #[error("access token has expired")]
+    Expired,
+    #[error("what the access token stands on was taken back")]
+    Revoked,
+    #[error("the keys of access tokens are not known yet")]
+    NotReady,
+}
+
+impl From<OpenError> for NoStanding {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Foreign => Self::Foreign,
+            OpenError::Expired => Self::Expired,
+            OpenError::NotReady => Self::NotReady,
+        }
+    }
+}
+
+impl Authority {
+    pub fn standing<'a>(&'a self, snapshot: &'a Snapshot) -> Standing<'a> {
+        let Snapshot { config, keys, .. } = snapshot;
+        Standing { keys, revoked: &self.revoked, services: &self.services, config }
+    }
+}
+
+impl Standing<'_> {
+    /// Who has this token.
+    pub fn holder(&self, token: &str, now: SystemTime) -> Result<Holder, NoStanding> {
+        if token.starts_with(service::PREFIX) {
+            return self.service(token, now);
+        }
+        let token = self.keys.open(token, now)?;
+        if self.revoked.has_grant(token.grant()) || self.revoked.has_client(token.client()) {
+            return Err(NoStanding::Revoked);
+        }
+        if let Some(client) = token.subject().strip_prefix(machine::SUBJECT) {
+            let machine = Arc::clone(self.machine(client).ok_or(NoStanding::Revoked)?);
+            if machine.acts_for.as_deref().is_some_and(|user| !self.admits(user)) {
+                return Err(NoStanding::Revoked);
+            }
+            return Ok(Holder::Client { token, machine });
+        }
+        if !self.admits(token.subject()) {
+            return Err(NoStanding::Revoked);
+        }
+        Ok(Holder::User(token))
+    }
+
+    fn service(&self, token: &str, now: SystemTime) -> Result<Holder, NoStanding> {
+        // Which accounts there are is known together with the keys.
+        if !self.keys.is_known() {
+            return Err(NoStanding::NotReady);
+        }
+        let account = self.services.find(token).ok_or(NoStanding::Foreign)?;
+        if account.expires_at <= now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() {
+            return Err(NoStanding::Expired);
+        }
+        if account.acts_for.as_deref().is_some_and(|user| !self.admits(user)) {
+            return Err(NoStanding::Revoked);
+        }
+        Ok(Holder::Service(account))
+    }
+
+    fn machine(&self, client: &str) -> Option<&Arc<Machine>> {
+        self.config.oauth_server.listed.get(client)?.machine.as_ref()
+    }
+
+    /// Whether this is a user of ours who is not kept out.
+    pub fn admits(&self, user: &str) -> bool {
+        self.config.login.knows(user) && !self.revoked.has_user(user)
+    }
+}

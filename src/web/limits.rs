@@ -1,0 +1,98 @@
+//! How much anybody may have us remember: bounds on what is stored for people and programs that have proven nothing yet.
+//!
+//! The bounds per address are wide, because a whole company may sit behind one; what holds all addresses together is the
+//! bound on everybody. Whoever meets one hears when to come again, and nothing that is in use makes room.
+use std::net::{IpAddr, Ipv6Addr};
+use std::num::NonZeroU32;
+
+use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+
+/// Registrations that are kept for a day although nobody has used them.
+const PER_ADDRESS: Quota = per_second(1, 1_000);
+const BY_EVERYBODY: Quota = per_second(2, 5_000);
+/// Authorizations under way, of one user; each is kept for ten minutes.
+const PER_USER: Quota = per_second(1, 100);
+/// So many addresses or users, and those that have been quiet are forgotten.
+const KEYS: usize = 10_000;
+
+/// The limits of one instance.
+pub struct Limits {
+    address: DefaultKeyedRateLimiter<IpAddr>,
+    everybody: DefaultDirectRateLimiter,
+    user: DefaultKeyedRateLimiter<String>,
+}
+
+const fn per_second(rate: u32, burst: u32) -> Quota {
+    let (rate, burst) = (positive(rate), positive(burst));
+    Quota::per_second(rate).allow_burst(burst)
+}
+
+const fn positive(number: u32) -> NonZeroU32 {
+    match NonZeroU32::new(number) {
+        Some(number) => number,
+        None => NonZeroU32::MIN,
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            address: RateLimiter::keyed(PER_ADDRESS),
+            everybody: RateLimiter::direct(BY_EVERYBODY),
+            user: RateLimiter::keyed(PER_USER),
+        }
+    }
+}
+
+impl Limits {
+    /// Whether one more registration from this address is kept.
+    pub fn registration(&self, address: Option<IpAddr>) -> bool {
+        forget_quiet(&self.address);
+        let known = address.is_none_or(|address| self.address.check_key(&network(address)).is_ok());
+        known && self.everybody.check().is_ok()
+    }
+
+    /// Whether this user may begin one more authorization.
+    pub fn authorization(&self, user: &str) -> bool {
+        forget_quiet(&self.user);
+        self.user.check_key(&user.to_owned()).is_ok()
+    }
+}
+
+fn forget_quiet<K: Clone + std::hash::Hash + Eq>(limiter: &DefaultKeyedRateLimiter<K>) {
+    if limiter.len() > KEYS {
+        limiter.retain_recent();
+    }
+}
+
+/// Who has one IPv6 address has 2^64 of them.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_has_its_share_and_leaves_the_others_theirs() {
+        let limits = Limits::default();
+        let flood = (0..2_000).filter(|_| limits.registration(Some(IpAddr::from([192, 0, 2, 1])))).count();
+        assert!((1_000..1_010).contains(&flood), "{flood}");
+        assert!(limits.registration(Some(IpAddr::from([192, 0, 2, 2]))));
+        let of = |last: u16| IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, last]);
+        let flood = (0..2_000).filter(|number| limits.registration(Some(of(*number)))).count();
+        assert!((1_000..1_010).contains(&flood), "one network: {flood}");
+    }
+
+    #[test]
+    fn all_addresses_together_have_a_bound() {
+        let limits = Limits::default();
+        let from = |number: u32| Some(IpAddr::from(number.to_be_bytes()));
+        let flood = (0..20_000).filter(|number| limits.registration(from(*number))).count();
+        assert!((5_000..5_050).contains(&flood), "{flood}");
+    }
+}
