@@ -243,7 +243,7 @@ const COMMON: &str = "admin actuator actuator/env actuator/heapdump api api/v1 a
     wp-admin wp-login.php xmlrpc.php .env .git/config .git/HEAD .htaccess .ssh/id_rsa .aws/credentials .well-known \
     .well-known/jwks.json .well-known/security.txt .well-known/oauth-protected-resource/nowhere \
     .well-known/oauth-authorization-server/demo oauth oauth/admin oauth/clients oauth/consents oauth/debug oauth/keys \
-    oauth/introspect oauth/upstream oauth/client oauth/client/nothing.json login/callback demo2 demox login2";
+    oauth/upstream oauth/client oauth/client/nothing.json login/callback demo2 demox login2";
 
 #[tokio::test]
 async fn sr_t65_public_and_admin_listeners_serve_only_their_own() {

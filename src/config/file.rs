@@ -3,11 +3,16 @@
 //! The comments on fields are written for users: they become the descriptions of the JSON schema.
 //! Nothing here has `Debug`, so that no value can slip into a log.
 
+mod oauth_server;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
+
+pub use oauth_server::ClientAuthMethod;
+pub(super) use oauth_server::{AccessTokenFormat, Cimd, OauthServer, StaticClient};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
 /// `{credential: NAME}`. Relative paths count from the directory Postern is started in.
@@ -151,107 +156,6 @@ pub(super) struct SealingKey {
     pub(super) credential: Option<String>,
     /// Program and arguments that print the key, such as the client of a key management service that unwraps it.
     pub(super) command: Option<Vec<String>>,
-}
-
-#[derive(Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct OauthServer {
-    /// Form of the access tokens that Postern issues. `jwt` is not there yet. Default: `sealed`.
-    pub(super) access_token_format: Option<AccessTokenFormat>,
-    /// Not yet: keys that sign JWTs.
-    pub(super) signing_keys: Option<Vec<serde_json::Value>>,
-    /// Life of an access token, at most `15m`. Default: `10m`.
-    pub(super) access_token_ttl: Option<String>,
-    /// Life of a refresh token that is not used. Default: `30d`.
-    pub(super) refresh_token_ttl: Option<String>,
-    /// For how long a used refresh token may be shown again by a client that lost the answer, at most `60s`. Default: `30s`.
-    pub(super) refresh_replay_window: Option<String>,
-    /// How MCP clients make themselves known.
-    pub(super) clients: Option<Clients>,
-}
-
-/// Forms of access tokens.
-#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum AccessTokenFormat {
-    Sealed,
-    Jwt,
-}
-
-#[derive(Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Clients {
-    /// Client ID metadata documents: the client's id is the URL of a document about it.
-    pub(super) cimd: Option<Cimd>,
-    /// Dynamic client registration (RFC 7591).
-    pub(super) dcr: Option<Dcr>,
-    /// Clients that you know and list here.
-    #[serde(rename = "static")]
-    pub(super) listed: Option<Vec<StaticClient>>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct StaticClient {
-    /// Letters, digits, `-`, `_` and `.`.
-    pub(super) client_id: String,
-    /// What people read on the consent page.
-    pub(super) client_name: Option<String>,
-    /// Where answers may go, exactly. None for a client without people.
-    pub(super) redirect_uris: Option<Vec<String>>,
-    /// How it authenticates. Default: `client_secret_basic` with a secret, `private_key_jwt` with keys, else `none`.
-    pub(super) token_endpoint_auth_method: Option<ClientAuthMethod>,
-    /// Its secret.
-    pub(super) client_secret: Option<Secret>,
-    /// `private_key_jwt`: file with its public keys, a JWK set.
-    pub(super) jwks_file: Option<PathBuf>,
-    /// `private_key_jwt`: where its public keys are, an `https` URL.
-    pub(super) jwks_uri: Option<String>,
-    /// Whether it may ask about tokens (`/oauth/introspect`, RFC 7662). Default: `false`.
-    pub(super) introspect: Option<bool>,
-    /// Lets it get tokens for itself (grant `client_credentials`), without people.
-    pub(super) client_credentials: Option<ClientCredentials>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct ClientCredentials {
-    /// Names of the routes that it may call.
-    pub(super) routes: Vec<String>,
-    /// The user whose connections it uses at routes with a credential per user. Default: nobody's.
-    pub(super) acts_for: Option<String>,
-}
-
-/// How a client authenticates at our endpoints (RFC 7591 §2).
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum ClientAuthMethod {
-    #[default]
-    None,
-    ClientSecretBasic,
-    ClientSecretPost,
-    PrivateKeyJwt,
-}
-
-#[derive(Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Cimd {
-    /// Default: `true`.
-    pub(super) enabled: Option<bool>,
-    /// Whether documents may lie on private and loopback addresses, and come by `http` from loopback ones. Default: `false`.
-    pub(super) allow_private: Option<bool>,
-    /// Hosts that documents may come from, like `claude.ai` or `*.example.com`. Default: any. A document proves only who
-    /// controls its host; whether to let that application in is asked of each user, with the host shown.
-    pub(super) allow_hosts: Option<Vec<String>>,
-    /// Hosts that no document may come from, whatever `allow_hosts` says. Default: none.
-    pub(super) deny_hosts: Option<Vec<String>>,
-}
-
-#[derive(Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Dcr {
-    /// Default: `true`.
-    pub(super) enabled: Option<bool>,
 }
 
 #[derive(Deserialize, JsonSchema)]
