@@ -3,6 +3,7 @@
 //! The comments on fields are written for users: they become the descriptions of the JSON schema.
 //! Nothing here has `Debug`, so that no value can slip into a log.
 
+mod login;
 mod oauth_server;
 
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::ClientAuthMethod;
 pub(super) use oauth_server::{AccessTokenFormat, Cimd, OauthServer, StaticClient};
 
@@ -163,33 +165,6 @@ pub(super) struct SealingKey {
 pub(super) struct OauthClient {
     /// URL of a client metadata document that replaces Postern's own for every issuer. `https`, with a path.
     pub(super) client_metadata_url: Option<String>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Login {
-    /// People listed in this file.
-    pub(super) local: Option<Local>,
-    /// Not yet: sign-in through OpenID Connect providers.
-    pub(super) oidc: Option<Vec<serde_json::Value>>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Local {
-    /// The people who may sign in.
-    pub(super) users: Option<Vec<User>>,
-    /// For demonstrations: the user who is signed in by one click, without a password. Only where `public_url` and all listeners are loopback.
-    pub(super) one_click: Option<String>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct User {
-    /// The name to sign in with.
-    pub(super) username: String,
-    /// Argon2id hash of the password, as `postern hash-password` prints.
-    pub(super) password_hash: String,
 }
 
 #[derive(Deserialize, JsonSchema)]

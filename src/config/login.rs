@@ -1,8 +1,9 @@
 //! Who may sign in.
 //!
-//! Local users only in this version; one-click sign-in is for demonstrations and stays on loopback.
+//! Local users and people of identity providers; one-click sign-in is for demonstrations and stays on loopback.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use argon2::Params;
 use argon2::password_hash::phc::PasswordHash;
@@ -10,21 +11,38 @@ use secrecy::SecretString;
 
 use super::checked::Checker;
 use super::file;
+use super::oidc::{self, IdentityProvider, SEPARATOR};
 use super::report::Key;
 use super::server::Server;
 
 /// How people sign in.
 pub struct Login {
-    /// By name; there is at least one.
+    /// Local ones, by name. There are some, or there is a provider.
     pub users: HashMap<String, User>,
     /// Name of the user who signs in by one click; one of `users`. Then `public_url` and all listeners are loopback.
     pub one_click: Option<String>,
+    pub providers: Vec<IdentityProvider>,
+    /// After so long unused a session ends.
+    pub session_idle: Duration,
+    /// After so long a session ends.
+    pub session_ttl: Duration,
 }
 
 impl Login {
     /// Whether there is a user of that name.
     pub fn knows(&self, username: &str) -> bool {
-        self.users.contains_key(username)
+        self.users.contains_key(username) || self.provider_of(username).is_some()
+    }
+
+    /// The identity provider that vouches for this user.
+    pub fn provider_of(&self, user: &str) -> Option<&IdentityProvider> {
+        let (issuer, _) = user.split_once(SEPARATOR)?;
+        self.providers.iter().find(|provider| provider.issuer == issuer)
+    }
+
+    /// The provider of that short name.
+    pub fn provider(&self, name: &str) -> Option<&IdentityProvider> {
+        self.providers.iter().find(|provider| provider.name == name)
     }
 }
 
@@ -40,15 +58,19 @@ const RESERVED: [&str; 2] = ["client:", "service:"];
 /// Checks `login`. `server` is `None` when it is itself in error: then nothing is said about loopback.
 pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Option<&Server>) -> Login {
     let login = Key::top("login");
+    let providers = oidc::check(check, written.oidc.as_deref().unwrap_or_default());
     let oidc = written.oidc.as_ref().is_some_and(|providers| !providers.is_empty());
-    if oidc {
-        let write = "leave it out and list people under `login.local.users`";
-        check.refuse(&login.child("oidc"), "this version signs in local users only", write);
-    }
+    let (minute, day) = (Duration::from_secs(60), Duration::from_secs(24 * 3600));
+    let session_ttl = written.session_ttl.as_deref();
+    let session_ttl =
+        check.duration(&login.child("session_ttl"), session_ttl, 7 * day, Duration::from_secs(1), 365 * day);
+    let idle = written.session_idle.as_deref();
+    let session_idle =
+        check.duration(&login.child("session_idle"), idle, 720 * minute, Duration::from_secs(1), 365 * day);
     let local = login.child("local");
     let listed = written.local.as_ref().and_then(|local| local.users.as_deref()).unwrap_or_default();
     if listed.is_empty() && !oidc {
-        let write = "add an entry with `username` and `password_hash` (made by `postern hash-password`)";
+        let write = "add an entry with `username` and `password_hash` (made by `postern hash-password`), or a provider under `login.oidc`";
         check.refuse(&local.child("users"), "nobody could sign in", write);
     }
     let mut users = HashMap::with_capacity(listed.len());
@@ -58,9 +80,13 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
         if user.username.is_empty()
             || user.username.len() > 128
             || user.username.trim() != user.username
-            || user.username.chars().any(char::is_control)
+            || user.username.chars().any(|c| c.is_control() || c == SEPARATOR)
         {
-            check.refuse(&name, "is not a user name", "write 1 to 128 bytes without spaces around them");
+            check.refuse(
+                &name,
+                "is not a user name",
+                "write 1 to 128 bytes without `|`, and without spaces around them",
+            );
         } else if RESERVED.iter().any(|prefix| user.username.starts_with(prefix)) {
             let what = "begins like the name of a program";
             check.refuse(&name, what, "write a name that begins with neither `client:` nor `service:`");
@@ -92,7 +118,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
             );
         }
     }
-    Login { users, one_click }
+    Login { users, one_click, providers, session_idle, session_ttl }
 }
 
 /// Whether `text` is a PHC string with an Argon2id hash, a salt and parameters that can be computed.

@@ -149,14 +149,13 @@ const FULL: &str = include_str!("../../tests/contract/full.yaml");
 
 #[test]
 fn full_file_has_only_missing_files_and_what_is_not_there_yet() {
-    let environment = Fake::default().var("FILES_SECRET", "f").var("SEARCH_KEY", "s");
+    let environment = Fake::default().var("FILES_SECRET", "f").var("SEARCH_KEY", "s").var("IDP_SECRET", "i");
     let report = parse(FULL, "full.yaml", &environment).err().unwrap();
     let expected = "\
 full.yaml:4:36: server.tls.certificates[0].cert_file: /etc/postern/tls.crt cannot be read: entity not found; name a file that Postern's user can read
 full.yaml:4:68: server.tls.certificates[0].key_file: /etc/postern/tls.key cannot be read: entity not found; name a file that Postern's user can read
 full.yaml:15:20: sealing_keys[0].file: /etc/postern/k1.key cannot be read: entity not found; name a file that Postern's user can read
-full.yaml:18:17: oauth_server.signing_keys: this version signs no tokens yet; leave it out
-full.yaml:28:3: login.oidc: this version signs in local users only; leave it out and list people under `login.local.users`";
+full.yaml:18:17: oauth_server.signing_keys: this version signs no tokens yet; leave it out";
     assert_eq!(report.to_string(), expected);
 }
 
@@ -166,17 +165,15 @@ fn everything_configured_arrives() {
     let pair = rcgen::generate_simple_self_signed(["mcp.example.com".to_owned()]).unwrap();
     let environment = Fake::default()
         .var("FILES_SECRET", "files-secret")
+        .var("IDP_SECRET", "idp-secret")
         .var("CREDENTIALS_DIRECTORY", "/run/credentials")
         .file("/run/credentials/search", "search-key\r\n", 0o440)
         .file("/etc/postern/tls.crt", &pair.cert.pem(), 0o644)
         .file("/etc/postern/tls.key", &pair.signing_key.serialize_pem(), 0o640)
         .file("/etc/postern/ca.crt", &pair.cert.pem(), 0o644)
         .file("/etc/postern/k1.key", &format!("{key}\n"), 0o100_600);
-    let login = format!("  local: {{users: [{{username: alice, password_hash: \"{HASH}\"}}]}}");
-    let oidc = FULL.lines().find(|line| line.contains("name: corp")).unwrap();
     let text = FULL
         .replace("  signing_keys: [{id: s1, file: /etc/postern/s1.pem}]\n", "")
-        .replace(&format!("  oidc:\n{oidc}"), &login)
         .replace("ca_files: []", "ca_files: [/etc/postern/ca.crt]")
         .replace("{env: SEARCH_KEY}", "{credential: search}")
         .replace("\"off\"", "off");
@@ -192,6 +189,12 @@ fn everything_configured_arrives() {
     assert_eq!(redis.topology, Topology::Standalone);
     assert_eq!(redis.addresses, [Address::Tcp("127.0.0.1".to_owned(), 6379)]);
     assert_eq!((redis.database, redis.tls, redis.prefix.as_str()), (0, false, "postern:"));
+    let corp = config.login.provider("corp").unwrap();
+    assert_eq!((corp.issuer.as_str(), corp.client_id.as_str()), ("https://idp.example.com", "postern"));
+    assert_eq!(corp.client_secret.as_ref().unwrap().expose_secret(), "idp-secret");
+    assert!(
+        config.login.knows("https://idp.example.com|4711") && !config.login.knows("https://idp.example|1")
+    );
     assert_eq!(config.sealing_keys[0].id, "k1");
     assert_eq!(config.sealing_keys[0].key.expose_secret()[31], 31);
     let Credential::Oauth(oauth) = &config.routes[0].credential else { panic!("not oauth") };

@@ -70,11 +70,13 @@ pub enum Kind {
     Assertion,
     /// A program's account, by name.
     Service,
+    /// A sign-in at an identity provider under way, by its `state`.
+    SignIn,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 14] = [
+    pub const ALL: [Kind; 15] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -89,6 +91,7 @@ impl Kind {
         Kind::Issuer,
         Kind::Assertion,
         Kind::Service,
+        Kind::SignIn,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -108,6 +111,7 @@ impl Kind {
             Kind::Issuer => "issuer",
             Kind::Assertion => "assertion",
             Kind::Service => "service",
+            Kind::SignIn => "signin",
         }
     }
 }

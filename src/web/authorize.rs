@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin};
 use super::session::SignedIn;
-use super::{About, Shared, Web, moved, page, pages};
+use super::{About, Shared, Web, moved, page, pages, see_other};
 use crate::oauth::client::connect::{CallbackError, Returning};
 use crate::oauth::server::authorize::{Question, Refused, prepare, validate};
 use crate::oauth::server::consent::{ConsentError, Decision, decide, resume};
@@ -157,11 +157,6 @@ fn to_sign_in(query: &str) -> Response {
     see_other(&with_query("/login", &[("next", &format!("/oauth/authorize?{query}"))]))
 }
 
-/// 303, so that nothing that was posted is ever posted again (RFC 9700 §4.12).
-fn see_other(url: &str) -> Response {
-    (StatusCode::SEE_OTHER, [(header::LOCATION, url)]).into_response()
-}
-
 fn ask(session: &SignedIn, question: &Question) -> Response {
     let (redirect_host, redirect_loopback) = question.destination();
     let server_host = redirect::host(&question.route.upstream.url);
@@ -171,7 +166,7 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
     let consent = pages::Consent {
         csrf: &session.csrf,
         flow: &question.flow,
-        user: &session.browser.user,
+        user: &session.name,
         client_name: question.client.name.as_deref(),
         client_host: question.client.host.as_deref(),
         redirect_host: &redirect_host,

@@ -19,8 +19,7 @@ pub async fn home(State(web): Shared, Extension(about): Extension<About>, header
         );
         servers.sort_by_key(|server| server.name);
     }
-    let (csrf, user) = session
-        .as_ref()
-        .map_or(("", None), |session| (session.csrf.as_str(), Some(session.browser.user.as_str())));
+    let (csrf, user) =
+        session.as_ref().map_or(("", None), |session| (session.csrf.as_str(), Some(session.name.as_str())));
     Html(pages::home(&pages::Home { csrf, user, servers: &servers })).into_response()
 }

@@ -4,16 +4,18 @@ use std::time::Duration;
 use argon2::{Argon2, PasswordHash, PasswordVerifier};
 use axum::Form;
 use axum::extract::{Extension, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin, local_path};
-use super::session::{Session, begin};
-use super::{About, Shared, Web, moved, page, pages};
+use super::session::{Session, Who, begin};
+use super::{About, Shared, Web, moved, page, pages, see_other};
 use crate::config::Config;
+use crate::oauth::server::params::with_query;
 use crate::seal;
+use crate::store::record::RecordError;
 
 #[derive(Deserialize)]
 pub struct Next {
@@ -57,7 +59,13 @@ pub async fn form(
     headers: HeaderMap,
     Query(Next { next }): Query<Next>,
 ) -> Response {
-    render(&web, &about, &headers, StatusCode::OK, local_path(&next), "", None)
+    let next = local_path(&next);
+    // In the middle of something and with one way in only, there is nothing to choose.
+    let login = &about.snapshot.config.login;
+    if let ([only], true, true) = (login.providers.as_slice(), login.users.is_empty(), next != "/") {
+        return see_other(&with_query("/login/start", &[("provider", &only.name), ("next", next)]));
+    }
+    render(&web, &about, &headers, StatusCode::OK, next, "", None)
 }
 
 /// `POST /login`
@@ -106,23 +114,11 @@ pub async fn sign_in(
             "This account is blocked. Please ask whoever runs this gateway.",
         );
     }
-    // Two tabs may both have shown the form. The second keeps the session of the first, or what the first tab asks
-    // meanwhile would be somebody else's. A session of another user, or none of ours, is always replaced.
-    if let Ok(Some(session)) = web.session(&about, &headers).await
-        && session.browser.user == user
-    {
-        return moved(next);
-    }
-    if let Some(old) = web.cookies.session(&headers)
-        && let Err(error) = web.authority.records.remove::<Session>(&seal::digest(old)).await
-    {
-        tracing::warn!(%error, "the session before this one stays until it expires");
-    }
-    match begin(&web.authority.records, &web.cookies, &user).await {
+    let who = Who { user, name: None, provider: None };
+    match web.begin(&about, &headers, who).await {
         Ok(cookie) => {
-            tracing::info!(target: "audit", event = "sign_in", user = %user, client_ip = about.client.map(tracing::field::display));
             let mut response = moved(next);
-            response.headers_mut().append(header::SET_COOKIE, cookie);
+            response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
             response
         }
         Err(_) => {
@@ -165,12 +161,16 @@ pub async fn sign_out(
         );
     }
     tracing::info!(target: "audit", event = "sign_out", user = %session.browser.user);
-    let mut response = Html(pages::signed_out()).into_response();
+    // Signed out there as well, or the next sign-in would ask nothing.
+    let mut response = match web.sign_out_url(&about, session.provider.as_ref()).await {
+        Some(url) => moved(&url),
+        None => Html(pages::signed_out()).into_response(),
+    };
     response.headers_mut().append(header::SET_COOKIE, web.cookies.clear_session());
     response
 }
 
-fn render(
+pub(super) fn render(
     web: &Web,
     about: &About,
     headers: &HeaderMap,
@@ -191,8 +191,20 @@ fn render(
             );
         }
     };
-    let login =
-        pages::Login { csrf: &seal::digest(&value), next, username, error, one_click: one_click(about) };
+    let login = &about.snapshot.config.login;
+    let providers = login.providers.iter().map(|provider| pages::Provider {
+        label: &provider.label,
+        url: with_query("/login/start", &[("provider", &provider.name), ("next", next)]),
+    });
+    let login = pages::Login {
+        csrf: &seal::digest(&value),
+        next,
+        username,
+        error,
+        one_click: one_click(about),
+        providers: providers.collect(),
+        has_passwords: !login.users.is_empty(),
+    };
     let mut response = (status, Html(pages::login(&login))).into_response();
     if fresh {
         response.headers_mut().append(header::SET_COOKIE, web.cookies.set_sign_in(&value));
@@ -215,6 +227,31 @@ fn one_click(about: &About) -> Option<&str> {
 // === impl Web ===
 
 impl Web {
+    /// Signs somebody in at this browser; the cookie to set, unless it has theirs already.
+    pub(super) async fn begin(
+        &self,
+        about: &About,
+        headers: &HeaderMap,
+        who: Who,
+    ) -> Result<Option<HeaderValue>, RecordError> {
+        // Two tabs may both have shown the form. The second keeps the session of the first, or what the first tab asks
+        // meanwhile would be somebody else's. A session of another user, or none of ours, is always replaced.
+        if let Ok(Some(session)) = self.session(about, headers).await
+            && session.browser.user == who.user
+        {
+            return Ok(None);
+        }
+        if let Some(old) = self.cookies.session(headers)
+            && let Err(error) = self.authority.records.remove::<Session>(&seal::digest(old)).await
+        {
+            tracing::warn!(%error, "the session before this one stays until it expires");
+        }
+        let user = who.user.clone();
+        let cookie = begin(&self.authority, &about.snapshot, &self.cookies, who, headers).await?;
+        tracing::info!(target: "audit", event = "sign_in", user = %user, client_ip = about.client.map(tracing::field::display));
+        Ok(Some(cookie))
+    }
+
     /// The user of that name, if the password is theirs. Takes the same time whether or not there is such a user.
     async fn verify(
         &self,

@@ -8,6 +8,7 @@ mod browser;
 mod documents;
 mod endpoints;
 mod home;
+mod identity;
 mod limits;
 mod login;
 pub mod pages;
@@ -25,6 +26,7 @@ use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
 use self::session::SignedIn;
+use crate::oauth::client::identity::Providers;
 use crate::oauth::server::{Authority, Snapshot};
 use crate::store::record::RecordError;
 use crate::telemetry::Metrics;
@@ -47,6 +49,7 @@ pub struct Web {
     hashing: Semaphore,
     throttle: throttle::Throttle,
     limits: limits::Limits,
+    providers: Providers,
     cookies: session::Cookies,
 }
 
@@ -73,7 +76,9 @@ pub fn is_local(path: &str) -> bool {
 /// The router of everything under `server.public_url` that is not an MCP route.
 pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
     let cookies = session::Cookies::new(&authority.snapshot().config.server.public_url);
+    let providers = Providers::new(authority.connector.outbound.clone());
     let web = Arc::new(Web {
+        providers,
         authority,
         metrics,
         hashing: Semaphore::new(HASHES_AT_A_TIME),
@@ -108,6 +113,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         )
         .route("/oauth/token", post(endpoints::token).options(endpoints::preflight))
         .route("/oauth/revoke", post(endpoints::revoke).options(endpoints::preflight))
+        .route("/login/backchannel-logout", post(identity::backchannel_logout))
         .route("/oauth/introspect", post(endpoints::introspect).options(endpoints::preflight))
         .layer(map_response(async |mut response: Response| {
             response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -116,6 +122,9 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
     let pages = Router::new()
         .route("/", get(home::home))
         .route("/login", get(login::form).post(login::sign_in))
+        .route("/login/start", get(identity::start))
+        .route("/login/callback", get(identity::callback))
+        .route("/login/signed-out", get(identity::signed_out))
         .route("/logout", post(login::sign_out))
         .route("/oauth/authorize", get(authorize::authorize))
         .route("/oauth/consent", post(authorize::consent))
@@ -151,6 +160,11 @@ async fn style() -> Response {
 fn page(status: StatusCode, title: &str, message: &str) -> Response {
     let problem = pages::Problem { status: status.as_u16(), title, message };
     (status, Html(pages::problem(&problem))).into_response()
+}
+
+/// 303, so that nothing that was posted is ever posted again (RFC 9700 §4.12).
+fn see_other(url: &str) -> Response {
+    (StatusCode::SEE_OTHER, [(header::LOCATION, url)]).into_response()
 }
 
 /// A page that moves the browser on. Chromium applies `form-action` to every redirect after a POST, so the answers to

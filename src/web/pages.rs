@@ -37,6 +37,16 @@ pub struct Login<'a> {
     pub error: Option<&'a str>,
     /// The user who may sign in with one button; `None` leaves that form out.
     pub one_click: Option<&'a str>,
+    /// Who else may say who somebody is.
+    pub providers: Vec<Provider<'a>>,
+    /// Whether anybody has a password here.
+    pub has_passwords: bool,
+}
+
+/// A way in through an identity provider.
+pub struct Provider<'a> {
+    pub label: &'a str,
+    pub url: String,
 }
 
 impl Login<'_> {
@@ -354,6 +364,8 @@ mod tests {
             username: SCRIPT,
             error: Some(SCRIPT),
             one_click: Some(SCRIPT),
+            providers: Vec::new(),
+            has_passwords: true,
         }));
         assert_tame(&consent(&Consent {
             csrf: SCRIPT,
@@ -449,7 +461,15 @@ mod tests {
 
     #[test]
     fn the_one_button_form_is_there_only_when_offered() {
-        let page = Login { csrf: "c", next: "n", username: "", error: None, one_click: None };
+        let page = Login {
+            csrf: "c",
+            next: "n",
+            username: "",
+            error: None,
+            one_click: None,
+            providers: Vec::new(),
+            has_passwords: true,
+        };
         let html = login(&page);
         assert_eq!(html.matches("<form").count(), 1);
         assert!(

@@ -1,8 +1,8 @@
 //! Who is at the browser. The cookie is an opaque random id, its digest names the record in the store.
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use axum::http::{HeaderMap, HeaderValue, header};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::config::PublicUrl;
@@ -10,9 +10,10 @@ use crate::oauth::server::authorize::Browser;
 use crate::oauth::server::{Authority, Snapshot};
 use crate::seal;
 use crate::store::Kind;
-use crate::store::record::{RecordError, Records, Typed};
+use crate::store::record::{RecordError, Typed, Versioned};
 
-pub const SESSION_TTL: Duration = Duration::from_secs(12 * 3600);
+/// So much is kept of what a browser says it is, characters.
+const AGENT_MAX: usize = 200;
 
 /// A signed-in browser (store record).
 #[derive(Serialize, Deserialize)]
@@ -20,6 +21,27 @@ pub struct Session {
     pub user: String,
     /// Proves that a form was made for this session.
     pub csrf: String,
+    /// What people read as the user's name.
+    #[serde(default)]
+    pub name: Option<String>,
+    /// Seconds since the epoch.
+    #[serde(default)]
+    pub begun_at: u64,
+    /// What the browser said it is.
+    #[serde(default)]
+    pub agent: Option<String>,
+    #[serde(default)]
+    pub provider: Option<AtProvider>,
+}
+
+/// The session at the identity provider that this one follows from.
+#[derive(Serialize, Deserialize)]
+pub struct AtProvider {
+    /// Its short name.
+    pub name: String,
+    pub session: Option<String>,
+    #[serde(serialize_with = "crate::store::record::expose")]
+    pub id_token: SecretString,
 }
 
 impl Typed for Session {
@@ -30,6 +52,16 @@ impl Typed for Session {
 pub struct SignedIn {
     pub browser: Browser,
     pub csrf: String,
+    /// For people to read.
+    pub name: String,
+    pub provider: Option<AtProvider>,
+}
+
+/// Who is being signed in.
+pub struct Who {
+    pub user: String,
+    pub name: Option<String>,
+    pub provider: Option<AtProvider>,
 }
 
 /// Names and attributes of our cookies. With https they are `__Host-` cookies; on a loopback http address, where that
@@ -61,8 +93,8 @@ impl Cookies {
         value(headers, &self.sign_in)
     }
 
-    pub fn set_session(&self, value: &str) -> HeaderValue {
-        self.set(&self.session, value, SESSION_TTL)
+    pub fn set_session(&self, value: &str, age: Duration) -> HeaderValue {
+        self.set(&self.session, value, age)
     }
 
     pub fn set_sign_in(&self, value: &str) -> HeaderValue {
@@ -111,23 +143,56 @@ pub async fn current(
         return Ok(None);
     };
     let key = seal::digest(cookie);
-    match authority.records.get::<Session>(&key).await {
-        Ok(Some(session)) if authority.admits(snapshot, &session.value.user) => {
-            let browser = Browser { user: session.value.user, session: key };
-            Ok(Some(SignedIn { browser, csrf: session.value.csrf }))
-        }
+    let found = match authority.records.get::<Session>(&key).await {
+        Ok(Some(found)) if authority.admits(snapshot, &found.value.user) => found,
         // Unreadable: signing in again makes a new one.
-        Ok(_) | Err(RecordError::Unreadable) => Ok(None),
-        Err(error) => Err(error),
+        Ok(_) | Err(RecordError::Unreadable) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    keep(authority, snapshot, &key, &found).await;
+    let Session { user, csrf, name, provider, .. } = found.value;
+    let name = name.unwrap_or_else(|| user.clone());
+    Ok(Some(SignedIn { browser: Browser { user, session: key }, csrf, name, provider }))
+}
+
+/// A session that is used lives on, up to its absolute end. Written anew only when a good part of its time has passed.
+async fn keep(authority: &Authority, snapshot: &Snapshot, key: &str, found: &Versioned<Session>) {
+    let login = &snapshot.config.login;
+    let now = authority.clock.now();
+    let end = UNIX_EPOCH + Duration::from_secs(found.value.begun_at) + login.session_ttl;
+    let ttl = login.session_idle.min(end.duration_since(now).unwrap_or_default());
+    if found.expires_at + login.session_idle / 8 >= now + ttl {
+        return;
+    }
+    // A conflict is another tab that did the same.
+    if let Err(error) = authority.records.put(key, found.version, &found.value, ttl).await {
+        tracing::debug!(%error, "a session is not prolonged");
     }
 }
 
-/// Signs `user` in: always a new id, whatever cookie was sent. Returns the cookie to set.
-pub async fn begin(records: &Records, cookies: &Cookies, user: &str) -> Result<HeaderValue, RecordError> {
+/// Signs somebody in: always a new id, whatever cookie was sent. Returns the cookie to set.
+pub async fn begin(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    cookies: &Cookies,
+    who: Who,
+    headers: &HeaderMap,
+) -> Result<HeaderValue, RecordError> {
+    let login = &snapshot.config.login;
+    let agent = headers.get(header::USER_AGENT).and_then(|agent| agent.to_str().ok());
     let id = seal::token()?;
-    let session = Session { user: user.to_owned(), csrf: seal::token()?.expose_secret().to_owned() };
-    records.put(&seal::digest(id.expose_secret()), 0, &session, SESSION_TTL).await?;
-    Ok(cookies.set_session(id.expose_secret()))
+    let now = authority.clock.now();
+    let session = Session {
+        user: who.user,
+        name: who.name,
+        csrf: seal::token()?.expose_secret().to_owned(),
+        begun_at: now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        agent: agent.map(|agent| agent.chars().take(AGENT_MAX).collect()),
+        provider: who.provider,
+    };
+    let ttl = login.session_idle.min(login.session_ttl);
+    authority.records.put(&seal::digest(id.expose_secret()), 0, &session, ttl).await?;
+    Ok(cookies.set_session(id.expose_secret(), login.session_ttl))
 }
 
 #[cfg(test)]

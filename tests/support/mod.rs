@@ -19,6 +19,7 @@ pub mod cookies;
 pub mod gate;
 pub mod gateway;
 pub mod html;
+pub mod identity;
 pub mod key;
 pub mod ledger;
 pub mod mcp;

@@ -1,11 +1,13 @@
 //! We are the client: upstream MCP servers have authorization servers of their own, and each user authorizes us
 //! there once. One step, one file: `probe` asks whether that is needed, `discover` finds out where, `register` who we
 //! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
-//! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile.
+//! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile;
+//! `identity` signs people in at identity providers.
 pub mod authorize;
 pub mod challenged;
 pub mod connect;
 pub mod discover;
+pub mod identity;
 pub mod probe;
 pub mod refresh;
 pub mod register;

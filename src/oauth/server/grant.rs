@@ -21,7 +21,7 @@ use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
 use crate::seal;
-use crate::store::record::{Typed, Versioned};
+use crate::store::record::{RecordError, Typed, Versioned};
 use crate::store::{Kind, Put};
 
 /// OAuth 2.1 §4.1.2 recommends ten minutes at most; the client is already waiting.
@@ -316,6 +316,17 @@ pub const REMEMBER_REVOKED: Duration = ACCESS_TOKEN_TTL_MAX.saturating_add(Durat
 /// Ends a grant for good: refresh tokens at once, access tokens as soon as every instance has heard.
 async fn withdraw(authority: &Authority, grant: &str) -> Result<(), Refusal> {
     authority.records.tombstone::<Grant>(grant, REMEMBER_REVOKED).await?;
+    Ok(())
+}
+
+/// Ends every grant of this user.
+pub async fn withdraw_all(authority: &Authority, user: &str) -> Result<(), RecordError> {
+    for (id, grant) in authority.records.scan::<Grant>().await? {
+        if grant.value.user == user {
+            authority.records.tombstone::<Grant>(&id, REMEMBER_REVOKED).await?;
+            tracing::info!(target: "audit", event = "grant_revoked", user, client = %grant.value.client_id);
+        }
+    }
     Ok(())
 }
 

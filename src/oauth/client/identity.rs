@@ -1,0 +1,318 @@
+//! Signing people in through identity providers (OpenID Connect Core 1.0, code flow with PKCE): here we are the client.
+//!
+//! Who somebody is, is issuer and subject of an ID token that the provider has signed for us and for this very sign-in
+//! (`nonce`). Everything else in it is for people to read, or narrows down who may come in.
+mod metadata;
+
+use std::time::SystemTime;
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use self::metadata::Metadata;
+use super::authorize::Pkce;
+use super::token::basic;
+use crate::config::IdentityProvider;
+use crate::jose::remote::{KeySets, RemoteError};
+use crate::jose::{Claims, Expected, issuer_of};
+use crate::outbound::{self, AddressPolicy, Outbound, Request};
+use crate::seal;
+
+/// `events` of a logout token (OpenID Connect Back-Channel Logout §2.4).
+const LOGOUT_EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
+/// OpenID Connect Core §2.
+const SUBJECT_MAX: usize = 255;
+
+/// The providers, and what is known of them.
+pub struct Providers {
+    outbound: Outbound,
+    keys: KeySets,
+    known: metadata::Known,
+}
+
+/// A sign-in that has begun: what the answer has to fit. Stored, never shown.
+#[derive(Serialize, Deserialize)]
+pub struct Begun {
+    pub provider: String,
+    nonce: String,
+    #[serde(serialize_with = "crate::store::record::expose")]
+    verifier: SecretString,
+}
+
+/// Who has signed in.
+pub struct Person {
+    /// Issuer and subject.
+    pub user: String,
+    /// For people to read.
+    pub name: Option<String>,
+    pub groups: Vec<String>,
+    /// The provider's session, for signing out.
+    pub session: Option<String>,
+    /// Shown to the provider when this person signs out here.
+    pub id_token: SecretString,
+}
+
+/// Who has signed out at the provider.
+pub struct SignedOut {
+    pub provider: String,
+    /// As [`Person::user`].
+    pub user: Option<String>,
+    /// As [`Person::session`].
+    pub session: Option<String>,
+    /// Names this notice, so that it counts once.
+    pub id: String,
+}
+
+/// What the browser brings back.
+pub struct Returning<'a> {
+    pub code: Option<&'a str>,
+    pub iss: Option<&'a str>,
+    pub error: Option<&'a str>,
+}
+
+/// Why nobody is signed in.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentityError {
+    /// The provider does not answer: nothing is known against the person.
+    #[error("the identity provider cannot be reached")]
+    Unavailable,
+    /// It said no, or the person did.
+    #[error("the identity provider did not sign the person in")]
+    Denied,
+    /// What it says does not hold together. For the log; the person cannot do anything about it.
+    #[error("{0}")]
+    Refused(String),
+    /// Somebody, but nobody who may come in.
+    #[error("the person is in no domain or group that is allowed")]
+    NotAdmitted,
+}
+
+impl From<RemoteError> for IdentityError {
+    fn from(error: RemoteError) -> Self {
+        match error {
+            RemoteError::Unavailable => Self::Unavailable,
+            RemoteError::Token(error) => Self::Refused(format!("ID token: {error}")),
+        }
+    }
+}
+
+/// The answer of a token endpoint, as far as we need it.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    id_token: SecretString,
+}
+
+impl Providers {
+    pub fn new(outbound: Outbound) -> Self {
+        let (keys, known) = (KeySets::new(outbound.clone()), metadata::Known::default());
+        Self { outbound, keys, known }
+    }
+
+    /// The URL to send the browser to. `state` comes back with it.
+    pub async fn begin(
+        &self,
+        provider: &IdentityProvider,
+        redirect_uri: &str,
+        state: &str,
+        now: SystemTime,
+    ) -> Result<(String, Begun), IdentityError> {
+        let metadata = self.metadata(provider, now).await?;
+        let no_randomness = |_| IdentityError::Refused("no randomness".to_owned());
+        let pkce = Pkce::new(seal::random().map_err(no_randomness)?);
+        let nonce = seal::token().map_err(no_randomness)?.expose_secret().to_owned();
+        let scope = ["openid"].into_iter().chain(provider.scopes.iter().map(String::as_str));
+        let scope: Vec<&str> = scope.collect();
+        let url = metadata.authorization_url(&[
+            ("response_type", "code"),
+            ("client_id", &provider.client_id),
+            ("redirect_uri", redirect_uri),
+            ("scope", &scope.join(" ")),
+            ("state", state),
+            ("nonce", &nonce),
+            ("code_challenge", &pkce.challenge),
+            ("code_challenge_method", "S256"),
+        ]);
+        Ok((url, Begun { provider: provider.name.clone(), nonce, verifier: pkce.verifier }))
+    }
+
+    /// Takes the browser back. The code goes nowhere before the answer is known to be this provider's.
+    pub async fn complete(
+        &self,
+        provider: &IdentityProvider,
+        begun: &Begun,
+        returning: &Returning<'_>,
+        redirect_uri: &str,
+        now: SystemTime,
+    ) -> Result<Person, IdentityError> {
+        let metadata = self.metadata(provider, now).await?;
+        if !metadata.is_from(provider, returning.iss) {
+            return Err(IdentityError::Refused("the answer is from another issuer (iss)".to_owned()));
+        }
+        let code = returning.code.filter(|_| returning.error.is_none()).ok_or(IdentityError::Denied)?;
+        let id_token = self.redeem(provider, &metadata, code, begun, redirect_uri).await?;
+        let expected =
+            Expected { issuer: &provider.issuer, audiences: &[&provider.client_id], types: &["", "jwt"] };
+        let (jwks_uri, policy) = (&metadata.jwks_uri, policy(provider));
+        let claims = self.keys.verify(jwks_uri, &policy, id_token.expose_secret(), &expected, now).await?;
+        check(provider, &claims, begun)?;
+        let groups = texts(claims.rest.get(&provider.groups_claim));
+        admit(provider, &claims, &groups)?;
+        Ok(Person {
+            user: provider.user(&claims.sub),
+            name: claims.text(&provider.name_claim).map(str::to_owned),
+            session: claims.text("sid").map(str::to_owned),
+            groups,
+            id_token,
+        })
+    }
+
+    /// Where the browser goes to sign out at the provider as well (OpenID Connect RP-Initiated Logout); `None` where it
+    /// has no place for that.
+    pub async fn sign_out_url(
+        &self,
+        provider: &IdentityProvider,
+        id_token: Option<&SecretString>,
+        back: &str,
+        now: SystemTime,
+    ) -> Option<String> {
+        let metadata = self.metadata(provider, now).await.ok()?;
+        let mut pairs = vec![("client_id", provider.client_id.as_str()), ("post_logout_redirect_uri", back)];
+        pairs.extend(id_token.map(|token| ("id_token_hint", token.expose_secret())));
+        metadata.end_session_url(&pairs)
+    }
+
+    /// Reads a logout token (OpenID Connect Back-Channel Logout §2.6).
+    pub async fn signed_out(
+        &self,
+        providers: &[IdentityProvider],
+        token: &str,
+        now: SystemTime,
+    ) -> Result<SignedOut, IdentityError> {
+        let refused = |why: &str| IdentityError::Refused(format!("logout token: {why}"));
+        let issuer = issuer_of(token).ok_or_else(|| refused("is none"))?;
+        let provider = providers.iter().find(|provider| provider.issuer == issuer);
+        let provider = provider.ok_or_else(|| refused("is from an unknown issuer"))?;
+        let metadata = self.metadata(provider, now).await?;
+        let audiences = [provider.client_id.as_str()];
+        let expected = Expected { issuer: &issuer, audiences: &audiences, types: &["logout+jwt", "jwt", ""] };
+        let claims = self.keys.verify(&metadata.jwks_uri, &policy(provider), token, &expected, now).await?;
+        let is_event = claims.rest.get("events").is_some_and(|events| events.get(LOGOUT_EVENT).is_some());
+        // A nonce would make it an ID token.
+        if !is_event || claims.rest.contains_key("nonce") {
+            return Err(refused("is another kind of token"));
+        }
+        let session = claims.text("sid").map(str::to_owned);
+        let user = (!claims.sub.is_empty()).then(|| provider.user(&claims.sub));
+        let id = claims.jti.filter(|id| !id.is_empty()).ok_or_else(|| refused("has no jti"))?;
+        if session.is_none() && user.is_none() {
+            return Err(refused("names nobody"));
+        }
+        Ok(SignedOut { provider: provider.name.clone(), user, session, id })
+    }
+
+    async fn metadata(
+        &self,
+        provider: &IdentityProvider,
+        now: SystemTime,
+    ) -> Result<std::sync::Arc<Metadata>, IdentityError> {
+        self.known.of(&self.outbound, provider, &policy(provider), now).await
+    }
+
+    async fn redeem(
+        &self,
+        provider: &IdentityProvider,
+        metadata: &Metadata,
+        code: &str,
+        begun: &Begun,
+        redirect_uri: &str,
+    ) -> Result<SecretString, IdentityError> {
+        let mut fields = vec![
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("redirect_uri", redirect_uri),
+            ("code_verifier", begun.verifier.expose_secret()),
+        ];
+        let secret = provider.client_secret.as_ref().map(SecretString::expose_secret);
+        let by_basic = secret.is_some() && metadata.prefers_basic();
+        if !by_basic {
+            fields.push(("client_id", &provider.client_id));
+            fields.extend(secret.map(|secret| ("client_secret", secret)));
+        }
+        let mut request = Request::post_form(&metadata.token_endpoint, &fields);
+        if let (true, Some(secret)) = (by_basic, secret) {
+            let header = basic(&provider.client_id, secret);
+            let header = header.ok_or_else(|| IdentityError::Refused("client secret".to_owned()))?;
+            request = request.header(http::header::AUTHORIZATION, header);
+        }
+        let response = match self.outbound.send(request, &policy(provider)).await {
+            Ok(response) => response,
+            Err(error @ (outbound::Error::Refused { .. } | outbound::Error::Invalid { .. })) => {
+                return Err(IdentityError::Refused(error.to_string()));
+            }
+            Err(_) => return Err(IdentityError::Unavailable),
+        };
+        if response.status.is_server_error() || response.status == http::StatusCode::TOO_MANY_REQUESTS {
+            return Err(IdentityError::Unavailable);
+        }
+        if response.status != http::StatusCode::OK {
+            return Err(IdentityError::Refused(format!(
+                "token endpoint: status {}",
+                response.status.as_u16()
+            )));
+        }
+        let answer = response.json::<TokenAnswer>();
+        answer.map(|answer| answer.id_token).map_err(|_| IdentityError::Refused("no ID token".to_owned()))
+    }
+}
+
+fn policy(provider: &IdentityProvider) -> AddressPolicy {
+    AddressPolicy::allowing(provider.private_hosts.iter().cloned())
+}
+
+/// OpenID Connect Core §3.1.3.7, what is not checked with the signature.
+fn check(provider: &IdentityProvider, claims: &Claims, begun: &Begun) -> Result<(), IdentityError> {
+    let refused = |why: &str| Err(IdentityError::Refused(format!("ID token: {why}")));
+    if claims.text("nonce") != Some(&begun.nonce) {
+        return refused("is not for this sign-in (nonce)");
+    }
+    let party = claims.text("azp");
+    if party.is_some_and(|party| party != provider.client_id)
+        || (claims.audiences().count() > 1 && party.is_none())
+    {
+        return refused("was made for another client (azp)");
+    }
+    let printable = claims.sub.chars().all(|c| !c.is_control());
+    if claims.sub.is_empty() || claims.sub.len() > SUBJECT_MAX || !printable {
+        return refused("names nobody (sub)");
+    }
+    Ok(())
+}
+
+/// Whether this person is among those whom the configuration lets in.
+fn admit(provider: &IdentityProvider, claims: &Claims, groups: &[String]) -> Result<(), IdentityError> {
+    if !provider.allowed_domains.is_empty() {
+        // An address that nobody has verified may be anybody's.
+        let verified = claims.rest.get("email_verified").is_some_and(|flag| *flag == Value::Bool(true));
+        let domain = claims.text("email").filter(|_| verified).and_then(|email| email.rsplit_once('@'));
+        let domain = domain.map(|(_, domain)| domain.to_ascii_lowercase());
+        if !domain.is_some_and(|domain| provider.allowed_domains.contains(&domain)) {
+            return Err(IdentityError::NotAdmitted);
+        }
+    }
+    if !provider.allowed_groups.is_empty()
+        && !groups.iter().any(|group| provider.allowed_groups.contains(group))
+    {
+        return Err(IdentityError::NotAdmitted);
+    }
+    Ok(())
+}
+
+/// A list of texts, or one.
+fn texts(value: Option<&Value>) -> Vec<String> {
+    match value {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
+}
