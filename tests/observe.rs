@@ -233,7 +233,7 @@ async fn strangers_cannot_make_new_series() {
 
 /// What scanners ask for.
 const COMMON: &str = "admin actuator actuator/env actuator/heapdump api api/v1 api/v1/connections api/v1/routes api/swagger.json \
-    apis backup clusters config config.json config.yaml config_dump console connections connections/demo/connect \
+    apis backup clusters config config.json config.yaml config_dump console connections/nothing connections/demo \
     dashboard db debug debug/pprof debug/pprof/heap debug/vars docs dump env favicon.ico.bak flush graphql health healthz \
     heapdump help info internal jmx keys live livez login.php logs manage management mcp metrics metrics/prometheus \
     monitoring openapi.json phpinfo.php ping postern.redb postern.yaml postern-data postern-data/sealing.key \
@@ -243,7 +243,7 @@ const COMMON: &str = "admin actuator actuator/env actuator/heapdump api api/v1 a
     wp-admin wp-login.php xmlrpc.php .env .git/config .git/HEAD .htaccess .ssh/id_rsa .aws/credentials .well-known \
     .well-known/jwks.json .well-known/security.txt .well-known/oauth-protected-resource/nowhere \
     .well-known/oauth-authorization-server/demo oauth oauth/admin oauth/clients oauth/consents oauth/debug oauth/keys \
-    oauth/upstream oauth/client oauth/client/nothing.json login/callback demo2 demox login2";
+    oauth/upstream oauth/client oauth/client/nothing.json login/nothing demo2 demox login2";
 
 #[tokio::test]
 async fn sr_t65_public_and_admin_listeners_serve_only_their_own() {

@@ -12,10 +12,11 @@ use postern::config::ClientAuthMethod;
 use postern::oauth::client::Connector;
 use postern::oauth::server::access_token::Keys;
 use postern::oauth::server::authenticate::Authenticated;
-use postern::oauth::server::authorize;
+use postern::oauth::server::authorize::{self, Prepared};
 use postern::oauth::server::client::Authentication;
+use postern::oauth::server::code::{self, Code, Redemption};
 use postern::oauth::server::consent::{ConsentError, Decision, decide};
-use postern::oauth::server::grant::{self, Code, Grant, Redemption, Renewal};
+use postern::oauth::server::grant::{self, Grant, Renewal};
 use postern::oauth::server::{self, Authority, Snapshot};
 use postern::outbound::{Outbound, Settings};
 use postern::route::Table;
@@ -713,6 +714,9 @@ impl Later {
         let request = authorize::Request {
             client_id: "c".into(),
             client_auth: ClientAuthMethod::None,
+            client_name: None,
+            client_digest: String::new(),
+            ask: false,
             redirect_uri: "https://client.example/cb".into(),
             state: None,
             challenge: pkce.challenge.clone(),
@@ -721,14 +725,14 @@ impl Later {
             scopes: Vec::new(),
         };
         let scopes = vec![ACCESS_SCOPE.into()];
-        grant::issue_code(&self.authority, &request, "alice", scopes).await.unwrap()
+        code::issue_code(&self.authority, &request, "alice", scopes).await.unwrap()
     }
 
     /// The answer, or the error's code.
     async fn redeem(&self, code: &str, pkce: &Pkce) -> Result<serde_json::Value, &'static str> {
         let redemption =
             Redemption { client: &c(), code, verifier: &pkce.verifier, redirect_uri: None, resource: None };
-        let answer = grant::redeem(&self.authority, &self.authority.snapshot(), &redemption).await;
+        let answer = code::redeem(&self.authority, &self.authority.snapshot(), &redemption).await;
         answer.map(|answer| serde_json::to_value(answer).unwrap()).map_err(|refusal| refusal.code)
     }
 
@@ -837,6 +841,9 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
         let request = authorize::Request {
             client_id: "c".into(),
             client_auth: ClientAuthMethod::None,
+            client_name: None,
+            client_digest: String::new(),
+            ask: false,
             redirect_uri: "https://client.example/cb".into(),
             state: None,
             challenge: Pkce::new().challenge,
@@ -852,7 +859,10 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
             auth: Authentication::None,
         };
         let question = authorize::prepare(authority, &snapshot, request, client, &browser).await;
-        question.unwrap_or_else(|refused| panic!("{refused:?}")).flow
+        let Prepared::Ask(question) = question.unwrap_or_else(|refused| panic!("{refused:?}")) else {
+            panic!("not asked")
+        };
+        question.flow
     };
     let (in_time, too_late) = (question().await, question().await);
     later.pass(599);

@@ -72,11 +72,13 @@ pub enum Kind {
     Service,
     /// A sign-in at an identity provider under way, by its `state`.
     SignIn,
+    /// A consent that is remembered.
+    Consent,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 15] = [
+    pub const ALL: [Kind; 16] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -92,6 +94,7 @@ impl Kind {
         Kind::Assertion,
         Kind::Service,
         Kind::SignIn,
+        Kind::Consent,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -112,6 +115,7 @@ impl Kind {
             Kind::Assertion => "assertion",
             Kind::Service => "service",
             Kind::SignIn => "signin",
+            Kind::Consent => "consent",
         }
     }
 }

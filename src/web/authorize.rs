@@ -5,11 +5,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
+use super::account;
 use super::browser::{is_same, is_same_origin};
 use super::session::SignedIn;
 use super::{About, Shared, Web, moved, page, pages, see_other};
 use crate::oauth::client::connect::{CallbackError, Returning};
-use crate::oauth::server::authorize::{Question, Refused, prepare, validate};
+use crate::oauth::server::authorize::{Prepared, Question, Refused, prepare, validate};
 use crate::oauth::server::consent::{ConsentError, Decision, decide, resume};
 use crate::oauth::server::params::{Params, with_query};
 use crate::oauth::server::redirect;
@@ -44,8 +45,10 @@ pub async fn authorize(
                 "You have begun too many sign-ins in a short time. Please wait a minute.",
             ));
         }
-        let question = prepare(&web.authority, snapshot, request, client, &session.browser).await?;
-        Ok(ask(&session, &question))
+        Ok(match prepare(&web.authority, snapshot, request, client, &session.browser).await? {
+            Prepared::Ask(question) => ask(&session, &question),
+            Prepared::Allowed(url) => see_other(&url),
+        })
     };
     match outcome.await {
         Ok(response) => response,
@@ -147,6 +150,9 @@ pub async fn callback(
             });
         }
     };
+    if completed.resume == account::RESUME {
+        return account::connected(&completed.outcome);
+    }
     match resume(&web.authority, snapshot, completed.resume, user, completed.outcome).await {
         Ok(url) => see_other(&url),
         Err(error) => refuse(error),
@@ -209,7 +215,11 @@ fn refuse(error: ConsentError) -> Response {
 // === impl Web ===
 
 impl Web {
-    async fn signed_in(&self, about: &About, headers: &HeaderMap) -> Result<SignedIn, Box<Response>> {
+    pub(super) async fn signed_in(
+        &self,
+        about: &About,
+        headers: &HeaderMap,
+    ) -> Result<SignedIn, Box<Response>> {
         match self.session(about, headers).await {
             Ok(Some(session)) => Ok(session),
             Ok(None) => Err(Box::new(page(

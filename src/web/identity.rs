@@ -263,7 +263,7 @@ impl Web {
         if let (Some(user), true) =
             (&notice.user, provider.is_some_and(|provider| provider.logout_ends_grants))
         {
-            grant::withdraw_all(&self.authority, user).await?;
+            grant::withdraw_where(&self.authority, |grant| grant.user == *user).await?;
         }
         records.put(&key, 0, &Notice {}, NOTICE_TTL).await?;
         Ok(())

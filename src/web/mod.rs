@@ -3,6 +3,7 @@
 //!
 //! Three kinds of endpoints, three kinds of headers: documents and OAuth endpoints are open to every origin and carry
 //! no cookies, pages are for this origin alone, and everything with a secret in it is `no-store`.
+mod account;
 mod authorize;
 mod browser;
 mod documents;
@@ -66,7 +67,7 @@ impl Web {
 
 /// Whether a canonical path on the public host is one of ours.
 pub fn is_local(path: &str) -> bool {
-    const OWN: [&str; 5] = ["/oauth", "/login", "/logout", "/.well-known", "/favicon.ico"];
+    const OWN: [&str; 6] = ["/oauth", "/login", "/logout", "/connections", "/.well-known", "/favicon.ico"];
     path.is_empty()
         || OWN
             .iter()
@@ -126,6 +127,11 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         .route("/login/callback", get(identity::callback))
         .route("/login/signed-out", get(identity::signed_out))
         .route("/logout", post(login::sign_out))
+        .route("/connections", get(account::show))
+        .route("/connections/withdraw", post(account::withdraw))
+        .route("/connections/end-session", post(account::end_session))
+        .route("/connections/{route}/connect", post(account::connect))
+        .route("/connections/{route}/disconnect", post(account::disconnect))
         .route("/oauth/authorize", get(authorize::authorize))
         .route("/oauth/consent", post(authorize::consent))
         .route("/oauth/upstream/callback/{key}", get(authorize::callback))

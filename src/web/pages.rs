@@ -173,6 +173,68 @@ impl Problem<'_> {
 #[template(path = "signed_out.html")]
 struct SignedOut;
 
+/// The user's own page. One form per server, application and browser; each carries `csrf`.
+#[derive(Template)]
+#[template(path = "account.html")]
+pub struct Account<'a> {
+    pub csrf: &'a str,
+    pub user: &'a str,
+    pub servers: Vec<AccountServer<'a>>,
+    pub applications: Vec<Application>,
+    pub sessions: Vec<Browser>,
+}
+
+pub struct AccountServer<'a> {
+    pub name: &'a str,
+    pub resource: &'a str,
+    /// `None`: nobody needs a connection there.
+    pub standing: Option<Standing>,
+}
+
+/// How a user's connection to a server stands.
+pub enum Standing {
+    Absent,
+    Connected,
+    /// It was there, and is good for nothing any more.
+    Ended,
+}
+
+/// An application that the user has let in at a server.
+pub struct Application {
+    pub name: Option<String>,
+    pub client: String,
+    pub route: String,
+    pub scopes: Vec<String>,
+    /// A date.
+    pub since: String,
+}
+
+/// A browser that is signed in.
+pub struct Browser {
+    pub id: String,
+    pub agent: Option<String>,
+    /// A date.
+    pub since: String,
+    /// Whether it is the one that looks at the page.
+    pub is_this: bool,
+}
+
+impl Application {
+    fn shown_name(&self) -> String {
+        self.name
+            .as_deref()
+            .map(plain)
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "An application".to_owned())
+    }
+}
+
+impl Browser {
+    fn shown_agent(&self) -> Option<String> {
+        self.agent.as_deref().map(plain).filter(|agent| !agent.is_empty())
+    }
+}
+
 /// The front page. With a user it carries the sign-out form (`csrf` to `/logout`), else a link to `/login`.
 #[derive(Template)]
 #[template(path = "home.html")]
@@ -223,6 +285,11 @@ pub fn problem(page: &Problem<'_>) -> String {
 /// The page after signing out.
 pub fn signed_out() -> String {
     render(&SignedOut)
+}
+
+/// The user's own page.
+pub fn account(page: &Account<'_>) -> String {
+    render(page)
 }
 
 /// The front page.

@@ -100,6 +100,11 @@ async function authorizations(person, demo, client) {
 async function signingInAndOut(person, demo) {
   await person.open(demo.origin);
   await person.look('home-signed-in', /^One door/);
+  await person.press('Your connections', 'link');
+  await person.look('connections', /^Your connections$/);
+  await person.press('Disconnect demo');
+  await person.look('connections-ended', /^Your connections$/);
+  await person.open(demo.origin);
   await person.press('Sign out');
   await person.look('signed-out', /^You are signed out$/);
   await person.open(demo.origin);

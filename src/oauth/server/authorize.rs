@@ -9,8 +9,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::client::{Client, ClientError};
+use super::code::issue_code;
 use super::params::{Params, with_query};
 use super::refusal::Refusal;
+use super::remembered::is_remembered;
 use super::{Authority, Snapshot, redirect};
 use crate::config::ClientAuthMethod;
 use crate::oauth::client::connect::{Plan, Prospect};
@@ -28,6 +30,14 @@ pub struct Request {
     /// How the client authenticates when it redeems the code.
     #[serde(default)]
     pub client_auth: ClientAuthMethod,
+    /// What it calls itself, and the digest of what it is.
+    #[serde(default)]
+    pub client_name: Option<String>,
+    #[serde(default)]
+    pub client_digest: String,
+    /// The client wants the user asked, whatever is remembered (`prompt=consent`, OpenID Connect Core §3.1.2.1).
+    #[serde(default)]
+    pub ask: bool,
     pub redirect_uri: String,
     pub state: Option<String>,
     /// PKCE S256 challenge (RFC 7636 §4.2).
@@ -69,6 +79,14 @@ pub struct Question {
     pub scopes: Vec<String>,
     pub plan: Option<Plan>,
     pub note: Option<&'static str>,
+}
+
+/// What becomes of a request that is in order.
+pub enum Prepared {
+    /// The user is asked.
+    Ask(Box<Question>),
+    /// The user has said yes to this before: the URL to send the browser to.
+    Allowed(String),
 }
 
 /// Why there will be no consent page.
@@ -124,6 +142,11 @@ pub async fn validate(
                 Request {
                     client_id: client.id.clone(),
                     client_auth: client.auth.method(),
+                    client_name: client.name.clone(),
+                    client_digest: client.digest(),
+                    ask: params
+                        .value("prompt")
+                        .is_some_and(|prompt| prompt.split(' ').any(|word| word == "consent")),
                     redirect_uri,
                     state,
                     challenge,
@@ -193,7 +216,7 @@ pub async fn prepare(
     request: Request,
     client: Client,
     browser: &Browser,
-) -> Result<Question, Refused> {
+) -> Result<Prepared, Refused> {
     let refuse = |refusal| {
         Refused::Redirect(error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal))
     };
@@ -214,6 +237,14 @@ pub async fn prepare(
         }
     };
     let scopes = granted(&route, &request.scopes, plan.as_ref());
+    let unavailable = |_| Refused::Later("The store cannot be reached just now.");
+    // Where the upstream has a question of its own, or nobody knows whether it has, the user is told.
+    if plan.is_none()
+        && note.is_none()
+        && is_remembered(authority, &request, &browser.user, &scopes).await.map_err(unavailable)?
+    {
+        return Ok(Prepared::Allowed(issue(authority, snapshot, request, &browser.user, scopes).await));
+    }
     let flow = seal::name().map_err(|_| refuse(Refusal::server_error("no randomness")))?;
     let record = Flow {
         request: request.clone(),
@@ -222,12 +253,9 @@ pub async fn prepare(
         scopes: scopes.clone(),
         plan: plan.clone(),
     };
-    authority
-        .records
-        .put(&seal::digest(&flow), 0, &record, FLOW_TTL)
-        .await
-        .map_err(|_| Refused::Later("The store cannot be reached just now."))?;
-    Ok(Question { flow, client, redirect_uri: request.redirect_uri, route, scopes, plan, note })
+    authority.records.put(&seal::digest(&flow), 0, &record, FLOW_TTL).await.map_err(unavailable)?;
+    let redirect_uri = request.redirect_uri;
+    Ok(Prepared::Ask(Box::new(Question { flow, client, redirect_uri, route, scopes, plan, note })))
 }
 
 /// What is granted of what was asked: the route's own scopes always, since nothing works without them, and of the
@@ -241,6 +269,25 @@ fn granted(route: &Route, asked: &[String], plan: Option<&Plan>) -> Vec<String> 
         }
     }
     scopes
+}
+
+/// Gives the client its code; the URL to send the browser to.
+pub(super) async fn issue(
+    authority: &Authority,
+    snapshot: &Snapshot,
+    request: Request,
+    user: &str,
+    scopes: Vec<String>,
+) -> String {
+    match issue_code(authority, &request, user, scopes).await {
+        Ok(code) => {
+            let mut pairs = vec![("code", code.as_str())];
+            pairs.extend(request.state.as_deref().map(|state| ("state", state)));
+            pairs.push(("iss", snapshot.issuer()));
+            with_query(&request.redirect_uri, &pairs)
+        }
+        Err(refusal) => error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal),
+    }
 }
 
 /// Where the browser goes with an error (RFC 6749 §4.1.2.1, with `iss` of RFC 9207).

@@ -9,7 +9,8 @@
 use std::time::Duration;
 
 use super::Authority;
-use super::grant::{Code, Grant, seconds};
+use super::code::Code;
+use super::grant::{Grant, seconds};
 use super::refusal::Refusal;
 use crate::store::Put;
 use crate::store::record::{Take, Versioned};

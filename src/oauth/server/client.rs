@@ -95,6 +95,12 @@ impl Client {
         }
     }
 
+    /// What the user looks at when asked about it: another digest is another question.
+    pub fn digest(&self) -> String {
+        let parts = serde_json::json!([self.name, self.redirect_uris, self.host, self.auth.method()]);
+        seal::digest(&parts.to_string())
+    }
+
     pub fn allows(&self, redirect_uri: &str) -> bool {
         self.redirect_uris.iter().any(|registered| redirect::matches(registered, redirect_uri))
     }

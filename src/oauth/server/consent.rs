@@ -3,10 +3,9 @@
 //! Allowed, and the upstream needs an authorization of its own: the browser goes there first, and [`resume`] goes on
 //! when it is back. Otherwise, and after that, the client gets its code. The `state` for the upstream is made here,
 //! after consent and not before (MCP Security Best Practices, Confused Deputy).
-use super::authorize::{Browser, Flow, Request, error_redirect};
-use super::grant::issue_code;
-use super::params::with_query;
+use super::authorize::{Browser, Flow, Request, error_redirect, issue};
 use super::refusal::Refusal;
+use super::remembered::remember;
 use super::{Authority, Snapshot};
 use crate::oauth::client::connect::ConnectError;
 use crate::oauth::client::register::RegisterError;
@@ -59,6 +58,7 @@ pub async fn decide(
     if decision == Decision::Deny {
         return Ok(refused(snapshot, &request, Refusal::access_denied("the user said no")));
     }
+    remember(authority, &request, &browser.user, &flow.scopes).await;
     let Some(plan) = flow.plan else {
         return Ok(issue(authority, snapshot, request, &browser.user, flow.scopes).await);
     };
@@ -92,24 +92,6 @@ pub async fn resume(
             refused(snapshot, &request, connect_refusal(&error))
         }
     })
-}
-
-async fn issue(
-    authority: &Authority,
-    snapshot: &Snapshot,
-    request: Request,
-    user: &str,
-    scopes: Vec<String>,
-) -> String {
-    match issue_code(authority, &request, user, scopes).await {
-        Ok(code) => {
-            let mut pairs = vec![("code", code.as_str())];
-            pairs.extend(request.state.as_deref().map(|state| ("state", state)));
-            pairs.push(("iss", snapshot.issuer()));
-            with_query(&request.redirect_uri, &pairs)
-        }
-        Err(refusal) => refused(snapshot, &request, refusal),
-    }
 }
 
 fn refused(snapshot: &Snapshot, request: &Request, refusal: Refusal) -> String {

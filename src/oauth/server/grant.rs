@@ -14,9 +14,7 @@ use subtle::ConstantTimeEq;
 
 use super::access_token::{Claims, OpenError};
 use super::authenticate::Authenticated;
-use super::authorize::Request;
-use super::claim::claim;
-use super::client::registered;
+use super::client::{Client, registered};
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
@@ -24,35 +22,11 @@ use crate::seal;
 use crate::store::record::{RecordError, Typed, Versioned};
 use crate::store::{Kind, Put};
 
-/// OAuth 2.1 §4.1.2 recommends ten minutes at most; the client is already waiting.
-const CODE_TTL: Duration = Duration::from_secs(60);
-const CODE_PREFIX: &str = "postern_ac_";
 const REFRESH_PREFIX: &str = "postern_rt_";
 const LATER: Refusal = Refusal::unavailable("the client cannot be looked up just now, try again");
 const NOT_READY: Refusal = Refusal::unavailable("the gateway is not ready yet, try again");
 /// Digests of retired tokens kept to recognise theft.
 const RETIRED_MAX: usize = 8;
-
-/// An authorization code (store record, found by the digest of the code).
-#[derive(Serialize, Deserialize)]
-pub struct Code {
-    pub client_id: String,
-    pub redirect_uri: String,
-    pub challenge: String,
-    pub route: String,
-    pub resource: String,
-    pub scopes: Vec<String>,
-    pub user: String,
-    /// How the client authenticates.
-    #[serde(default)]
-    pub client_auth: ClientAuthMethod,
-    /// The grant it turns into; chosen early, so that a replayed code finds what to revoke.
-    pub grant: String,
-}
-
-impl Typed for Code {
-    const KIND: Kind = Kind::Code;
-}
 
 /// A grant (store record, found by its id).
 #[derive(Serialize, Deserialize)]
@@ -66,10 +40,15 @@ pub struct Grant {
     /// How the client authenticates.
     #[serde(default)]
     pub client_auth: ClientAuthMethod,
+    /// What the client called itself when the user allowed it, and the digest of what it was then.
+    #[serde(default)]
+    pub client_name: Option<String>,
+    #[serde(default)]
+    pub client_digest: String,
     /// Digest of the refresh token in force.
-    current: String,
-    previous: Option<Replay>,
-    retired: Vec<String>,
+    pub(super) current: String,
+    pub(super) previous: Option<Replay>,
+    pub(super) retired: Vec<String>,
 }
 
 impl Typed for Grant {
@@ -78,7 +57,7 @@ impl Typed for Grant {
 
 /// The token before the current one, and what its use was answered.
 #[derive(Serialize, Deserialize)]
-struct Replay {
+pub(super) struct Replay {
     digest: String,
     asked_scope: Option<String>,
     answer: Answer,
@@ -96,93 +75,12 @@ pub struct Answer {
     scope: String,
 }
 
-/// What a client presents to redeem a code.
-pub struct Redemption<'a> {
-    pub client: &'a Authenticated,
-    pub code: &'a str,
-    pub verifier: &'a str,
-    pub redirect_uri: Option<&'a str>,
-    pub resource: Option<&'a str>,
-}
-
 /// What a client presents to refresh.
 pub struct Renewal<'a> {
     pub client: &'a Authenticated,
     pub refresh_token: &'a str,
     pub scope: Option<&'a str>,
     pub resource: Option<&'a str>,
-}
-
-/// Stores a code for what `user` allowed and returns it.
-pub async fn issue_code(
-    authority: &Authority,
-    request: &Request,
-    user: &str,
-    scopes: Vec<String>,
-) -> Result<String, Refusal> {
-    let secret = format!("{CODE_PREFIX}{}", fresh_token()?);
-    let code = Code {
-        client_id: request.client_id.clone(),
-        redirect_uri: request.redirect_uri.clone(),
-        challenge: request.challenge.clone(),
-        route: request.route.clone(),
-        resource: request.resource.clone(),
-        scopes,
-        user: user.to_owned(),
-        client_auth: request.client_auth,
-        grant: seal::name().map_err(|_| Refusal::server_error("no randomness"))?,
-    };
-    authority.records.put(&seal::digest(&secret), 0, &code, CODE_TTL).await?;
-    Ok(secret)
-}
-
-/// Turns a code into a grant (RFC 6749 §4.1.3). Everything is checked before the code is spent, so that a wrong try
-/// cannot burn somebody's code.
-pub async fn redeem(
-    authority: &Authority,
-    snapshot: &Snapshot,
-    redemption: &Redemption<'_>,
-) -> Result<Answer, Refusal> {
-    const INVALID: Refusal = Refusal::invalid_grant("the code is not valid");
-    let key = seal::digest(redemption.code);
-    let Versioned { value: code, spent, .. } =
-        authority.records.readable::<Code>(&key).await?.ok_or(INVALID)?;
-    let verifier_fits = code.challenge.as_bytes().ct_eq(seal::digest(redemption.verifier).as_bytes());
-    if !redemption.client.may_use(&code.client_id, code.client_auth)
-        || redemption.redirect_uri.is_some_and(|uri| uri != code.redirect_uri)
-        || !bool::from(verifier_fits)
-    {
-        return Err(INVALID);
-    }
-    if !authority.admits(snapshot, &code.user) {
-        return Err(INVALID);
-    }
-    check_resource(snapshot, &code.resource, redemption.resource)?;
-    let now = authority.clock.now();
-    let secret = fresh_token()?;
-    let mut grant = Grant {
-        user: code.user,
-        client_id: code.client_id,
-        route: code.route,
-        resource: code.resource,
-        scopes: code.scopes,
-        created_at: seconds(now),
-        client_auth: code.client_auth,
-        current: seal::digest(&secret),
-        previous: None,
-        retired: Vec::new(),
-    };
-    let answer = mint(snapshot, &code.grant, &grant, &grant.scopes, &secret, now)?;
-    let ttl = snapshot.config.oauth_server.refresh_token_ttl;
-    if spent || !claim(authority, &key, &code.grant, &mut grant, ttl).await? {
-        // Somebody has the code who should not: what the first use got is withdrawn (RFC 6749 §4.1.2).
-        tracing::warn!(target: "audit", event = "code_replayed", user = %grant.user, client = %grant.client_id);
-        withdraw(authority, &code.grant).await?;
-        return Err(INVALID);
-    }
-    registered::keep(&authority.records, &grant.client_id, now).await;
-    tracing::info!(target: "audit", event = "grant", user = %grant.user, client = %grant.client_id, route = %grant.route);
-    Ok(answer)
 }
 
 /// Rotates a refresh token (RFC 6749 §6).
@@ -228,6 +126,11 @@ pub async fn refresh(
             .routes
             .by_resource(&grant.resource)
             .ok_or(Refusal::invalid_target("the MCP server is no longer published here"))?;
+        let is_another = |client: &Client| client.digest() != grant.client_digest;
+        if renewal.client.client.as_ref().is_some_and(is_another) && !grant.client_digest.is_empty() {
+            // Allowed for the client as it was; consent is asked anew with the next authorization.
+            tracing::info!(target: "audit", event = "client_changed", user = %grant.user, client = %grant.client_id);
+        }
         // Some clients only ever re-authorize when a refresh fails, so while the upstream wants the user again it does.
         if authority.connector.wants_user(id, &grant.user, route).await? {
             return Err(Refusal::invalid_grant("the MCP server asks the user to authorize again"));
@@ -314,23 +217,26 @@ pub(super) async fn of_refresh_token(
 pub const REMEMBER_REVOKED: Duration = ACCESS_TOKEN_TTL_MAX.saturating_add(Duration::from_secs(60));
 
 /// Ends a grant for good: refresh tokens at once, access tokens as soon as every instance has heard.
-async fn withdraw(authority: &Authority, grant: &str) -> Result<(), Refusal> {
+pub(super) async fn withdraw(authority: &Authority, grant: &str) -> Result<(), Refusal> {
     authority.records.tombstone::<Grant>(grant, REMEMBER_REVOKED).await?;
     Ok(())
 }
 
-/// Ends every grant of this user.
-pub async fn withdraw_all(authority: &Authority, user: &str) -> Result<(), RecordError> {
-    for (id, grant) in authority.records.scan::<Grant>().await? {
-        if grant.value.user == user {
+/// Ends every grant that is such.
+pub async fn withdraw_where(
+    authority: &Authority,
+    is_meant: impl Fn(&Grant) -> bool,
+) -> Result<(), RecordError> {
+    for (id, Versioned { value: grant, .. }) in authority.records.scan::<Grant>().await? {
+        if is_meant(&grant) {
             authority.records.tombstone::<Grant>(&id, REMEMBER_REVOKED).await?;
-            tracing::info!(target: "audit", event = "grant_revoked", user, client = %grant.value.client_id);
+            tracing::info!(target: "audit", event = "grant_revoked", user = %grant.user, client = %grant.client_id);
         }
     }
     Ok(())
 }
 
-fn mint(
+pub(super) fn mint(
     snapshot: &Snapshot,
     id: &str,
     grant: &Grant,
@@ -367,7 +273,7 @@ impl Answer {
     }
 }
 
-fn check_resource(snapshot: &Snapshot, granted: &str, asked: Option<&str>) -> Result<(), Refusal> {
+pub(super) fn check_resource(snapshot: &Snapshot, granted: &str, asked: Option<&str>) -> Result<(), Refusal> {
     let means_granted =
         |asked| snapshot.routes.by_resource(asked).is_some_and(|route| route.resource == granted);
     match asked {
@@ -391,7 +297,7 @@ pub(super) fn narrowed(granted: &[String], asked: Option<&str>) -> Result<Vec<St
     }
 }
 
-fn fresh_token() -> Result<String, Refusal> {
+pub(super) fn fresh_token() -> Result<String, Refusal> {
     let token = seal::token().map_err(|_| Refusal::server_error("no randomness"))?;
     Ok(token.expose_secret().to_owned())
 }

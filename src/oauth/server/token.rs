@@ -1,6 +1,7 @@
 //! `POST /oauth/token` (RFC 6749 §3.2): which grant is meant, with what.
 use super::authenticate::authenticate;
-use super::grant::{Answer, Redemption, Renewal, redeem, refresh};
+use super::code::{Redemption, redeem};
+use super::grant::{Answer, Renewal, refresh};
 use super::machine::{Wish, client_credentials};
 use super::params::Params;
 use super::refusal::Refusal;
