@@ -73,7 +73,7 @@ async fn a_person_of_the_provider_signs_in_and_reaches_a_server() {
         assert_eq!(asked.parameter(name), Some(value), "{name}");
     }
     let basic = provider.requests.last_to("/token").header("authorization").unwrap();
-    let pair = data_encoding::BASE64.decode(basic["Basic ".len()..].as_bytes()).unwrap();
+    let pair = data_encoding::BASE64.decode(&basic.as_bytes()["Basic ".len()..]).unwrap();
     assert_eq!(String::from_utf8(pair).unwrap(), "postern:of+the+identity+provider");
     let audit = gateway.output.records();
     let user = provider.user("4711");
