@@ -35,6 +35,9 @@ pub enum Failure {
     /// As that, but a program calls, which nobody can send anywhere.
     #[error("the upstream wants a user, and this program acts for none who is connected")]
     NeedsConnection,
+    /// No MCP session of this caller at this route: the client begins another one (MCP, Session Management).
+    #[error("session not found")]
+    NoSession,
     #[error(transparent)]
     Origin(#[from] OriginError),
     #[error(transparent)]
@@ -121,6 +124,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         Failure::Malformed(_) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed"),
         Failure::NeedsUser => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
         Failure::NeedsConnection => (StatusCode::FORBIDDEN, "access_denied", "needs_connection"),
+        Failure::NoSession => (StatusCode::NOT_FOUND, "session_not_found", "no_session"),
         Failure::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed", "origin"),
         Failure::Route(RouteError::NotFound) => (StatusCode::NOT_FOUND, "not_found", "no_route"),
         Failure::Route(RouteError::UnknownHost) => {

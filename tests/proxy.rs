@@ -135,7 +135,7 @@ fn noise(length: usize) -> Vec<u8> {
 // === what passes ===
 
 #[tokio::test]
-async fn a_2025_session_passes_untouched_from_initialize_to_delete() {
+async fn a_2025_session_lasts_from_initialize_to_delete() {
     let upstream = lone_upstream().await;
     upstream.set(|script| script.sessions = true);
     let bench = Bench::before(&upstream).await;
@@ -161,8 +161,11 @@ async fn a_2025_session_passes_untouched_from_initialize_to_delete() {
         assert_eq!(request.target(), "/mcp");
         assert_eq!(request.header("mcp-protocol-version").as_deref(), Some("2025-11-25"));
     }
+    // One session there, under another name than here.
+    let there = seen[1].header("mcp-session-id").unwrap();
+    assert!(session.starts_with("postern_ms_") && !session.contains(&there));
     for request in &seen[1..6] {
-        assert_eq!(request.header("mcp-session-id").as_ref(), Some(&session));
+        assert_eq!(request.header("mcp-session-id").as_ref(), Some(&there));
     }
     assert_eq!(seen[3].header("last-event-id").as_deref(), Some("ev/41="));
 }
@@ -207,7 +210,6 @@ async fn answers_keep_status_headers_and_body() {
         };
         let headers = [
             ("content-type", "application/json; charset=utf-8"),
-            ("mcp-session-id", "Ses/1~!"),
             ("mcp-protocol-version", "2025-11-25"),
             ("allow", "POST"),
             ("retry-after", "7"),
@@ -609,7 +611,7 @@ async fn sr_t38_hop_by_hop_headers_stay_here_and_cannot_remove_ours() {
     }
     upstream.requests.clear();
     for nominated in ["mcp-session-id", "Mcp-Protocol-Version", "close, mcp-name", "host", "x,mcp-param-a"] {
-        let more = format!("{length}connection: {nominated}\r\nmcp-session-id: s\r\n");
+        let more = format!("{length}connection: {nominated}\r\n");
         let answer = bench.raw(bench.post(&more, CALL)).await.unwrap();
         assert_eq!(answer.status, 400, "{nominated}");
     }

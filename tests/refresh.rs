@@ -179,7 +179,7 @@ async fn a_refused_token_is_renewed_once_and_the_request_replayed_byte_for_byte(
         rig.upstream.refuse_current_tokens();
         let body = body_of(length);
         assert_eq!(body.len(), length);
-        let answer = rig.call().header("mcp-session-id", "CANARY_session").post(&body).await;
+        let answer = rig.call().post(&body).await;
         assert_eq!(generation(&answer), 2);
         assert_eq!(answer.result()["structuredContent"]["body"], body);
         let calls = rig.upstream.calls_with_token();
@@ -187,7 +187,6 @@ async fn a_refused_token_is_renewed_once_and_the_request_replayed_byte_for_byte(
         assert_ne!(calls[0].bearer(), calls[1].bearer());
         for call in &calls {
             assert_eq!(call.body, body.as_bytes());
-            assert_eq!(call.header("mcp-session-id").as_deref(), Some("CANARY_session"));
         }
         assert_eq!(rig.refreshes_tried(), 1);
         assert_eq!(rig.generation().await, 2, "and kept");

@@ -6,9 +6,11 @@ use http::Method;
 use pingora::proxy::Session;
 
 use super::context::{Context, Target};
+use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::Caller;
 use crate::credential::{self, Credential, Unresolved};
+use crate::mcp::Call;
 use crate::oauth::client::refresh::Outdated;
 use crate::respond::Failure;
 use crate::route::{Route, canonical_path};
@@ -47,8 +49,23 @@ impl Gateway {
         let now = self.authority.clock.now();
         let caller = authn::authenticate(&head.headers, &self.authority.standing(&snapshot), now)?;
         let credential = self.credential(&caller, &route, None, now).await?;
+        let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route)
+            .map_err(|NoSession| Failure::NoSession)?;
+        // Only a request outside of any session begins one, and only where there are sessions.
+        let may_begin = session.is_none() && head.method == Method::POST;
+        let may_begin = may_begin && !Call::from_headers(&head.headers).is_mirrored();
         let path = route.upstream.target(matched.rest, head.uri.query());
-        ctx.target = Some(Target { route, caller, credential, path, refused: None, again: false });
+        ctx.target = Some(Target {
+            route,
+            caller,
+            credential,
+            path,
+            session,
+            opening: may_begin.then(Opening::default),
+            peer: None,
+            refused: None,
+            again: false,
+        });
         Ok(Admitted::Proxied)
     }
 

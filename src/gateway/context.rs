@@ -1,4 +1,5 @@
 //! What one request carries from hook to hook.
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::ErrorType;
 
 use super::screen::SHORT;
+use super::session::{Opening, Session as McpSession};
 use crate::authn::Caller;
 use crate::credential::Credential;
 use crate::oauth::client::refresh::Outdated;
@@ -50,6 +52,12 @@ pub struct Target {
     pub credential: Credential,
     /// Path and query at the upstream.
     pub path: String,
+    /// The MCP session it is in.
+    pub session: Option<McpSession>,
+    /// The beginning of a request outside of any session, which may begin one.
+    pub opening: Option<Opening>,
+    /// Where the request went.
+    pub peer: Option<SocketAddr>,
     /// The tokens that were refused, once some were.
     pub refused: Option<Outdated>,
     /// The credential is looked up again before the next attempt.

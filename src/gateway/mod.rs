@@ -16,6 +16,7 @@ pub mod local;
 mod record;
 mod rescue;
 mod screen;
+mod session;
 mod verdict;
 
 use std::net::IpAddr;
@@ -35,8 +36,10 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
+use self::session::{Begun, Opening, Session as McpSession};
 use self::verdict::Consequence;
 use crate::credential::Connections;
+use crate::mcp::SESSION_ID;
 use crate::oauth::server::Authority;
 use crate::respond::{self, Failure, Reply};
 use crate::telemetry::access::Log;
@@ -153,8 +156,12 @@ impl ProxyHttp for Gateway {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "no newer token"));
         }
-        match self.resolver.address(&target.route).await {
-            Ok(address) => Ok(peer::peer(&target.route, address)),
+        let begun_at = target.session.as_ref().and_then(|session| session.peer);
+        match self.resolver.address(&target.route, begun_at).await {
+            Ok(address) => {
+                target.peer = Some(address);
+                Ok(peer::peer(&target.route, address))
+            }
             Err(error) => {
                 tracing::warn!(target: "postern::upstream", route = %target.route.name, %error, "no address for the upstream");
                 ctx.failure = Some(Failure::UpstreamUnreachable);
@@ -177,6 +184,11 @@ impl ProxyHttp for Gateway {
         for name in &dropped {
             upstream.remove_header(name);
         }
+        match &target.session {
+            Some(session) => upstream.insert_header(SESSION_ID, session.to_upstream())?,
+            // A header of a revision without sessions, which nobody has looked at.
+            None => drop(upstream.remove_header(SESSION_ID)),
+        }
         // Path and query of the matched route, and nothing of an absolute-form target.
         let uri = target
             .path
@@ -186,6 +198,20 @@ impl ProxyHttp for Gateway {
         let client = client(session);
         for (name, value) in inject::additions(&target.route, client, &ctx.request_id, &target.credential) {
             upstream.insert_header(name, value)?;
+        }
+        Ok(())
+    }
+
+    async fn request_body_filter(
+        &self,
+        _session: &mut Session,
+        body: &mut Option<Bytes>,
+        _end: bool,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let opening = ctx.target.as_mut().and_then(|target| target.opening.as_mut());
+        if let (Some(opening), Some(piece)) = (opening, body) {
+            opening.add(piece);
         }
         Ok(())
     }
@@ -262,6 +288,7 @@ impl ProxyHttp for Gateway {
             return response.insert_header(header::CONTENT_LENGTH, replacement.length());
         }
         remove(response, respond::is_dropped);
+        self.seal_session(response, ctx)?;
         for (name, value) in respond::isolation() {
             response.insert_header(name, value)?;
         }
@@ -361,6 +388,32 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
+    /// The upstream's session id becomes one of ours.
+    fn seal_session(&self, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
+        let (Some(target), Some(id)) = (&ctx.target, response.headers.get(SESSION_ID)) else {
+            return Ok(());
+        };
+        let known = target.session.as_ref();
+        let begun = Begun {
+            keys: &ctx.snapshot.keys,
+            caller: &target.caller,
+            route: &target.route,
+            peer: target.peer,
+            elicitation: match (known, &target.opening) {
+                (Some(known), _) => known.elicitation,
+                (None, opening) => opening.as_ref().is_some_and(Opening::takes_elicitations),
+            },
+        };
+        match McpSession::to_client(known, id, &begun, self.authority.clock.now()) {
+            Some(ours) => response.insert_header(SESSION_ID, ours),
+            None => {
+                tracing::warn!(target: "postern::upstream", route = %target.route.name, "the upstream's session id is too long or no text");
+                drop(response.remove_header(SESSION_ID));
+                Ok(())
+            }
+        }
+    }
+
     fn new_request_id(&self) -> HeaderValue {
         let (process, count) = &self.request_ids;
         let id = format!("{process}-{:x}", count.fetch_add(1, Ordering::Relaxed));

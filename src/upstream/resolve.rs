@@ -40,8 +40,12 @@ impl Resolver {
     }
 
     /// The address of the route's upstream: of several the first, in the order of the name service (RFC 6724), until
-    /// it does not answer.
-    pub async fn address(self: &Arc<Self>, route: &Arc<Route>) -> Result<SocketAddr, outbound::Error> {
+    /// it does not answer. `begun_at`: where the session was begun, which is kept to while it is one of them.
+    pub async fn address(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        begun_at: Option<SocketAddr>,
+    ) -> Result<SocketAddr, outbound::Error> {
         let now = self.clock.now();
         let known = self.known.get(&route.name).map(|entry| Arc::clone(&entry));
         if let Some(entry) = known.filter(|entry| entry.is_for(&route.upstream)) {
@@ -49,17 +53,17 @@ impl Resolver {
             if age >= FRESH && !entry.renewing.swap(true, Ordering::Relaxed) {
                 let (this, route, entry) = (Arc::clone(self), Arc::clone(route), Arc::clone(&entry));
                 tokio::spawn(async move {
-                    if let Err(error) = this.look_up(&route).await {
+                    if let Err(error) = this.look_up(&route, None).await {
                         tracing::warn!(target: "postern::upstream", route = %route.name, %error, "upstream address not renewed");
                         entry.renewing.store(false, Ordering::Relaxed);
                     }
                 });
             }
             if age < STALE {
-                return entry.one().ok_or_else(|| no_address(route));
+                return entry.one(begun_at).ok_or_else(|| no_address(route));
             }
         }
-        self.look_up(route).await
+        self.look_up(route, begun_at).await
     }
 
     /// No connection to the address came about: from now on the next one is used.
@@ -74,7 +78,11 @@ impl Resolver {
         self.known.retain(|name, _| routes.by_name(name).is_some());
     }
 
-    async fn look_up(&self, route: &Route) -> Result<SocketAddr, outbound::Error> {
+    async fn look_up(
+        &self,
+        route: &Route,
+        begun_at: Option<SocketAddr>,
+    ) -> Result<SocketAddr, outbound::Error> {
         let upstream = &route.upstream;
         let addresses = self.outbound.vet(&upstream.host, upstream.port, &upstream.policy).await?;
         let entry = Entry {
@@ -86,7 +94,7 @@ impl Resolver {
             next: AtomicUsize::new(0),
             renewing: AtomicBool::new(false),
         };
-        let first = entry.one().ok_or_else(|| no_address(route))?;
+        let first = entry.one(begun_at).ok_or_else(|| no_address(route))?;
         self.known.insert(route.name.clone(), Arc::new(entry));
         Ok(first)
     }
@@ -97,7 +105,12 @@ impl Entry {
         self.host == upstream.host && self.port == upstream.port && self.policy == upstream.policy
     }
 
-    fn one(&self) -> Option<SocketAddr> {
+    fn one(&self, begun_at: Option<SocketAddr>) -> Option<SocketAddr> {
+        // Where it has failed since, the session has to begin anew wherever it goes.
+        let kept = begun_at.filter(|address| self.addresses.contains(address));
+        if kept.is_some() && self.next.load(Ordering::Relaxed) == 0 {
+            return kept;
+        }
         let turn = self.next.load(Ordering::Relaxed);
         self.addresses.get(turn % self.addresses.len().max(1)).copied()
     }
@@ -107,5 +120,29 @@ fn no_address(route: &Route) -> outbound::Error {
     outbound::Error::NotSent {
         target: route.upstream.authority.clone(),
         reason: "the name has no address".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_keeps_to_where_it_was_begun_while_that_answers() {
+        let at = |last: u8| SocketAddr::from(([192, 0, 2, last], 80));
+        let entry = Entry {
+            host: String::new(),
+            port: 80,
+            policy: AddressPolicy::public(),
+            addresses: vec![at(1), at(2)],
+            since: SystemTime::UNIX_EPOCH,
+            next: AtomicUsize::new(0),
+            renewing: AtomicBool::new(false),
+        };
+        assert_eq!(entry.one(None), Some(at(1)));
+        assert_eq!(entry.one(Some(at(2))), Some(at(2)));
+        assert_eq!(entry.one(Some(at(3))), Some(at(1)), "gone from the name service");
+        entry.next.fetch_add(1, Ordering::Relaxed);
+        assert_eq!(entry.one(Some(at(1))), Some(at(2)), "one of them does not answer");
     }
 }

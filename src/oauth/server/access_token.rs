@@ -103,9 +103,6 @@ impl Keys {
 
     /// Makes the token string.
     pub fn seal(&self, claims: &Claims<'_>, now: SystemTime) -> Result<String, SealError> {
-        let begun = self.keys.iter().find(|key| key.from <= now);
-        let Key { id, cipher, .. } = begun.or(self.keys.last()).ok_or(SealError)?;
-        let nonce: [u8; NONCE_LEN] = seal::random().map_err(|_| SealError)?;
         let mut plain = Vec::with_capacity(256);
         let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
         plain.extend_from_slice(&expires.to_be_bytes());
@@ -113,12 +110,40 @@ impl Keys {
             plain.extend_from_slice(&u16::try_from(field.len()).map_err(|_| SealError)?.to_be_bytes());
             plain.extend_from_slice(field.as_bytes());
         }
-        cipher
-            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(CONTEXT), &mut plain)
-            .map_err(|_| SealError)?;
         let mut token = PREFIX.to_owned();
-        BASE64URL_NOPAD.encode_append(&[id.as_slice(), &nonce, &plain].concat(), &mut token);
+        BASE64URL_NOPAD.encode_append(&self.encrypt(CONTEXT, plain, now).ok_or(SealError)?, &mut token);
         if token.len() > MAX_LEN { Err(SealError) } else { Ok(token) }
+    }
+
+    /// Seals something else that clients keep for us, in base64url. `context` keeps its ciphertexts apart from all others.
+    pub fn wrap(&self, context: &[u8], plain: &[u8], now: SystemTime) -> Option<String> {
+        let text = BASE64URL_NOPAD.encode(&self.encrypt(context, plain.to_vec(), now)?);
+        (text.len() <= MAX_LEN).then_some(text)
+    }
+
+    /// Opens what was wrapped in the same context.
+    pub fn unwrap(&self, context: &[u8], text: &str) -> Option<Vec<u8>> {
+        let mut bytes = Some(text)
+            .filter(|text| text.len() <= MAX_LEN)
+            .and_then(|text| BASE64URL_NOPAD.decode(text.as_bytes()).ok())?;
+        self.decrypt(context, &mut bytes).map(|plain| plain.to_vec())
+    }
+
+    /// Key id, nonce and ciphertext, by the newest key that has begun.
+    fn encrypt(&self, context: &[u8], mut plain: Vec<u8>, now: SystemTime) -> Option<Vec<u8>> {
+        let begun = self.keys.iter().find(|key| key.from <= now);
+        let Key { id, cipher, .. } = begun.or(self.keys.last())?;
+        let nonce: [u8; NONCE_LEN] = seal::random().ok()?;
+        let unique = Nonce::assume_unique_for_key(nonce);
+        cipher.seal_in_place_append_tag(unique, Aad::from(context), &mut plain).ok()?;
+        Some([id.as_slice(), &nonce, &plain].concat())
+    }
+
+    fn decrypt<'b>(&self, context: &[u8], bytes: &'b mut [u8]) -> Option<&'b mut [u8]> {
+        let (id, rest) = bytes.split_first_chunk_mut::<KEY_ID_LEN>()?;
+        let (nonce, sealed) = rest.split_first_chunk_mut::<NONCE_LEN>()?;
+        let key = self.keys.iter().find(|key| key.id == *id)?;
+        key.cipher.open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(context), sealed).ok()
     }
 
     /// Opens `token` at `now`. Anything that is not exactly a token of ours is [`OpenError::Foreign`].
@@ -129,13 +154,7 @@ impl Keys {
         let encoded =
             token.strip_prefix(PREFIX).filter(|rest| rest.len() <= MAX_LEN).ok_or(OpenError::Foreign)?;
         let mut bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| OpenError::Foreign)?;
-        let (id, rest) = bytes.split_first_chunk_mut::<KEY_ID_LEN>().ok_or(OpenError::Foreign)?;
-        let (nonce, sealed) = rest.split_first_chunk_mut::<NONCE_LEN>().ok_or(OpenError::Foreign)?;
-        let key = self.keys.iter().find(|key| key.id == *id).ok_or(OpenError::Foreign)?;
-        let plain = key
-            .cipher
-            .open_in_place(Nonce::assume_unique_for_key(*nonce), Aad::from(CONTEXT), sealed)
-            .map_err(|_| OpenError::Foreign)?;
+        let plain = self.decrypt(CONTEXT, &mut bytes).ok_or(OpenError::Foreign)?;
         let opened = Opened::read(plain).ok_or(OpenError::Foreign)?;
         if opened.expires_at <= now { Err(OpenError::Expired) } else { Ok(opened) }
     }

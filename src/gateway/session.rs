@@ -1,0 +1,169 @@
+//! MCP sessions (revision 2025-11-25 and before). The client never sees the upstream's session id but one of ours, in which
+//! it is sealed together with whose it is: so a session belongs to one caller at one route, at every instance and without
+//! a table anywhere. It proves nothing: whoever calls is proven by their token, with every request (MCP, Session
+//! Hijacking).
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use http::{HeaderMap, HeaderValue};
+use serde::{Deserialize, Serialize};
+
+use crate::authn::Caller;
+use crate::mcp::{Call, SESSION_ID};
+use crate::oauth::server::access_token::Keys;
+use crate::route::Route;
+
+/// Keeps these ciphertexts apart from access tokens, which have the same keys.
+const CONTEXT: &[u8] = b"postern mcp session 1";
+/// What every session id of ours begins with.
+const PREFIX: &str = "postern_ms_";
+/// Longer ids of upstreams fit into no header once they are sealed, bytes.
+const UPSTREAM_MAX: usize = 2048;
+
+/// A session under way, as the client's header names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Session {
+    /// As the client sent it.
+    ours: HeaderValue,
+    /// As the upstream knows it.
+    upstream: HeaderValue,
+    /// Where it was begun: the same server process has it, if any.
+    pub peer: Option<SocketAddr>,
+    /// Whether the client takes elicitations (MCP, capability negotiation).
+    pub elicitation: bool,
+}
+
+/// Why a session id is not taken: it is none of this caller's at this route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoSession;
+
+/// What is sealed. Short names, since it travels with every request.
+#[derive(Serialize, Deserialize)]
+struct Sealed<'a> {
+    /// The upstream's id.
+    i: &'a str,
+    s: &'a str,
+    c: &'a str,
+    r: &'a str,
+    p: Option<SocketAddr>,
+    e: bool,
+}
+
+impl Session {
+    /// The session that the request is in. In revisions that have none the header says nothing.
+    pub fn of_request(
+        headers: &HeaderMap,
+        keys: &Keys,
+        caller: &Caller,
+        route: &Route,
+    ) -> Result<Option<Self>, NoSession> {
+        if Call::from_headers(headers).is_mirrored() {
+            return Ok(None);
+        }
+        let mut values = headers.get_all(SESSION_ID).iter();
+        let Some(ours) = values.next() else { return Ok(None) };
+        if values.next().is_some() {
+            return Err(NoSession);
+        }
+        let sealed = ours.to_str().ok().and_then(|text| text.strip_prefix(PREFIX)).ok_or(NoSession)?;
+        let plain = keys.unwrap(CONTEXT, sealed).ok_or(NoSession)?;
+        let read: Sealed<'_> = serde_json::from_slice(&plain).map_err(|_| NoSession)?;
+        if read.s != caller.subject() || read.c != caller.client() || read.r != route.name {
+            return Err(NoSession);
+        }
+        let mut upstream = HeaderValue::from_str(read.i).map_err(|_| NoSession)?;
+        upstream.set_sensitive(true);
+        Ok(Some(Self { ours: ours.clone(), upstream, peer: read.p, elicitation: read.e }))
+    }
+
+    /// What the upstream gets as its session id.
+    pub fn to_upstream(&self) -> HeaderValue {
+        self.upstream.clone()
+    }
+
+    /// What the client gets for the session id in an upstream's answer. `None`: it cannot be sealed.
+    pub fn to_client(
+        known: Option<&Self>,
+        upstream: &HeaderValue,
+        begun: &Begun<'_>,
+        now: SystemTime,
+    ) -> Option<HeaderValue> {
+        // Many servers repeat it with every answer.
+        if let Some(known) = known.filter(|known| known.upstream == *upstream) {
+            return Some(known.ours.clone());
+        }
+        let id = upstream.to_str().ok().filter(|id| id.len() <= UPSTREAM_MAX)?;
+        let Begun { keys, caller, route, peer, elicitation } = begun;
+        let sealed = Sealed {
+            i: id,
+            s: caller.subject(),
+            c: caller.client(),
+            r: &route.name,
+            p: *peer,
+            e: *elicitation,
+        };
+        let text = keys.wrap(CONTEXT, &serde_json::to_vec(&sealed).ok()?, now)?;
+        let mut ours = HeaderValue::try_from(format!("{PREFIX}{text}")).ok()?;
+        ours.set_sensitive(true);
+        Some(ours)
+    }
+}
+
+/// What a new session is bound to.
+pub struct Begun<'a> {
+    pub keys: &'a Keys,
+    pub caller: &'a Caller,
+    pub route: &'a Route,
+    pub peer: Option<SocketAddr>,
+    pub elicitation: bool,
+}
+
+/// The beginning of a request that may be an `initialize`: small, and looked at only when a session comes of it.
+#[derive(Default)]
+pub struct Opening(Vec<u8>);
+
+/// No `initialize` is longer, bytes.
+const OPENING_MAX: usize = 64 * 1024;
+
+impl Opening {
+    pub fn add(&mut self, piece: &[u8]) {
+        let room = OPENING_MAX.saturating_sub(self.0.len());
+        self.0.extend(piece.iter().take(room));
+    }
+
+    /// Whether the client says that it takes elicitations.
+    pub fn takes_elicitations(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Initialize {
+            params: Params,
+        }
+        #[derive(Deserialize)]
+        struct Params {
+            capabilities: Capabilities,
+        }
+        #[derive(Deserialize)]
+        struct Capabilities {
+            elicitation: Option<serde::de::IgnoredAny>,
+        }
+        serde_json::from_slice::<Initialize>(&self.0)
+            .is_ok_and(|initialize| initialize.params.capabilities.elicitation.is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_initialize_says_whether_elicitations_are_taken() {
+        let says = |text: &str| {
+            let mut opening = Opening::default();
+            text.as_bytes().chunks(7).for_each(|piece| opening.add(piece));
+            opening.takes_elicitations()
+        };
+        assert!(says(r#"{"method":"initialize","params":{"capabilities":{"elicitation":{}}}}"#));
+        assert!(!says(r#"{"method":"initialize","params":{"capabilities":{"sampling":{}}}}"#));
+        assert!(!says(r#"{"method":"tools/call","params":{}}"#));
+        assert!(!says("nonsense"));
+    }
+}
