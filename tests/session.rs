@@ -79,6 +79,7 @@ async fn sr_rs_05_a_session_is_its_callers_at_its_route_and_nobody_elses() {
     };
     let there = upstream.requests.last_to("/mcp").header("mcp-session-id").unwrap_or_default();
     upstream.requests.clear();
+    second.requests.clear();
     for (what, route, token, id) in [
         ("another user", "demo", &bob.access_token, session.as_str()),
         ("another client of the same user", "demo", &other_client.access_token, &session),
@@ -102,7 +103,7 @@ async fn sr_rs_05_a_session_is_its_callers_at_its_route_and_nobody_elses() {
         let end = call(&gateway, route, token).header("mcp-session-id", id).delete().await;
         assert_eq!(end.status, 404, "{what}");
     }
-    assert!(upstream.calls().is_empty(), "nothing of it arrived");
+    assert!(upstream.calls().is_empty() && second.calls().is_empty(), "nothing of it arrived");
     // It proves nothing: without a token there is nobody.
     let nobody = echo(gateway.mcp("demo").header("mcp-session-id", &session)).await;
     assert_eq!(nobody.status, 401);
