@@ -46,6 +46,7 @@ impl BackgroundService for Upkeep {
                     }
                     Err(RecvError::Closed) => return,
                 },
+                () = self.authority.rekey.notified() => missed |= !self.read_keys().await,
                 _ = again.tick(), if missed => missed = !self.read_all().await,
                 _ = sweep.tick() => self.sweep().await,
             }
@@ -152,8 +153,7 @@ impl Upkeep {
     }
 
     async fn read_keys(&self) -> bool {
-        let data_dir = &self.authority.snapshot().config.server.data_dir;
-        match token_keys::load(&self.authority.records, data_dir).await {
+        match token_keys::load(&self.authority.records, &self.authority.snapshot().config).await {
             Ok(keys) => self.authority.use_keys(keys),
             Err(error) => {
                 tracing::warn!(%error, "the keys of access tokens cannot be read");

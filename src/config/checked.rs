@@ -16,6 +16,7 @@ use super::reload::Fixed;
 use super::report::{Key, Problem};
 use super::secret::{self, Environment, SealingKey};
 use super::{file, login, route, server, store};
+use crate::jose::sign::SigningKey;
 
 /// The whole configuration. Has no `Debug`: it holds secrets.
 pub struct Config {
@@ -45,6 +46,9 @@ pub struct OauthServer {
     pub refresh_token_ttl: Duration,
     /// 0 to 60 s.
     pub refresh_replay_window: Duration,
+    pub access_token_format: file::AccessTokenFormat,
+    /// The first signs. Empty: one is made and kept in the store.
+    pub signing_keys: Vec<SigningKey>,
     pub cimd: Cimd,
     /// Whether clients may register themselves (RFC 7591).
     pub dcr_enabled: bool,
@@ -235,13 +239,7 @@ pub(super) fn check(
 
 fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Names<'_>) -> OauthServer {
     let key = Key::top("oauth_server");
-    if written.access_token_format == Some(file::AccessTokenFormat::Jwt) {
-        let write = "write `access_token_format: sealed` or leave it out";
-        check.refuse(&key.child("access_token_format"), "this version issues sealed tokens only", write);
-    }
-    if written.signing_keys.as_ref().is_some_and(|keys| !keys.is_empty()) {
-        check.refuse(&key.child("signing_keys"), "this version signs no tokens yet", "leave it out");
-    }
+    let signing_keys = secret::signing_keys(check, written.signing_keys.as_deref().unwrap_or_default());
     let access_token_ttl = check.duration(
         &key.child("access_token_ttl"),
         written.access_token_ttl.as_deref(),
@@ -271,6 +269,8 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Na
         access_token_ttl,
         refresh_token_ttl,
         refresh_replay_window,
+        access_token_format: written.access_token_format.unwrap_or_default(),
+        signing_keys,
         cimd,
         listed,
         dcr_enabled: dcr.and_then(|dcr| dcr.enabled).unwrap_or(true),

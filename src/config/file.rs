@@ -13,8 +13,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(super) use login::{IdentityProvider, Login};
-pub use oauth_server::ClientAuthMethod;
-pub(super) use oauth_server::{AccessTokenFormat, Cimd, OauthServer, StaticClient};
+pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
+pub(super) use oauth_server::{Cimd, OauthServer, SigningKey, StaticClient};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
 /// `{credential: NAME}`. Relative paths count from the directory Postern is started in.

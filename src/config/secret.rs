@@ -13,6 +13,7 @@ use super::checked::Checker;
 use super::file;
 use super::report::Key;
 use super::shape::SECRET_FORMS;
+use crate::jose::sign::SigningKey;
 
 /// What configuration may look at. Nothing here changes anything.
 pub trait Environment {
@@ -125,6 +126,36 @@ pub(super) fn sealing_keys(check: &mut Checker<'_>, written: &[file::SealingKey]
         };
         if let Some(bytes) = key_bytes(check, &place, &text) {
             keys.push(SealingKey { id: entry.id.clone(), key: bytes });
+        }
+    }
+    keys
+}
+
+/// Reads and checks the keys that sign tokens.
+pub(super) fn signing_keys(check: &mut Checker<'_>, written: &[file::SigningKey]) -> Vec<SigningKey> {
+    let list = Key::top("oauth_server").child("signing_keys");
+    let mut keys = Vec::with_capacity(written.len());
+    for (index, entry) in written.iter().enumerate() {
+        let (id, place) = (list.item(index).child("id"), list.item(index).child("file"));
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
+        if entry.id.is_empty() || entry.id.len() > 64 || !entry.id.chars().all(plain) {
+            check.refuse(&id, "is not a key id", "write 1 to 64 letters, digits, `-` or `_`");
+        } else if written.iter().take(index).any(|earlier| earlier.id == entry.id) {
+            check.refuse(&id, "is used twice", "give each key an id of its own");
+        }
+        if !private(check, &place, &entry.file) {
+            continue;
+        }
+        let Some(pem) = check.read(&place, &entry.file).map(Zeroizing::new) else {
+            continue;
+        };
+        match SigningKey::from_pem(&entry.id, &pem) {
+            Some(key) => keys.push(key),
+            None => {
+                let what = format!("{} holds no key that we sign with", entry.file.display());
+                let write = "make one: openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256";
+                check.refuse(&place, what, write);
+            }
         }
     }
     keys

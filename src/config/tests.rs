@@ -155,7 +155,7 @@ fn full_file_has_only_missing_files_and_what_is_not_there_yet() {
 full.yaml:4:36: server.tls.certificates[0].cert_file: /etc/postern/tls.crt cannot be read: entity not found; name a file that Postern's user can read
 full.yaml:4:68: server.tls.certificates[0].key_file: /etc/postern/tls.key cannot be read: entity not found; name a file that Postern's user can read
 full.yaml:15:20: sealing_keys[0].file: /etc/postern/k1.key cannot be read: entity not found; name a file that Postern's user can read
-full.yaml:18:17: oauth_server.signing_keys: this version signs no tokens yet; leave it out";
+full.yaml:18:33: oauth_server.signing_keys[0].file: /etc/postern/s1.pem cannot be read: entity not found; name a file that Postern's user can read";
     assert_eq!(report.to_string(), expected);
 }
 
@@ -323,11 +323,6 @@ fn a_sealing_key_may_come_from_a_command() {
 
 #[test]
 fn not_there_yet_says_what_to_write() {
-    one(
-        "#top",
-        "oauth_server: {access_token_format: jwt}",
-        "conf.yaml:11:37: oauth_server.access_token_format: this version issues sealed tokens only; write",
-    );
     one("#top", "store: {urls: [x]}", "conf.yaml:11:15: store.urls: belongs to `kind: redis`");
     one(
         "#route",

@@ -10,8 +10,8 @@ use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind, Enc
 use ring::rand::SystemRandom;
 use ring::signature::{
     self, ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED, ED25519,
-    EcdsaKeyPair, KeyPair, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256, RsaParameters,
-    RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm,
+    EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_2048_8192_SHA256, RSA_PSS_2048_8192_SHA256,
+    RsaParameters, RsaPublicKeyComponents, UnparsedPublicKey, VerificationAlgorithm,
 };
 
 /// Makes it the one that the crate uses. May be called any number of times.
@@ -103,27 +103,53 @@ impl Public {
 
 // === what we sign ===
 
-struct Private(EcdsaKeyPair);
+enum Private {
+    P256(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
 
-/// ES256 is what we sign with.
 fn signer(algorithm: &Algorithm, key: &EncodingKey) -> Result<Box<dyn JwtSigner>> {
     match algorithm {
-        Algorithm::ES256 => Ok(Box::new(Private(p256(key.as_bytes())?))),
+        Algorithm::ES256 => Ok(Box::new(Private::P256(p256(key.as_bytes())?))),
+        Algorithm::EdDSA => Ok(Box::new(Private::Ed25519(ed25519(key.as_bytes())?))),
         _ => Err(unsupported()),
     }
 }
 
 impl Signer<Vec<u8>> for Private {
     fn try_sign(&self, message: &[u8]) -> std::result::Result<Vec<u8>, SignatureError> {
-        let signature = self.0.sign(&SystemRandom::new(), message).map_err(|_| SignatureError::new())?;
-        Ok(signature.as_ref().to_vec())
+        match self {
+            Self::P256(key) => {
+                let signature = key.sign(&SystemRandom::new(), message);
+                signature.map(|signature| signature.as_ref().to_vec()).map_err(|_| SignatureError::new())
+            }
+            Self::Ed25519(key) => Ok(key.sign(message).as_ref().to_vec()),
+        }
     }
 }
 
 impl JwtSigner for Private {
     fn algorithm(&self) -> Algorithm {
-        Algorithm::ES256
+        match self {
+            Self::P256(_) => Algorithm::ES256,
+            Self::Ed25519(_) => Algorithm::EdDSA,
+        }
     }
+}
+
+/// OpenSSL writes such keys without their public half, which the strict reader misses.
+fn ed25519(pkcs8: &[u8]) -> Result<Ed25519KeyPair> {
+    Ed25519KeyPair::from_pkcs8_maybe_unchecked(pkcs8).map_err(|_| ErrorKind::InvalidEddsaKey.into())
+}
+
+pub fn ed25519_public_key(pkcs8: &[u8]) -> Option<Vec<u8>> {
+    ed25519(pkcs8).ok().map(|key| key.public_key().as_ref().to_vec())
+}
+
+/// A new key in PKCS#8.
+pub fn generate_p256() -> Option<Vec<u8>> {
+    let made = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new());
+    made.ok().map(|made| made.as_ref().to_vec())
 }
 
 fn p256(pkcs8: &[u8]) -> Result<EcdsaKeyPair> {

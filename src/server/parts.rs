@@ -63,7 +63,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| other(&error))?;
     let keys = reading.block_on(async {
         read_revoked(&authority).await.map_err(KeysError::from)?;
-        token_keys::load(&authority.records, &config.server.data_dir).await
+        token_keys::load(&authority.records, &config).await
     });
     match keys {
         Ok(keys) => authority.use_keys(keys),

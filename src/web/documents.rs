@@ -35,9 +35,9 @@ pub async fn openid(Extension(about): Extension<About>) -> Response {
     document(metadata::server(&about.snapshot, true))
 }
 
-/// RFC 7517. Access tokens are sealed and we authenticate nowhere by key, so there are none to publish.
-pub async fn keys() -> Response {
-    document(serde_json::json!({"keys": []}))
+/// RFC 7517: the keys of access tokens, where those are signed.
+pub async fn keys(Extension(about): Extension<About>) -> Response {
+    document(about.snapshot.keys.published())
 }
 
 /// Our client document for one issuer: `{key}.json`.

@@ -9,10 +9,11 @@ use super::Secret;
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct OauthServer {
-    /// Form of the access tokens that Postern issues. `jwt` is not there yet. Default: `sealed`.
+    /// Form of the access tokens that Postern issues: `sealed`, which only Postern reads, or `jwt` (RFC 9068) for resource
+    /// servers other than Postern, which verify them by `/oauth/jwks.json`. Default: `sealed`.
     pub(in crate::config) access_token_format: Option<AccessTokenFormat>,
-    /// Not yet: keys that sign JWTs.
-    pub(in crate::config) signing_keys: Option<Vec<serde_json::Value>>,
+    /// Keys that sign JWTs. The first one signs, all of them are published. Without any, one is made and kept in the store.
+    pub(in crate::config) signing_keys: Option<Vec<SigningKey>>,
     /// Life of an access token, at most `15m`. Default: `10m`.
     pub(in crate::config) access_token_ttl: Option<String>,
     /// Life of a refresh token that is not used. Default: `30d`.
@@ -24,11 +25,22 @@ pub(in crate::config) struct OauthServer {
 }
 
 /// Forms of access tokens.
-#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq)]
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
-pub(in crate::config) enum AccessTokenFormat {
+pub enum AccessTokenFormat {
+    #[default]
     Sealed,
     Jwt,
+}
+
+/// A key that signs JWTs.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct SigningKey {
+    /// Its `kid`: letters, digits, `-` and `_`. Never give a new key an old name.
+    pub(in crate::config) id: String,
+    /// PEM file with a P-256 or Ed25519 key in PKCS#8. Must be readable by its owner only.
+    pub(in crate::config) file: PathBuf,
 }
 
 #[derive(Deserialize, JsonSchema, Default)]

@@ -151,8 +151,11 @@ impl Providers {
         }
         let code = returning.code.filter(|_| returning.error.is_none()).ok_or(IdentityError::Denied)?;
         let id_token = self.redeem(provider, &metadata, code, begun, redirect_uri).await?;
-        let expected =
-            Expected { issuer: &provider.issuer, audiences: &[&provider.client_id], types: &["", "jwt"] };
+        let expected = Expected {
+            issuer: &provider.issuer,
+            audiences: Some(&[&provider.client_id]),
+            types: &["", "jwt"],
+        };
         let (jwks_uri, policy) = (&metadata.jwks_uri, policy(provider));
         let claims = self.keys.verify(jwks_uri, &policy, id_token.expose_secret(), &expected, now).await?;
         check(provider, &claims, begun)?;
@@ -195,7 +198,8 @@ impl Providers {
         let provider = provider.ok_or_else(|| refused("is from an unknown issuer"))?;
         let metadata = self.metadata(provider, now).await?;
         let audiences = [provider.client_id.as_str()];
-        let expected = Expected { issuer: &issuer, audiences: &audiences, types: &["logout+jwt", "jwt", ""] };
+        let expected =
+            Expected { issuer: &issuer, audiences: Some(&audiences), types: &["logout+jwt", "jwt", ""] };
         let claims = self.keys.verify(&metadata.jwks_uri, &policy(provider), token, &expected, now).await?;
         let is_event = claims.rest.get("events").is_some_and(|events| events.get(LOGOUT_EVENT).is_some());
         // A nonce would make it an ID token.

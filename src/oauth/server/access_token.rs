@@ -1,4 +1,4 @@
-//! The access tokens we issue: sealed, not signed.
+//! The access tokens we issue: sealed, unless the configuration wants them signed ([`super::jwt`]).
 //!
 //! A token is `postern_at_` followed by base64url of `key id ‖ nonce ‖ ciphertext`. Only instances that hold the
 //! key can read it, so opening one is a single AEAD call: no signature to verify, and no cache of verified
@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use data_encoding::BASE64URL_NOPAD;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
+use super::jwt::Jwts;
 use crate::seal;
 
 /// What every access token begins with.
@@ -25,6 +26,8 @@ const CONTEXT: &[u8] = b"postern access token 1";
 pub struct Keys {
     /// Newest first. Empty: not known yet.
     keys: Vec<Key>,
+    /// There where tokens are JWTs.
+    jwts: Option<Jwts>,
 }
 
 struct Key {
@@ -47,6 +50,7 @@ pub struct Claims<'a> {
 }
 
 /// An opened token. Strings are slices of one buffer, so opening allocates that and the decoded bytes.
+#[derive(Clone)]
 pub struct Opened {
     text: String,
     fields: [Range<usize>; 5],
@@ -79,7 +83,7 @@ impl Keys {
 
     /// What an instance has that could not read them yet.
     pub fn unknown() -> Self {
-        Self { keys: Vec::new() }
+        Self { keys: Vec::new(), jwts: None }
     }
 
     pub fn is_known(&self) -> bool {
@@ -98,11 +102,25 @@ impl Keys {
             Ok(Key { id, cipher, from: *from })
         });
         let keys = keys.collect::<Result<Vec<_>, SealError>>()?;
-        if keys.is_empty() { Err(SealError) } else { Ok(Self { keys }) }
+        if keys.is_empty() { Err(SealError) } else { Ok(Self { keys, jwts: None }) }
+    }
+
+    /// From here on tokens are JWTs; what the sealing keys have sealed still opens.
+    pub fn with_jwts(self, jwts: Jwts) -> Self {
+        Self { jwts: Some(jwts), ..self }
+    }
+
+    /// The public keys of tokens (RFC 7517 §5): none where they are sealed.
+    pub fn published(&self) -> serde_json::Value {
+        self.jwts.as_ref().map_or_else(|| serde_json::json!({"keys": []}), Jwts::published)
     }
 
     /// Makes the token string.
     pub fn seal(&self, claims: &Claims<'_>, now: SystemTime) -> Result<String, SealError> {
+        if let Some(jwts) = &self.jwts {
+            let token = jwts.sign(claims, now).ok_or(SealError)?;
+            return if token.len() > MAX_LEN { Err(SealError) } else { Ok(token) };
+        }
         let mut plain = Vec::with_capacity(256);
         let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
         plain.extend_from_slice(&expires.to_be_bytes());
@@ -151,6 +169,10 @@ impl Keys {
         if !self.is_known() {
             return Err(OpenError::NotReady);
         }
+        if let (Some(jwts), None) = (&self.jwts, token.strip_prefix(PREFIX)) {
+            let short = Some(token).filter(|token| token.len() <= MAX_LEN).ok_or(OpenError::Foreign)?;
+            return jwts.open(short, now).map(|opened| Opened::clone(&opened));
+        }
         let encoded =
             token.strip_prefix(PREFIX).filter(|rest| rest.len() <= MAX_LEN).ok_or(OpenError::Foreign)?;
         let mut bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| OpenError::Foreign)?;
@@ -163,6 +185,17 @@ impl Keys {
 // === impl Opened ===
 
 impl Opened {
+    /// `fields`: audience, grant, subject, client, scope.
+    pub(super) fn of(expires_at: SystemTime, fields: &[&str; 5]) -> Self {
+        let mut text = String::new();
+        let fields = fields.map(|field| {
+            let start = text.len();
+            text.push_str(field);
+            start..text.len()
+        });
+        Self { text, fields, expires_at }
+    }
+
     fn read(plain: &[u8]) -> Option<Self> {
         let (expires, mut rest) = plain.split_first_chunk::<8>()?;
         let mut text = String::with_capacity(rest.len());

@@ -166,7 +166,7 @@ impl Authority {
         let endpoint = format!("{}/oauth/token", snapshot.issuer());
         let expected = Expected {
             issuer: &client.id,
-            audiences: &[snapshot.issuer(), &endpoint],
+            audiences: Some(&[snapshot.issuer(), &endpoint]),
             types: &["", "jwt", "client-authentication+jwt"],
         };
         let claims = match &client.auth {

@@ -10,6 +10,7 @@ pub mod code;
 pub mod consent;
 pub mod grant;
 pub mod introspect;
+pub mod jwt;
 pub mod machine;
 pub mod metadata;
 pub mod params;
@@ -26,6 +27,7 @@ pub mod token_keys;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -51,6 +53,8 @@ pub struct Authority {
     pub key_sets: KeySets,
     pub revoked: revoked::Revoked,
     pub services: service::Services,
+    /// Another configuration may want other keys of tokens: somebody who can read the store is to look.
+    pub rekey: Notify,
     snapshot: ArcSwap<Snapshot>,
 }
 
@@ -74,6 +78,7 @@ impl Authority {
             key_sets: KeySets::new(connector.outbound.clone()),
             revoked: revoked::Revoked::default(),
             services: service::Services::default(),
+            rekey: Notify::new(),
             snapshot: ArcSwap::from_pointee(snapshot),
             connector,
         }
@@ -102,6 +107,7 @@ impl Authority {
             routes: Arc::clone(&routes),
             keys: Arc::clone(&snapshot.keys),
         });
+        self.rekey.notify_one();
     }
 
     /// From the next request on these keys count.

@@ -14,13 +14,28 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::access_token::Keys;
-use crate::seal;
+use super::jwt::Jwts;
+use crate::config::{AccessTokenFormat, Config};
+use crate::jose::sign::{self, SigningKey};
+use crate::seal::{self, SealError};
 use crate::store::record::{RecordError, Records, Typed};
 use crate::store::{Kind, Put};
 
-/// The record's key, and the name of the copy.
-const NAME: &str = "access-token";
-const COPY: &str = "access-token.keys";
+/// A set of keys: the record's key, the name of the copy, and how one is made.
+struct Set {
+    name: &'static str,
+    copy: &'static str,
+    make: fn() -> Option<Zeroizing<Vec<u8>>>,
+}
+
+/// What seals tokens: 32 random bytes.
+const SEALING: Set = Set {
+    name: "access-token",
+    copy: "access-token.keys",
+    make: || seal::random::<32>().ok().map(|key| Zeroizing::new(key.to_vec())),
+};
+/// What signs tokens that are JWTs: a P-256 key in PKCS#8.
+const SIGNING: Set = Set { name: "signing", copy: "signing.keys", make: sign::generate };
 /// What the copy is sealed as; no record has this kind.
 const COPY_KIND: &str = "key-copy";
 const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
@@ -39,7 +54,7 @@ impl Typed for TokenKeys {
     const KIND: Kind = Kind::Key;
 }
 
-/// 32 bytes in base64url, and from when on they seal, in seconds since the epoch.
+/// The key in base64url, and from when on it seals or signs, in seconds since the epoch.
 #[derive(Clone, Serialize, Deserialize)]
 struct TokenKey {
     #[serde(serialize_with = "crate::store::record::expose")]
@@ -79,81 +94,113 @@ impl From<RecordError> for KeysError {
     }
 }
 
-/// Reads the keys, puts them back into a store that has none, or makes the first. Sealed keys that do not open are
-/// never replaced: that would sign everybody out over a mistake in the configuration.
-pub async fn load(records: &Records, data_dir: &Path) -> Result<Keys, KeysError> {
+/// The keys of access tokens, as the configuration wants them.
+pub async fn load(records: &Records, config: &Config) -> Result<Keys, KeysError> {
+    let data_dir = &config.server.data_dir;
+    let sealing = load_set(records, data_dir, &SEALING).await?.parse()?;
+    let exact = sealing.iter().map(|(key, from)| Some((<[u8; 32]>::try_from(key.as_slice()).ok()?, *from)));
+    let exact: Option<Vec<_>> = exact.collect();
+    let keys = exact.and_then(|keys| Keys::starting(&keys).ok()).ok_or(KeysError::Damaged)?;
+    if config.oauth_server.access_token_format != AccessTokenFormat::Jwt {
+        return Ok(keys);
+    }
+    let signing = match config.oauth_server.signing_keys.as_slice() {
+        [] => {
+            let made = load_set(records, data_dir, &SIGNING).await?.parse()?;
+            let read = made.iter().map(|(key, from)| Some((SigningKey::from_pkcs8(key)?, *from)));
+            read.collect::<Option<Vec<_>>>().ok_or(KeysError::Damaged)?
+        }
+        // The first signs.
+        configured => configured.iter().map(|key| (key.clone(), UNIX_EPOCH)).collect(),
+    };
+    let jwts = Jwts::new(config.server.public_url.origin(), signing).ok_or(KeysError::Damaged)?;
+    Ok(keys.with_jwts(jwts))
+}
+
+/// Reads a set, puts it back into a store that has none, or makes its first key. Sealed keys that do not open are never
+/// replaced: that would sign everybody out over a mistake in the configuration.
+async fn load_set(records: &Records, data_dir: &Path, set: &Set) -> Result<TokenKeys, KeysError> {
     loop {
-        match records.get::<TokenKeys>(NAME).await {
+        match records.get::<TokenKeys>(set.name).await {
             Ok(Some(stored)) => {
                 let keys = stored.value;
-                save_copy(records, data_dir, &keys)?;
-                return keys.parse();
+                save_copy(records, data_dir, set, &keys)?;
+                return Ok(keys);
             }
             Ok(None) => {}
             // Under a lost sealing key; a copy that opens is the same keys.
-            Err(RecordError::Unreadable) if matches!(read_copy(records, data_dir), Ok(Some(_))) => {
-                records.remove::<TokenKeys>(NAME).await?;
+            Err(RecordError::Unreadable) if matches!(read_copy(records, data_dir, set), Ok(Some(_))) => {
+                records.remove::<TokenKeys>(set.name).await?;
             }
             Err(error) => return Err(error.into()),
         }
-        let kept = read_copy(records, data_dir)?;
+        let kept = read_copy(records, data_dir, set)?;
         let restored = kept.is_some();
         let keys = match kept {
             Some(keys) => keys,
-            None => TokenKeys { keys: vec![TokenKey::new(UNIX_EPOCH)?] },
+            None => TokenKeys { keys: vec![TokenKey::new(set, UNIX_EPOCH)?] },
         };
         // Another instance may be faster: then its keys count.
-        if records.put(NAME, 0, &keys, FOREVER).await? == Put::Stored {
-            tracing::info!(target: "audit", event = "access_token_keys", restored);
+        if records.put(set.name, 0, &keys, FOREVER).await? == Put::Stored {
+            tracing::info!(target: "audit", event = "access_token_keys", set = set.name, restored);
         }
     }
 }
 
-/// Adds a key that takes over soon.
+/// Adds a key that takes over soon, to each set that there is.
 pub async fn rotate(records: &Records, now: SystemTime) -> Result<(), KeysError> {
+    add_key(records, &SEALING, now).await?;
+    match records.store().get(Kind::Key, SIGNING.name).await.map_err(RecordError::from)? {
+        Some(_) => add_key(records, &SIGNING, now).await,
+        None => Ok(()),
+    }
+}
+
+async fn add_key(records: &Records, set: &Set, now: SystemTime) -> Result<(), KeysError> {
     loop {
-        let stored = records.get::<TokenKeys>(NAME).await?.ok_or(KeysError::Damaged)?;
+        let stored = records.get::<TokenKeys>(set.name).await?.ok_or(KeysError::Damaged)?;
         let mut keys = stored.value.keys;
-        keys.insert(0, TokenKey::new(now + SETTLING)?);
+        keys.insert(0, TokenKey::new(set, now + SETTLING)?);
         keys.truncate(KEPT);
-        if records.put(NAME, stored.version, &TokenKeys { keys }, FOREVER).await? == Put::Stored {
+        if records.put(set.name, stored.version, &TokenKeys { keys }, FOREVER).await? == Put::Stored {
             return Ok(());
         }
     }
 }
 
-/// How many keys there are.
+/// How many sealing keys there are.
 pub async fn count(records: &Records) -> Result<usize, KeysError> {
-    Ok(records.get::<TokenKeys>(NAME).await?.map_or(0, |stored| stored.value.keys.len()))
+    Ok(records.get::<TokenKeys>(SEALING.name).await?.map_or(0, |stored| stored.value.keys.len()))
 }
 
 impl TokenKey {
-    fn new(from: SystemTime) -> Result<Self, KeysError> {
-        let key = Zeroizing::new(seal::random::<32>().map_err(RecordError::Seal)?);
+    fn new(set: &Set, from: SystemTime) -> Result<Self, KeysError> {
+        let key = (set.make)().ok_or(RecordError::Seal(SealError::Cipher))?;
         let from = from.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Ok(Self { key: BASE64URL_NOPAD.encode(&*key).into(), from })
+        Ok(Self { key: BASE64URL_NOPAD.encode(&key).into(), from })
     }
 }
+
+type Dated = (Zeroizing<Vec<u8>>, SystemTime);
 
 impl TokenKeys {
-    fn parse(&self) -> Result<Keys, KeysError> {
+    fn parse(&self) -> Result<Vec<Dated>, KeysError> {
         let keys = self.keys.iter().map(|key| {
-            let bytes = Zeroizing::new(BASE64URL_NOPAD.decode(key.key.expose_secret().as_bytes()).ok()?);
-            Some((<[u8; 32]>::try_from(bytes.as_slice()).ok()?, UNIX_EPOCH + Duration::from_secs(key.from)))
+            let bytes = BASE64URL_NOPAD.decode(key.key.expose_secret().as_bytes()).ok()?;
+            Some((Zeroizing::new(bytes), UNIX_EPOCH + Duration::from_secs(key.from)))
         });
-        let keys: Option<Vec<_>> = keys.collect();
-        keys.and_then(|keys| Keys::starting(&keys).ok()).ok_or(KeysError::Damaged)
+        keys.collect::<Option<Vec<_>>>().ok_or(KeysError::Damaged)
     }
 }
 
-fn read_copy(records: &Records, data_dir: &Path) -> Result<Option<TokenKeys>, KeysError> {
-    let path = data_dir.join(COPY);
+fn read_copy(records: &Records, data_dir: &Path, set: &Set) -> Result<Option<TokenKeys>, KeysError> {
+    let path = data_dir.join(set.copy);
     let sealed = match fs::read(&path) {
         Ok(sealed) => sealed,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(KeysError::Copy(path, error)),
     };
-    match records.sealer().open(COPY_KIND, NAME, 0, &sealed) {
+    match records.sealer().open(COPY_KIND, set.name, 0, &sealed) {
         Ok(plain) => serde_json::from_slice(&plain).map(Some).map_err(|_| KeysError::Damaged),
         Err(error) => {
             let reason =
@@ -164,21 +211,22 @@ fn read_copy(records: &Records, data_dir: &Path) -> Result<Option<TokenKeys>, Ke
 }
 
 /// Written whole or not at all, and only when something changed.
-fn save_copy(records: &Records, data_dir: &Path, keys: &TokenKeys) -> Result<(), KeysError> {
-    let path = data_dir.join(COPY);
+fn save_copy(records: &Records, data_dir: &Path, set: &Set, keys: &TokenKeys) -> Result<(), KeysError> {
+    let path = data_dir.join(set.copy);
     let failed = |error: io::Error| KeysError::Copy(path.clone(), error);
     let plain = serde_json::to_vec(keys).map(Zeroizing::new).map_err(|_| KeysError::Damaged)?;
     let sealer = records.sealer();
     let current = fs::read(&path).ok().is_some_and(|sealed| {
         !sealer.is_outdated(&sealed)
-            && sealer.open(COPY_KIND, NAME, 0, &sealed).is_ok_and(|known| *known == *plain)
+            && sealer.open(COPY_KIND, set.name, 0, &sealed).is_ok_and(|known| *known == *plain)
     });
     if current {
         return Ok(());
     }
-    let sealed = sealer.seal(COPY_KIND, NAME, 0, &plain).map_err(|error| failed(io::Error::other(error)))?;
+    let sealed =
+        sealer.seal(COPY_KIND, set.name, 0, &plain).map_err(|error| failed(io::Error::other(error)))?;
     let unique = seal::name().map_err(|error| failed(io::Error::other(error)))?;
-    let beside = data_dir.join(format!("{COPY}.{unique}"));
+    let beside = data_dir.join(format!("{}.{unique}", set.copy));
     let written =
         OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).and_then(|mut file| {
             file.write_all(&sealed)?;
