@@ -1,7 +1,9 @@
 //! Clients and upstreams nobody here wrote go through the whole flow: the client signs in once, its person passes
-//! the pages in headless Chromium, and a tool of an upstream that demands its own token is called.
+//! the pages in headless Chromium, and a tool of an upstream that demands its own token is called. The official
+//! conformance suite tests the authorization server, and finds the same in an MCP server with and without the gateway.
 //!
-//! The work is done by `tests/interop/run.mjs`; a test here is one of its cases, `client_registration_upstream`.
+//! The work is done by `tests/interop/run.mjs`; a test here is one of its cases, `client_registration_upstream` or
+//! `conformance_…`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
@@ -47,6 +49,9 @@ cases! {
     python_dcr_oidc
     python_cimd_example
     python_cimd_oidc
+    conformance_authorization_server
+    conformance_server_2025_11_25
+    conformance_server_2026_07_28
 }
 
 #[tokio::test]

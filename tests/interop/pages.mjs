@@ -1,12 +1,12 @@
 // The pages as a person meets them: every page of `postern demo`, by keyboard alone, in windows of several kinds.
 // Each page is checked the same way (`look`), and a picture of it is kept when somebody wants to see it.
-import { createHash, randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import { join } from 'node:path';
 import { chromium } from 'playwright-core';
 import { launching } from './browser.mjs';
+import { App, register } from './clients/app.mjs';
 import { metadata, startRedirect } from './clients/redirect.mjs';
 import { startDemo } from './postern.mjs';
 
@@ -294,14 +294,7 @@ async function startClient(demo, defer) {
   });
   return {
     /** One that registers itself. `tail` lengthens its redirect URI. */
-    async register(about, tail = '') {
-      const redirectUri = uri + tail;
-      const body = JSON.stringify({ ...metadata, ...about, redirect_uris: [redirectUri] });
-      const headers = { 'content-type': 'application/json' };
-      const reply = await fetch(`${demo.origin}/oauth/register`, { method: 'POST', headers, body });
-      expect(reply.status === 201, `registration: ${reply.status}`);
-      return new App(demo, (await reply.json()).client_id, redirectUri);
-    },
+    register: (about, tail = '') => register(demo, uri + tail, about),
     /** One that is known by its document. */
     async publish(about) {
       const id = `http://127.0.0.1:${site.address().port}/client.json`;
@@ -309,68 +302,4 @@ async function startClient(demo, defer) {
       return new App(demo, id, uri);
     },
   };
-}
-
-class App {
-  #verifier = randomBytes(32).toString('base64url');
-  #state;
-
-  constructor(demo, id, redirectUri) {
-    Object.assign(this, { demo, id, redirectUri });
-  }
-
-  /** The address that this client opens in the browser. */
-  begin() {
-    this.#state = randomBytes(8).toString('hex');
-    const asked = new URLSearchParams({
-      response_type: 'code',
-      client_id: this.id,
-      redirect_uri: this.redirectUri,
-      code_challenge: createHash('sha256').update(this.#verifier).digest('base64url'),
-      code_challenge_method: 'S256',
-      state: this.#state,
-      resource: this.demo.url,
-      scope: 'mcp:access',
-    });
-    return `${this.demo.origin}/oauth/authorize?${asked}`;
-  }
-
-  #mine({ searchParams }) {
-    expect(searchParams.get('state') === this.#state, `the answer is ${searchParams}`);
-    expect(searchParams.get('iss') === this.demo.origin, `the answer is ${searchParams}`);
-    return searchParams;
-  }
-
-  refused(returned, error) {
-    const answer = this.#mine(returned);
-    expect(answer.get('error') === error && !answer.has('code'), `the answer is ${answer}`);
-  }
-
-  /** The access token for the code that came back. */
-  async redeem(returned) {
-    const body = new URLSearchParams({
-      grant_type: 'authorization_code',
-      code: this.#mine(returned).get('code'),
-      client_id: this.id,
-      redirect_uri: this.redirectUri,
-      code_verifier: this.#verifier,
-      resource: this.demo.url,
-    });
-    const reply = await fetch(`${this.demo.origin}/oauth/token`, { method: 'POST', body });
-    expect(reply.status === 200, `token: ${reply.status}`);
-    return (await reply.json()).access_token;
-  }
-
-  async whoami(token) {
-    const headers = {
-      authorization: `Bearer ${token}`,
-      'content-type': 'application/json',
-      accept: 'application/json, text/event-stream',
-      'mcp-protocol-version': '2025-11-25',
-    };
-    const body = JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'tools/call', params: { name: 'whoami' } });
-    const reply = await fetch(this.demo.url, { method: 'POST', headers, body });
-    expect(reply.status === 200, `whoami: ${reply.status}`);
-    return (await reply.json()).result.content[0].text;
-  }
 }

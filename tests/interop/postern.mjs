@@ -9,7 +9,7 @@ const PASSWORD_HASH =
   '$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8';
 
 // JSON is YAML, so the values need no quoting rules of their own.
-function configuration({ port, admin, directory, upstreamUrl, authority }) {
+function configuration({ port, admin, directory, upstreamUrl, credential, authority }) {
   return {
     server: {
       public_url: `http://127.0.0.1:${port}`,
@@ -27,7 +27,7 @@ function configuration({ port, admin, directory, upstreamUrl, authority }) {
         name: 'demo',
         path: '/demo',
         upstream: { url: upstreamUrl, allow_private: true },
-        credential: { kind: 'oauth' },
+        credential: { kind: credential },
       },
     ],
   };
@@ -45,13 +45,16 @@ async function ready(child, admin) {
   throw new Error(`Postern ${child.reason}\n${child.output()}`);
 }
 
-/** Starts the gateway and waits until it is ready. `authority` is the file of an extra trusted CA, for client documents. */
-export function startPostern({ binary, directory, upstreamUrl, authority, defer }) {
+/**
+ * Starts the gateway and waits until it is ready. `credential` is the kind of what it puts in for the upstream,
+ * `authority` the file of an extra trusted CA, for client documents.
+ */
+export function startPostern({ binary, directory, upstreamUrl, credential = 'oauth', authority, defer }) {
   return withFreePorts(2, async ([port, admin]) => {
     const home = join(directory, `postern-${port}`);
     await mkdir(home, { recursive: true });
     const file = join(home, 'postern.yaml');
-    const written = configuration({ port, admin, directory: home, upstreamUrl, authority });
+    const written = configuration({ port, admin, directory: home, upstreamUrl, credential, authority });
     await writeFile(file, JSON.stringify(written, null, 2));
     const child = start('postern', binary, ['run', '--config', file], { cwd: home });
     defer(() => child.stop());
