@@ -341,12 +341,13 @@ impl ProxyHttp for Gateway {
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Context, error: &Error) -> bool {
         // Pingora's line would quote the answer that could not be read, cookies and all.
-        let is_unreadable = error.root_etype() == &ErrorType::InvalidHTTPHeader;
+        let is_expected = *error.esource() == ErrorSource::Downstream || error.etype() == &ANSWERED;
+        let is_unreadable = !is_expected && error.root_etype() == &ErrorType::InvalidHTTPHeader;
         if is_unreadable {
             let route = ctx.route.as_ref().map(|route| route.name.as_str());
             tracing::error!(target: "postern::upstream", route, "the head of the upstream's answer is malformed");
         }
-        is_unreadable || error.etype() == &ANSWERED || *error.esource() == ErrorSource::Downstream
+        is_unreadable || is_expected
     }
 
     fn suppress_proxy_warn_log(
