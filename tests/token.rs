@@ -263,7 +263,7 @@ async fn sr_t12_of_many_redemptions_at_once_one_wins() {
 }
 
 #[tokio::test]
-async fn a_code_survives_a_crash_and_so_does_its_being_spent() {
+async fn sr_as_31_a_code_survives_a_crash_and_so_does_its_being_spent() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     rig.gateway.kill9().await;
@@ -472,7 +472,7 @@ async fn sr_t28_the_rotation_is_remembered_over_a_restart_and_a_crash() {
 }
 
 #[tokio::test]
-async fn a_user_who_was_taken_away_gets_no_more_tokens() {
+async fn sr_rs_06_a_user_who_was_taken_away_gets_no_more_tokens() {
     let mut rig = Rig::start().await;
     let tokens = rig.tokens().await;
     let users = json!([{"username": "bob", "password_hash": PASSWORD_HASH}]);
@@ -619,7 +619,7 @@ async fn sr_as_33_clients_are_public_and_a_secret_is_refused() {
 }
 
 #[tokio::test]
-async fn an_access_token_ends_when_it_was_said_to() {
+async fn sr_rs_03_an_access_token_ends_when_it_was_said_to() {
     let mut rig = Rig::with(|builder| builder.with("oauth_server.access_token_ttl", json!("1s"))).await;
     let tokens = rig.tokens().await;
     assert_eq!(tokens.expires_in, 1);
@@ -762,7 +762,7 @@ async fn sr_as_31_a_code_is_good_for_a_minute() {
 }
 
 #[tokio::test]
-async fn a_redemption_that_was_cut_off_is_no_use_of_the_code() {
+async fn sr_as_31_a_redemption_that_was_cut_off_is_no_use_of_the_code() {
     let (later, pkce) = (Later::new(), Pkce::new());
     let code = later.code(&pkce).await;
     later.cut_off(&code, &pkce).await;
@@ -777,7 +777,7 @@ async fn a_redemption_that_was_cut_off_is_no_use_of_the_code() {
 }
 
 #[tokio::test]
-async fn of_many_who_take_over_a_redemption_that_was_cut_off_one_wins() {
+async fn sr_as_31_of_many_who_take_over_a_redemption_that_was_cut_off_one_wins() {
     let (later, pkce) = (Arc::new(Later::new()), Pkce::new());
     let code = later.code(&pkce).await;
     later.cut_off(&code, &pkce).await;
@@ -855,7 +855,7 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
 // === one snapshot ===
 
 #[tokio::test]
-async fn a_local_request_is_answered_on_the_snapshot_it_came_with() {
+async fn sr_as_05_a_local_request_is_answered_on_the_snapshot_it_came_with() {
     let later = Later::new();
     let taken = Later::with(|text| {
         text["server"]["public_url"] = json!("https://taken.example");
