@@ -397,6 +397,7 @@ async fn sr_t29_sr_as_37_what_is_wrong_with_a_refresh_is_found_before_it_rotates
         ("resource", rig.client.resource("other"), "invalid_target"),
         ("scope", format!("{ACCESS_SCOPE} write"), "invalid_scope"),
         ("scope", "admin".into(), "invalid_scope"),
+        ("scope", "  ".into(), "invalid_scope"),
         ("client_secret", "guess".into(), "invalid_client"),
         ("client_id", String::new(), "invalid_request"),
     ] {

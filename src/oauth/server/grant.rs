@@ -339,10 +339,11 @@ fn narrowed(granted: &[String], asked: Option<&str>) -> Result<Vec<String>, Refu
         return Ok(granted.to_vec());
     };
     let asked: Vec<String> = asked.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect();
-    if asked.iter().all(|scope| granted.contains(scope)) {
+    // Blanks alone name nothing: that is no scope (§3.3), and a token without any works nowhere.
+    if !asked.is_empty() && asked.iter().all(|scope| granted.contains(scope)) {
         Ok(asked)
     } else {
-        Err(Refusal::invalid_scope("scope is wider than what was granted"))
+        Err(Refusal::invalid_scope("scope names nothing, or more than what was granted"))
     }
 }
 
