@@ -162,7 +162,9 @@ async fn sr_rs_14_sr_t07_strangers_leave_nothing_behind() {
     // Somebody who is in the middle of it.
     let mut victim = Browser::new().through(gateway);
     let request = client.authorization("demo");
+    let empty = redis.cli(&["DBSIZE"]);
     let page = victim.go_to_consent(&client.redirect_uri, &request.url()).await;
+    assert_ne!(redis.cli(&["DBSIZE"]), empty, "a session and a flow are seen in the store");
     let (before, asked) = (redis.cli(&["DBSIZE"]), upstream.requests.all().len());
     for number in 0..300 {
         let token = format!("postern_at_{number}");
