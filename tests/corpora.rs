@@ -132,7 +132,6 @@ async fn sr_t10_sr_t13_sr_t14_sr_t15_redirect_uris() {
             }
         }
     }
-    let home = Browser::new().go(&gateway.url("/login")).await.page();
     for case in cases(&corpus["next"]) {
         let mut browser = Browser::new();
         let query = support::params::Params::new().with("next", text(case, "next")).encoded();
@@ -140,7 +139,6 @@ async fn sr_t10_sr_t13_sr_t14_sr_t15_redirect_uris() {
         let form = page.form_to("/login");
         judge.case(case, form.value("next") == Some(text(case, "leads_to")), form.value("next"));
     }
-    assert!(home.form_to("/login").has_field("next"), "the form carries it to the end");
     judge.ends();
 }
 
@@ -299,7 +297,7 @@ async fn sr_t06_cookies() {
     let (corpus, mut judge) = (corpus("cookies.json"), Judge::default());
     for case in cases(&corpus) {
         let mut request = gateway.http.get(client.authorization("demo").url());
-        for line in cases_of(&case["lines"]) {
+        for line in lines_of(case) {
             let line = line
                 .replace("lower SESSION", &session.to_lowercase())
                 .replace("shorter SESSION", &session[..session.len() - 1])
@@ -315,8 +313,9 @@ async fn sr_t06_cookies() {
     judge.ends();
 }
 
-fn cases_of(lines: &Value) -> Vec<String> {
-    lines.as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect()
+/// Header lines, or values, of a case.
+fn lines_of(case: &Value) -> Vec<String> {
+    case["lines"].as_array().unwrap().iter().map(|line| line.as_str().unwrap().to_owned()).collect()
 }
 
 #[tokio::test]
@@ -332,7 +331,7 @@ async fn sr_t35_sr_t37_sr_t38_sr_rs_04_sr_rs_08_headers() {
     let (corpus, mut judge) = (corpus("headers.json"), Judge::default());
     for case in cases(&corpus) {
         upstream.requests.clear();
-        let lines: Vec<String> = cases_of(&case["lines"]).iter().map(|line| fill(line)).collect();
+        let lines: Vec<String> = lines_of(case).iter().map(|line| fill(line)).collect();
         let target = fill(case["target"].as_str().unwrap_or("/demo"));
         let answer = post(&gateway, &target, &lines, &fill(case["body"].as_str().unwrap_or(CALL))).await;
         let Some(answer) = answer else {
