@@ -16,9 +16,11 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// Identity, address and routing claims that proxies are known to believe.
-const DROPPED: [&str; 17] = [
+const DROPPED: [&str; 19] = [
     "authorization",
     "cookie",
+    "cf-connecting-ip",
+    "fastly-client-ip",
     "proxy-authorization",
     "forwarded",
     "origin",
@@ -35,7 +37,26 @@ const DROPPED: [&str; 17] = [
     "x-rewrite-url",
     "x-request-id",
 ];
-const DROPPED_PREFIXES: [&str; 4] = ["x-forwarded-", "x-postern-", "x-auth-request-", "sec-fetch-"];
+/// Whole families of such names: every identity-aware proxy has one of its own.
+const DROPPED_PREFIXES: [&str; 17] = [
+    "cf-access-",
+    "sec-fetch-",
+    "ssl-client-",
+    "tailscale-user-",
+    "x-amzn-oidc-",
+    "x-auth-request-",
+    "x-authenticated-",
+    "x-envoy-",
+    "x-forwarded-",
+    "x-goog-authenticated-",
+    "x-goog-iap-",
+    "x-ms-client-principal",
+    "x-pomerium-",
+    "x-postern-",
+    "x-ssl-client-",
+    "x-user",
+    "x-webauth-",
+];
 
 /// Whether a header of the client stays here. Names with an underscore go as well: some servers read `X_Real_IP` as
 /// `X-Real-IP`.
@@ -87,6 +108,8 @@ mod tests {
             "origin",
             "proxy-authorization",
             "x-original-url",
+            "x-user-id",
+            "x-goog-iap-jwt-assertion",
         ] {
             assert!(is_dropped(&HeaderName::from_static(name)), "{name}");
         }
@@ -102,6 +125,7 @@ mod tests {
             "traceparent",
             "user-agent",
             "x-accel-buffering",
+            "x-goog-api-key",
         ] {
             assert!(!is_dropped(&HeaderName::from_static(name)), "{name}");
         }

@@ -220,7 +220,7 @@ async fn sr_as_11_sr_t14_on_literal_loopback_the_port_may_differ_and_nothing_els
 }
 
 #[tokio::test]
-async fn one_registered_redirect_uri_needs_no_repeating() {
+async fn sr_as_10_one_registered_redirect_uri_needs_no_repeating() {
     let rig = Rig::start().await;
     let (one, two) =
         (rig.client(&[REDIRECT]).await, rig.client(&[REDIRECT, "https://client.example/2"]).await);
@@ -233,7 +233,7 @@ async fn one_registered_redirect_uri_needs_no_repeating() {
 }
 
 #[tokio::test]
-async fn a_redirect_uri_keeps_the_query_it_was_registered_with() {
+async fn sr_as_11_a_redirect_uri_keeps_the_query_it_was_registered_with() {
     let rig = Rig::start().await;
     let client = rig.client(&["https://client.example/cb?tenant=a%20b&x"]).await;
     let request = client.authorization("demo");
@@ -465,7 +465,7 @@ async fn sr_as_22_a_loopback_client_is_warned_about() {
 }
 
 #[tokio::test]
-async fn saying_no_tells_the_client_and_ends_the_flow() {
+async fn sr_as_17_saying_no_tells_the_client_and_ends_the_flow() {
     let rig = Rig::start().await;
     let mut browser = Browser::new();
     let (_, request, page) = rig.consent(&mut browser).await;
@@ -600,7 +600,7 @@ async fn sr_t07_two_tabs_from_sign_in_to_token() {
 // === sign-in ===
 
 #[tokio::test]
-async fn a_wrong_password_is_refused_as_an_unknown_user_is() {
+async fn sr_t34_a_wrong_password_is_refused_as_an_unknown_user_is() {
     let rig = Rig::start().await;
     let mut browser = Browser::new();
     let page = browser.go(&rig.gateway.url("/login")).await.page();
@@ -876,7 +876,7 @@ async fn sr_t06_cookies_over_https_are_host_cookies() {
 }
 
 #[tokio::test]
-async fn cookies_on_a_loopback_address_keep_ports_apart() {
+async fn sr_t06_cookies_on_a_loopback_address_keep_ports_apart() {
     let (one, two) = tokio::join!(Rig::start(), Rig::start());
     let mut browser = Browser::new();
     for rig in [&one, &two, &one] {
@@ -894,7 +894,7 @@ async fn cookies_on_a_loopback_address_keep_ports_apart() {
 }
 
 #[tokio::test]
-async fn sr_t16_forms_are_answered_with_pages_that_move_on() {
+async fn sr_t16_sr_as_20_forms_are_answered_with_pages_that_move_on() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::before(&upstream).await;
     let client = Client::register(&gateway).await;
@@ -967,7 +967,7 @@ async fn sr_as_19_every_page_is_guarded() {
 }
 
 #[tokio::test]
-async fn a_link_from_another_site_leads_to_the_question_and_not_to_a_code() {
+async fn sr_t04_a_link_from_another_site_leads_to_the_question_and_not_to_a_code() {
     let rig = Rig::start().await;
     let mut browser = Browser::new();
     let (_, request, _) = rig.consent(&mut browser).await;

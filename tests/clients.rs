@@ -581,3 +581,55 @@ async fn a_client_may_act_for_a_user_where_the_configuration_says_so() {
     gateway.hang_up();
     eventually(SECOND, async || status(&gateway, &token).await == 403).await;
 }
+
+// === floods ===
+
+#[tokio::test]
+async fn sr_as_62_a_flood_of_registrations_is_held_up_and_costs_nobody_anything() {
+    let upstream = Upstream::open().await;
+    let gateway = builder(&upstream).start().await;
+    let client = Client::register(&gateway).await;
+    let tokens = client.sign_in(&mut Browser::new(), "demo").await;
+    let (mut made, mut refused) = (0, 0);
+    for number in 0..1_300 {
+        let document = json!({"client_name": format!("Flood {number}"), "redirect_uris": [CALLBACK]});
+        let answer = Client::register_with(&gateway, &document).await;
+        match answer.status {
+            201 => made += 1,
+            429 => {
+                refused += 1;
+                assert_eq!(answer.header("retry-after"), Some("60"));
+                if refused > 20 {
+                    break;
+                }
+            }
+            status => panic!("{status}: {}", answer.body),
+        }
+    }
+    assert!(made >= 900 && refused > 20, "{made} made, {refused} refused");
+    // Who is known is not held up, nor is whoever registers the same once more.
+    let again = json!({"client_name": "Flood 1", "redirect_uris": [CALLBACK]});
+    assert_eq!(Client::register_with(&gateway, &again).await.status, 201);
+    assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 200);
+    assert_eq!(status(&gateway, &tokens.access_token).await, 200);
+}
+
+#[tokio::test]
+async fn sr_t07_a_flood_of_authorizations_of_one_user_holds_up_only_that_user() {
+    let upstream = Upstream::open().await;
+    let gateway = builder(&upstream).start().await;
+    let client = Client::register(&gateway).await;
+    let mut flooded = Browser::new();
+    let page = flooded.go(&gateway.url("/login")).await.page();
+    flooded.sign_in(&page).await;
+    let first = client.authorization("demo");
+    let page = flooded.go_to_consent(&client.redirect_uri, &first.url()).await;
+    let mut statuses = Vec::new();
+    for _ in 0..130 {
+        statuses.push(flooded.go(&client.authorization("demo").url()).await.page().status);
+    }
+    assert!(statuses.contains(&503), "held up");
+    // What was begun before goes on, and so does everybody else.
+    flooded.consent_allow(&page).await.client();
+    client.sign_in(&mut Browser::of("bob"), "demo").await;
+}

@@ -87,7 +87,7 @@ async fn sr_r01_callers_of_three_instances_at_the_end_of_a_token_cause_one_refre
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_fifty_redemptions_over_three_instances_one_succeeds() {
+async fn sr_t12_of_fifty_redemptions_over_three_instances_one_succeeds() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::open().await);
     let cluster = Cluster::start(3, &redis, &upstream).await;
     let gateway = &cluster.instances[0];
@@ -112,7 +112,7 @@ async fn of_fifty_redemptions_over_three_instances_one_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refresh_token_shown_at_all_instances_at_once_gets_one_answer() {
+async fn sr_t28_a_refresh_token_shown_at_all_instances_at_once_gets_one_answer() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::open().await);
     let cluster = Cluster::start(3, &redis, &upstream).await;
     let (client, tokens) = cluster.sign_in(0).await;
@@ -130,7 +130,7 @@ async fn a_refresh_token_shown_at_all_instances_at_once_gets_one_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_revocation_is_known_everywhere_within_a_second() {
+async fn sr_rs_06_a_revocation_is_known_everywhere_within_a_second() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let cluster = Cluster::start(3, &redis, &upstream).await;
     for round in 0..3 {
@@ -148,7 +148,7 @@ async fn a_revocation_is_known_everywhere_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_block_is_known_everywhere_within_a_second_and_costs_no_connection() {
+async fn sr_rs_06_a_block_is_known_everywhere_within_a_second_and_costs_no_connection() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let (cluster, relays) = Cluster::behind_relays(3, &redis, &upstream).await;
     let (client, tokens) = cluster.sign_in_as("bob", 0).await;
@@ -619,7 +619,7 @@ async fn a_warm_call_asks_the_store_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lost_sealing_key_is_loud_and_costs_a_sign_in() {
+async fn sr_t32_a_lost_sealing_key_is_loud_and_costs_a_sign_in() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let mut cluster = Cluster::start(1, &redis, &upstream).await;
     let (client, tokens) = cluster.sign_in(0).await;

@@ -123,7 +123,7 @@ fn know(server: &AuthorizationServer, id: &str, secret: Option<&str>, method: &s
 }
 
 #[tokio::test]
-async fn one_trip_does_it_all_and_nothing_leaves_before_consent() {
+async fn sr_t01_one_trip_does_it_all_and_nothing_leaves_before_consent() {
     let server = AuthorizationServer::start().await;
     let upstream = Upstream::relying_on(&server).await;
     // Its authorization server under another name, so that the page can be seen to name it.
@@ -207,7 +207,7 @@ async fn sr_cl_09_every_trip_has_its_own_state_and_verifier() {
 }
 
 #[tokio::test]
-async fn two_tabs_of_one_user_both_finish() {
+async fn sr_t07_two_tabs_of_one_user_both_finish() {
     let mut rig = Rig::new().await;
     let (first_request, first) = rig.answer().await;
     let (second_request, second) = rig.answer().await;
@@ -645,7 +645,7 @@ async fn sr_t02_the_way_to_the_upstream_is_of_no_use_to_others() {
 }
 
 #[tokio::test]
-async fn a_consent_page_counts_only_in_the_browser_that_asked() {
+async fn sr_t02_a_consent_page_counts_only_in_the_browser_that_asked() {
     let mut rig = Rig::new().await;
     let mut pages = Vec::new();
     let mut browsers = [Browser::new(), Browser::of("bob")];
@@ -666,7 +666,7 @@ async fn a_consent_page_counts_only_in_the_browser_that_asked() {
 }
 
 #[tokio::test]
-async fn an_answer_counts_once_at_its_own_address_and_undoubled() {
+async fn sr_t17_an_answer_counts_once_at_its_own_address_and_undoubled() {
     let mut rig = Rig::new().await;
     let (request, answer) = rig.answer().await;
     let callback = Callback::of(&answer);
@@ -771,7 +771,7 @@ async fn a_denial_at_the_upstream_reaches_the_client_without_the_upstreams_words
 }
 
 #[tokio::test]
-async fn a_code_that_the_upstream_does_not_take_ends_at_the_client() {
+async fn sr_t17_a_code_that_the_upstream_does_not_take_ends_at_the_client() {
     use support::script::TokenFault;
     let mut rig = Rig::new().await;
     let json = [("content-type", "application/json")];
@@ -911,7 +911,7 @@ fn walk(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
 }
 
 #[tokio::test]
-async fn each_user_is_somebody_of_their_own_at_the_upstream() {
+async fn sr_t36_each_user_is_somebody_of_their_own_at_the_upstream() {
     let mut rig = Rig::new().await;
     rig.upstream.set_authorization(|script| script.user = "up-alice".into());
     let alice = rig.sign_in().await;
@@ -993,7 +993,7 @@ async fn the_authorize_parameters_of_the_operator_are_added() {
 }
 
 #[tokio::test]
-async fn a_session_that_ended_meanwhile_cannot_take_the_answer() {
+async fn sr_t03_a_session_that_ended_meanwhile_cannot_take_the_answer() {
     let mut rig = Rig::new().await;
     let (_, answer) = rig.answer().await;
     let home = rig.browser.go(&rig.gateway.url("/")).await.page();

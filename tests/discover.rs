@@ -300,7 +300,7 @@ async fn sr_t20_metadata_for_another_resource_is_not_believed() {
 }
 
 #[tokio::test]
-async fn sr_cl_03_04_metadata_that_is_not_fit_ends_at_the_client() {
+async fn sr_cl_03_04_sr_t15_sr_t19_metadata_that_is_not_fit_ends_at_the_client() {
     type Spoil = fn(&mut AuthorizationScript, &str);
     let spoils: [(&str, Spoil); 18] = [
         ("slash", |script, origin| script.metadata_patch = json!({"issuer": format!("{origin}/")})),

@@ -128,7 +128,7 @@ async fn an_embedded_store_moves_to_redis_and_back_and_nobody_signs_in_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disconnection_is_known_everywhere_within_a_second() {
+async fn sr_rs_06_a_disconnection_is_known_everywhere_within_a_second() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let cluster = Cluster::start(3, &redis, &upstream).await;
     let (_, tokens) = cluster.sign_in(0).await;
@@ -160,7 +160,7 @@ async fn a_disconnection_is_known_everywhere_within_a_second() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_disconnection_during_a_refresh_is_final() {
+async fn sr_t68_a_disconnection_during_a_refresh_is_final() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let cluster = Cluster::start(2, &redis, &upstream).await;
     let (_, tokens) = cluster.sign_in(0).await;
@@ -185,7 +185,7 @@ async fn a_disconnection_during_a_refresh_is_final() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sealing_keys_change_without_a_restart_and_nothing_is_left_under_the_old_one() {
+async fn sr_t32_sealing_keys_change_without_a_restart_and_nothing_is_left_under_the_old_one() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let cluster = Cluster::start(2, &redis, &upstream).await;
     let (client, tokens) = cluster.sign_in(0).await;
@@ -241,7 +241,7 @@ async fn sealing_keys_change_without_a_restart_and_nothing_is_left_under_the_old
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_new_key_for_access_tokens_reaches_every_instance_before_it_is_used() {
+async fn sr_t32_a_new_key_for_access_tokens_reaches_every_instance_before_it_is_used() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::open().await);
     let cluster = Cluster::start(3, &redis, &upstream).await;
     let (client, tokens) = cluster.sign_in(0).await;

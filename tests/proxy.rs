@@ -171,7 +171,7 @@ async fn a_2025_session_lasts_from_initialize_to_delete() {
 }
 
 #[tokio::test]
-async fn the_headers_of_2026_arrive_as_they_were_sent() {
+async fn sr_rs_10_the_headers_of_2026_arrive_as_they_were_sent() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     let sent = [
@@ -246,7 +246,7 @@ async fn path_below_the_route_and_query_go_along() {
 }
 
 #[tokio::test]
-async fn bodies_pass_byte_for_byte() {
+async fn sr_t52_bodies_pass_byte_for_byte() {
     let (_server, requests, route) = echo().await;
     let bench = Bench::of(route).await;
     let big = noise(1024 * 1024);
@@ -320,7 +320,7 @@ async fn http_2_over_tls_reaches_the_same_route() {
 // === streams ===
 
 #[tokio::test]
-async fn events_are_flushed_one_by_one_and_not_touched() {
+async fn sr_rs_11_events_are_flushed_one_by_one_and_not_touched() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     for method in ["GET", "POST"] {
@@ -356,7 +356,7 @@ async fn events_are_flushed_one_by_one_and_not_touched() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_ends_the_upstream_stream_within_a_second() {
+async fn sr_rs_11_sr_t53_a_client_that_leaves_ends_the_upstream_stream_within_a_second() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     for (method, talks) in [("GET", true), ("GET", false), ("POST", true), ("POST", false)] {
@@ -383,7 +383,7 @@ async fn a_client_that_leaves_ends_the_upstream_stream_within_a_second() {
 }
 
 #[tokio::test]
-async fn a_slow_reader_is_not_buffered_for_without_end() {
+async fn sr_rs_11_sr_t53_a_slow_reader_is_not_buffered_for_without_end() {
     let upstream = lone_upstream().await;
     let given = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(0));
     upstream.answer_next(Answer::Endless(std::sync::Arc::clone(&given)));
@@ -655,7 +655,7 @@ async fn sr_t26_no_token_crosses_the_gateway() {
 // === credentials ===
 
 #[tokio::test]
-async fn a_route_without_credential_sends_none() {
+async fn sr_rs_07_a_route_without_credential_sends_none() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     assert_eq!(bench.call().tool("whoami", json!({})).await.tool_text(), "nobody");
@@ -665,7 +665,7 @@ async fn a_route_without_credential_sends_none() {
 }
 
 #[tokio::test]
-async fn a_configured_header_is_sent_for_everybody_and_owns_its_name() {
+async fn sr_rs_07_a_configured_header_is_sent_for_everybody_and_owns_its_name() {
     let key = secret("configured");
     for (name, format, expected) in [
         ("Authorization", Some("Bearer {value}"), format!("Bearer {key}")),
@@ -701,7 +701,7 @@ async fn a_configured_header_is_sent_for_everybody_and_owns_its_name() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_refuses_what_is_configured_is_a_bad_gateway() {
+async fn sr_rs_13_an_upstream_that_refuses_what_is_configured_is_a_bad_gateway() {
     let upstream = lone_upstream().await;
     let key = secret("configured");
     let fixed = Route::header("demo", &upstream, "Authorization", json!({"env": "KEY"}));
@@ -730,7 +730,7 @@ async fn an_upstream_that_refuses_what_is_configured_is_a_bad_gateway() {
 // === upstream trouble ===
 
 #[tokio::test]
-async fn an_https_upstream_is_trusted_by_its_certificate_or_told_nothing() {
+async fn sr_rs_07_an_https_upstream_is_trusted_by_its_certificate_or_told_nothing() {
     let key = secret("key");
     let files = tempfile::tempdir().unwrap();
     let before = async |upstream: &TlsServer, trusted: &[&TlsServer]| {

@@ -584,7 +584,7 @@ async fn sr_t70_strange_lifetimes_neither_lock_out_nor_last_for_ever() {
 }
 
 #[tokio::test]
-async fn while_the_user_is_wanted_the_clients_refresh_fails_once_and_uses_nothing_up() {
+async fn sr_as_40_while_the_user_is_wanted_the_clients_refresh_fails_once_and_uses_nothing_up() {
     let mut rig = Connected::new().await;
     rig.upstream.authorization.revoke_everything();
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
@@ -660,7 +660,7 @@ async fn the_challenge_of_one_grant_does_not_fail_the_refresh_of_another() {
 }
 
 #[tokio::test]
-async fn a_step_up_is_asked_for_here_and_fetched_there() {
+async fn sr_rs_13_a_step_up_is_asked_for_here_and_fetched_there() {
     let upstream = Upstream::start().await;
     upstream.set(|script| {
         script.challenge.scope = Some("files:read".into());

@@ -98,7 +98,7 @@ fn assert_known(page: &Page) {
 const METHODS: [&str; 4] = ["none", "client_secret_basic", "client_secret_post", "private_key_jwt"];
 
 #[tokio::test]
-async fn sr_as_01_02_the_metadata_lists_exactly_what_there_is() {
+async fn sr_as_01_sr_as_02_the_metadata_lists_exactly_what_there_is() {
     let upstream = Upstream::open().await;
     let second = Route::open("second", &upstream).with("scopes", json!(["second:read"]));
     let gateway = open(&upstream).route(second).start().await;
@@ -400,7 +400,7 @@ async fn a_registration_survives_a_crash() {
 // === client documents ===
 
 #[tokio::test]
-async fn a_client_is_known_by_its_document_which_is_read_once() {
+async fn sr_as_70_a_client_is_known_by_its_document_which_is_read_once() {
     let (upstream, documents) = (Upstream::open().await, ClientDocuments::start().await);
     let gateway = reading_documents(&upstream).await;
     let client = documents.client(&gateway);
@@ -658,7 +658,7 @@ async fn sr_as_70_a_document_is_remembered_within_our_own_bounds() {
 }
 
 #[tokio::test]
-async fn many_who_ask_at_once_cause_one_fetch() {
+async fn sr_as_70_many_who_ask_at_once_cause_one_fetch() {
     let (upstream, documents) = (Upstream::open().await, ClientDocuments::start().await);
     let gateway = reading_documents(&upstream).await;
     let client = documents.client(&gateway);
@@ -717,7 +717,7 @@ async fn sr_as_70_a_document_that_does_not_come_is_given_up() {
 }
 
 #[tokio::test]
-async fn a_document_client_may_use_another_loopback_port_only() {
+async fn sr_t14_a_document_client_may_use_another_loopback_port_only() {
     let (upstream, documents) = (Upstream::open().await, ClientDocuments::start().await);
     let gateway = reading_documents(&upstream).await;
     let id = documents.publish("/native.json", "http://127.0.0.1/callback");
@@ -732,7 +732,7 @@ async fn a_document_client_may_use_another_loopback_port_only() {
 }
 
 #[tokio::test]
-async fn unknown_clients_are_told_on_a_page() {
+async fn sr_as_10_unknown_clients_are_told_on_a_page() {
     let upstream = Upstream::open().await;
     let gateway = open(&upstream).start().await;
     for id in ["client_unknown", "", " ", "javascript:alert(1)", "urn:x", "\u{0}", "client_%00", "../x"] {

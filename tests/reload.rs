@@ -116,7 +116,7 @@ async fn sr_f26_a_wrong_configuration_changes_nothing_and_says_why() {
 }
 
 #[tokio::test]
-async fn a_user_taken_out_of_the_file_is_out_at_once() {
+async fn sr_rs_06_a_user_taken_out_of_the_file_is_out_at_once() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::before(&upstream).await;
     let ((client, alice), (_, bob)) = (sign_in(&gateway, "alice").await, sign_in(&gateway, "bob").await);
@@ -203,7 +203,7 @@ async fn sr_f26_no_request_notices_a_storm_of_reloads() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_changed_route_counts_at_every_instance_within_a_second() {
+async fn sr_rs_06_a_changed_route_counts_at_every_instance_within_a_second() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let route = Route::oauth("demo", &upstream);
     let shared = Shared::new(store_at(address_of(&redis)), vec![route.clone()]);

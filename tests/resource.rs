@@ -150,7 +150,7 @@ async fn sr_rs_03_anything_but_a_token_of_ours_is_invalid() {
 }
 
 #[tokio::test]
-async fn configured_scopes_are_challenged_published_and_granted() {
+async fn sr_rs_02_configured_scopes_are_challenged_published_and_granted() {
     let upstream = lone_upstream().await;
     let gateway = Gateway::builder()
         .route(Route::open("demo", &upstream).with("scopes", json!(["files:read"])))
@@ -210,7 +210,7 @@ async fn sr_t39_the_challenge_comes_from_the_configuration_alone() {
 // === metadata ===
 
 #[tokio::test]
-async fn spec_rs_1_the_metadata_names_exactly_the_resource_that_was_challenged() {
+async fn sr_rs_01_spec_rs_1_the_metadata_names_exactly_the_resource_that_was_challenged() {
     let upstream = lone_upstream().await;
     let mut builder = Gateway::builder();
     for (name, path) in [("one", "/one"), ("two", "/two/deep"), ("odd", "/odd//path/"), ("v", "/v~1.0")] {
@@ -263,7 +263,7 @@ impl JoinScopes for Vec<Value> {
 // === browsers ===
 
 #[tokio::test]
-async fn a_preflight_is_answered_before_authentication_and_lets_a_browser_do_all_of_mcp() {
+async fn sr_t50_a_preflight_is_answered_before_authentication_and_lets_a_browser_do_all_of_mcp() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     let origin = "http://localhost:6274";
@@ -304,7 +304,7 @@ async fn a_preflight_is_answered_before_authentication_and_lets_a_browser_do_all
 }
 
 #[tokio::test]
-async fn a_browser_may_read_challenge_and_session_of_every_answer() {
+async fn sr_t50_a_browser_may_read_challenge_and_session_of_every_answer() {
     let upstream = lone_upstream().await;
     upstream.set(|script| script.sessions = true);
     let gateway = open_gateway(&upstream).await;
@@ -380,7 +380,7 @@ async fn sr_t51_an_origin_that_is_not_allowed_is_403() {
 }
 
 #[tokio::test]
-async fn loopback_origins_count_only_where_the_gateway_itself_is_on_loopback() {
+async fn sr_t51_loopback_origins_count_only_where_the_gateway_itself_is_on_loopback() {
     let upstream = lone_upstream().await;
     let gateway = Gateway::builder()
         .route(Route::open("demo", &upstream))
@@ -510,7 +510,7 @@ async fn sr_t25_a_token_sealed_with_another_key_is_invalid() {
 }
 
 #[tokio::test]
-async fn refresh_tokens_and_codes_are_no_access_tokens() {
+async fn sr_t27_refresh_tokens_and_codes_are_no_access_tokens() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::before(&upstream).await;
     let client = Client::register(&gateway).await;
@@ -535,7 +535,7 @@ async fn refresh_tokens_and_codes_are_no_access_tokens() {
 }
 
 #[tokio::test]
-async fn truncated_lengthened_and_altered_tokens_are_invalid() {
+async fn sr_t27_truncated_lengthened_and_altered_tokens_are_invalid() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     let good = token(&gateway, "/demo").await;
@@ -575,7 +575,7 @@ async fn truncated_lengthened_and_altered_tokens_are_invalid() {
 }
 
 #[tokio::test]
-async fn a_token_with_any_bit_of_its_text_flipped_is_invalid() {
+async fn sr_t27_a_token_with_any_bit_of_its_text_flipped_is_invalid() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     let good = token(&gateway, "/demo").await;
@@ -597,7 +597,7 @@ async fn a_token_with_any_bit_of_its_text_flipped_is_invalid() {
 }
 
 #[tokio::test]
-async fn an_expired_token_is_invalid_and_a_refreshed_one_works() {
+async fn sr_rs_03_an_expired_token_is_invalid_and_a_refreshed_one_works() {
     let upstream = lone_upstream().await;
     let gateway = Gateway::builder()
         .route(Route::open("demo", &upstream))
@@ -692,7 +692,7 @@ async fn sr_rs_05_a_session_is_no_credential() {
 // === hosts and paths ===
 
 #[tokio::test]
-async fn spellings_of_one_path_are_one_route_everywhere() {
+async fn sr_t25_spellings_of_one_path_are_one_route_everywhere() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     for resource in ["/demo", "/demo/"] {
@@ -713,7 +713,7 @@ async fn spellings_of_one_path_are_one_route_everywhere() {
 }
 
 #[tokio::test]
-async fn a_route_ends_at_a_slash() {
+async fn sr_t25_a_route_ends_at_a_slash() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     let token = token(&gateway, "/demo").await;
@@ -763,7 +763,7 @@ async fn a_route_may_be_the_root_of_the_public_host() {
 }
 
 #[tokio::test]
-async fn several_hosts_keep_their_ports_and_have_documents_of_their_own() {
+async fn sr_t25_several_hosts_keep_their_ports_and_have_documents_of_their_own() {
     let (public, files, other, root) =
         tokio::join!(lone_upstream(), lone_upstream(), lone_upstream(), lone_upstream());
     let gateway = Gateway::builder()

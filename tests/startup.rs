@@ -739,7 +739,7 @@ async fn sealed_with(upstream: &Upstream, keys: &Value) -> Gateway {
 }
 
 #[tokio::test]
-async fn a_generated_key_seals_the_store_and_can_be_rotated() {
+async fn sr_t32_a_generated_key_seals_the_store_and_can_be_rotated() {
     let files = Files::new();
     let mut keys = Vec::new();
     for name in ["k1", "k2", "k3"] {
@@ -783,7 +783,7 @@ async fn a_generated_key_seals_the_store_and_can_be_rotated() {
 }
 
 #[tokio::test]
-async fn a_lost_or_open_key_beside_a_store_is_refused_and_nothing_is_overwritten() {
+async fn sr_t31_a_lost_or_open_key_beside_a_store_is_refused_and_nothing_is_overwritten() {
     let upstream = Upstream::start().await;
     let mut gateway = Gateway::before(&upstream).await;
     gateway.stop().await;

@@ -13,10 +13,12 @@ use postern::oauth::client::Connector;
 use postern::oauth::server::access_token::Keys;
 use postern::oauth::server::authenticate::Authenticated;
 use postern::oauth::server::authorize::{self, Prepared};
-use postern::oauth::server::client::Authentication;
+use postern::oauth::server::client::registered::keep;
+use postern::oauth::server::client::{Authentication, ClientError};
 use postern::oauth::server::code::{self, Code, Redemption};
 use postern::oauth::server::consent::{ConsentError, Decision, decide};
 use postern::oauth::server::grant::{self, Grant, Renewal};
+use postern::oauth::server::register::register;
 use postern::oauth::server::{self, Authority, Snapshot};
 use postern::outbound::{Outbound, Settings};
 use postern::route::Table;
@@ -267,7 +269,7 @@ async fn sr_t12_of_many_redemptions_at_once_one_wins() {
 }
 
 #[tokio::test]
-async fn a_code_survives_a_crash_and_so_does_its_being_spent() {
+async fn sr_as_31_a_code_survives_a_crash_and_so_does_its_being_spent() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     rig.gateway.kill9().await;
@@ -401,6 +403,7 @@ async fn sr_t29_sr_as_37_what_is_wrong_with_a_refresh_is_found_before_it_rotates
         ("resource", rig.client.resource("other"), "invalid_target"),
         ("scope", format!("{ACCESS_SCOPE} write"), "invalid_scope"),
         ("scope", "admin".into(), "invalid_scope"),
+        ("scope", "  ".into(), "invalid_scope"),
         ("client_secret", "guess".into(), "invalid_client"),
         ("client_id", String::new(), "invalid_request"),
     ] {
@@ -476,7 +479,7 @@ async fn sr_t28_the_rotation_is_remembered_over_a_restart_and_a_crash() {
 }
 
 #[tokio::test]
-async fn a_user_who_was_taken_away_gets_no_more_tokens() {
+async fn sr_rs_06_a_user_who_was_taken_away_gets_no_more_tokens() {
     let mut rig = Rig::start().await;
     let tokens = rig.tokens().await;
     let users = json!([{"username": "bob", "password_hash": PASSWORD_HASH}]);
@@ -623,7 +626,7 @@ async fn sr_as_33_a_public_client_with_a_proof_is_refused() {
 }
 
 #[tokio::test]
-async fn an_access_token_ends_when_it_was_said_to() {
+async fn sr_rs_03_an_access_token_ends_when_it_was_said_to() {
     let mut rig = Rig::with(|builder| builder.with("oauth_server.access_token_ttl", json!("1s"))).await;
     let tokens = rig.tokens().await;
     assert_eq!(tokens.expires_in, 1);
@@ -775,7 +778,7 @@ async fn sr_as_31_a_code_is_good_for_a_minute() {
 }
 
 #[tokio::test]
-async fn a_redemption_that_was_cut_off_is_no_use_of_the_code() {
+async fn sr_as_31_a_redemption_that_was_cut_off_is_no_use_of_the_code() {
     let (later, pkce) = (Later::new(), Pkce::new());
     let code = later.code(&pkce).await;
     later.cut_off(&code, &pkce).await;
@@ -790,7 +793,7 @@ async fn a_redemption_that_was_cut_off_is_no_use_of_the_code() {
 }
 
 #[tokio::test]
-async fn of_many_who_take_over_a_redemption_that_was_cut_off_one_wins() {
+async fn sr_as_31_of_many_who_take_over_a_redemption_that_was_cut_off_one_wins() {
     let (later, pkce) = (Arc::new(Later::new()), Pkce::new());
     let code = later.code(&pkce).await;
     later.cut_off(&code, &pkce).await;
@@ -876,7 +879,7 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
 // === one snapshot ===
 
 #[tokio::test]
-async fn a_local_request_is_answered_on_the_snapshot_it_came_with() {
+async fn sr_as_05_a_local_request_is_answered_on_the_snapshot_it_came_with() {
     let later = Later::new();
     let taken = Later::with(|text| {
         text["server"]["public_url"] = json!("https://taken.example");
@@ -904,4 +907,46 @@ async fn a_local_request_is_answered_on_the_snapshot_it_came_with() {
     assert_eq!(document["resource"], "https://taken.example/demo");
     let refused = ask("POST", "/oauth/register", "application/json", "{}".into()).await;
     assert_eq!(refused["error"], "access_denied");
+}
+
+#[tokio::test]
+async fn sr_as_62_a_registration_that_nobody_uses_is_forgotten() {
+    let later = Later::new();
+    let (authority, snapshot) = (&later.authority, later.authority.snapshot());
+    let register = async |name: &str| {
+        let body = json!({"client_name": name, "redirect_uris": ["https://client.example/cb"]}).to_string();
+        let now = later.clock.now();
+        register(&authority.records, &snapshot, body.as_bytes(), now, || true).await.unwrap().client_id
+    };
+    let (unused, used) = (register("unused").await, register("used").await);
+    let is_known = async |id: &str| match authority.client(&snapshot, id).await {
+        Ok(_) => true,
+        Err(ClientError::Unknown) => false,
+        Err(error) => panic!("{error}"),
+    };
+    const DAY: u64 = 24 * 3600;
+    // What happens when tokens are issued to it.
+    keep(&authority.records, &used, later.clock.now()).await;
+    later.pass(DAY - 1);
+    assert!(is_known(&unused).await && is_known(&used).await);
+    later.pass(1);
+    assert!(!is_known(&unused).await && is_known(&used).await);
+    later.pass(89 * DAY);
+    assert!(!is_known(&used).await, "three months without a token");
+}
+
+#[tokio::test]
+async fn sr_as_39_a_grant_ends_in_any_case() {
+    let later = Later::with(|text| text["oauth_server"]["grant_ttl"] = "3h".into());
+    let pkce = Pkce::new();
+    let mut tokens = later.redeem(&later.code(&pkce).await, &pkce).await.unwrap();
+    // Used every half hour it never idles; still it ends.
+    for _ in 0..5 {
+        later.pass(1800);
+        tokens = later.refresh(&tokens).await.unwrap();
+    }
+    later.pass(1799);
+    tokens = later.refresh(&tokens).await.unwrap();
+    later.pass(1);
+    assert_eq!(later.refresh(&tokens).await, Err("invalid_grant"));
 }

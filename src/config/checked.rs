@@ -44,6 +44,8 @@ pub struct OauthServer {
     pub access_token_ttl: Duration,
     /// At least `access_token_ttl`.
     pub refresh_token_ttl: Duration,
+    /// How long what a user allowed lasts in any case, however often it is used.
+    pub grant_ttl: Duration,
     /// 0 to 60 s.
     pub refresh_replay_window: Duration,
     pub access_token_format: file::AccessTokenFormat,
@@ -254,6 +256,13 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Na
         access_token_ttl,
         3650 * DAY,
     );
+    let grant_ttl = check.duration(
+        &key.child("grant_ttl"),
+        written.grant_ttl.as_deref(),
+        365 * DAY,
+        access_token_ttl,
+        3650 * DAY,
+    );
     let refresh_replay_window = check.duration(
         &key.child("refresh_replay_window"),
         written.refresh_replay_window.as_deref(),
@@ -268,6 +277,7 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Na
     OauthServer {
         access_token_ttl,
         refresh_token_ttl,
+        grant_ttl,
         refresh_replay_window,
         access_token_format: written.access_token_format.unwrap_or_default(),
         signing_keys,

@@ -484,7 +484,7 @@ fn secrets_are_named_and_never_shown() {
 }
 
 #[test]
-fn sealing_keys_are_exact_and_private() {
+fn sr_t31_sealing_keys_are_exact_and_private() {
     let key = |bytes: &[u8]| data_encoding::BASE64.encode(bytes);
     let random: [u8; 32] = std::array::from_fn(|index| (index * 7) as u8);
     let text = "sealing_keys: [{id: k1, file: k}]";

@@ -19,7 +19,6 @@ mod screen;
 mod session;
 mod verdict;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,7 +35,6 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
-use self::session::{Begun, Opening, Session as McpSession};
 use self::verdict::Consequence;
 use crate::credential::Connections;
 use crate::mcp::SESSION_ID;
@@ -112,7 +110,7 @@ impl ProxyHttp for Gateway {
         match self.admit(session, ctx).await {
             Ok(Admitted::Proxied) => Ok(false),
             Ok(Admitted::Local { path, authority }) => {
-                let client = client(session);
+                let client = screen::client(session);
                 let about = web::About { snapshot: Arc::clone(&ctx.snapshot), authority, client };
                 local::serve(session, &self.router, &path, about).await?;
                 ctx.reason = "local";
@@ -195,7 +193,7 @@ impl ProxyHttp for Gateway {
             .parse()
             .map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "upstream path", error))?;
         upstream.set_uri(uri);
-        let client = client(session);
+        let client = screen::client(session);
         for (name, value) in inject::additions(&target.route, client, &ctx.request_id, &target.credential) {
             upstream.insert_header(name, value)?;
         }
@@ -272,14 +270,14 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if response.status.is_informational() {
             // Early hints would act on our origin.
-            remove(response, |_| true);
+            screen::remove(response, |_| true);
             return Ok(());
         }
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
         if let Some(replacement) = &ctx.replacement {
-            remove(response, |_| true);
+            screen::remove(response, |_| true);
             response.set_status(replacement.status)?;
             response.set_reason_phrase(None)?;
             for (name, value) in &replacement.headers {
@@ -287,7 +285,7 @@ impl ProxyHttp for Gateway {
             }
             return response.insert_header(header::CONTENT_LENGTH, replacement.length());
         }
-        remove(response, respond::is_dropped);
+        screen::remove(response, respond::is_dropped);
         self.seal_session(response, ctx)?;
         for (name, value) in respond::isolation() {
             response.insert_header(name, value)?;
@@ -368,12 +366,13 @@ impl ProxyHttp for Gateway {
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Context, error: &Error) -> bool {
         // Pingora's line would quote the answer that could not be read, cookies and all.
-        let is_unreadable = error.root_etype() == &ErrorType::InvalidHTTPHeader;
+        let is_expected = *error.esource() == ErrorSource::Downstream || error.etype() == &ANSWERED;
+        let is_unreadable = !is_expected && error.root_etype() == &ErrorType::InvalidHTTPHeader;
         if is_unreadable {
             let route = ctx.route.as_ref().map(|route| route.name.as_str());
             tracing::error!(target: "postern::upstream", route, "the head of the upstream's answer is malformed");
         }
-        is_unreadable || error.etype() == &ANSWERED || *error.esource() == ErrorSource::Downstream
+        is_unreadable || is_expected
     }
 
     fn suppress_proxy_warn_log(
@@ -388,47 +387,9 @@ impl ProxyHttp for Gateway {
 }
 
 impl Gateway {
-    /// The upstream's session id becomes one of ours.
-    fn seal_session(&self, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
-        let (Some(target), Some(id)) = (&ctx.target, response.headers.get(SESSION_ID)) else {
-            return Ok(());
-        };
-        let known = target.session.as_ref();
-        let begun = Begun {
-            keys: &ctx.snapshot.keys,
-            caller: &target.caller,
-            route: &target.route,
-            peer: target.peer,
-            elicitation: match (known, &target.opening) {
-                (Some(known), _) => known.elicitation,
-                (None, opening) => opening.as_ref().is_some_and(Opening::takes_elicitations),
-            },
-        };
-        match McpSession::to_client(known, id, &begun, self.authority.clock.now()) {
-            Some(ours) => response.insert_header(SESSION_ID, ours),
-            None => {
-                tracing::warn!(target: "postern::upstream", route = %target.route.name, "the upstream's session id is too long or no text");
-                drop(response.remove_header(SESSION_ID));
-                Ok(())
-            }
-        }
-    }
-
     fn new_request_id(&self) -> HeaderValue {
         let (process, count) = &self.request_ids;
         let id = format!("{process}-{:x}", count.fetch_add(1, Ordering::Relaxed));
         HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
     }
-}
-
-fn remove(response: &mut ResponseHeader, is_unwanted: impl Fn(&HeaderName) -> bool) {
-    let names = response.headers.keys().filter(|name| is_unwanted(name));
-    for name in names.cloned().collect::<Vec<_>>() {
-        response.remove_header(&name);
-    }
-}
-
-/// The address a request came from.
-fn client(session: &Session) -> Option<IpAddr> {
-    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip())
 }

@@ -3,7 +3,7 @@ use pingora::Error;
 use pingora::proxy::Session;
 
 use super::context::Context;
-use super::{Gateway, client, screen};
+use super::{Gateway, screen};
 use crate::mcp;
 use crate::telemetry::access::Line;
 
@@ -40,7 +40,7 @@ impl Gateway {
         self.access.write(&Line {
             time: humantime::format_rfc3339_millis(self.authority.clock.now()).to_string(),
             request_id: ctx.request_id.to_str().unwrap_or_default(),
-            client_ip: client(session),
+            client_ip: screen::client(session),
             method: head.method.as_str(),
             host: screen::host(head).unwrap_or_default(),
             path: head.uri.path().get(..PATH_MAX).unwrap_or(head.uri.path()),

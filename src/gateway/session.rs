@@ -6,8 +6,12 @@ use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use http::{HeaderMap, HeaderValue};
+use pingora::Result;
+use pingora::http::ResponseHeader;
 use serde::{Deserialize, Serialize};
 
+use super::Gateway;
+use super::context::Context;
 use crate::authn::Caller;
 use crate::mcp::{Call, SESSION_ID};
 use crate::oauth::server::access_token::Keys;
@@ -147,6 +151,34 @@ impl Opening {
         }
         serde_json::from_slice::<Initialize>(&self.0)
             .is_ok_and(|initialize| initialize.params.capabilities.elicitation.is_some())
+    }
+}
+
+impl Gateway {
+    /// The upstream's session id becomes one of ours.
+    pub(super) fn seal_session(&self, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
+        let (Some(target), Some(id)) = (&ctx.target, response.headers.get(SESSION_ID)) else {
+            return Ok(());
+        };
+        let known = target.session.as_ref();
+        let begun = Begun {
+            keys: &ctx.snapshot.keys,
+            caller: &target.caller,
+            route: &target.route,
+            peer: target.peer,
+            elicitation: match (known, &target.opening) {
+                (Some(known), _) => known.elicitation,
+                (None, opening) => opening.as_ref().is_some_and(Opening::takes_elicitations),
+            },
+        };
+        match Session::to_client(known, id, &begun, self.authority.clock.now()) {
+            Some(ours) => response.insert_header(SESSION_ID, ours),
+            None => {
+                tracing::warn!(target: "postern::upstream", route = %target.route.name, "the upstream's session id is too long or no text");
+                drop(response.remove_header(SESSION_ID));
+                Ok(())
+            }
+        }
     }
 }
 

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn opens_only_where_it_was_sealed_for() {
+    fn sr_t33_opens_only_where_it_was_sealed_for() {
         let sealer = sealer(&[("k1", 1)]);
         let sealed = sealer.seal("session", "alice", 3, b"plain").unwrap();
         assert_eq!(&**sealer.open("session", "alice", 3, &sealed).unwrap(), b"plain");
@@ -315,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn salts_and_nonces_do_not_repeat() {
+    fn sr_t33_salts_and_nonces_do_not_repeat() {
         let sealer = sealer(&[("k1", 1)]);
         let mut seen = HashSet::new();
         for _ in 0..20_000 {

@@ -78,7 +78,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_has_its_share_and_leaves_the_others_theirs() {
+    fn sr_as_62_an_address_has_its_share_and_leaves_the_others_theirs() {
         let limits = Limits::default();
         let flood = (0..2_000).filter(|_| limits.registration(Some(IpAddr::from([192, 0, 2, 1])))).count();
         assert!((1_000..1_010).contains(&flood), "{flood}");
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn all_addresses_together_have_a_bound() {
+    fn sr_as_62_all_addresses_together_have_a_bound() {
         let limits = Limits::default();
         let from = |number: u32| Some(IpAddr::from(number.to_be_bytes()));
         let flood = (0..20_000).filter(|number| limits.registration(from(*number))).count();

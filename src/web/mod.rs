@@ -76,7 +76,11 @@ pub fn is_local(path: &str) -> bool {
 
 /// The router of everything under `server.public_url` that is not an MCP route.
 pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
-    let cookies = session::Cookies::new(&authority.snapshot().config.server.public_url);
+    let snapshot = authority.snapshot();
+    let public_url = &snapshot.config.server.public_url;
+    let cookies = session::Cookies::new(public_url);
+    // Told of a loopback host, a browser would refuse every other program on this computer that speaks plain HTTP.
+    let strict = public_url.is_https() && !public_url.is_loopback();
     let providers = Providers::new(authority.connector.outbound.clone());
     let web = Arc::new(Web {
         providers,
@@ -140,7 +144,18 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
             page(StatusCode::NOT_FOUND, "There is nothing here", "The address may be misspelt.")
         })
         .layer(map_response(guarded));
-    open.merge(pages).with_state(web)
+    let all = open.merge(pages).with_state(web);
+    match strict {
+        true => all.layer(map_response(secured)),
+        false => all,
+    }
+}
+
+/// RFC 6797: for a year from now on this host is asked over HTTPS only. Nothing is said about hosts below it.
+async fn secured(mut response: Response) -> Response {
+    let policy = HeaderValue::from_static("max-age=31536000");
+    response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, policy);
+    response
 }
 
 /// What every page carries: not framed, not cached, no referrer, nothing loaded but our own stylesheet.

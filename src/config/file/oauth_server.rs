@@ -18,6 +18,8 @@ pub(in crate::config) struct OauthServer {
     pub(in crate::config) access_token_ttl: Option<String>,
     /// Life of a refresh token that is not used. Default: `30d`.
     pub(in crate::config) refresh_token_ttl: Option<String>,
+    /// How long what a user has allowed lasts in any case, however often its refresh tokens are used. Default: `365d`.
+    pub(in crate::config) grant_ttl: Option<String>,
     /// For how long a used refresh token may be shown again by a client that lost the answer, at most `60s`. Default: `30s`.
     pub(in crate::config) refresh_replay_window: Option<String>,
     /// How MCP clients make themselves known.

@@ -9,7 +9,7 @@ use super::authenticate::Authenticated;
 use super::authorize::Request;
 use super::claim::claim;
 use super::client::registered;
-use super::grant::{Answer, Grant, check_resource, fresh_token, mint, seconds, withdraw};
+use super::grant::{Answer, Grant, check_resource, fresh_token, left, mint, seconds, withdraw};
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::config::ClientAuthMethod;
@@ -120,7 +120,7 @@ pub async fn redeem(
         retired: Vec::new(),
     };
     let answer = mint(snapshot, &code.grant, &grant, &grant.scopes, &secret, now)?;
-    let ttl = snapshot.config.oauth_server.refresh_token_ttl;
+    let ttl = left(snapshot, &grant, now);
     if spent || !claim(authority, &key, &code.grant, &mut grant, ttl).await? {
         // Somebody has the code who should not: what the first use got is withdrawn (RFC 6749 §4.1.2).
         tracing::warn!(target: "audit", event = "code_replayed", user = %grant.user, client = %grant.client_id);

@@ -121,6 +121,9 @@ pub async fn refresh(
         if !authority.admits(snapshot, &grant.user) {
             return Err(Refusal::invalid_grant("the user is no longer known here"));
         }
+        if left(snapshot, &grant, now).is_zero() {
+            return Err(Refusal::invalid_grant("what the user allowed is over, ask again"));
+        }
         // Not for good: a route that was taken away by mistake comes back, and with it what was granted for it.
         let route = snapshot
             .routes
@@ -149,11 +152,7 @@ pub async fn refresh(
             until,
         });
         grant.current = seal::digest(&next);
-        match authority
-            .records
-            .put(id, version, &grant, snapshot.config.oauth_server.refresh_token_ttl)
-            .await?
-        {
+        match authority.records.put(id, version, &grant, left(snapshot, &grant, now)).await? {
             Put::Stored => {
                 registered::keep(&authority.records, &grant.client_id, now).await;
                 return Ok(answer);
@@ -284,16 +283,24 @@ pub(super) fn check_resource(snapshot: &Snapshot, granted: &str, asked: Option<&
     }
 }
 
+/// How long the grant lives when it is used now: for one refresh token's time, and in any case until its own end.
+pub(super) fn left(snapshot: &Snapshot, grant: &Grant, now: SystemTime) -> Duration {
+    let settings = &snapshot.config.oauth_server;
+    let end = UNIX_EPOCH + Duration::from_secs(grant.created_at) + settings.grant_ttl;
+    settings.refresh_token_ttl.min(end.duration_since(now).unwrap_or_default())
+}
+
 /// A refresh may ask for less, never for more (RFC 6749 §6).
 pub(super) fn narrowed(granted: &[String], asked: Option<&str>) -> Result<Vec<String>, Refusal> {
     let Some(asked) = asked else {
         return Ok(granted.to_vec());
     };
     let asked: Vec<String> = asked.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect();
-    if asked.iter().all(|scope| granted.contains(scope)) {
+    // Blanks alone name nothing: that is no scope (§3.3), and a token without any works nowhere.
+    if !asked.is_empty() && asked.iter().all(|scope| granted.contains(scope)) {
         Ok(asked)
     } else {
-        Err(Refusal::invalid_scope("scope is wider than what was granted"))
+        Err(Refusal::invalid_scope("scope names nothing, or more than what was granted"))
     }
 }
 
