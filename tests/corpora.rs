@@ -296,7 +296,9 @@ async fn sr_t06_cookies() {
     assert_ne!(session, session.to_lowercase(), "its case can be changed");
     let (corpus, mut judge) = (corpus("cookies.json"), Judge::default());
     for case in cases(&corpus) {
-        let mut request = gateway.http.get(client.authorization("demo").url());
+        // Whatever is remembered, the page is shown to whoever is signed in.
+        let request = client.authorization("demo").with("prompt", "consent");
+        let mut request = gateway.http.get(request.url());
         for line in lines_of(case) {
             let line = line
                 .replace("lower SESSION", &session.to_lowercase())
