@@ -3,7 +3,7 @@
 //! conformance suite tests the authorization server, and finds the same in an MCP server with and without the gateway.
 //!
 //! The work is done by `tests/interop/run.mjs`; a test here is one of its cases, `client_registration_upstream` or
-//! `conformance_…`.
+//! `conformance_…` or `identity_oidc`, where people sign in through an identity provider.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
@@ -52,6 +52,7 @@ cases! {
     conformance_authorization_server
     conformance_server_2025_11_25
     conformance_server_2026_07_28
+    identity_oidc
 }
 
 #[tokio::test]

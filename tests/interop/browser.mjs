@@ -34,6 +34,13 @@ export async function startPerson({ directory, credentials, screenshots, defer }
   return {
     /** One entry per authorization that was asked for: the URL, what was done, the origins and codes on the way. */
     trips,
+    /** A page of the same browser, for what is not an authorization. */
+    async open(address) {
+      const page = await context.newPage();
+      page.setDefaultTimeout(PATIENCE);
+      await page.goto(address);
+      return page;
+    },
     /** Opens an authorization URL, does what the pages ask, and returns the redirect URI with its answer. */
     async authorize(address) {
       const trip = { url: new URL(address), steps: [], origins: new Set(), codes: new Set() };

@@ -9,7 +9,7 @@ const PASSWORD_HASH =
   '$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8';
 
 // JSON is YAML, so the values need no quoting rules of their own.
-function configuration({ port, admin, directory, upstreamUrl, credential, authority }) {
+function configuration({ port, admin, directory, upstreamUrl, credential, authority, login }) {
   return {
     server: {
       public_url: `http://127.0.0.1:${port}`,
@@ -17,7 +17,7 @@ function configuration({ port, admin, directory, upstreamUrl, credential, author
       admin: `127.0.0.1:${admin}`,
       data_dir: join(directory, 'data'),
     },
-    login: { local: { users: [{ username: user.name, password_hash: PASSWORD_HASH }] } },
+    login: login ?? { local: { users: [{ username: user.name, password_hash: PASSWORD_HASH }] } },
     ...(authority && {
       outbound: { ca_files: [authority] },
       oauth_server: { clients: { cimd: { enabled: true, allow_private: true } } },
@@ -47,16 +47,17 @@ async function ready(child, admin) {
 
 /**
  * Starts the gateway and waits until it is ready. `credential` is the kind of what it puts in for the upstream,
- * `authority` the file of an extra trusted CA, for client documents.
+ * `authority` the file of an extra trusted CA, for client documents; `login` says who may sign in instead of the one user,
+ * with `env` for what it names.
  */
-export function startPostern({ binary, directory, upstreamUrl, credential = 'oauth', authority, defer }) {
+export function startPostern({ binary, directory, upstreamUrl, credential = 'oauth', authority, login, env, defer }) {
   return withFreePorts(2, async ([port, admin]) => {
     const home = join(directory, `postern-${port}`);
     await mkdir(home, { recursive: true });
     const file = join(home, 'postern.yaml');
-    const written = configuration({ port, admin, directory: home, upstreamUrl, credential, authority });
+    const written = configuration({ port, admin, directory: home, upstreamUrl, credential, authority, login });
     await writeFile(file, JSON.stringify(written, null, 2));
-    const child = start('postern', binary, ['run', '--config', file], { cwd: home });
+    const child = start('postern', binary, ['run', '--config', file], { cwd: home, env });
     defer(() => child.stop());
     await ready(child, admin);
     return { origin: `http://127.0.0.1:${port}`, url: `http://127.0.0.1:${port}/demo`, child };

