@@ -101,7 +101,16 @@ impl Documents {
         });
         match fetched.await {
             Ok(remembered) => remembered.outcome.map_err(ClientError::from),
-            Err(error) => spare.map(|(client, _)| client).ok_or(error),
+            // Too much is being fetched just now. What was known goes on counting, and stays known.
+            Err(error) => match spare {
+                Some(spare) => {
+                    let (outcome, until) = (Ok(spare.0.clone()), now + REMEMBER_FAILURE);
+                    let stand_in = Remembered { outcome, until, spare: Some(spare.clone()) };
+                    self.known.insert(id.to_owned(), stand_in);
+                    Ok(spare.0)
+                }
+                None => Err(error),
+            },
         }
     }
 }
