@@ -91,6 +91,11 @@ impl Caller {
         }
     }
 
+    /// Whether nothing of it was taken back since it was proven.
+    pub fn still_stands(&self, standing: &Standing<'_>) -> bool {
+        standing.holds(&self.holder)
+    }
+
     /// Id of the grant, the one to be revoked; of a service account, what stands for it.
     pub fn grant(&self) -> &str {
         match &self.holder {

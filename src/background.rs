@@ -126,6 +126,7 @@ impl Upkeep {
             }
             Change::Of { kind: Kind::Service, key } => {
                 let changed = self.authority.services.changed(&self.authority.records, &key).await;
+                self.authority.revoked.taken_back();
                 if let Err(error) = changed {
                     tracing::warn!(%error, "a service account cannot be read yet");
                     return false;

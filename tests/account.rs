@@ -249,6 +249,17 @@ async fn sr_rs_06_a_withdrawn_consent_ends_what_it_gave_within_a_second_and_asks
     assert_eq!(status(&gateway, &signed_in[1]).await, 200, "the other application stays");
     assert!(was_asked(&mut browser, &one.authorization("demo")).await.0);
     assert!(!was_asked(&mut browser, &two.authorization("demo")).await.0);
+    // A code under way becomes nothing once the consent is withdrawn.
+    let request = one.authorization("demo");
+    let (_, callback) = was_asked(&mut browser, &request).await;
+    let page = account(&mut browser, &gateway).await;
+    let form = page
+        .forms()
+        .into_iter()
+        .find(|form| form.action.ends_with("/withdraw") && form.value("client") == Some(&one.id))
+        .unwrap();
+    browser.submit(&page, &form, &[]).await;
+    assert_eq!(one.redeem(&callback.code(), &request).await.error().as_deref(), Some("invalid_grant"));
     // Somebody else's consent cannot be withdrawn.
     let mut bob = Browser::of("bob");
     let page = account(&mut bob, &gateway).await;

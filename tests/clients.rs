@@ -173,8 +173,9 @@ async fn sr_as_33_sr_t30_each_method_proves_the_client_that_registered_it_and_no
         let over = |params: Params| asserted(params, &with("exp", json!(1_700_000_000)));
         let of_another = |params: Params| asserted(params, &with("sub", json!("another")));
         let unnamed = |params: Params| asserted(params, &with("jti", json!(null)));
+        let endless = |params: Params| asserted(params, &with("exp", json!(u64::MAX)));
         let untyped = |params: Params| (params.with("client_assertion", &key.assertion(id, &issuer)), None);
-        let ways: [(&str, &dyn Fn(Params) -> Shown); 17] = [
+        let ways: [(&str, &dyn Fn(Params) -> Shown); 18] = [
             ("basic", &by_basic),
             ("post", &by_post),
             ("assertion", &assertion),
@@ -192,6 +193,7 @@ async fn sr_as_33_sr_t30_each_method_proves_the_client_that_registered_it_and_no
             ("an assertion about another", &of_another),
             ("an assertion without a name", &unnamed),
             ("an assertion without a type", &untyped),
+            ("an assertion until the end of time", &endless),
         ];
         // What is right for a public client is wrong for all others; an empty secret is none.
         let fitting: Vec<_> = ways

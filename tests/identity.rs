@@ -346,6 +346,14 @@ async fn signing_out_there_ends_the_sessions_here() {
     // One session of the two.
     assert_eq!(notify(&provider.logout_token(&json!({"sid": "s2"}))).await, 200);
     assert!(is_in(&mut here).await && !is_in(&mut elsewhere).await);
+    // What the person had granted ends too, as this configuration says.
+    eventually(SECOND, async || status(&gateway, &tokens).await == 401).await;
+    // A session there that came later is the one that counts.
+    provider.set(|script| script.claims["sid"] = "s3".into());
+    come_in(&mut here, &gateway).await;
+    assert_eq!(notify(&provider.logout_token(&json!({"sid": "s3"}))).await, 200);
+    assert!(!is_in(&mut here).await);
+    let (_, tokens) = sign_in(&mut here, &gateway).await;
     assert_eq!(status(&gateway, &tokens).await, 200);
     // All of the person's, and what they had granted, as the configuration says.
     let everywhere = provider.logout_token(&json!({"sub": "4711"}));

@@ -221,3 +221,32 @@ async fn sr_rs_06_a_changed_route_counts_at_every_instance_within_a_second() {
     }
     assert!(changed.elapsed() < SECOND, "{:?}", changed.elapsed());
 }
+
+#[tokio::test]
+async fn a_reload_never_takes_keys_that_the_open_store_was_not_written_with() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::before(&upstream).await;
+    let (client, tokens) = sign_in(&gateway, "alice").await;
+    // Another data directory waits for a restart, and so do the keys in it; none are made there.
+    let elsewhere = gateway.data_dir().with_file_name("elsewhere");
+    gateway.reconfigure("server.data_dir", json!(elsewhere));
+    reload(&gateway, "ok").await;
+    gateway.output.shows("server.data_dir").await;
+    assert!(!elsewhere.exists());
+    assert_eq!(whoami(&gateway, &tokens).await.status, 200);
+    assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 200);
+}
+
+#[tokio::test]
+async fn listeners_keep_their_certificate_when_the_file_has_none_any_more() {
+    let upstream = Upstream::open().await;
+    let gateway = Gateway::builder().tls().route(Route::open("demo", &upstream)).start().await;
+    let good = std::fs::read_to_string(gateway.config_file()).unwrap();
+    let mut config: Value = serde_json::from_str(&good).unwrap();
+    config["server"].as_object_mut().unwrap().remove("tls");
+    config["server"]["public_url"] = "http://127.0.0.1:1".into();
+    std::fs::write(gateway.config_file(), config.to_string()).unwrap();
+    reload(&gateway, "ok").await;
+    gateway.output.shows("server.tls").await;
+    assert_eq!(gateway.http.get(gateway.url("/")).send().await.unwrap().status(), 200);
+}

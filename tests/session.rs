@@ -8,10 +8,12 @@ use serde_json::json;
 use support::browser::Browser;
 use support::client::{Client, Tokens};
 use support::cluster::{Cluster, Shared, address_of, store_at};
-use support::gateway::{Gateway, Route};
+use support::gateway::{Gateway, PASSWORD_HASH, Route};
 use support::mcp::{McpAnswer, McpRequest};
 use support::redis::Redis;
+use support::script::Answer;
 use support::upstream::Upstream;
+use support::{PATIENCE, eventually};
 
 async fn with_sessions() -> Upstream {
     let upstream = Upstream::start().await;
@@ -156,4 +158,49 @@ async fn a_session_survives_a_refused_token_and_revisions_without_sessions_have_
         .header("mcp-session-id", "of nobody");
     assert_eq!(echo(modern).await.status, 200);
     assert_eq!(upstream.requests.last_to("/mcp").header("mcp-session-id"), None);
+}
+
+#[tokio::test]
+async fn sr_rs_06_a_stream_ends_when_what_its_caller_stands_on_is_taken_back() {
+    let upstream = Upstream::open().await;
+    let gateway = Gateway::builder().route(Route::open("demo", &upstream)).start().await;
+    let ((client, alice), (_, bob)) =
+        (sign_in(&gateway, "alice", "demo").await, sign_in(&gateway, "bob", "demo").await);
+    let mut streams = Vec::new();
+    for tokens in [&alice, &bob] {
+        let (feed, answer) = Answer::stream();
+        upstream.answer_next(answer);
+        feed.event("before");
+        let mut stream = call(&gateway, "demo", &tokens.access_token).events().await;
+        assert_eq!(stream.next(PATIENCE).await.unwrap().data, "before");
+        streams.push((feed, stream));
+    }
+    client.revoke(&alice.refresh_token).await;
+    eventually(PATIENCE, async || echo(call(&gateway, "demo", &alice.access_token)).await.status == 401)
+        .await;
+    let (mut alices, mut bobs) = {
+        let mut both = streams.into_iter();
+        (both.next().unwrap(), both.next().unwrap())
+    };
+    for (feed, _) in [&alices, &bobs] {
+        feed.event("after");
+    }
+    assert!(alices.1.next(PATIENCE).await.is_none(), "nothing more for her");
+    alices.0.gone().await;
+    assert_eq!(bobs.1.next(PATIENCE).await.unwrap().data, "after", "he goes on");
+}
+
+#[tokio::test]
+async fn a_session_of_a_user_with_a_strange_name_is_as_good() {
+    let upstream = with_sessions().await;
+    let users = json!([{"username": "CORP\\alice \"x\"", "password_hash": PASSWORD_HASH}]);
+    let gateway = Gateway::builder()
+        .route(Route::oauth("demo", &upstream))
+        .with("login.local.users", users)
+        .start()
+        .await;
+    let (_, tokens) = sign_in(&gateway, "CORP\\alice \"x\"", "demo").await;
+    let session = begin(&gateway, "demo", &tokens.access_token).await;
+    let answer = echo(call(&gateway, "demo", &tokens.access_token).header("mcp-session-id", &session)).await;
+    assert_eq!(answer.tool_text(), "hi");
 }

@@ -42,10 +42,15 @@ impl Config {
     /// This configuration where a running process takes a change, and the one it was started with where a change waits
     /// for a restart; with the keys of which that is so.
     pub fn over(self, running: &Config) -> (Config, Vec<String>) {
-        let waiting = running.fixed.differences(&self.fixed);
+        let mut waiting = running.fixed.differences(&self.fixed);
+        // Whether there is TLS at all is the listeners' matter, which stay as they are.
+        let same_kind = running.server.tls.is_empty() == self.server.tls.is_empty();
+        if !same_kind {
+            waiting.push("server.tls".to_owned());
+        }
         let server = Server {
             allowed_origins: self.server.allowed_origins,
-            tls: self.server.tls,
+            tls: if same_kind { self.server.tls } else { running.server.tls.clone() },
             ..running.server.clone()
         };
         let config = Config {

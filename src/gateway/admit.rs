@@ -47,6 +47,7 @@ impl Gateway {
             return Ok(Admitted::Preflight);
         }
         let now = self.authority.clock.now();
+        let revoked = self.authority.revoked.count();
         let caller = authn::authenticate(&head.headers, &self.authority.standing(&snapshot), now)?;
         let credential = self.credential(&caller, &route, None, now).await?;
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route)
@@ -62,11 +63,24 @@ impl Gateway {
             path,
             session,
             opening: may_begin.then(Opening::default),
+            revoked,
             peer: None,
             refused: None,
             again: false,
         });
         Ok(Admitted::Proxied)
+    }
+
+    /// Whether nothing was taken back that the caller stands on. A stream may go on for hours, and who has lost access
+    /// hears no more of it.
+    pub(super) fn is_still_admitted(&self, target: &mut Target) -> bool {
+        let count = self.authority.revoked.count();
+        if target.revoked == count {
+            return true;
+        }
+        target.revoked = count;
+        let snapshot = self.authority.snapshot();
+        target.caller.still_stands(&self.authority.standing(&snapshot))
     }
 
     /// The credential again, newer than the one that was refused.

@@ -56,6 +56,8 @@ pub struct Target {
     pub session: Option<McpSession>,
     /// The beginning of a request outside of any session, which may begin one.
     pub opening: Option<Opening>,
+    /// What had been taken back when the caller was last asked about.
+    pub revoked: u64,
     /// Where the request went.
     pub peer: Option<SocketAddr>,
     /// The tokens that were refused, once some were.

@@ -306,6 +306,9 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Context,
     ) -> Result<Option<Duration>> {
+        if ctx.target.as_mut().is_some_and(|target| !self.is_still_admitted(target)) {
+            return Err(Error::explain(ErrorType::InternalError, "access was taken back"));
+        }
         if let Some(replacement) = &mut ctx.replacement {
             *body = Some(replacement.exchange(body.as_ref(), end));
         }

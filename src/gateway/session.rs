@@ -2,6 +2,7 @@
 //! it is sealed together with whose it is: so a session belongs to one caller at one route, at every instance and without
 //! a table anywhere. It proves nothing: whoever calls is proven by their token, with every request (MCP, Session
 //! Hijacking).
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
@@ -45,10 +46,14 @@ pub struct NoSession;
 #[derive(Serialize, Deserialize)]
 struct Sealed<'a> {
     /// The upstream's id.
-    i: &'a str,
-    s: &'a str,
-    c: &'a str,
-    r: &'a str,
+    #[serde(borrow)]
+    i: Cow<'a, str>,
+    #[serde(borrow)]
+    s: Cow<'a, str>,
+    #[serde(borrow)]
+    c: Cow<'a, str>,
+    #[serde(borrow)]
+    r: Cow<'a, str>,
     p: Option<SocketAddr>,
     e: bool,
 }
@@ -75,7 +80,7 @@ impl Session {
         if read.s != caller.subject() || read.c != caller.client() || read.r != route.name {
             return Err(NoSession);
         }
-        let mut upstream = HeaderValue::from_str(read.i).map_err(|_| NoSession)?;
+        let mut upstream = HeaderValue::from_str(&read.i).map_err(|_| NoSession)?;
         upstream.set_sensitive(true);
         Ok(Some(Self { ours: ours.clone(), upstream, peer: read.p, elicitation: read.e }))
     }
@@ -99,10 +104,10 @@ impl Session {
         let id = upstream.to_str().ok().filter(|id| id.len() <= UPSTREAM_MAX)?;
         let Begun { keys, caller, route, peer, elicitation } = begun;
         let sealed = Sealed {
-            i: id,
-            s: caller.subject(),
-            c: caller.client(),
-            r: &route.name,
+            i: id.into(),
+            s: caller.subject().into(),
+            c: caller.client().into(),
+            r: route.name.as_str().into(),
             p: *peer,
             e: *elicitation,
         };

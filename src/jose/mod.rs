@@ -21,6 +21,8 @@ pub const ALGORITHMS: [&str; 5] = ["ES256", "ES384", "EdDSA", "RS256", "PS256"];
 /// Longer tokens are not read, bytes.
 const MAX_LEN: usize = 16 * 1024;
 const MAX_KEYS: usize = 100;
+/// The last second of the year 9999.
+const END_OF_TIME: u64 = 253_402_300_799;
 
 /// The public keys of an issuer or a client.
 pub struct Keys(Vec<Key>);
@@ -197,6 +199,10 @@ impl Claims {
         if !expected.audiences.is_none_or(fits) {
             return Err(JoseError::Audience);
         }
+        // Beyond it there is no moment of which anything could be said.
+        if self.exp > END_OF_TIME {
+            return Err(JoseError::Time);
+        }
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let skew = SKEW.as_secs();
         let begun = |from: Option<u64>| from.is_none_or(|from| from <= now.saturating_add(skew));
@@ -312,6 +318,8 @@ mod tests {
         assert_eq!(refused(with("aud", json!([]))), Some(JoseError::Audience));
         assert_eq!(refused(with("exp", json!(NOW - 60))), Some(JoseError::Time));
         assert_eq!(refused(with("exp", json!(NOW - 59))), None);
+        assert_eq!(refused(with("exp", json!(u64::MAX))), Some(JoseError::Time));
+        assert_eq!(refused(with("exp", json!(1_u64 << 63))), Some(JoseError::Time));
         assert_eq!(refused(with("nbf", json!(NOW + 61))), Some(JoseError::Time));
         assert_eq!(refused(with("iat", json!(NOW + 61))), Some(JoseError::Time));
         for absent in ["iss", "aud", "exp"] {

@@ -11,7 +11,7 @@ use crate::outbound::{AddressPolicy, Limits, Outbound, Request};
 
 const FRESH: Duration = Duration::from_secs(600);
 /// How often an unknown key or a failure leads to another request.
-const AGAIN: Duration = Duration::from_secs(30);
+const AGAIN: Duration = Duration::from_secs(10);
 /// How long keys are good whose owner does not answer.
 const STALE: Duration = Duration::from_secs(24 * 3600);
 const TIME: Duration = Duration::from_secs(5);
@@ -73,15 +73,20 @@ impl KeySets {
         newer: bool,
         now: SystemTime,
     ) -> Option<Arc<Keys>> {
-        let known = self.sets.get_or_insert_with(url, || Ok::<_, ()>(Arc::default())).ok()?;
+        // Whoever may not look there must not stand in the way of whoever may.
+        let name = format!("{} {url}", *policy == AddressPolicy::public());
+        let known = self.sets.get_or_insert_with(&name, || Ok::<_, ()>(Arc::default())).ok()?;
         // One request, however many wait for it.
         let mut known = known.lock().await;
         let younger = |time: Option<SystemTime>, than: Duration| time.is_some_and(|time| now < time + than);
         let good = known.keys.is_some() && younger(known.fetched, FRESH) && !newer;
         if !good && !younger(known.asked, AGAIN) {
             known.asked = Some(now);
-            if let Some(keys) = self.fetch(url, policy).await {
-                (known.keys, known.fetched) = (Some(Arc::new(keys)), Some(now));
+            match self.fetch(url, policy).await {
+                Some(keys) => (known.keys, known.fetched) = (Some(Arc::new(keys)), Some(now)),
+                // Whether the key is one of theirs nobody can say.
+                None if newer => return None,
+                None => {}
             }
         }
         if !younger(known.fetched, STALE) {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use super::foundation;
 use super::tls::Tls;
-use crate::config::{Config, Report};
+use crate::config::{Config, Report, Store};
 use crate::oauth::server::Authority;
 use crate::seal::SealingKey;
 use crate::telemetry::Metrics;
@@ -41,10 +41,16 @@ impl Reload {
     /// The keys of the configuration whose change waits for a restart.
     fn replace(&self, again: Result<Config, Report>) -> Result<Vec<String>, String> {
         let config = again.map_err(|report| report.to_string())?;
+        // From here on what waits for a restart is as it was: the keys belong to the store that is open.
+        let (config, waiting) = config.over(&self.authority.snapshot().config);
+        if config.sealing_keys.is_empty() && matches!(config.store, Store::Redis(_)) {
+            return Err(
+                "sealing_keys is empty, and the store that is open is shared: write its keys".to_owned()
+            );
+        }
         let keys: Vec<SealingKey> = foundation::sealing_keys(&config).map_err(|error| error.to_string())?;
         // Checked before it is used, so it comes first: everything after it succeeds.
         self.authority.records.sealer().replace(keys).map_err(|error| error.to_string())?;
-        let (config, waiting) = config.over(&self.authority.snapshot().config);
         if let Some(tls) = &self.tls {
             tls.replace(&config.server);
         }

@@ -39,6 +39,7 @@ pub struct Fields {
 /// `GET /connections`
 pub async fn show(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap) -> Response {
     match web.session(&about, &headers).await {
+        Ok(Some(session)) if !web.limits.authorization(&session.browser.user) => later(),
         Ok(Some(session)) => match web.account(&about, &session).await {
             Ok(html) => Html(html).into_response(),
             Err(_) => later(),
@@ -188,7 +189,10 @@ impl Web {
     ) -> Result<SignedIn, Box<Response>> {
         let session = self.signed_in(about, headers).await?;
         if is_same_origin(headers, about.snapshot.issuer()) && is_same(&session.csrf, &fields.csrf) {
-            return Ok(session);
+            return match self.limits.authorization(&session.browser.user) {
+                true => Ok(session),
+                false => Err(Box::new(later())),
+            };
         }
         tracing::warn!(target: "audit", event = "forged_form", user = %session.browser.user, client_ip = about.client.map(tracing::field::display));
         Err(Box::new(page(

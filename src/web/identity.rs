@@ -1,4 +1,5 @@
 //! Signing in through an identity provider: the way there, the way back, and being told that somebody signed out there.
+use std::collections::HashSet;
 use std::time::Duration;
 
 use axum::Form;
@@ -12,8 +13,8 @@ use super::browser::{is_same, local_path};
 use super::session::{AtProvider, Session, Who};
 use super::{About, Shared, Web, page, pages, see_other};
 use crate::oauth::client::identity::{Begun, IdentityError, Person, Returning, SignedOut};
-use crate::oauth::server::grant;
 use crate::oauth::server::params::Params;
+use crate::oauth::server::remembered;
 use crate::seal;
 use crate::store::Kind;
 use crate::store::record::{RecordError, Take, Typed};
@@ -65,6 +66,13 @@ pub async fn start(
             "Nobody signs in this way. Please start again from the front page.",
         );
     };
+    if !web.limits.sign_in(about.client) {
+        return page(
+            StatusCode::TOO_MANY_REQUESTS,
+            "Too many at once",
+            "Too many sign-ins begin from your network just now. Please try again in a minute.",
+        );
+    }
     let begin = async {
         let state = seal::token().map_err(|_| IdentityError::Unavailable)?;
         // The one that is there already, so that two tabs both come back.
@@ -247,23 +255,26 @@ impl Web {
         if records.readable::<Notice>(&key).await?.is_some() {
             return Ok(());
         }
+        let mut users: HashSet<String> = notice.user.iter().cloned().collect();
         for (key, session) in records.scan::<Session>().await? {
             let session = session.value;
             let Some(at) = session.provider.filter(|at| at.name == notice.provider) else { continue };
-            let fits = match (&notice.session, &notice.user) {
-                (Some(there), _) => at.session.as_ref() == Some(there),
-                (None, user) => user.as_ref() == Some(&session.user),
+            let fits = match (&notice.session, &at.session) {
+                (Some(there), Some(here)) => there == here,
+                // Where one of the two names no session, all of the person's are meant.
+                _ => notice.user.as_ref() == Some(&session.user),
             };
             if fits {
                 records.remove::<Session>(&key).await?;
+                users.insert(session.user.clone());
                 tracing::info!(target: "audit", event = "signed_out_at_provider", user = %session.user);
             }
         }
         let provider = about.snapshot.config.login.provider(&notice.provider);
-        if let (Some(user), true) =
-            (&notice.user, provider.is_some_and(|provider| provider.logout_ends_grants))
-        {
-            grant::withdraw_where(&self.authority, |grant| grant.user == *user).await?;
+        if provider.is_some_and(|provider| provider.logout_ends_grants) {
+            for user in users {
+                remembered::end_grants(&self.authority, |allowed| allowed.user == user).await?;
+            }
         }
         records.put(&key, 0, &Notice {}, NOTICE_TTL).await?;
         Ok(())

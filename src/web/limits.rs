@@ -9,7 +9,9 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLim
 
 /// Registrations that are kept for a day although nobody has used them.
 const PER_ADDRESS: Quota = per_second(1, 1_000);
-const BY_EVERYBODY: Quota = per_second(2, 5_000);
+const BY_EVERYBODY: Quota = per_second(5, 10_000);
+/// Sign-ins at a provider that have begun; each is kept for ten minutes.
+const SIGN_INS: Quota = per_second(2, 600);
 /// Authorizations under way, of one user; each is kept for ten minutes.
 const PER_USER: Quota = per_second(1, 100);
 /// So many addresses or users, and those that have been quiet are forgotten.
@@ -20,6 +22,7 @@ pub struct Limits {
     address: DefaultKeyedRateLimiter<IpAddr>,
     everybody: DefaultDirectRateLimiter,
     user: DefaultKeyedRateLimiter<String>,
+    sign_in: DefaultKeyedRateLimiter<IpAddr>,
 }
 
 const fn per_second(rate: u32, burst: u32) -> Quota {
@@ -40,6 +43,7 @@ impl Default for Limits {
             address: RateLimiter::keyed(PER_ADDRESS),
             everybody: RateLimiter::direct(BY_EVERYBODY),
             user: RateLimiter::keyed(PER_USER),
+            sign_in: RateLimiter::keyed(SIGN_INS),
         }
     }
 }
@@ -52,7 +56,13 @@ impl Limits {
         known && self.everybody.check().is_ok()
     }
 
-    /// Whether this user may begin one more authorization.
+    /// Whether one more sign-in at a provider may begin from this address.
+    pub fn sign_in(&self, address: Option<IpAddr>) -> bool {
+        forget_quiet(&self.sign_in);
+        address.is_none_or(|address| self.sign_in.check_key(&network(address)).is_ok())
+    }
+
+    /// Whether this user may begin one more authorization, or do anything else that costs as much.
     pub fn authorization(&self, user: &str) -> bool {
         forget_quiet(&self.user);
         self.user.check_key(&user.to_owned()).is_ok()
@@ -93,6 +103,6 @@ mod tests {
         let limits = Limits::default();
         let from = |number: u32| Some(IpAddr::from(number.to_be_bytes()));
         let flood = (0..20_000).filter(|number| limits.registration(from(*number))).count();
-        assert!((5_000..5_050).contains(&flood), "{flood}");
+        assert!((10_000..10_100).contains(&flood), "{flood}");
     }
 }

@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin, local_path};
-use super::session::{Session, Who, begin};
+use super::session::{AtProvider, Session, Who, begin};
 use super::{About, Shared, Web, moved, page, pages, see_other};
 use crate::config::Config;
 use crate::oauth::server::params::with_query;
@@ -137,7 +137,17 @@ pub async fn sign_out(
     let records = &web.authority.records;
     let session = match web.session(&about, &headers).await {
         Ok(Some(session)) => session,
-        Ok(None) => return Html(pages::signed_out()).into_response(),
+        // Nobody who counts just now; a session of somebody who is blocked ends all the same.
+        Ok(None) => {
+            let mut response = Html(pages::signed_out()).into_response();
+            if is_same_origin(&headers, about.snapshot.issuer())
+                && let Some(cookie) = web.cookies.session(&headers)
+                && records.remove::<Session>(&seal::digest(cookie)).await.is_ok()
+            {
+                response.headers_mut().append(header::SET_COOKIE, web.cookies.clear_session());
+            }
+            return response;
+        }
         Err(_) => {
             return page(
                 StatusCode::SERVICE_UNAVAILABLE,
@@ -224,6 +234,11 @@ fn one_click(about: &About) -> Option<&str> {
     config.login.one_click.as_deref().filter(|_| local && from_here)
 }
 
+/// Whether two sign-ins follow from one session at a provider, which ends both.
+fn same_session(one: Option<&AtProvider>, other: Option<&AtProvider>) -> bool {
+    one.map(|at| (&at.name, &at.session)) == other.map(|at| (&at.name, &at.session))
+}
+
 // === impl Web ===
 
 impl Web {
@@ -238,6 +253,7 @@ impl Web {
         // meanwhile would be somebody else's. A session of another user, or none of ours, is always replaced.
         if let Ok(Some(session)) = self.session(about, headers).await
             && session.browser.user == who.user
+            && same_session(session.provider.as_ref(), who.provider.as_ref())
         {
             return Ok(None);
         }

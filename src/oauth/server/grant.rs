@@ -19,7 +19,7 @@ use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
 use crate::seal;
-use crate::store::record::{RecordError, Typed, Versioned};
+use crate::store::record::{Typed, Versioned};
 use crate::store::{Kind, Put};
 
 const REFRESH_PREFIX: &str = "postern_rt_";
@@ -218,20 +218,6 @@ pub const REMEMBER_REVOKED: Duration = ACCESS_TOKEN_TTL_MAX.saturating_add(Durat
 /// Ends a grant for good: refresh tokens at once, access tokens as soon as every instance has heard.
 pub(super) async fn withdraw(authority: &Authority, grant: &str) -> Result<(), Refusal> {
     authority.records.tombstone::<Grant>(grant, REMEMBER_REVOKED).await?;
-    Ok(())
-}
-
-/// Ends every grant that is such.
-pub async fn withdraw_where(
-    authority: &Authority,
-    is_meant: impl Fn(&Grant) -> bool,
-) -> Result<(), RecordError> {
-    for (id, Versioned { value: grant, .. }) in authority.records.scan::<Grant>().await? {
-        if is_meant(&grant) {
-            authority.records.tombstone::<Grant>(&id, REMEMBER_REVOKED).await?;
-            tracing::info!(target: "audit", event = "grant_revoked", user = %grant.user, client = %grant.client_id);
-        }
-    }
     Ok(())
 }
 

@@ -68,6 +68,7 @@ pub async fn introspect(
             scope: None,
             exp: account.expires_at,
         },
+        Ok(holder) if !is_published(snapshot, &holder) => return Ok(Answer::default()),
         Ok(Holder::User(token)) => About::token(iss, &token, Some(token.subject())),
         Ok(Holder::Client { token, machine }) => About::token(iss, &token, machine.acts_for.as_deref()),
         Err(NoStanding::NotReady) => return Err(Refusal::unavailable("the gateway is not ready yet")),
@@ -88,6 +89,18 @@ impl About {
             scope: Some(token.scope().to_owned()),
             exp: seconds(token.expires_at()),
         }
+    }
+}
+
+/// Whether there is a route where it works: as requests find out at the route itself.
+fn is_published(snapshot: &Snapshot, holder: &Holder) -> bool {
+    match holder {
+        Holder::User(token) => snapshot.routes.by_resource(token.audience()).is_some(),
+        Holder::Client { token, machine } => {
+            let route = snapshot.routes.by_resource(token.audience());
+            route.is_some_and(|route| machine.routes.contains(&route.name))
+        }
+        Holder::Service(account) => account.routes.iter().any(|name| snapshot.routes.by_name(name).is_some()),
     }
 }
 

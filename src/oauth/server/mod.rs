@@ -27,6 +27,7 @@ pub mod token_keys;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use governor::DefaultKeyedRateLimiter;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -51,6 +52,7 @@ pub struct Authority {
     pub connector: Arc<Connector>,
     pub documents: client::document::Documents,
     pub key_sets: KeySets,
+    assertions: DefaultKeyedRateLimiter<String>,
     pub revoked: revoked::Revoked,
     pub services: service::Services,
     /// Another configuration may want other keys of tokens: somebody who can read the store is to look.
@@ -75,6 +77,7 @@ impl Authority {
             clock,
             records,
             documents: client::document::Documents::default(),
+            assertions: authenticate::assertions(),
             key_sets: KeySets::new(connector.outbound.clone()),
             revoked: revoked::Revoked::default(),
             services: service::Services::default(),
@@ -107,6 +110,7 @@ impl Authority {
             routes: Arc::clone(&routes),
             keys: Arc::clone(&snapshot.keys),
         });
+        self.revoked.taken_back();
         self.rekey.notify_one();
     }
 

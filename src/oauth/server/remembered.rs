@@ -8,11 +8,12 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use super::authorize::Request;
-use super::grant::{self, Grant, seconds};
+use super::code::Code;
+use super::grant::{Grant, REMEMBER_REVOKED, seconds};
 use super::{Authority, redirect};
 use crate::seal;
 use crate::store::Kind;
-use crate::store::record::{RecordError, Typed};
+use crate::store::record::{RecordError, Typed, Versioned};
 
 /// A consent that nobody comes back to is forgotten.
 const TTL: Duration = Duration::from_secs(400 * 24 * 3600);
@@ -143,10 +144,38 @@ pub async fn withdraw(
             authority.records.remove::<Consent>(&key).await?;
         }
     }
-    grant::withdraw_where(authority, |grant| {
-        grant.user == user && grant.client_id == client_id && grant.route == route
-    })
-    .await?;
+    let is_meant = |what: &Granted<'_>| what.user == user && what.client == client_id && what.route == route;
+    end_grants(authority, is_meant).await?;
     tracing::info!(target: "audit", event = "consent_withdrawn", user, client = client_id, route);
+    Ok(())
+}
+
+/// What a grant, or a code that becomes one, is about.
+pub struct Granted<'a> {
+    pub user: &'a str,
+    pub client: &'a str,
+    pub route: &'a str,
+}
+
+/// Ends every grant that is such, and those that codes under way would become.
+pub async fn end_grants(
+    authority: &Authority,
+    is_meant: impl Fn(&Granted<'_>) -> bool,
+) -> Result<(), RecordError> {
+    let mut ended = Vec::new();
+    for (_, Versioned { value: code, .. }) in authority.records.scan::<Code>().await? {
+        if is_meant(&Granted { user: &code.user, client: &code.client_id, route: &code.route }) {
+            ended.push(code.grant);
+        }
+    }
+    for (id, Versioned { value: grant, .. }) in authority.records.scan::<Grant>().await? {
+        if is_meant(&Granted { user: &grant.user, client: &grant.client_id, route: &grant.route }) {
+            tracing::info!(target: "audit", event = "grant_revoked", user = %grant.user, client = %grant.client_id);
+            ended.push(id);
+        }
+    }
+    for id in ended {
+        authority.records.tombstone::<Grant>(&id, REMEMBER_REVOKED).await?;
+    }
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! users who are blocked.
 //! A copy in memory of what the store says, fed by its events, so that a request asks nobody.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use dashmap::{DashMap, DashSet};
@@ -20,24 +20,37 @@ struct Sets {
     users: DashSet<String>,
     /// Hardly ever anything is revoked; then asking is one load. Once true it stays.
     any: AtomicBool,
+    /// Grows with everything that is taken back, so that whoever goes on for long knows when to ask again.
+    count: AtomicU64,
 }
 
 impl Revoked {
     /// `until`: when the last access token of the grant has expired at the latest.
     pub fn revoke(&self, grant: String, until: SystemTime) {
         self.0.grants.insert(grant, until);
-        self.0.any.store(true, Ordering::Release);
+        self.taken_back();
     }
 
     /// `until`: as for a grant.
     pub fn revoke_client(&self, client: String, until: SystemTime) {
         self.0.clients.insert(client, until);
-        self.0.any.store(true, Ordering::Release);
+        self.taken_back();
     }
 
     pub fn block(&self, user: String) {
         self.0.users.insert(user);
+        self.taken_back();
+    }
+
+    /// Something was taken back, here or elsewhere.
+    pub fn taken_back(&self) {
         self.0.any.store(true, Ordering::Release);
+        self.0.count.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number than before: something was taken back since.
+    pub fn count(&self) -> u64 {
+        self.0.count.load(Ordering::Acquire)
     }
 
     pub fn unblock(&self, user: &str) {

@@ -93,6 +93,11 @@ impl Services {
         self.0.get(&seal::digest(token)).map(|account| Arc::clone(&account))
     }
 
+    /// Whether there still is this account.
+    pub fn has(&self, account: &ServiceAccount) -> bool {
+        self.0.contains_key(&account.digest)
+    }
+
     /// Looks at one account again.
     pub async fn changed(&self, records: &Records, name: &str) -> Result<(), RecordError> {
         let account = records.readable::<ServiceAccount>(name).await?;

@@ -81,6 +81,21 @@ impl Standing<'_> {
         Ok(Holder::User(token))
     }
 
+    /// Whether whoever was a holder still is one, for what goes on longer than a request. When the token ends is no matter:
+    /// an answer that has begun may be ended.
+    pub fn holds(&self, holder: &Holder) -> bool {
+        let token = |token: &Opened| {
+            !self.revoked.has_grant(token.grant()) && !self.revoked.has_client(token.client())
+        };
+        match holder {
+            Holder::User(user) => token(user) && self.admits(user.subject()),
+            Holder::Client { token: client, .. } => token(client) && self.machine(client.client()).is_some(),
+            Holder::Service(account) => {
+                self.services.has(account) && account.acts_for.as_deref().is_none_or(|user| self.admits(user))
+            }
+        }
+    }
+
     fn service(&self, token: &str, now: SystemTime) -> Result<Holder, NoStanding> {
         // Which accounts there are is known together with the keys.
         if !self.keys.is_known() {

@@ -8,6 +8,7 @@ use super::{Answer, Asked};
 use crate::oauth::server::client::registered::{Registered, TTL};
 use crate::oauth::server::grant::REMEMBER_REVOKED;
 use crate::oauth::server::refusal::Refusal;
+use crate::oauth::server::remembered;
 use crate::oauth::server::{Authority, Snapshot};
 use crate::seal;
 use crate::store::Put;
@@ -71,6 +72,7 @@ pub async fn change(
 pub async fn delete(authority: &Authority, shown: &Presented<'_>) -> Result<(), Refusal> {
     proven(authority, shown).await?;
     authority.records.tombstone::<Registered>(shown.client_id, REMEMBER_REVOKED).await?;
+    remembered::end_grants(authority, |granted| granted.client == shown.client_id).await?;
     tracing::info!(target: "audit", event = "client_deleted", client = %shown.client_id);
     Ok(())
 }
