@@ -122,7 +122,7 @@ async fn an_embedded_store_moves_to_redis_and_back_and_nobody_signs_in_again() {
     assert_eq!(whoami(&back, &next).await, 200);
     assert_eq!(whoami(&back, &gone).await, 401);
     let busy = on(&back, &["connections", "list"]).await;
-    assert!(busy.code == Some(1) && busy.stderr.contains("in use by another process"), "{}", busy.stderr);
+    assert!(busy.code == Some(1) && busy.stderr.contains("in use by a running Postern"), "{}", busy.stderr);
     let fine = on(&back, &["validate", "--online"]).await;
     assert!(fine.stdout.ends_with("in use by a running Postern"), "{}", fine.stdout);
 }
@@ -262,4 +262,18 @@ async fn sr_t32_a_new_key_for_access_tokens_reaches_every_instance_before_it_is_
     }
     let listed = on(&cluster.instances[0], &["keys", "list"]).await;
     assert!(listed.stdout.ends_with("access tokens\t2 key(s)"), "{}", listed.stdout);
+}
+
+#[tokio::test]
+async fn a_command_on_a_store_in_use_says_what_to_do() {
+    let upstream = Upstream::open().await;
+    let shared = Shared::new(json!({"kind": "embedded"}), vec![Route::open("demo", &upstream)]);
+    let mut gateway = shared.instance(0, None).start().await;
+    for command in [&["users", "block", "alice"][..], &["service-accounts", "list"], &["keys", "list"]] {
+        let refused = on(&gateway, command).await;
+        assert_eq!(refused.code, Some(1));
+        assert!(refused.stderr.contains("stop it for this command"), "{}", refused.stderr);
+    }
+    gateway.stop().await;
+    assert_eq!(on(&gateway, &["users", "list"]).await.stdout, "alice\tactive\nbob\tactive");
 }

@@ -28,6 +28,11 @@ fn on_store<E: ToString>(
     work: impl AsyncFnOnce(&Foundation) -> Result<(String, bool), E>,
 ) -> ExitCode {
     rustls::crypto::ring::default_provider().install_default().ok();
+    if is_in_use(config) {
+        return failed(
+            "the embedded store is in use by a running Postern: stop it for this command, or keep the store in Redis, where commands work beside running instances",
+        );
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
@@ -44,6 +49,12 @@ fn on_store<E: ToString>(
     }
 }
 
+/// Whether the store belongs to a running Postern.
+fn is_in_use(config: &Config) -> bool {
+    matches!(config.store, config::Store::Embedded)
+        && matches!(Embedded::open(&config.server.data_dir, Clock::system()), Err(OpenError::InUse { .. }))
+}
+
 /// `postern validate --online`
 pub fn check(config: &Config) -> ExitCode {
     let file = config.server.data_dir.join(FILE_NAME);
@@ -51,7 +62,7 @@ pub fn check(config: &Config) -> ExitCode {
         if !file.exists() {
             return println(&format!("store is fine: embedded, {} will be made", file.display()));
         }
-        if let Err(OpenError::InUse { .. }) = Embedded::open(&config.server.data_dir, Clock::system()) {
+        if is_in_use(config) {
             return println("store is fine: embedded, in use by a running Postern");
         }
     }
@@ -143,9 +154,7 @@ pub fn rotate_access_tokens(config: &Config) -> ExitCode {
 pub fn migrate(from: &Config, to: &Config) -> ExitCode {
     on_store(to, async |target| {
         // An embedded store in use is read out by the Postern that has it.
-        let in_use = matches!(from.store, config::Store::Embedded)
-            && matches!(Embedded::open(&from.server.data_dir, Clock::system()), Err(OpenError::InUse { .. }));
-        let source: Box<dyn Source> = match in_use {
+        let source: Box<dyn Source> = match is_in_use(from) {
             true => Box::new(Export::of(&from.server.data_dir)),
             false => {
                 let source = Foundation::lay(from, false, None).map_err(|error| error.to_string())?;
