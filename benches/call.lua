@@ -6,7 +6,6 @@ file:close()
 wrk.headers["Content-Type"] = "application/json"
 wrk.headers["Accept"] = "application/json, text/event-stream"
 wrk.headers["MCP-Protocol-Version"] = "2025-11-25"
-wrk.headers["Mcp-Session-Id"] = "6f1c8d0e-5f3a-4f5e-9d3b-3c6f1e9a7b21"
 wrk.headers["Authorization"] = "Bearer " .. os.getenv("BENCH_TOKEN")
 
 -- What run.py reads: requests, microseconds, answers of status 400 and above, broken connections.
