@@ -1,5 +1,7 @@
 //! What goes on beside the requests: hearing of changes in the store, so that copies in memory follow within
 //! milliseconds, and sweeping out what has expired.
+pub mod reload;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +27,10 @@ pub struct Upkeep {
     pub connections: Arc<Connections>,
     /// Subscribed before anything was read from the store, so that nothing is missed in between.
     pub changes: Mutex<broadcast::Receiver<Change>>,
+    /// Reads the configuration again.
+    pub reload: Arc<dyn Fn() + Send + Sync>,
+    /// Which wish for that was heard last.
+    pub heard: Mutex<Option<u64>>,
 }
 
 #[async_trait]
@@ -132,6 +138,7 @@ impl Upkeep {
                     return false;
                 }
             }
+            Change::Of { kind: Kind::Reload, .. } => return self.read_wish().await,
             Change::Of { kind: Kind::Key, .. } => return self.read_keys().await,
             Change::Of { kind: Kind::Challenge, key } => self.authority.connector.challenge_changed(&key),
             Change::Of { .. } => {}
@@ -150,7 +157,7 @@ impl Upkeep {
             tracing::warn!(%error, "what was written of late cannot be asserted yet");
             return false;
         }
-        self.read_revoked().await && self.read_keys().await
+        self.read_revoked().await && self.read_wish().await && self.read_keys().await
     }
 
     async fn read_keys(&self) -> bool {

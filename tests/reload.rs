@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::browser::Browser;
 use support::client::{Client, Tokens};
-use support::cluster::{Cluster, Shared, address_of, store_at};
+use support::cluster::{Cluster, Shared};
 use support::gateway::{Gateway, PASSWORD_HASH, Route};
 use support::mcp::McpAnswer;
+use support::process::run;
 use support::redis::Redis;
+use support::relay::Weather;
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually, http_client};
 
@@ -205,21 +207,46 @@ async fn sr_f26_no_request_notices_a_storm_of_reloads() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sr_rs_06_a_changed_route_counts_at_every_instance_within_a_second() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
-    let route = Route::oauth("demo", &upstream);
-    let shared = Shared::new(store_at(address_of(&redis)), vec![route.clone()]);
-    let cluster = Cluster::of(3, shared).await;
+    let (cluster, relays) = Cluster::behind_relays(3, &redis, &upstream).await;
     let (_, tokens) = cluster.sign_in(0).await;
+    let at = async |instance: usize| whoami(&cluster.instances[instance], &tokens).await.status;
     let moved = [Route::oauth("demo", &upstream).with("path", json!("/moved"))];
-    for instance in &cluster.instances {
+    for (number, instance) in cluster.instances.iter().enumerate() {
+        assert_eq!(at(number).await, 200);
         instance.reconfigure("routes", routes(&moved));
     }
+    // One of them does not hear of it in time.
+    relays[2].set(Weather::Blackhole);
+    let file = cluster.instances[0].config_file();
+    let asked = run(&["reload", "--config", file.to_str().unwrap()], &[]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
     let changed = Instant::now();
-    cluster.instances.iter().for_each(Gateway::hang_up);
-    for instance in 0..3 {
-        eventually(SECOND, || async { whoami(&cluster.instances[instance], &tokens).await.status == 404 })
-            .await;
+    for instance in 0..2 {
+        eventually(SECOND, async || at(instance).await == 404).await;
     }
     assert!(changed.elapsed() < SECOND, "{:?}", changed.elapsed());
+    assert_eq!(at(2).await, 200, "it goes by what it knows");
+    relays[2].set(Weather::Fair);
+    eventually(2 * SECOND, async || at(2).await == 404).await;
+    // Once each, and not again with whatever else changes in the store.
+    cluster.sign_in_to("moved", 0).await;
+    for instance in &cluster.instances {
+        assert_eq!(reloads(instance, "ok").await, 1);
+    }
+    // Who starts afterwards has read its file already.
+    let mut cluster = cluster;
+    cluster.instances[1].restart().await;
+    assert_eq!(reloads(&cluster.instances[1], "ok").await, 0);
+}
+
+#[tokio::test]
+async fn a_lone_instance_is_told_by_a_signal() {
+    let upstream = Upstream::open().await;
+    let shared = Shared::new(json!({"kind": "embedded"}), vec![Route::open("demo", &upstream)]);
+    let gateway = shared.instance(0, None).start().await;
+    let refused = run(&["reload", "--config", gateway.config_file().to_str().unwrap()], &[]).await;
+    assert_eq!(refused.code, Some(1));
+    assert!(refused.stderr.contains("send it SIGHUP"), "{}", refused.stderr);
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{failed, println};
+use crate::background::reload;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::oauth::server::service::{self, ServiceAccount, Wanted};
@@ -101,6 +102,18 @@ pub fn check(config: &Config) -> ExitCode {
             );
         }
         Ok::<_, String>((text, lost == 0))
+    })
+}
+
+/// `postern reload`
+pub fn reload(config: &Config) -> ExitCode {
+    if matches!(config.store, config::Store::Embedded) {
+        return failed("the embedded store has one instance: send it SIGHUP, or systemctl reload postern");
+    }
+    on_store(config, async |parts| {
+        reload::ask(&parts.records).await?;
+        let text = "every instance reads its configuration again; their logs say how it went";
+        Ok::<_, RecordError>((text.to_owned(), true))
     })
 }
 

@@ -43,6 +43,12 @@ enum Command {
         #[arg(long)]
         online: bool,
     },
+    /// Have every instance on the shared store read its configuration again; a single one takes SIGHUP.
+    Reload {
+        /// The configuration file, for the store.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+    },
     /// Print the JSON schema of the configuration.
     Schema,
     /// Everything in one process on this computer: gateway, an MCP server that demands its own token, one user.
@@ -206,6 +212,7 @@ pub fn main() -> ExitCode {
             ));
             if online { kept::check(&config) } else { fine }
         }),
+        Command::Reload { config } => with_config(&config, |config| kept::reload(&config)),
         Command::Schema => println(&serde_json::to_string_pretty(&config::schema()).unwrap_or_default()),
         Command::Demo { config } => demo::demo(config.as_deref()),
         Command::Keys(Keys::Generate) => match seal::generate() {

@@ -9,7 +9,7 @@ mod reload;
 mod shutdown;
 mod tls;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pingora::apps::HttpServerOptions;
@@ -53,10 +53,10 @@ pub enum StartError {
 }
 
 /// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0. `again` reads
-/// the configuration once more, on SIGHUP.
+/// the configuration once more, for a reload.
 pub fn run(
     config: Config,
-    again: impl Fn() -> Result<Config, Report> + Send + 'static,
+    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
 ) -> Result<(), StartError> {
     rustls::crypto::ring::default_provider().install_default().ok();
     let bound = listeners::bind(&config.server)?;
@@ -75,13 +75,16 @@ pub fn run(
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
     let parts = parts::build(config, admin_address)?;
-    let reload = Reload {
+    let reload = Arc::new(Reload {
+        again: Box::new(again),
         authority: Arc::clone(&parts.gateway.authority),
         resolver: Arc::clone(&parts.gateway.resolver),
         tls: tls.clone(),
         metrics: Arc::clone(&parts.gateway.metrics),
-    };
-    let signals = shutdown::Signals::listen(move || reload.take(again()))
+        turn: Mutex::new(()),
+    });
+    let on_signal = Arc::clone(&reload);
+    let signals = shutdown::Signals::listen(move || on_signal.now())
         .map_err(|error| StartError::Other(format!("signals: {error}")))?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
@@ -102,6 +105,8 @@ pub fn run(
         authority: Arc::clone(&authority),
         connections: Arc::clone(&gateway.connections),
         changes: tokio::sync::Mutex::new(parts.changes),
+        reload: Arc::new(move || reload.now()),
+        heard: tokio::sync::Mutex::default(),
     };
     let mut service =
         ProxyServiceBuilder::new(&conf, gateway).name("gateway").server_options(options).build();

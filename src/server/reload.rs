@@ -1,5 +1,6 @@
-//! What a running process takes from its configuration anew, on SIGHUP: all of it or, where anything is wrong, nothing.
-use std::sync::Arc;
+//! What a running process takes from its configuration anew, on SIGHUP or when all instances are
+//! asked to: all of it or, where anything is wrong, nothing.
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::foundation;
 use super::tls::Tls;
@@ -11,28 +12,33 @@ use crate::upstream::resolve::Resolver;
 
 /// What is changed while it runs.
 pub struct Reload {
+    /// Reads the configuration once more.
+    pub again: Box<dyn Fn() -> Result<Config, Report> + Send + Sync>,
     pub authority: Arc<Authority>,
     pub resolver: Arc<Resolver>,
     pub tls: Option<Tls>,
     pub metrics: Arc<Metrics>,
+    /// One at a time: a signal and a wish of all instances may come together.
+    pub turn: Mutex<()>,
 }
 
 impl Reload {
     /// Uses the configuration from the next request on. Requests under way end as they began.
-    pub fn take(&self, again: Result<Config, Report>) {
-        match self.replace(again) {
+    pub fn now(&self) {
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        match self.replace((self.again)()) {
             Ok(waiting) => {
                 let mut ids = self.authority.records.sealer().key_ids();
                 let others = ids.split_off(1.min(ids.len()));
                 let routes = self.authority.snapshot().config.routes.len();
-                tracing::info!(target: "audit", event = "configuration", routes, seals = ids.concat(), opens = others.len(), "SIGHUP: the configuration is in use");
+                tracing::info!(target: "audit", event = "configuration", routes, seals = ids.concat(), opens = others.len(), "reloaded: the configuration is in use");
                 if !waiting.is_empty() {
                     tracing::warn!(keys = waiting.join(", "), "these changes wait for a restart");
                 }
                 self.metrics.reloads.with_label_values(&["ok"]).inc();
             }
             Err(reason) => {
-                tracing::error!(%reason, "SIGHUP: the configuration is wrong, so nothing of it is used");
+                tracing::error!(%reason, "not reloaded: the configuration is wrong, so nothing of it is used");
                 self.metrics.reloads.with_label_values(&["failed"]).inc();
             }
         }

@@ -66,7 +66,10 @@ async fn first(
             _ = terminate.recv() => break ("SIGTERM", ShutdownSignal::GracefulTerminate),
             _ = quit.recv() => break ("SIGQUIT", ShutdownSignal::GracefulTerminate),
             _ = interrupt.recv() => break ("SIGINT", ShutdownSignal::FastShutdown),
-            _ = hangup.recv() => hang_up(),
+            _ = hangup.recv() => {
+                tracing::info!(signal = "SIGHUP", "reading the configuration again");
+                hang_up();
+            }
         }
     };
     tracing::info!(signal = name, "stopping");

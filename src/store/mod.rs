@@ -74,11 +74,13 @@ pub enum Kind {
     SignIn,
     /// A consent that is remembered.
     Consent,
+    /// The wish that all instances read their configuration again.
+    Reload,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 16] = [
+    pub const ALL: [Kind; 17] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -95,6 +97,7 @@ impl Kind {
         Kind::Service,
         Kind::SignIn,
         Kind::Consent,
+        Kind::Reload,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -116,6 +119,7 @@ impl Kind {
             Kind::Service => "service",
             Kind::SignIn => "signin",
             Kind::Consent => "consent",
+            Kind::Reload => "reload",
         }
     }
 }
@@ -185,6 +189,8 @@ pub enum StoreError {
     TooLarge,
 }
 
+/// The time to live of what has no end: a hundred years.
+pub const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Bytes of a record's value, sealed.
 pub const VALUE_MAX: usize = 1024 * 1024;
 /// Bytes of a record's key.

@@ -113,10 +113,19 @@ impl Cluster {
     }
 
     pub async fn sign_in_as(&self, user: &str, instance: usize) -> (Client, Tokens) {
+        self.sign_in_at(user, "demo", instance).await
+    }
+
+    /// Alice signs in to the route at this path.
+    pub async fn sign_in_to(&self, path: &str, instance: usize) -> (Client, Tokens) {
+        self.sign_in_at("alice", path, instance).await
+    }
+
+    async fn sign_in_at(&self, user: &str, path: &str, instance: usize) -> (Client, Tokens) {
         let gateway = &self.instances[instance];
         let client = Client::register(gateway).await;
         let mut browser = Browser::of(user).through(gateway);
-        let tokens = client.sign_in(&mut browser, "demo").await;
+        let tokens = client.sign_in(&mut browser, path).await;
         (client, tokens)
     }
 

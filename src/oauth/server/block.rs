@@ -2,15 +2,13 @@
 //! unblocked. What they are connected to stays, so that nobody has to consent anew after a mistake.
 //!
 //! The record's key is the user's name, so that a lost sealing key lets nobody back in.
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
 use super::grant::seconds;
 use crate::store::record::{RecordError, Records, Typed};
-use crate::store::{Kind, Put, StoreError};
-
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+use crate::store::{FOREVER, Kind, Put, StoreError};
 
 /// A block (store record).
 #[derive(Serialize, Deserialize)]

@@ -19,7 +19,7 @@ use crate::config::{AccessTokenFormat, Config};
 use crate::jose::sign::{self, SigningKey};
 use crate::seal::{self, SealError};
 use crate::store::record::{RecordError, Records, Typed};
-use crate::store::{Kind, Put};
+use crate::store::{FOREVER, Kind, Put};
 
 /// A set of keys: the record's key, the name of the copy, and how one is made.
 struct Set {
@@ -38,7 +38,6 @@ const SEALING: Set = Set {
 const SIGNING: Set = Set { name: "signing", copy: "signing.keys", make: sign::generate };
 /// What the copy is sealed as; no record has this kind.
 const COPY_KIND: &str = "key-copy";
-const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 /// Longer than any instance takes to hear of a change.
 const SETTLING: Duration = Duration::from_secs(5);
 /// Keys that are kept; the oldest has long sealed nothing that is still valid.
