@@ -91,9 +91,9 @@ impl Caller {
         }
     }
 
-    /// Whether nothing of it was taken back since it was proven.
-    pub fn still_stands(&self, standing: &Standing<'_>) -> bool {
-        standing.holds(&self.holder)
+    /// Whether nothing of it was taken back since it was proven for this route.
+    pub fn still_stands(&self, standing: &Standing<'_>, route: &Route) -> bool {
+        standing.holds(&self.holder, route)
     }
 
     /// Id of the grant, the one to be revoked; of a service account, what stands for it.

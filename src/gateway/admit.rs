@@ -80,7 +80,7 @@ impl Gateway {
         }
         target.revoked = count;
         let snapshot = self.authority.snapshot();
-        target.caller.still_stands(&self.authority.standing(&snapshot))
+        target.caller.still_stands(&self.authority.standing(&snapshot), &target.route)
     }
 
     /// The credential again, newer than the one that was refused.

@@ -35,6 +35,7 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
+use self::session::Opening;
 use self::verdict::Consequence;
 use crate::credential::Connections;
 use crate::mcp::SESSION_ID;
@@ -148,6 +149,7 @@ impl ProxyHttp for Gateway {
         let Some(target) = &mut ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
+        target.opening.iter_mut().for_each(Opening::begin);
         if target.again
             && let Err(failure) = self.renew(target).await
         {

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use pingora::Result;
 use pingora::http::ResponseHeader;
@@ -127,17 +128,25 @@ pub struct Begun<'a> {
     pub elicitation: bool,
 }
 
-/// The beginning of a request that may be an `initialize`: small, and looked at only when a session comes of it.
+/// The beginning of a request that may be an `initialize`: shared with what goes upstream, and read only when a session
+/// comes of it.
 #[derive(Default)]
-pub struct Opening(Vec<u8>);
+pub struct Opening(Vec<Bytes>);
 
 /// No `initialize` is longer, bytes.
 const OPENING_MAX: usize = 64 * 1024;
 
 impl Opening {
-    pub fn add(&mut self, piece: &[u8]) {
-        let room = OPENING_MAX.saturating_sub(self.0.len());
-        self.0.extend(piece.iter().take(room));
+    /// The request is sent from its beginning, for the first time or again.
+    pub fn begin(&mut self) {
+        self.0.clear();
+    }
+
+    pub fn add(&mut self, piece: &Bytes) {
+        let room = OPENING_MAX.saturating_sub(self.0.iter().map(Bytes::len).sum());
+        if room > 0 {
+            self.0.push(piece.slice(..piece.len().min(room)));
+        }
     }
 
     /// Whether the client says that it takes elicitations.
@@ -154,7 +163,7 @@ impl Opening {
         struct Capabilities {
             elicitation: Option<serde::de::IgnoredAny>,
         }
-        serde_json::from_slice::<Initialize>(&self.0)
+        serde_json::from_slice::<Initialize>(&self.0.concat())
             .is_ok_and(|initialize| initialize.params.capabilities.elicitation.is_some())
     }
 }
@@ -195,7 +204,10 @@ mod tests {
     fn an_initialize_says_whether_elicitations_are_taken() {
         let says = |text: &str| {
             let mut opening = Opening::default();
-            text.as_bytes().chunks(7).for_each(|piece| opening.add(piece));
+            // An attempt that came to nothing, and the one that counts.
+            opening.add(&Bytes::copy_from_slice(text.as_bytes()));
+            opening.begin();
+            text.as_bytes().chunks(7).for_each(|piece| opening.add(&Bytes::copy_from_slice(piece)));
             opening.takes_elicitations()
         };
         assert!(says(r#"{"method":"initialize","params":{"capabilities":{"elicitation":{}}}}"#));

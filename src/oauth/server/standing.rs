@@ -8,6 +8,7 @@ use super::revoked::Revoked;
 use super::service::{self, ServiceAccount, Services};
 use super::{Authority, Snapshot, machine};
 use crate::config::{Config, Machine};
+use crate::route::Route;
 
 /// What there is to ask. Memory only.
 pub struct Standing<'a> {
@@ -70,9 +71,6 @@ impl Standing<'_> {
         }
         if let Some(client) = token.subject().strip_prefix(machine::SUBJECT) {
             let machine = Arc::clone(self.machine(client).ok_or(NoStanding::Revoked)?);
-            if machine.acts_for.as_deref().is_some_and(|user| !self.admits(user)) {
-                return Err(NoStanding::Revoked);
-            }
             return Ok(Holder::Client { token, machine });
         }
         if !self.admits(token.subject()) {
@@ -83,13 +81,16 @@ impl Standing<'_> {
 
     /// Whether whoever was a holder still is one, for what goes on longer than a request. When the token ends is no matter:
     /// an answer that has begun may be ended.
-    pub fn holds(&self, holder: &Holder) -> bool {
+    pub fn holds(&self, holder: &Holder, route: &Route) -> bool {
         let token = |token: &Opened| {
             !self.revoked.has_grant(token.grant()) && !self.revoked.has_client(token.client())
         };
         match holder {
             Holder::User(user) => token(user) && self.admits(user.subject()),
-            Holder::Client { token: client, .. } => token(client) && self.machine(client.client()).is_some(),
+            Holder::Client { token: client, .. } => {
+                let machine = self.machine(client.client());
+                token(client) && machine.is_some_and(|machine| machine.routes.contains(&route.name))
+            }
             Holder::Service(account) => {
                 self.services.has(account) && account.acts_for.as_deref().is_none_or(|user| self.admits(user))
             }
@@ -111,8 +112,10 @@ impl Standing<'_> {
         Ok(Holder::Service(account))
     }
 
+    /// The client as it is listed now. `None` also while the user whom it acts for is kept out.
     fn machine(&self, client: &str) -> Option<&Arc<Machine>> {
-        self.config.oauth_server.listed.get(client)?.machine.as_ref()
+        let machine = self.config.oauth_server.listed.get(client)?.machine.as_ref()?;
+        machine.acts_for.as_deref().is_none_or(|user| self.admits(user)).then_some(machine)
     }
 
     /// Whether this is a user of ours who is not kept out.
