@@ -12,14 +12,15 @@ use support::browser::Browser;
 use support::cimd::ClientDocuments;
 use support::client::{Client, TokenAnswer, Tokens};
 use support::cluster::{Cluster, Shared, address_of, store_at};
-use support::eventually;
 use support::gateway::{Builder, Gateway, Route};
 use support::key::Key;
 use support::mcp::McpAnswer;
 use support::params::Params;
 use support::process::run;
 use support::redis::Redis;
+use support::script::Answer;
 use support::upstream::Upstream;
+use support::{PATIENCE, eventually};
 
 const SECOND: Duration = Duration::from_secs(1);
 const CALLBACK: &str = "https://client.example/cb";
@@ -288,6 +289,32 @@ async fn cimd_documents_come_from_hosts_that_are_admitted() {
         assert_eq!(page.status == 200, taken, "{cimd}: {}", page.text());
         assert_eq!(documents.reads("/client") > before, taken, "{cimd}");
     }
+}
+
+#[tokio::test]
+async fn sr_rs_06_a_changed_registration_counts_at_every_instance_at_once() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::open().await);
+    let cluster =
+        Cluster::of(2, Shared::new(store_at(address_of(&redis)), vec![Route::open("demo", &upstream)])).await;
+    let (first, second) = (&cluster.instances[0], &cluster.instances[1]);
+    let document = json!({"client_name": "One", "redirect_uris": [CALLBACK],
+        "token_endpoint_auth_method": "client_secret_post"});
+    let made = Client::register_with(first, &document).await.json();
+    let text = |name: &str| made[name].as_str().unwrap().to_owned();
+    let (id, token) = (text("client_id"), text("registration_access_token"));
+    let page = async |redirect_uri: &str| {
+        let client = Client::known_as(second, &id, redirect_uri);
+        Browser::new().through(second).go(&client.authorization("demo").url()).await.page().status
+    };
+    let new = "https://client.example/new";
+    assert_eq!((page(CALLBACK).await, page(new).await), (200, 400), "the second has read it as it was");
+    let mut changed = document.clone();
+    changed["client_id"] = id.as_str().into();
+    changed["redirect_uris"] = json!([new]);
+    assert_eq!(manage(first, "PUT", &id, Some(&token), Some(&changed)).await.status, 200);
+    assert_eq!((page(CALLBACK).await, page(new).await), (400, 200), "changed");
+    assert_eq!(manage(first, "DELETE", &id, Some(&token), None).await.status, 204);
+    assert_eq!((page(CALLBACK).await, page(new).await), (400, 400), "deleted");
 }
 
 /// RFC 7592, as a client speaks it.
@@ -578,10 +605,17 @@ async fn a_client_may_act_for_a_user_where_the_configuration_says_so() {
     let answer = form(&gateway, "/oauth/token", &params, Some(&basic("robot", "pw"))).await;
     let token = answer.0.json()["access_token"].as_str().unwrap().to_owned();
     assert_eq!(status(&gateway, &token).await, 200);
+    let (feed, answer) = Answer::stream();
+    upstream.answer_next(answer);
+    feed.event("before");
+    let mut stream = gateway.mcp("demo").bearer(&token).events().await;
+    assert_eq!(stream.next(PATIENCE).await.unwrap().data, "before");
     // From then on it acts for nobody: no tokens of Alice's go out for it any more.
     gateway.reconfigure("oauth_server.clients.static", robot(json!({"routes": ["demo"]})));
     gateway.hang_up();
     eventually(SECOND, async || status(&gateway, &token).await == 403).await;
+    feed.event("after");
+    assert!(stream.next(PATIENCE).await.is_none(), "what began with her token says no more");
 }
 
 // === floods ===

@@ -9,7 +9,7 @@ mod support;
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::browser::Browser;
 use support::checker::{Faults, assert_kept};
 use support::client::Tokens;
@@ -512,15 +512,20 @@ async fn f15_an_instance_that_is_told_to_stop_finishes_its_refresh() {
     assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
 }
 
+/// A store behind Sentinel; how many replicas a write waits for.
+fn under_sentinel(watched: &Watched, replicas: u8) -> Value {
+    json!({
+        "kind": "redis", "topology": "sentinel", "master": Watched::MASTER, "urls": watched.urls(),
+        "prefix": "test:", "replicas": replicas,
+    })
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f04_a_failover_in_the_middle_of_refreshes_loses_no_connection() {
     let (watched, upstream) = (Watched::start(), Upstream::start().await);
     upstream.set_authorization(|script| script.access_token_lifetime = 4 * SECOND);
-    let store = json!({
-        "kind": "redis", "topology": "sentinel", "master": Watched::MASTER, "urls": watched.urls(),
-        "prefix": "test:", "replicas": 1,
-    });
-    let cluster = Cluster::of(2, Shared::new(store, vec![Route::oauth("demo", &upstream)])).await;
+    let cluster =
+        Cluster::of(2, Shared::new(under_sentinel(&watched, 1), vec![Route::oauth("demo", &upstream)])).await;
     let (_, tokens) = cluster.sign_in(0).await;
     let (_, bob) = cluster.sign_in_as("bob", 1).await;
     let begun = Instant::now();
@@ -547,6 +552,25 @@ async fn f04_a_failover_in_the_middle_of_refreshes_loses_no_connection() {
         "nobody signed in again"
     );
     assert_kept(&cluster.logs(), &upstream.authorization, Faults { owners: 1, rollbacks: 1 });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_one_instance_gave_works_at_once_on_all_while_the_replica_lags() {
+    let (watched, upstream) = (Watched::start(), Upstream::start().await);
+    let cluster =
+        Cluster::of(2, Shared::new(under_sentinel(&watched, 0), vec![Route::oauth("demo", &upstream)])).await;
+    eventually(PATIENCE, async || watched.replica_has_caught_up()).await;
+    // From here on the replica gets nothing and answers nobody.
+    watched.replica.signal("STOP");
+    let (client, tokens) = cluster.sign_in(0).await;
+    assert_eq!(generation(&cluster.whoami(1, &tokens).await), 1, "who is connected, and how");
+    let mut refresh_token = tokens.refresh_token;
+    for turn in 1..=20 {
+        let next = cluster.client_at(turn % 2, &client).refresh(&refresh_token).await.tokens();
+        assert_eq!(cluster.whoami((turn + 1) % 2, &next).await.status, 200, "turn {turn}");
+        refresh_token = next.refresh_token;
+    }
+    assert!(!watched.replica_has_caught_up(), "it was behind all the while");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

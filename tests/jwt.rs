@@ -193,6 +193,24 @@ async fn sr_as_51_sr_t32_keys_overlap_and_rotate_without_a_restart() {
 }
 
 #[tokio::test]
+async fn a_store_that_comes_back_empty_gets_the_keys_of_the_tokens_again() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::open().await);
+    let shared = Shared::new(store_at(address_of(&redis)), vec![Route::open("demo", &upstream)])
+        .with("oauth_server.access_token_format", json!("jwt"));
+    let mut cluster = Cluster::of(1, shared).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    let before = published(&cluster.instances[0]).await;
+    cluster.instances[0].stop().await;
+    redis.kill();
+    redis.again();
+    assert_eq!(redis.cli(&["DBSIZE"]).trim(), "0", "nothing is left");
+    // No memory has them, and no store.
+    cluster.instances[0].restart().await;
+    assert_eq!(published(&cluster.instances[0]).await, before);
+    assert_eq!(status(&cluster.instances[0], "demo", &tokens.access_token).await, 200);
+}
+
+#[tokio::test]
 async fn configured_keys_sign_and_formats_change_without_a_restart() {
     let upstream = Upstream::open().await;
     let directory = tempfile::tempdir().unwrap();

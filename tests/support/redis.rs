@@ -119,6 +119,16 @@ impl Watched {
         self.sentinels.iter().map(|sentinel| format!("redis://127.0.0.1:{}", sentinel.port)).collect()
     }
 
+    /// Whether the replica has all that the primary has written.
+    pub fn replica_has_caught_up(&self) -> bool {
+        let says = self.primary.cli(&["INFO", "replication"]);
+        let number = |name: &str| -> u64 {
+            let after = says.split(name).nth(1).unwrap();
+            after.split(|next: char| !next.is_ascii_digit()).next().unwrap().parse().unwrap()
+        };
+        number("offset=") == number("master_repl_offset:")
+    }
+
     /// Waits until the replica has become the primary.
     pub fn wait_for_failover(&self) {
         self.replica.wait_for(&["INFO", "replication"], "role:master");

@@ -87,9 +87,10 @@ impl Standing<'_> {
         };
         match holder {
             Holder::User(user) => token(user) && self.admits(user.subject()),
-            Holder::Client { token: client, .. } => {
-                let machine = self.machine(client.client());
-                token(client) && machine.is_some_and(|machine| machine.routes.contains(&route.name))
+            Holder::Client { token: client, machine: then } => {
+                let same =
+                    |now: &Arc<Machine>| now.routes.contains(&route.name) && now.acts_for == then.acts_for;
+                token(client) && self.machine(client.client()).is_some_and(same)
             }
             Holder::Service(account) => {
                 self.services.has(account) && account.acts_for.as_deref().is_none_or(|user| self.admits(user))
