@@ -5,7 +5,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Seconds since 1970, as claims and records have it (RFC 7519 §2, NumericDate); 0 for what lies before.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
 
 /// Where the time comes from. Cheap to clone; clones of a manual clock share its hand.
 #[derive(Clone, Debug)]

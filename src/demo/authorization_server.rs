@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::UNIX_EPOCH;
 
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::{HeaderValue, StatusCode, header};
@@ -19,6 +18,7 @@ use serde_json::{Value, json};
 
 use super::client::{BadRedirectUris, Client};
 use super::{Demo, NoRandomness, SCOPE, authorize, no_store, random_text, token};
+use crate::clock::unix_seconds;
 
 pub(super) fn routes() -> Router<Arc<Demo>> {
     Router::new()
@@ -110,7 +110,7 @@ async fn register(State(demo): State<Arc<Demo>>, body: Bytes) -> Result<Response
         return Err(Refusal::new("invalid_client_metadata", "only the authorization code flow is supported"));
     }
     let client = Client::new(random_text()?, request.client_name.as_deref(), request.redirect_uris)?;
-    let issued_at = demo.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let issued_at = unix_seconds(demo.clock.now());
     let mut answer = json!({
         "client_id": client.id(),
         "client_id_issued_at": issued_at,

@@ -7,12 +7,14 @@ pub mod remote;
 mod ring;
 pub mod sign;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, Header, Validation};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+
+use crate::clock::unix_seconds;
 
 /// Clocks differ by so much at most.
 pub const SKEW: Duration = Duration::from_secs(60);
@@ -203,7 +205,7 @@ impl Claims {
         if self.exp > END_OF_TIME {
             return Err(JoseError::Time);
         }
-        let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let now = unix_seconds(now);
         let skew = SKEW.as_secs();
         let begun = |from: Option<u64>| from.is_none_or(|from| from <= now.saturating_add(skew));
         if self.exp.saturating_add(skew) <= now || !begun(self.nbf) || !begun(self.iat) {
@@ -227,6 +229,8 @@ impl Claims {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use std::time::UNIX_EPOCH;
+
     use ::ring::rand::SystemRandom;
     use ::ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair};
     use data_encoding::BASE64URL_NOPAD;

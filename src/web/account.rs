@@ -1,9 +1,10 @@
 //! The user's own page: which servers they are connected to, which applications they have let in, where they are signed in;
 //! and the buttons that end each of it. Works without JavaScript: one form per thing and action.
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Form;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, FromRequest, FromRequestParts, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
@@ -36,6 +37,40 @@ pub struct Fields {
     session: String,
 }
 
+/// Who presses a button of this page, on this page: signed in, and the form came from here.
+pub struct Acting {
+    about: About,
+    session: SignedIn,
+    fields: Fields,
+}
+
+impl FromRequest<Arc<Web>> for Acting {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, web: &Arc<Web>) -> Result<Self, Response> {
+        let (mut parts, body) = request.into_parts();
+        let about = Extension::<About>::from_request_parts(&mut parts, web).await;
+        let Extension(about) = about.map_err(IntoResponse::into_response)?;
+        let headers = parts.headers.clone();
+        let fields = Form::<Fields>::from_request(Request::from_parts(parts, body), web).await;
+        let Form(fields) = fields.map_err(IntoResponse::into_response)?;
+        let session = web.signed_in(&about, &headers).await.map_err(|response| *response)?;
+        let user = &session.browser.user;
+        if !is_same_origin(&headers, about.snapshot.issuer()) || !is_same(&session.csrf, &fields.csrf) {
+            tracing::warn!(target: "audit", event = "forged_form", %user, client_ip = about.client.map(tracing::field::display));
+            return Err(page(
+                StatusCode::FORBIDDEN,
+                "That did not come from here",
+                "Please open your page again and use the buttons there.",
+            ));
+        }
+        match web.limits.authorization(user) {
+            true => Ok(Self { about, session, fields }),
+            false => Err(later()),
+        }
+    }
+}
+
 /// `GET /connections`
 pub async fn show(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap) -> Response {
     match web.session(&about, &headers).await {
@@ -52,15 +87,9 @@ pub async fn show(State(web): Shared, Extension(about): Extension<About>, header
 /// `POST /connections/{route}/connect`: to the upstream's authorization server, and back to this page.
 pub async fn connect(
     State(web): Shared,
-    Extension(about): Extension<About>,
     Path(route): Path<String>,
-    headers: HeaderMap,
-    Form(fields): Form<Fields>,
+    Acting { about, session, .. }: Acting,
 ) -> Response {
-    let session = match web.acting(&about, &headers, &fields).await {
-        Ok(session) => session,
-        Err(response) => return *response,
-    };
     let Some(route) = about.snapshot.routes.by_name(&route) else { return nothing() };
     let (connector, user) = (&web.authority.connector, &session.browser.user);
     match connector.prospect(route, user).await {
@@ -103,15 +132,9 @@ pub fn connected(outcome: &Result<(), ConnectError>) -> Response {
 /// `POST /connections/{route}/disconnect`
 pub async fn disconnect(
     State(web): Shared,
-    Extension(about): Extension<About>,
     Path(route): Path<String>,
-    headers: HeaderMap,
-    Form(fields): Form<Fields>,
+    Acting { about, session, .. }: Acting,
 ) -> Response {
-    let session = match web.acting(&about, &headers, &fields).await {
-        Ok(session) => session,
-        Err(response) => return *response,
-    };
     let Some(route) = about.snapshot.routes.by_name(&route) else { return nothing() };
     match web.authority.connector.disconnect(&session.browser.user, route).await {
         Ok(_) => moved("/connections"),
@@ -120,16 +143,7 @@ pub async fn disconnect(
 }
 
 /// `POST /connections/withdraw`: an application that was let in is let in no more.
-pub async fn withdraw(
-    State(web): Shared,
-    Extension(about): Extension<About>,
-    headers: HeaderMap,
-    Form(fields): Form<Fields>,
-) -> Response {
-    let session = match web.acting(&about, &headers, &fields).await {
-        Ok(session) => session,
-        Err(response) => return *response,
-    };
+pub async fn withdraw(State(web): Shared, Acting { session, fields, .. }: Acting) -> Response {
     let user = &session.browser.user;
     match remembered::withdraw(&web.authority, user, &fields.client, &fields.route).await {
         Ok(()) => moved("/connections"),
@@ -138,16 +152,7 @@ pub async fn withdraw(
 }
 
 /// `POST /connections/end-session`: signs a browser out.
-pub async fn end_session(
-    State(web): Shared,
-    Extension(about): Extension<About>,
-    headers: HeaderMap,
-    Form(fields): Form<Fields>,
-) -> Response {
-    let session = match web.acting(&about, &headers, &fields).await {
-        Ok(session) => session,
-        Err(response) => return *response,
-    };
+pub async fn end_session(State(web): Shared, Acting { session, fields, .. }: Acting) -> Response {
     let records = &web.authority.records;
     let ended = async {
         for (key, found) in records.scan::<Session>().await? {
@@ -180,28 +185,6 @@ fn nothing() -> Response {
 // === impl Web ===
 
 impl Web {
-    /// Who presses a button of this page, on this page.
-    async fn acting(
-        &self,
-        about: &About,
-        headers: &HeaderMap,
-        fields: &Fields,
-    ) -> Result<SignedIn, Box<Response>> {
-        let session = self.signed_in(about, headers).await?;
-        if is_same_origin(headers, about.snapshot.issuer()) && is_same(&session.csrf, &fields.csrf) {
-            return match self.limits.authorization(&session.browser.user) {
-                true => Ok(session),
-                false => Err(Box::new(later())),
-            };
-        }
-        tracing::warn!(target: "audit", event = "forged_form", user = %session.browser.user, client_ip = about.client.map(tracing::field::display));
-        Err(Box::new(page(
-            StatusCode::FORBIDDEN,
-            "That did not come from here",
-            "Please open your page again and use the buttons there.",
-        )))
-    }
-
     async fn account(&self, about: &About, session: &SignedIn) -> Result<String, RecordError> {
         let user = &session.browser.user;
         let mut servers = Vec::new();

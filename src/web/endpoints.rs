@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::{About, Shared, Web};
-use crate::oauth::server::authenticate::authenticate;
+use crate::oauth::server::authenticate::{Authenticated, authenticate};
 use crate::oauth::server::params::Params;
 use crate::oauth::server::refusal::Refusal;
 use crate::oauth::server::register::manage::{self, Presented};
@@ -123,11 +123,8 @@ pub async fn revoke(
     body: Bytes,
 ) -> Response {
     let answer = async {
-        let params = Params::parse(form(&headers, &body)?)?;
-        let (authority, snapshot) = (&web.authority, &about.snapshot);
-        let client = authenticate(authority, snapshot, authorization(&headers)?, &params).await?;
-        let token = params.required("token", "token is required")?;
-        grant::revoke(authority, snapshot, &client, token).await?;
+        let (client, token) = web.about_token(&about, &headers, &body).await?;
+        grant::revoke(&web.authority, &about.snapshot, &client, &token).await?;
         Ok(serde_json::json!({}))
     };
     let answer = answer.await;
@@ -145,11 +142,8 @@ pub async fn introspect(
         return (StatusCode::NOT_FOUND, Json(serde_json::json!({"error": "not_found"}))).into_response();
     }
     let answer = async {
-        let params = Params::parse(form(&headers, &body)?)?;
-        let (authority, snapshot) = (&web.authority, &about.snapshot);
-        let client = authenticate(authority, snapshot, authorization(&headers)?, &params).await?;
-        let token = params.required("token", "token is required")?;
-        introspect::introspect(authority, snapshot, &client, token).await
+        let (client, token) = web.about_token(&about, &headers, &body).await?;
+        introspect::introspect(&web.authority, &about.snapshot, &client, &token).await
     };
     let answer = answer.await;
     web.print("introspect", StatusCode::OK, answer)
@@ -183,6 +177,20 @@ fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
 // === impl Web ===
 
 impl Web {
+    /// A form about a token (RFC 7009 §2.1, RFC 7662 §2.1): the client that sends it, and the token.
+    async fn about_token(
+        &self,
+        about: &About,
+        headers: &HeaderMap,
+        body: &[u8],
+    ) -> Result<(Authenticated, String), Refusal> {
+        let params = Params::parse(form(headers, body)?)?;
+        let authorization = authorization(headers)?;
+        let client = authenticate(&self.authority, &about.snapshot, authorization, &params).await?;
+        let token = params.required("token", "token is required")?;
+        Ok((client, token.to_owned()))
+    }
+
     /// Success or refusal as JSON, never cached (RFC 6749 §5.1).
     fn print(
         &self,

@@ -5,6 +5,7 @@ use axum::http::{HeaderMap, HeaderValue, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use crate::clock::unix_seconds;
 use crate::config::PublicUrl;
 use crate::oauth::server::authorize::Browser;
 use crate::oauth::server::{Authority, Snapshot};
@@ -186,7 +187,7 @@ pub async fn begin(
         user: who.user,
         name: who.name,
         csrf: seal::token()?.expose_secret().to_owned(),
-        begun_at: now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        begun_at: unix_seconds(now),
         agent: agent.map(|agent| agent.chars().take(AGENT_MAX).collect()),
         provider: who.provider,
     };

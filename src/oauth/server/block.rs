@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::grant::seconds;
+use crate::clock::unix_seconds;
 use crate::store::record::{RecordError, Records, Typed};
 use crate::store::{FOREVER, Kind, Put, StoreError};
 
@@ -23,7 +23,7 @@ impl Typed for Block {
 
 /// Blocks a user; `false`: they were blocked already.
 pub async fn block(records: &Records, user: &str, now: SystemTime) -> Result<bool, RecordError> {
-    let put = records.put(user, 0, &Block { since: seconds(now) }, FOREVER).await?;
+    let put = records.put(user, 0, &Block { since: unix_seconds(now) }, FOREVER).await?;
     if put == Put::Stored {
         tracing::info!(target: "audit", event = "user_blocked", user);
     }

@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use super::Authority;
 use super::code::Code;
-use super::grant::{Grant, seconds};
+use super::grant::Grant;
 use super::refusal::Refusal;
+use crate::clock::unix_seconds;
 use crate::store::Put;
 use crate::store::record::{Take, Versioned};
 
@@ -31,7 +32,7 @@ pub(super) async fn claim(
 ) -> Result<bool, Refusal> {
     let mut replaced = 0;
     loop {
-        grant.created_at = seconds(authority.clock.now());
+        grant.created_at = unix_seconds(authority.clock.now());
         if authority.records.put(id, replaced, grant, ttl).await? == Put::Stored {
             return Ok(matches!(authority.records.take::<Code>(code).await?, Take::Fresh(_)));
         }
@@ -51,7 +52,7 @@ async fn left_behind(authority: &Authority, code: &str, id: &str) -> Result<Opti
         let Some(Versioned { value: grant, version, .. }) = authority.records.get::<Grant>(id).await? else {
             return Ok(None);
         };
-        if seconds(authority.clock.now()) >= grant.created_at + LEFT_BEHIND.as_secs() {
+        if unix_seconds(authority.clock.now()) >= grant.created_at + LEFT_BEHIND.as_secs() {
             return Ok(Some(version));
         }
         tokio::time::sleep(LOOK).await;

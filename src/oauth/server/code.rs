@@ -9,9 +9,10 @@ use super::authenticate::Authenticated;
 use super::authorize::Request;
 use super::claim::claim;
 use super::client::registered;
-use super::grant::{Answer, Grant, check_resource, fresh_token, left, mint, seconds, withdraw};
+use super::grant::{Answer, Grant, check_resource, fresh_token, left, mint, withdraw};
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
+use crate::clock::unix_seconds;
 use crate::config::ClientAuthMethod;
 use crate::seal;
 use crate::store::Kind;
@@ -111,7 +112,7 @@ pub async fn redeem(
         route: code.route,
         resource: code.resource,
         scopes: code.scopes,
-        created_at: seconds(now),
+        created_at: unix_seconds(now),
         client_auth: code.client_auth,
         client_name: code.client_name,
         client_digest: code.client_digest,

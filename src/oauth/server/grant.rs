@@ -17,6 +17,7 @@ use super::authenticate::Authenticated;
 use super::client::{Client, registered};
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
+use crate::clock::unix_seconds;
 use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
 use crate::seal;
 use crate::store::record::{Typed, Versioned};
@@ -108,7 +109,7 @@ pub async fn refresh(
         let now = authority.clock.now();
         if !same(&grant.current, &presented) {
             if let Some(previous) = grant.previous.filter(|previous| same(&previous.digest, &presented)) {
-                if seconds(now) < previous.until && previous.asked_scope.as_deref() == renewal.scope {
+                if unix_seconds(now) < previous.until && previous.asked_scope.as_deref() == renewal.scope {
                     return Ok(previous.answer);
                 }
             } else if !grant.retired.iter().any(|retired| same(retired, &presented)) {
@@ -144,7 +145,7 @@ pub async fn refresh(
             grant.retired.insert(0, old.digest);
             grant.retired.truncate(RETIRED_MAX);
         }
-        let until = seconds(now + snapshot.config.oauth_server.refresh_replay_window);
+        let until = unix_seconds(now + snapshot.config.oauth_server.refresh_replay_window);
         grant.previous = Some(Replay {
             digest: presented.clone(),
             asked_scope: renewal.scope.map(str::to_owned),
@@ -297,8 +298,4 @@ pub(super) fn fresh_token() -> Result<String, Refusal> {
 
 fn same(one: &str, other: &str) -> bool {
     one.as_bytes().ct_eq(other.as_bytes()).into()
-}
-
-pub(super) fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

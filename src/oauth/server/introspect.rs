@@ -1,6 +1,4 @@
 //! Token introspection (RFC 7662), for clients that are listed for it and nobody else.
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use serde::Serialize;
 
 use super::access_token::Opened;
@@ -9,6 +7,7 @@ use super::grant;
 use super::refusal::Refusal;
 use super::standing::{Holder, NoStanding};
 use super::{Authority, Snapshot};
+use crate::clock::unix_seconds;
 
 /// RFC 7662 §2.2. Of a token that is good for nothing, nothing is said.
 #[derive(Serialize, Default)]
@@ -53,7 +52,7 @@ pub async fn introspect(
             username: Some(found.value.user),
             aud: vec![found.value.resource],
             scope: Some(found.value.scopes.join(" ")),
-            exp: seconds(found.expires_at),
+            exp: unix_seconds(found.expires_at),
         };
         return Ok(Answer { active: true, about: Some(about) });
     }
@@ -87,7 +86,7 @@ impl About {
             username: username.map(str::to_owned),
             aud: vec![token.audience().to_owned()],
             scope: Some(token.scope().to_owned()),
-            exp: seconds(token.expires_at()),
+            exp: unix_seconds(token.expires_at()),
         }
     }
 }
@@ -107,8 +106,4 @@ fn is_published(snapshot: &Snapshot, holder: &Holder) -> bool {
 fn resources(snapshot: &Snapshot, routes: &[String]) -> Vec<String> {
     let routes = routes.iter().filter_map(|name| snapshot.routes.by_name(name));
     routes.map(|route| route.resource.clone()).collect()
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::access_token::{Claims, OpenError, Opened};
+use crate::clock::unix_seconds;
 use crate::jose::sign::SigningKey;
 use crate::jose::{Expected, JoseError, Keys};
 use crate::seal;
@@ -72,8 +73,8 @@ impl Jwts {
             aud: claims.audience,
             client_id: claims.client,
             scope: claims.scope,
-            iat: seconds(now),
-            exp: seconds(claims.expires_at),
+            iat: unix_seconds(now),
+            exp: unix_seconds(claims.expires_at),
             jti: seal::name().ok()?,
             grant: claims.grant,
         };
@@ -120,8 +121,4 @@ impl Jwts {
 fn published(signing: &[(SigningKey, SystemTime)]) -> serde_json::Value {
     let keys: Vec<_> = signing.iter().map(|(key, _)| key.public()).collect();
     json!({"keys": keys})
-}
-
-fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

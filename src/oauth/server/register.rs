@@ -5,7 +5,7 @@
 //! an id of its own, and a token to manage it with.
 pub mod manage;
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use super::client::registered::Registered;
 use super::refusal::Refusal;
 use super::{Snapshot, redirect};
+use crate::clock::unix_seconds;
 use crate::config::ClientAuthMethod;
 use crate::jose::Keys;
 use crate::seal;
@@ -79,7 +80,7 @@ pub async fn register(
     may_store: impl FnOnce() -> bool,
 ) -> Result<Answer, Refusal> {
     let mut client = Asked::parse(body)?.into_client(snapshot)?;
-    client.issued_at = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    client.issued_at = unix_seconds(now);
     const TOO_MANY: Refusal = Refusal::too_many("too many registrations from there, try again in a minute");
     if client.auth_method == ClientAuthMethod::None {
         let client_id = format!("client_{}", client.digest());

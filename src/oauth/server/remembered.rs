@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::authorize::Request;
 use super::code::Code;
-use super::grant::{Grant, REMEMBER_REVOKED, seconds};
+use super::grant::{Grant, REMEMBER_REVOKED};
 use super::{Authority, redirect};
+use crate::clock::unix_seconds;
 use crate::seal;
 use crate::store::Kind;
 use crate::store::record::{RecordError, Typed, Versioned};
@@ -76,7 +77,7 @@ pub async fn remember(authority: &Authority, request: &Request, user: &str, scop
         route: request.route.clone(),
         resource: request.resource.clone(),
         scopes: scopes.to_vec(),
-        given_at: seconds(now),
+        given_at: unix_seconds(now),
     };
     let written = async {
         let version = authority.records.readable::<Consent>(&key).await?.map_or(0, |known| known.version);

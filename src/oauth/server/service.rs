@@ -9,7 +9,7 @@ use dashmap::DashMap;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use super::grant::seconds;
+use crate::clock::unix_seconds;
 use crate::seal;
 use crate::store::record::{RecordError, Records, Typed};
 use crate::store::{Kind, Put};
@@ -63,8 +63,8 @@ pub async fn create(
         digest: seal::digest(&token),
         routes: wanted.routes,
         acts_for: wanted.acts_for,
-        created_at: seconds(now),
-        expires_at: seconds(now + wanted.lifetime),
+        created_at: unix_seconds(now),
+        expires_at: unix_seconds(now + wanted.lifetime),
     };
     if records.put(&account.name, 0, &account, wanted.lifetime).await? == Put::Conflict {
         return Ok(None);

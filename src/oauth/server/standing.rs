@@ -1,12 +1,13 @@
 //! Whether an access token counts at this moment: it is ours and unexpired, nothing it stands on has been taken back, and
 //! whoever it names is still somebody here. Asked for every request and by introspection, so that the two never differ.
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use super::access_token::{Keys, OpenError, Opened};
 use super::revoked::Revoked;
 use super::service::{self, ServiceAccount, Services};
 use super::{Authority, Snapshot, machine};
+use crate::clock::unix_seconds;
 use crate::config::{Config, Machine};
 use crate::route::Route;
 
@@ -104,7 +105,7 @@ impl Standing<'_> {
             return Err(NoStanding::NotReady);
         }
         let account = self.services.find(token).ok_or(NoStanding::Foreign)?;
-        if account.expires_at <= now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() {
+        if account.expires_at <= unix_seconds(now) {
             return Err(NoStanding::Expired);
         }
         if account.acts_for.as_deref().is_some_and(|user| !self.admits(user)) {

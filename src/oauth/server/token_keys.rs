@@ -15,6 +15,7 @@ use zeroize::Zeroizing;
 
 use super::access_token::Keys;
 use super::jwt::Jwts;
+use crate::clock::unix_seconds;
 use crate::config::{AccessTokenFormat, Config};
 use crate::jose::sign::{self, SigningKey};
 use crate::seal::{self, SealError};
@@ -175,7 +176,7 @@ pub async fn count(records: &Records) -> Result<usize, KeysError> {
 impl TokenKey {
     fn new(set: &Set, from: SystemTime) -> Result<Self, KeysError> {
         let key = (set.make)().ok_or(RecordError::Seal(SealError::Cipher))?;
-        let from = from.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let from = unix_seconds(from);
         Ok(Self { key: BASE64URL_NOPAD.encode(&key).into(), from })
     }
 }
