@@ -243,7 +243,7 @@ mod tests {
     use std::sync::Barrier;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+    #[tokio::test]
     async fn instances_that_register_at_once_use_one_identity() {
         let (both, count) = (Barrier::new(2), AtomicUsize::new(0));
         let stub = Stub::start(move |_, _| {

@@ -86,9 +86,13 @@ impl Stub {
                     headers: head.headers,
                     body: to_bytes(body, 1 << 20).await.unwrap(),
                 };
-                let Answer(response) = answer(&seen, &origin);
-                record.lock().unwrap().push(seen);
-                response.map(Body::from)
+                // A script may wait for another request, which must not wait for this thread.
+                let answered = tokio::task::spawn_blocking(move || {
+                    let Answer(response) = answer(&seen, &origin);
+                    record.lock().unwrap().push(seen);
+                    response
+                });
+                answered.await.unwrap().map(Body::from)
             }
         });
         let serving = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
