@@ -251,6 +251,7 @@ impl Client {
 
 /// A loopback redirect URI of its own for each client. Nobody listens there: the browser stops before it.
 pub fn unused_redirect_uri() -> String {
-    static NEXT: AtomicU16 = AtomicU16::new(1);
-    format!("http://127.0.0.1:{}/callback", 1 + NEXT.fetch_add(1, Ordering::Relaxed) % 1000)
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Above 80, which is not written.
+    format!("http://127.0.0.1:{}/callback", 81 + NEXT.fetch_add(1, Ordering::Relaxed) % 900)
 }

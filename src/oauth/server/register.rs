@@ -191,7 +191,7 @@ impl Asked {
         }
         if !self.redirect_uris.iter().all(|uri| redirect::acceptable(uri)) {
             return Err(Refusal::invalid_redirect_uri(
-                "redirect_uris must be https, or http on localhost or a loopback address, without fragment or wildcard",
+                "redirect_uris must be https, or http on localhost or a loopback address, in normal form (lower-case host, no default port), without fragment or wildcard",
             ));
         }
         if self.client_name.as_ref().is_some_and(|name| name.len() > MAX_NAME) {
