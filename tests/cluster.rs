@@ -439,6 +439,23 @@ async fn f07_an_instance_cut_off_from_the_store_serves_what_it_knows_and_catches
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_rs_13_a_step_up_fetched_at_one_instance_counts_at_another_before_it_has_heard_of_it() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    upstream.set(|script| drop(script.tool_scopes.insert("echo".into(), "files:write".into())));
+    let (cluster, relays) = Cluster::behind_relays(2, &redis, &upstream).await;
+    let (client, tokens) = cluster.sign_in(0).await;
+    for instance in 0..2 {
+        assert_eq!(cluster.call(instance, &tokens).tool("echo", json!({})).await.status, 403);
+    }
+    // Whatever the second one hears, it hears long after the call.
+    relays[1].set(Weather::Slow(Duration::from_millis(500)));
+    client.sign_in(&mut Browser::of("alice").through(&cluster.instances[0]), "demo").await;
+    let echoed = cluster.call(1, &tokens).tool("echo", json!({"message": "written"})).await;
+    assert_eq!(echoed.tool_text(), "written");
+    assert_eq!(upstream.authorization.codes_redeemed(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn f05_a_store_that_answers_late_is_not_taken_for_one_that_refuses() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let (cluster, relays) = Cluster::behind_relays(2, &redis, &upstream).await;

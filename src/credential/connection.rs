@@ -113,11 +113,14 @@ impl Connections {
         }
     }
 
-    /// Whether a user whom we took for not connected is, by now: the news from the store may still be under way.
-    pub async fn has_appeared(&self, caller: &Caller, route: &Route) -> bool {
-        match self.slot(caller, route) {
-            Some(slot) => matches!(self.load(&slot).await.as_deref(), Ok(Known::Token(_))),
-            None => false,
+    /// Whether the store has tokens that are newer than `sent`: the news of them may still be under way.
+    pub async fn has_newer(&self, caller: &Caller, route: &Route, sent: &Source) -> bool {
+        let Some(slot) = self.slot(caller, route) else {
+            return false;
+        };
+        match self.load(&slot).await.as_deref() {
+            Ok(Known::Token(token)) => sent.outdated().is_none_or(|sent| !token.is_covered_by(&sent)),
+            _ => false,
         }
     }
 

@@ -32,6 +32,10 @@ impl Gateway {
         replayable: bool,
     ) -> Consequence {
         let connector = &self.authority.connector;
+        let is_unmet = matches!(verdict, Verdict::Connect { .. } | Verdict::StepUp { .. });
+        if is_unmet && replayable && self.has_newer(target).await {
+            return Consequence::Again(again(target));
+        }
         match verdict {
             Verdict::Pass => {
                 let (grant, source) = (target.caller.grant(), &target.credential.source);
@@ -48,12 +52,6 @@ impl Gateway {
             Verdict::Connect { scopes, refused } => {
                 let source = &target.credential.source;
                 let anonymous = *source == Source::Anonymous;
-                if anonymous
-                    && replayable
-                    && self.connections.has_appeared(&target.caller, &target.route).await
-                {
-                    return Consequence::Again(again(target));
-                }
                 if refused {
                     self.connections.refuse(source).await;
                 } else {
@@ -82,6 +80,11 @@ impl Gateway {
                 Consequence::Instead(Failure::UpstreamRefused)
             }
         }
+    }
+
+    /// Whether the user has been at the upstream's since, maybe by way of another instance.
+    async fn has_newer(&self, target: &Target) -> bool {
+        self.connections.has_newer(&target.caller, &target.route, &target.credential.source).await
     }
 
     /// The next authorization asks for `scopes` as well, and the grant's next refresh brings the user. `incarnation`:
