@@ -38,25 +38,10 @@ impl BackgroundService for Upkeep {
     /// Goes on while the last requests end: a revocation counts for them too.
     async fn start(&self, _shutdown: ShutdownWatch) {
         let mut changes = self.changes.lock().await;
-        // Whether something is still to be read that could not be read when it changed.
-        let mut missed = !self.read_all().await;
-        let mut sweep = tokio::time::interval(SWEEP);
-        let mut again = tokio::time::interval(AGAIN);
-        loop {
-            tokio::select! {
-                change = changes.recv() => match change {
-                    Ok(change) => missed |= !self.follow(change).await,
-                    Err(RecvError::Lagged(count)) => {
-                        tracing::warn!(count, "changes in the store were missed: reading everything again");
-                        missed |= !self.follow(Change::Missed).await;
-                    }
-                    Err(RecvError::Closed) => return,
-                },
-                () = self.authority.rekey.notified() => missed |= !self.read_keys().await,
-                _ = again.tick(), if missed => missed = !self.read_all().await,
-                _ = sweep.tick() => self.sweep().await,
-            }
-        }
+        let copies = changes.resubscribe();
+        // What was read before is followed by nobody.
+        self.connections.forget_all();
+        tokio::join!(self.follow_copies(copies), self.follow_all(&mut changes));
     }
 }
 
@@ -91,10 +76,46 @@ impl BackgroundService for Exporting {
 }
 
 impl Upkeep {
+    /// Copies that are read again by whoever needs them: nothing is asked here, so nothing holds this up.
+    async fn follow_copies(&self, mut changes: broadcast::Receiver<Change>) {
+        loop {
+            match changes.recv().await {
+                Ok(Change::Of { kind: Kind::Connection, key }) => self.connections.changed(&key),
+                Ok(Change::Of { kind: Kind::Challenge, key }) => {
+                    self.authority.connector.challenge_changed(&key);
+                }
+                Ok(_) => {}
+                Err(RecvError::Lagged(_)) => self.connections.forget_all(),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    async fn follow_all(&self, changes: &mut broadcast::Receiver<Change>) {
+        // Whether something is still to be read that could not be read when it changed.
+        let mut missed = !self.read_all().await;
+        let mut sweep = tokio::time::interval(SWEEP);
+        let mut again = tokio::time::interval(AGAIN);
+        loop {
+            tokio::select! {
+                change = changes.recv() => match change {
+                    Ok(change) => missed |= !self.follow(change).await,
+                    Err(RecvError::Lagged(count)) => {
+                        tracing::warn!(count, "changes in the store were missed: reading everything again");
+                        missed |= !self.follow(Change::Missed).await;
+                    }
+                    Err(RecvError::Closed) => return,
+                },
+                () = self.authority.rekey.notified() => missed |= !self.read_keys().await,
+                _ = again.tick(), if missed => missed = !self.read_all().await,
+                _ = sweep.tick() => self.sweep().await,
+            }
+        }
+    }
+
     /// Says whether the change is taken in.
     async fn follow(&self, change: Change) -> bool {
         match change {
-            Change::Of { kind: Kind::Connection, key } => self.connections.changed(&key),
             // A grant changes with every refresh; it is revoked when nothing is left of it.
             Change::Of { kind: Kind::Grant, key } => {
                 match self.authority.records.store().get(Kind::Grant, &key).await {
@@ -140,7 +161,6 @@ impl Upkeep {
             }
             Change::Of { kind: Kind::Reload, .. } => return self.read_wish().await,
             Change::Of { kind: Kind::Key, .. } => return self.read_keys().await,
-            Change::Of { kind: Kind::Challenge, key } => self.authority.connector.challenge_changed(&key),
             Change::Of { .. } => {}
             Change::Missed => return self.read_all().await,
         }
@@ -148,16 +168,19 @@ impl Upkeep {
     }
 
     /// What this instance has written of late is said again first, since a failover may have lost it: before anybody
-    /// reads a connection anew and sends a refresh token that is spent. Keys come last: with them the first request is
-    /// judged, and what is revoked has to be known by then.
+    /// reads a connection anew and sends a refresh token that is spent. Connections are forgotten only once the store
+    /// answers: while it does not, those in memory serve. Keys come last: with them the first request is judged, and what
+    /// is revoked has to be known by then.
     async fn read_all(&self) -> bool {
-        let asserted = self.authority.records.reassert().await;
-        self.connections.forget_all();
-        if let Err(error) = asserted {
+        if let Err(error) = self.authority.records.reassert().await {
             tracing::warn!(%error, "what was written of late cannot be asserted yet");
             return false;
         }
-        self.read_revoked().await && self.read_wish().await && self.read_keys().await
+        if !self.read_revoked().await {
+            return false;
+        }
+        self.connections.forget_all();
+        self.read_wish().await && self.read_keys().await
     }
 
     async fn read_keys(&self) -> bool {

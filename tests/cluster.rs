@@ -448,7 +448,7 @@ async fn sr_rs_13_a_step_up_fetched_at_one_instance_counts_at_another_before_it_
         assert_eq!(cluster.call(instance, &tokens).tool("echo", json!({})).await.status, 403);
     }
     // Whatever the second one hears, it hears long after the call.
-    relays[1].set(Weather::Slow(Duration::from_millis(500)));
+    relays[1].set(Weather::Slow(Duration::from_millis(200)));
     client.sign_in(&mut Browser::of("alice").through(&cluster.instances[0]), "demo").await;
     let echoed = cluster.call(1, &tokens).tool("echo", json!({"message": "written"})).await;
     assert_eq!(echoed.tool_text(), "written");
@@ -630,13 +630,6 @@ async fn f06_a_store_that_cannot_write_starts_no_refresh() {
     assert_kept(&cluster.logs(), &upstream.authorization, Faults::default());
 }
 
-/// How often a command was called, as the server counts.
-fn calls(redis: &Redis, command: &str) -> u64 {
-    let stats = redis.cli(&["INFO", "commandstats"]);
-    let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-    line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or_default()
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_warm_call_asks_the_store_nothing() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
@@ -646,8 +639,8 @@ async fn a_warm_call_asks_the_store_nothing() {
         assert_eq!(cluster.whoami(instance, &tokens).await.status, 200);
     }
     // Records are read with GET; the logs of changes, which are polled, are not.
-    let reads = || calls(&redis, "get") + calls(&redis, "mget");
-    let asked = || (reads(), calls(&redis, "set"));
+    let reads = || redis.calls("get") + redis.calls("mget");
+    let asked = || (reads(), redis.calls("set"));
     // News of the sign-in may still be under way and has each instance look once more; then nothing is asked at all.
     eventually(PATIENCE, || async {
         let before = asked();

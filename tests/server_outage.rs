@@ -39,6 +39,16 @@ impl Rig {
         self.cluster.call(0, tokens).tool("whoami", json!({})).await
     }
 
+    /// Waits until a call asks the store nothing: no news of the sign-in is under way any more.
+    async fn warm(&self, tokens: &Tokens) {
+        eventually(PATIENCE, async || {
+            let before = self.redis.calls("get");
+            assert_eq!(self.whoami(tokens).await.status, 200);
+            self.redis.calls("get") == before
+        })
+        .await;
+    }
+
     /// A code for this client that nobody has redeemed yet, and the request it answers.
     async fn code(&self, client: &Client) -> (String, support::client::AuthorizationRequest) {
         let mut browser = Browser::new().through(self.gateway());
@@ -68,7 +78,7 @@ async fn sr_as_40_sr_as_80_without_the_store_nothing_is_judged_and_nothing_promi
     let (client, tokens) = rig.cluster.sign_in(0).await;
     let (_, leaving) = rig.cluster.sign_in_as("bob", 0).await;
     let (code, request) = rig.code(&client).await;
-    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    rig.warm(&tokens).await;
     rig.relay.set(Weather::Down);
     assert_later(&client.refresh(&tokens.refresh_token).await.0, "a good refresh token");
     assert_later(&client.redeem(&code, &request).await.0, "a good code");
@@ -91,6 +101,22 @@ async fn sr_as_40_sr_as_80_without_the_store_nothing_is_judged_and_nothing_promi
     client.redeem(&code, &request).await.tokens();
     let next = client.refresh(&tokens.refresh_token).await.tokens();
     assert_eq!(rig.whoami(&next).await.status, 200, "the revocation was refused, so it has not happened");
+}
+
+#[tokio::test]
+async fn f01_what_could_not_be_read_anew_costs_nothing_that_is_known() {
+    let rig = Rig::start().await;
+    let (_, tokens) = rig.cluster.sign_in(0).await;
+    rig.warm(&tokens).await;
+    rig.relay.set(Weather::Down);
+    // A reload has things read from the store, which are then tried again and again.
+    rig.gateway().hang_up();
+    let tries = || rig.gateway().output.text().matches("what is revoked cannot be read").count();
+    eventually(PATIENCE, async || tries() >= 2).await;
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    rig.relay.set(Weather::Fair);
+    rig.upstream.refuse_current_tokens();
+    eventually(PATIENCE, async || rig.whoami(&tokens).await.status == 200).await;
 }
 
 #[tokio::test]

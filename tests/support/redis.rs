@@ -63,6 +63,13 @@ impl Redis {
         assert!(Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
     }
 
+    /// How often a command was called, as the server counts.
+    pub fn calls(&self, command: &str) -> u64 {
+        let stats = self.cli(&["INFO", "commandstats"]);
+        let line = stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+        line.and_then(|rest| rest.split(',').next()?.parse().ok()).unwrap_or_default()
+    }
+
     pub fn cli(&self, arguments: &[&str]) -> String {
         cli(self.port, arguments)
     }
