@@ -140,12 +140,19 @@ impl Caller {
         }
     }
 
-    pub fn scopes(&self) -> impl Iterator<Item = &str> {
-        let scope = match &self.holder {
+    /// The scopes of the token, and those of `more` that it lacks.
+    pub fn scopes_and<'s>(&self, more: impl IntoIterator<Item = &'s String>) -> Vec<String> {
+        let own = match &self.holder {
             Holder::User(token) | Holder::Client { token, .. } => token.scope(),
             Holder::Service(_) => "",
         };
-        scope.split(' ')
+        let mut all: Vec<String> = own.split(' ').filter(|own| !own.is_empty()).map(str::to_owned).collect();
+        for scope in more {
+            if !all.contains(scope) {
+                all.push(scope.clone());
+            }
+        }
+        all
     }
 }
 

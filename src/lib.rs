@@ -15,7 +15,7 @@
 //!             Route              Caller   Permit    Credential    headers   answer      Verdict Reply
 //!
 //! oauth       server  we are the authorization server · client  we are the client
-//! route       host and path → Route · mcp  what the protocol's headers say · challenge  WWW-Authenticate
+//! route       host and path → Route · mcp  what the protocol's headers and messages say · challenge  WWW-Authenticate
 //! demo        an MCP server with an authorization server of its own, for cli alone
 //! store       records, one trait · outbound  the only HTTP client · jose  tokens that others signed · seal · telemetry ·
 //!             config · clock · failpoint

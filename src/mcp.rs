@@ -3,11 +3,15 @@
 //!
 //! It stands apart from the OAuth code because the proxied path reads the same headers for logs and policy. Nothing
 //! here touches a body on its way through.
+mod message;
+
 use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
+
+pub use message::{Message, Unreadable};
 
 /// `MCP-Protocol-Version`: the revision a request is written in.
 pub const PROTOCOL_VERSION: &str = "mcp-protocol-version";

@@ -13,11 +13,14 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::authn::AuthnError;
 use crate::challenge::Print;
+use crate::mcp::Unreadable;
 use crate::origin::OriginError;
 use crate::policy::Denied;
 use crate::route::{Route, RouteError};
 
 const JSON: &str = "application/json";
+/// JSON-RPC error code of headers that are not the body's (MCP 2026-07-28).
+const HEADER_MISMATCH: i32 = -32020;
 const HTML: &str = "text/html; charset=utf-8";
 
 /// Everything that can keep a request from being answered by its upstream.
@@ -27,6 +30,9 @@ pub enum Failure {
     Authn(AuthnError),
     #[error(transparent)]
     Denied(#[from] Denied),
+    /// `Mcp-Method` or `Mcp-Name` says something else than the body; `id`: of the request, as JSON (SEP-2243).
+    #[error("Mcp-Method and Mcp-Name have to say what the body says")]
+    HeaderMismatch { id: String },
     #[error("{0}")]
     Malformed(&'static str),
     /// The user has to authorize at the upstream; the client gets there by authorizing again.
@@ -47,6 +53,9 @@ pub enum Failure {
     StepUp { scopes: Vec<String> },
     #[error("request body is too large")]
     TooLarge,
+    /// What a rule depends on cannot be read in one way only.
+    #[error(transparent)]
+    Unreadable(Unreadable),
     /// Ours: store, or an authorization server we depend on.
     #[error("try again later")]
     Unavailable { retry_after: Duration },
@@ -92,9 +101,7 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
             let problem = (*failure != Failure::Authn(AuthnError::Missing)).then(|| failure.to_string());
             (HTML, page::page(route, problem.as_deref()))
         }
-        None => {
-            (JSON, serde_json::json!({"error": code, "error_description": failure.to_string()}).to_string())
-        }
+        None => (JSON, body(failure, code)),
     };
     reply_headers.push((header::CONTENT_TYPE, HeaderValue::from_static(kind)));
     let policy = (kind == HTML).then(page::policy).flatten();
@@ -103,6 +110,18 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
         _ => (name, value),
     }));
     Reply { status, headers: reply_headers, body: body.into(), reason }
+}
+
+/// As OAuth says it (RFC 6749 §5.2), and where MCP has an error of its own, as that.
+fn body(failure: &Failure, code: &str) -> String {
+    let text = failure.to_string();
+    match failure {
+        Failure::HeaderMismatch { id } => {
+            let error = serde_json::json!({"code": HEADER_MISMATCH, "message": text});
+            format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#)
+        }
+        _ => serde_json::json!({"error": code, "error_description": text}).to_string(),
+    }
 }
 
 fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
@@ -121,7 +140,9 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         Failure::Denied(Denied::Scope { .. }) => {
             (StatusCode::FORBIDDEN, "insufficient_scope", "insufficient_scope")
         }
-        Failure::Malformed(_) => (StatusCode::BAD_REQUEST, "invalid_request", "malformed"),
+        Failure::HeaderMismatch { .. } | Failure::Malformed(_) | Failure::Unreadable(_) => {
+            (StatusCode::BAD_REQUEST, "invalid_request", "malformed")
+        }
         Failure::NeedsUser => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
         Failure::NeedsConnection => (StatusCode::FORBIDDEN, "access_denied", "needs_connection"),
         Failure::NoSession => (StatusCode::NOT_FOUND, "session_not_found", "no_session"),

@@ -3,6 +3,8 @@
 //! The decision is made on one canonical form of the path, and that same form is what goes upstream, so nothing can
 //! be routed as one thing and read as another. Whatever has no single meaning (escaped separators, dot segments,
 //! control bytes) is refused instead of interpreted.
+mod rules;
+
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,6 +14,8 @@ use secrecy::ExposeSecret;
 
 use crate::config::{self, Credential, PublicUrl};
 use crate::outbound::AddressPolicy;
+
+pub use rules::Rules;
 
 /// The scope every access token needs, on every route.
 pub const ACCESS_SCOPE: &str = "mcp:access";
@@ -36,6 +40,8 @@ pub struct Route {
     pub fixed: Option<(HeaderName, HeaderValue)>,
     /// What a caller's token must carry; the default of a client that asks for nothing.
     pub scopes: Vec<String>,
+    /// What single calls need besides.
+    pub rules: Rules,
 }
 
 /// Where a route leads.
@@ -197,6 +203,7 @@ impl Route {
             fixed: fixed(&configured.credential),
             credential: configured.credential.clone(),
             scopes,
+            rules: Rules::new(&configured.tool_scopes),
         }
     }
 

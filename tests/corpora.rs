@@ -1,5 +1,5 @@
 //! The collections of hostile input under `tests/data`, each case with the answer that it has to get: redirect URIs,
-//! PKCE, bearer tokens, cookies and header lines. A case that is answered otherwise is named; all of a file are tried.
+//! PKCE, bearer tokens, cookies, header lines and messages. A case that is answered otherwise is named; all of a file are tried.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
@@ -370,4 +370,81 @@ async fn sr_t35_sr_t37_sr_t38_sr_rs_04_sr_rs_08_headers() {
     // Nothing a client sends is laid at the upstream's door.
     let log = gateway.output.text();
     assert!(!log.contains("the upstream's answer"), "{log}");
+}
+
+/// The request of a case, framed in one of three ways: its length said, in pieces of one byte, or too long to be read
+/// ahead.
+fn framed(case: &Value, gateway: &Gateway, token: &str, framing: &str) -> (Vec<u8>, Vec<u8>) {
+    let mut body = Vec::new();
+    let mut rest = text(case, "body");
+    // `<ff>` is that byte.
+    while let Some((before, (hex, after))) =
+        rest.split_once('<').and_then(|(before, tail)| Some((before, tail.split_once('>')?)))
+    {
+        body.extend_from_slice(before.as_bytes());
+        body.push(u8::from_str_radix(hex, 16).unwrap());
+        rest = after;
+    }
+    body.extend_from_slice(rest.as_bytes());
+    let method = case["method"].as_str().unwrap_or("POST");
+    let target = case["target"].as_str().unwrap_or("/demo");
+    let mut head = format!(
+        "{method} {target} HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {token}\r\n",
+        gateway.address
+    );
+    match case["type"].as_str().unwrap_or("application/json") {
+        "" => {}
+        kind => head.push_str(&format!("content-type: {kind}\r\n")),
+    }
+    for line in case["lines"].as_array().into_iter().flatten() {
+        head.push_str(&format!("{}\r\n", line.as_str().unwrap()));
+    }
+    let mut request = Vec::new();
+    if framing == "in pieces" {
+        request.extend_from_slice(format!("{head}transfer-encoding: chunked\r\n\r\n").as_bytes());
+        for byte in &body {
+            request.extend_from_slice(&[b"1\r\n", &[*byte][..], b"\r\n"].concat());
+        }
+        request.extend_from_slice(b"0\r\n\r\n");
+    } else {
+        if framing == "long" {
+            body.resize(body.len() + 100_000, b' ');
+        }
+        request.extend_from_slice(format!("{head}content-length: {}\r\n\r\n", body.len()).as_bytes());
+        request.extend_from_slice(&body);
+    }
+    (request, body)
+}
+
+#[tokio::test]
+async fn sr_t52_sr_rs_10_messages() {
+    let upstream = lone_upstream().await;
+    let route = Route::open("demo", &upstream).with("tool_scopes", json!({"delete": ["demo:delete"]}));
+    let gateway = Gateway::builder().route(route).start().await;
+    let client = registered(&gateway, REDIRECT).await;
+    let token = client.sign_in(&mut Browser::new(), "demo").await.access_token;
+    let (corpus, mut judge) = (corpus("messages.json"), Judge::default());
+    for case in cases(&corpus) {
+        for framing in ["short", "in pieces", "long"] {
+            upstream.requests.clear();
+            let (request, body) = framed(case, &gateway, &token, framing);
+            let Some(answer) = exchange(gateway.address, request, PATIENCE).await else {
+                judge.case(case, false, (framing, "no answer"));
+                continue;
+            };
+            let error = || serde_json::from_slice::<Value>(&answer.body).unwrap_or_default()["error"].clone();
+            // Where the body is held back, its head is there already.
+            let mut arrived = upstream.requests.all();
+            arrived.retain(|request| !request.body.is_empty());
+            let holds = match text(case, "answer") {
+                "passes" => matches!(arrived.as_slice(), [one] if one.body == body),
+                "denied" => arrived.is_empty() && answer.status == 403 && error() == "insufficient_scope",
+                "refused" => arrived.is_empty() && answer.status == 400 && error() == "invalid_request",
+                "mismatch" => arrived.is_empty() && answer.status == 400 && error()["code"] == -32020,
+                other => panic!("{other}"),
+            };
+            judge.case(case, holds, (framing, answer.status, answer.text(), arrived.len()));
+        }
+    }
+    judge.ends();
 }

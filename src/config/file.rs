@@ -189,6 +189,9 @@ pub(super) struct Route {
     pub(super) credential: Option<Credential>,
     /// Access scopes of this route besides `mcp:access`. Default: none.
     pub(super) scopes: Option<Vec<String>>,
+    /// Access scopes that calls of single tools need besides, by the tool's name, like `{delete_file: [files:delete]}`. A client is told
+    /// when it lacks one, and then asks the user. Default: none.
+    pub(super) tool_scopes: Option<BTreeMap<String, Vec<String>>>,
 }
 
 #[derive(Deserialize, JsonSchema)]

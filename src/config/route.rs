@@ -1,6 +1,6 @@
 //! Routes: which host and path lead to which MCP server.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use url::Url;
 
@@ -22,6 +22,8 @@ pub struct Route {
     pub credential: Credential,
     /// Access scopes besides `mcp:access`.
     pub scopes: Vec<String>,
+    /// What calls of a tool need besides, by its name; never nothing.
+    pub tool_scopes: BTreeMap<String, Vec<String>>,
 }
 
 /// The MCP server behind a route.
@@ -110,12 +112,32 @@ pub(super) fn check(
         let credential =
             credential::check(check, &key.child("credential"), entry.credential.as_ref(), &private);
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
+        let tool_scopes = tool_scopes(check, &key.child("tool_scopes"), entry.tool_scopes.iter().flatten());
         if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)
         {
-            routes.push(Route { name: entry.name.clone(), host, path, upstream, credential, scopes });
+            let name = entry.name.clone();
+            routes.push(Route { name, host, path, upstream, credential, scopes, tool_scopes });
         }
     }
     routes
+}
+
+fn tool_scopes<'f>(
+    check: &mut Checker<'_>,
+    key: &Key,
+    written: impl Iterator<Item = (&'f String, &'f Vec<String>)>,
+) -> BTreeMap<String, Vec<String>> {
+    let mut checked = BTreeMap::new();
+    for (tool, scopes) in written {
+        let key = key.child(tool);
+        if tool.is_empty() {
+            check.refuse(&key, "is no name of a tool", "write the name as `tools/list` shows it");
+        } else if scopes.is_empty() {
+            check.refuse(&key, "names no scope", "write the scopes that a call needs, or leave the tool out");
+        }
+        checked.insert(tool.clone(), check.scopes(&key, scopes));
+    }
+    checked
 }
 
 fn name(check: &mut Checker<'_>, key: &Key, written: &str) {

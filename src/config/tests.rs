@@ -244,6 +244,16 @@ fn syntax_types_and_missing_keys_have_a_place() {
         "access_log: jsno",
         "conf.yaml:4:15: server.access_log: unknown value; did you mean `json`?",
     );
+    one(
+        "name: demo",
+        "name: demo\n    tool_scopes: {drop: []}",
+        "conf.yaml:14:25: routes[0].tool_scopes.drop: names no scope; write the scopes that a call needs, or leave the tool out",
+    );
+    one(
+        "name: demo",
+        "name: demo\n    tool_scopes: {drop: [\"a b\"]}",
+        "conf.yaml:14:26: routes[0].tool_scopes.drop[0]: is not a scope; write one scope per entry",
+    );
     one("name: demo", "name: 7", "conf.yaml:13:11: routes[0].name: is a number, not text; put it in quotes");
     one(
         "#upstream",

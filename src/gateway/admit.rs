@@ -10,8 +10,9 @@ use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::Caller;
 use crate::credential::{self, Credential, Unresolved};
-use crate::mcp::Call;
+use crate::mcp::{Call, Message};
 use crate::oauth::client::refresh::Outdated;
+use crate::policy::Denied;
 use crate::respond::Failure;
 use crate::route::{Route, canonical_path};
 use crate::{authn, origin, policy, web};
@@ -25,7 +26,7 @@ pub(super) enum Admitted {
 
 impl Gateway {
     /// Says what becomes of a request.
-    pub(super) async fn admit(&self, session: &Session, ctx: &mut Context) -> Result<Admitted, Failure> {
+    pub(super) async fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Admitted, Failure> {
         let head = session.req_header();
         screen::request(head).map_err(Failure::Malformed)?;
         let snapshot = Arc::clone(&ctx.snapshot);
@@ -49,17 +50,20 @@ impl Gateway {
         let now = self.authority.clock.now();
         let revoked = self.authority.revoked.count();
         let caller = authn::authenticate(&head.headers, &self.authority.standing(&snapshot), now)?;
-        let credential = self.credential(&caller, &route, None, now).await?;
+        let path = route.upstream.target(matched.rest, head.uri.query());
+        let asked = self.inspect(session, &route).await?;
+        let credential = self.credential(&caller, &route, asked.message(), None, now).await?;
+        let head = session.req_header();
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route)
             .map_err(|NoSession| Failure::NoSession)?;
         // Only a request outside of any session begins one, and only where there are sessions.
         let may_begin = session.is_none() && head.method == Method::POST;
         let may_begin = may_begin && !Call::from_headers(&head.headers).is_mirrored();
-        let path = route.upstream.target(matched.rest, head.uri.query());
         ctx.target = Some(Target {
             route,
             caller,
             credential,
+            asked,
             path,
             session,
             opening: may_begin.then(Opening::default),
@@ -87,9 +91,19 @@ impl Gateway {
     pub(super) async fn renew(&self, target: &mut Target) -> Result<(), Failure> {
         let now = self.authority.clock.now();
         let refused = target.refused.as_ref();
-        target.credential = self.credential(&target.caller, &target.route, refused, now).await?;
+        let message = target.asked.message();
+        target.credential = self.credential(&target.caller, &target.route, message, refused, now).await?;
         target.again = false;
         Ok(())
+    }
+
+    /// What a denied caller is told.
+    pub(super) async fn denied(&self, caller: &Caller, route: &Route, denied: Denied) -> Failure {
+        // A client that answers with a refresh instead of sending the user has to see it fail.
+        if let (Denied::Scope { .. }, Some(user), true) = (&denied, caller.user(), caller.is_person()) {
+            self.authority.connector.lacked_scope(caller.grant(), user, route).await;
+        }
+        denied.into()
     }
 
     /// Policy and credential: what goes upstream for this caller, newer than `refused`.
@@ -97,10 +111,14 @@ impl Gateway {
         &self,
         caller: &Caller,
         route: &Arc<Route>,
+        message: Option<&Message>,
         refused: Option<&Outdated>,
         now: SystemTime,
     ) -> Result<Credential, Failure> {
-        let permit = policy::permit(caller, route)?;
+        let permit = match policy::permit(caller, route, message) {
+            Ok(permit) => permit,
+            Err(denied) => return Err(self.denied(caller, route, denied).await),
+        };
         let resolved = credential::resolve(&self.connections, &permit, refused, now).await;
         // Told once more, the client may answer with a refresh: then that has to fail.
         if let Err(Unresolved::NeedsUser { incarnation }) = &resolved {

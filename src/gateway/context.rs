@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::ErrorType;
 
+use super::inspect::Asked;
 use super::screen::SHORT;
 use super::session::{Opening, Session as McpSession};
 use crate::authn::Caller;
@@ -50,6 +51,8 @@ pub struct Target {
     pub route: Arc<Route>,
     pub caller: Caller,
     pub credential: Credential,
+    /// What is known of what the request asks for.
+    pub asked: Asked,
     /// Path and query at the upstream.
     pub path: String,
     /// The MCP session it is in.
@@ -72,6 +75,18 @@ pub struct Replacement {
     pub headers: Vec<(HeaderName, HeaderValue)>,
     body: Bytes,
     discarded: usize,
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The request is sent from its beginning, for the first time or again.
+    pub fn begin(&mut self) {
+        self.opening.iter_mut().for_each(Opening::begin);
+        if let Asked::Held(held) = &mut self.asked {
+            held.begin();
+        }
+    }
 }
 
 // === impl Context ===

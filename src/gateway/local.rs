@@ -1,6 +1,7 @@
 //! The bridge to the axum router: our own endpoints are answered from inside `request_filter`.
 use axum::Router;
 use axum::body::Body;
+use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, Version, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
@@ -9,6 +10,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use tower::ServiceExt as _;
 
+use crate::origin;
 use crate::respond::Reply;
 use crate::web::About;
 
@@ -68,6 +70,14 @@ pub async fn serve(session: &mut Session, router: &Router, path: &str, about: Ab
     }
 }
 
+/// What a browser hears that asks before it calls.
+pub fn preflight(session: &Session, origin: Option<&HeaderValue>) -> Reply {
+    let asked = session.get_header(header::ACCESS_CONTROL_REQUEST_HEADERS);
+    let mut headers = Vec::from(origin::preflight(asked));
+    headers.extend(origin.into_iter().flat_map(origin::readable));
+    Reply { status: StatusCode::NO_CONTENT, headers, body: Bytes::new(), reason: "preflight" }
+}
+
 /// Sends a finished answer and keeps the connection where that is possible.
 pub async fn answer(session: &mut Session, reply: &Reply) -> Result<()> {
     if is_small(session) {
@@ -102,7 +112,7 @@ fn expects_continue(session: &Session) -> bool {
 }
 
 /// Whether the unread body may be read later: never after `Expect: 100-continue`, where the client may leave it out.
-fn is_small(session: &Session) -> bool {
+pub(super) fn is_small(session: &Session) -> bool {
     let length = session
         .get_header(header::CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());

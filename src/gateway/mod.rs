@@ -2,9 +2,10 @@
 //! why, is in the stages.
 //!
 //! ```text
-//! request_filter           route, origin, authn, policy, credential   (every ordinary refusal is answered here)
+//! request_filter           route, origin, authn, mcp, policy, credential   (every ordinary refusal is answered here)
 //! upstream_peer            vetted address; after a refused token, the credential again
 //! upstream_request_filter  inject
+//! request_body_filter      mcp, policy: of a long body that a rule depends on
 //! upstream_response_filter trap
 //! response_filter          what a proxied answer loses and gains, or our answer in its place
 //! fail_to_proxy            respond
@@ -12,6 +13,7 @@
 //! ```
 mod admit;
 pub mod context;
+mod inspect;
 pub mod local;
 mod record;
 mod rescue;
@@ -35,12 +37,11 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
-use self::session::Opening;
 use self::verdict::Consequence;
 use crate::credential::Connections;
 use crate::mcp::SESSION_ID;
 use crate::oauth::server::Authority;
-use crate::respond::{self, Failure, Reply};
+use crate::respond::{self, Failure};
 use crate::telemetry::access::Log;
 use crate::telemetry::{InFlight, Metrics};
 use crate::upstream::{peer, resolve::Resolver};
@@ -118,20 +119,8 @@ impl ProxyHttp for Gateway {
                 Ok(true)
             }
             Ok(Admitted::Preflight) => {
-                let asked = session.get_header(header::ACCESS_CONTROL_REQUEST_HEADERS).cloned();
-                let mut headers = Vec::from(origin::preflight(asked.as_ref()));
-                headers.extend(ctx.origin.iter().flat_map(origin::readable));
                 ctx.reason = "preflight";
-                local::answer(
-                    session,
-                    &Reply {
-                        status: StatusCode::NO_CONTENT,
-                        headers,
-                        body: Bytes::new(),
-                        reason: "preflight",
-                    },
-                )
-                .await?;
+                local::answer(session, &local::preflight(session, ctx.origin.as_ref())).await?;
                 Ok(true)
             }
             Err(failure) => {
@@ -149,7 +138,7 @@ impl ProxyHttp for Gateway {
         let Some(target) = &mut ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
-        target.opening.iter_mut().for_each(Opening::begin);
+        target.begin();
         if target.again
             && let Err(failure) = self.renew(target).await
         {
@@ -204,16 +193,22 @@ impl ProxyHttp for Gateway {
 
     async fn request_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
-        _end: bool,
+        end: bool,
         ctx: &mut Context,
     ) -> Result<()> {
-        let opening = ctx.target.as_mut().and_then(|target| target.opening.as_mut());
-        if let (Some(opening), Some(piece)) = (opening, body) {
+        let Some(target) = &mut ctx.target else {
+            return Ok(());
+        };
+        if let (Some(opening), Some(piece)) = (&mut target.opening, &body) {
             opening.add(piece);
         }
-        Ok(())
+        let released = self.release(target, &session.req_header().headers, body, end).await;
+        released.map_err(|failure| {
+            ctx.failure = Some(failure);
+            Error::explain(ANSWERED, "an answer of ours instead")
+        })
     }
 
     async fn adjust_upstream_modules(

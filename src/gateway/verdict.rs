@@ -39,8 +39,9 @@ impl Gateway {
         match verdict {
             Verdict::Pass => {
                 let (grant, source) = (target.caller.grant(), &target.credential.source);
-                let is_of_user = !matches!(source, Source::None | Source::Fixed);
-                if success && is_of_user && !connector.is_settled(grant) {
+                let can_be_open =
+                    !matches!(source, Source::None | Source::Fixed) || target.route.rules.need_message();
+                if success && can_be_open && !connector.is_settled(grant) {
                     connector.settle(grant).await;
                 }
                 Consequence::Pass
@@ -67,9 +68,7 @@ impl Gateway {
             Verdict::StepUp { scopes } => {
                 let incarnation = target.credential.source.incarnation();
                 self.remember_challenge(&target.caller, &target.route, incarnation, scopes.clone()).await;
-                let mut needed: Vec<String> = target.caller.scopes().map(str::to_owned).collect();
-                needed.extend(scopes.into_iter().filter(|scope| !target.caller.has_scope(scope)));
-                Consequence::Instead(Failure::StepUp { scopes: needed })
+                Consequence::Instead(Failure::StepUp { scopes: target.caller.scopes_and(&scopes) })
             }
             Verdict::Misconfigured => {
                 tracing::error!(

@@ -63,6 +63,19 @@ impl Connector {
         self.settled.remove(grant);
     }
 
+    /// Remembers that a call of `grant` lacked one of our own scopes, which is no matter of the upstream's.
+    pub async fn lacked_scope(&self, grant: &str, user: &str, route: &Route) {
+        let remembered = async {
+            let connection = self.records.store().connection(&connection_key(user, route)).await?;
+            let incarnation = connection.map(|connection| connection.incarnation);
+            self.remember(&of_grant(grant), &Challenge::new(Vec::new(), incarnation)).await
+        };
+        if let Err(error) = remembered.await {
+            tracing::warn!(target: "postern::oauth", %error, "a missing scope could not be remembered");
+        }
+        self.settled.remove(grant);
+    }
+
     /// One that says nothing new costs no write.
     async fn remember(&self, key: &str, challenge: &Challenge) -> Result<(), RecordError> {
         for _ in 0..TRIES {

@@ -258,13 +258,14 @@ pub async fn prepare(
     Ok(Prepared::Ask(Box::new(Question { flow, client, redirect_uri, route, scopes, plan, note })))
 }
 
-/// What is granted of what was asked: the route's own scopes always, since nothing works without them, and of the
-/// upstream's those that are going to be asked for. Unknown names are dropped.
+/// What is granted of what was asked: the route's own scopes always, since nothing works without them, what single calls
+/// need, and of the upstream's those that are going to be asked for. Unknown names are dropped.
 fn granted(route: &Route, asked: &[String], plan: Option<&Plan>) -> Vec<String> {
     let mut scopes = route.scopes.clone();
     let known = plan.map(|plan| plan.scopes.as_slice()).unwrap_or_default();
     for scope in asked {
-        if known.contains(scope) && !scopes.contains(scope) {
+        let is_known = known.contains(scope) || route.rules.scopes().any(|known| known == scope);
+        if is_known && !scopes.contains(scope) {
             scopes.push(scope.clone());
         }
     }

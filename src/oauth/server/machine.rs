@@ -36,7 +36,9 @@ pub fn client_credentials(
     let listed = |route: &&std::sync::Arc<Route>| machine.routes.contains(&route.name);
     let route =
         route.filter(listed).ok_or(Refusal::invalid_target("this client is not listed for that resource"))?;
-    let scopes = narrowed(&route.scopes, wish.scope)?;
+    // Unless it asks for more, it gets what everybody begins with.
+    let all: Vec<String> = route.scopes.iter().chain(route.rules.scopes()).cloned().collect();
+    let scopes = narrowed(wish.scope.map_or(&route.scopes, |_| &all), wish.scope)?;
     // Of its own, so that it can be revoked without the others.
     let grant = seal::name().map_err(|_| Refusal::server_error("no randomness"))?;
     let (now, lifetime) = (authority.clock.now(), snapshot.config.oauth_server.access_token_ttl);

@@ -22,6 +22,7 @@ pub fn resource<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Resource<'a> {
         resource: &route.resource,
         authorization_servers: [snapshot.issuer()],
         bearer_methods_supported: ["header"],
+        // What there is to begin with; more is asked for when it is needed (MCP, Scope Selection Strategy).
         scopes_supported: &route.scopes,
         resource_name: &route.name,
     }
@@ -87,8 +88,11 @@ struct OpenId {
 
 pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
     let issuer = snapshot.issuer();
-    let mut scopes: Vec<String> =
-        snapshot.routes.iter().flat_map(|route| route.scopes.iter().cloned()).collect();
+    let mut scopes: Vec<String> = snapshot
+        .routes
+        .iter()
+        .flat_map(|route| route.scopes.iter().chain(route.rules.scopes()).cloned())
+        .collect();
     scopes.sort();
     scopes.dedup();
     let mut grants = vec!["authorization_code", "refresh_token"];

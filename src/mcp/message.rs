@@ -1,0 +1,192 @@
+//! The JSON-RPC message in a request body, read so strictly that no server can read it in another way: what is decided
+//! on it holds for what arrives. It is never written again, the bytes go on as they came.
+//!
+//! Refused is what parsers differ about: members that come twice or differ in case alone, batches, text that is no
+//! UTF-8, a byte order mark, anything behind the end.
+use std::collections::HashMap;
+use std::fmt;
+
+use http::HeaderMap;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{METHOD, NAME, decoded, single};
+
+/// A longer one is not repeated, bytes.
+const LONGEST_ID: usize = 256;
+
+/// What a message asks for. An answer of the client to a request of the server asks for nothing.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    pub method: Option<String>,
+    /// The tool or prompt (`params.name`), or the resource (`params.uri`), of the methods that call one.
+    pub name: Option<String>,
+    /// `id` as JSON, as it was written; `null` where there is none that is worth repeating.
+    pub id: String,
+}
+
+/// Why nothing can be decided on a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unreadable {
+    #[error("the body is not one JSON-RPC message with a single meaning")]
+    Ambiguous,
+    #[error("batches are not accepted here: send each message in a request of its own")]
+    Batch,
+}
+
+impl Message {
+    pub fn read(body: &[u8]) -> Result<Self, Unreadable> {
+        const KNOWN: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
+        let text = std::str::from_utf8(body).map_err(|_| Unreadable::Ambiguous)?;
+        if text.trim_ascii_start().starts_with('[') {
+            return Err(Unreadable::Batch);
+        }
+        let message = Members::read(text, &KNOWN)?;
+        let method = message.text("method")?;
+        let named = match method.as_deref() {
+            Some("tools/call" | "prompts/get") => Some("name"),
+            Some("resources/read") => Some("uri"),
+            _ => None,
+        };
+        let name = match named {
+            Some(member) => {
+                let params = message.0.get("params").ok_or(Unreadable::Ambiguous)?;
+                let name = Members::read(params.get(), &[member])?.text(member)?;
+                Some(name.ok_or(Unreadable::Ambiguous)?)
+            }
+            None => None,
+        };
+        let id = message.0.get("id").map(|id| id.get()).filter(|id| id.len() <= LONGEST_ID);
+        let id = id.unwrap_or("null").to_owned();
+        Ok(Self { method, name, id })
+    }
+
+    /// Whether `Mcp-Method` and `Mcp-Name`, where they are, say the same: a server may go by either (SEP-2243).
+    pub fn is_mirrored_in(&self, headers: &HeaderMap) -> bool {
+        let method = !headers.contains_key(METHOD) || single(headers, METHOD) == self.method.as_deref();
+        // What the name of other methods is, only their extension knows.
+        let name = !headers.contains_key(NAME)
+            || self.name.is_none()
+            || single(headers, NAME).and_then(decoded).as_deref() == self.name.as_deref();
+        method && name
+    }
+}
+
+/// The members of one object, by name; no two could be taken for one another.
+struct Members<'t>(HashMap<String, &'t RawValue>);
+
+impl<'t> Members<'t> {
+    /// `known`: the names that have a meaning here; no other spelling of them is let through.
+    fn read(text: &'t str, known: &[&str]) -> Result<Self, Unreadable> {
+        let Self(members) = serde_json::from_str(text).map_err(|_| Unreadable::Ambiguous)?;
+        let is_variant =
+            |name: &String| known.contains(&folded(name).as_str()) && !known.contains(&name.as_str());
+        if members.keys().any(is_variant) {
+            return Err(Unreadable::Ambiguous);
+        }
+        Ok(Self(members))
+    }
+
+    /// `None`: there is no such member.
+    fn text(&self, name: &str) -> Result<Option<String>, Unreadable> {
+        self.0
+            .get(name)
+            .map(|raw| serde_json::from_str(raw.get()).map_err(|_| Unreadable::Ambiguous))
+            .transpose()
+    }
+}
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
+            type Value = Members<'de>;
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("an object")
+            }
+            fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
+                let mut members = HashMap::new();
+                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
+                    if members.insert(name, value).is_some() {
+                        return Err(M::Error::custom("a member that comes twice"));
+                    }
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(Object)
+    }
+}
+
+/// One form for all spellings that somebody may take for the same: Unicode's simple folding, as Go's `encoding/json`
+/// does it, makes an `s` of `ſ` and a `k` of the Kelvin sign.
+fn folded(name: &str) -> String {
+    name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn read(body: &str) -> Result<Message, Unreadable> {
+        Message::read(body.as_bytes())
+    }
+
+    #[test]
+    fn a_call_says_what_it_calls() {
+        let message = |method: &str, name: Option<&str>, id: &str| Message {
+            method: Some(method.to_owned()),
+            name: name.map(str::to_owned),
+            id: id.to_owned(),
+        };
+        for (body, expected) in [
+            (
+                r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add"}}"#,
+                message("tools/call", Some("add"), "1"),
+            ),
+            (
+                r#" {"id":"a","method":"prompts\/get","params":{"x":{"name":"no"},"name":"p"}} "#,
+                message("prompts/get", Some("p"), "\"a\""),
+            ),
+            (
+                r#"{"id":2,"method":"resources/read","params":{"uri":"file:///x","name":"no"}}"#,
+                message("resources/read", Some("file:///x"), "2"),
+            ),
+            (
+                r#"{"\u006dethod":"tools/call","params":{"n\u0061me":"\u0061dd"}}"#,
+                message("tools/call", Some("add"), "null"),
+            ),
+            (r#"{"method":"tools/list"}"#, message("tools/list", None, "null")),
+            (r#"{"id":1,"method":"ping","params":[1]}"#, message("ping", None, "1")),
+        ] {
+            assert_eq!(read(body), Ok(expected), "{body}");
+        }
+        assert_eq!(read(r#"{"id":1,"result":{}}"#).unwrap().method, None);
+    }
+
+    #[test]
+    fn names_are_compared_with_the_headers() {
+        let call = read(r#"{"id":1,"method":"tools/call","params":{"name":"über"}}"#).unwrap();
+        let list = read(r#"{"id":1,"method":"tools/list"}"#).unwrap();
+        for (message, lines, same) in [
+            (&call, &[][..], true),
+            (&call, &[(METHOD, "tools/call"), (NAME, "=?base64?w7xiZXI=?=")], true),
+            (&call, &[(METHOD, "tools/list")], false),
+            (&call, &[(METHOD, "tools/call"), (METHOD, "tools/call")], false),
+            (&call, &[(NAME, "uber")], false),
+            (&call, &[(NAME, "=?base64?***?=")], false),
+            (&list, &[(METHOD, "tools/list"), (NAME, "of an extension")], true),
+            (&list, &[(METHOD, "tools/call")], false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, HeaderValue::from_static(value));
+            }
+            assert_eq!(message.is_mirrored_in(&headers), same, "{lines:?}");
+        }
+    }
+}
