@@ -1,17 +1,41 @@
 //! Bearer in, [`Caller`] out. Says who is calling and what their token is for, nothing about rights: that is
 //! `policy`. The token is read from the `Authorization` header alone, never from query or body (RFC 6750 §2,
 //! MCP authorization, Token Requirements).
+pub mod foreign;
+
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, header};
 
+use self::foreign::{Foreign, ForeignToken};
+
 use crate::oauth::server::access_token::PREFIX;
+use crate::oauth::server::service;
 use crate::oauth::server::standing::{Holder, NoStanding, Standing};
 use crate::route::Route;
 
-/// Who is calling, proven by a token of ours. Only [`authenticate`] makes one.
+/// Who is calling, proven by a token. Only this module makes one.
 pub struct Caller {
-    holder: Holder,
+    who: Who,
+}
+
+/// How a caller's user can be asked for something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// By a challenge: the client sends them through an authorization of ours.
+    Authorization,
+    /// By their page here alone: their client's authorization server is another one.
+    Page,
+    /// There is nobody.
+    Nobody,
+}
+
+enum Who {
+    Ours(Holder),
+    /// Proven by an authorization server that the route trusts in our place.
+    Theirs(Arc<ForeignToken>),
 }
 
 /// Why a request has no caller.
@@ -36,35 +60,71 @@ pub enum AuthnError {
     NotReady,
 }
 
-/// Proves who is calling.
+/// Proves who is calling a route whose tokens are ours.
 pub fn authenticate(
     headers: &HeaderMap,
     standing: &Standing<'_>,
     now: SystemTime,
 ) -> Result<Caller, AuthnError> {
+    let token = bearer(headers)?;
+    let holder = standing.holder(&token, now).map_err(|error| match error {
+        NoStanding::Foreign => AuthnError::Invalid,
+        NoStanding::Expired => AuthnError::Expired,
+        NoStanding::Revoked => AuthnError::Revoked,
+        NoStanding::NotReady => AuthnError::NotReady,
+    })?;
+    Ok(Caller { who: Who::Ours(holder) })
+}
+
+/// Proves who is calling a route whose tokens are others'.
+pub async fn authenticate_foreign(
+    headers: &HeaderMap,
+    foreign: &Foreign,
+    standing: &Standing<'_>,
+    route: &Route,
+    now: SystemTime,
+) -> Result<Caller, AuthnError> {
+    let token = bearer(headers)?;
+    if !standing.keys.is_known() {
+        // Who is blocked is known together with the keys.
+        return Err(AuthnError::NotReady);
+    }
+    // One of ours is not shown to anybody else.
+    if token.starts_with(PREFIX) || token.starts_with(service::PREFIX) {
+        return Err(AuthnError::Invalid);
+    }
+    let found = foreign.holder(&token, route, now).await?;
+    match standing.revoked.has_user(&found.subject) {
+        true => Err(AuthnError::Revoked),
+        false => Ok(Caller { who: Who::Theirs(found) }),
+    }
+}
+
+/// The one token of a request.
+fn bearer(headers: &HeaderMap) -> Result<Cow<'_, str>, AuthnError> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let value = values.next().ok_or(AuthnError::Missing)?;
     if values.next().is_some() {
         return Err(AuthnError::Malformed);
     }
     // Bytes that are no text are no part of a token either, but they do not hide what kind of credential this is.
-    let value = String::from_utf8_lossy(value.as_bytes());
-    let (scheme, token) = value.split_once(' ').unwrap_or((&value, ""));
+    match String::from_utf8_lossy(value.as_bytes()) {
+        Cow::Borrowed(value) => token_of(value).map(Cow::Borrowed),
+        Cow::Owned(value) => token_of(&value).map(|token| Cow::Owned(token.to_owned())),
+    }
+}
+
+fn token_of(value: &str) -> Result<&str, AuthnError> {
+    let (scheme, token) = value.split_once(' ').unwrap_or((value, ""));
     // Another scheme is no credential for us, so the answer is where to get one.
     if !scheme.eq_ignore_ascii_case("bearer") {
         return Err(AuthnError::Missing);
     }
     let token = token.trim_matches(' ');
-    if has_second_credential(token) {
-        return Err(AuthnError::Malformed);
+    match has_second_credential(token) {
+        true => Err(AuthnError::Malformed),
+        false => Ok(token),
     }
-    let holder = standing.holder(token, now).map_err(|error| match error {
-        NoStanding::Foreign => AuthnError::Invalid,
-        NoStanding::Expired => AuthnError::Expired,
-        NoStanding::Revoked => AuthnError::Revoked,
-        NoStanding::NotReady => AuthnError::NotReady,
-    })?;
-    Ok(Caller { holder })
 }
 
 /// Whether another credential follows in the same header. Space and comma alone do not say so: a token that was
@@ -78,81 +138,95 @@ fn has_second_credential(token: &str) -> bool {
 
 impl Caller {
     pub fn subject(&self) -> &str {
-        match &self.holder {
-            Holder::User(token) | Holder::Client { token, .. } => token.subject(),
-            Holder::Service(account) => &account.subject,
+        match &self.who {
+            Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.subject(),
+            Who::Ours(Holder::Service(account)) => &account.subject,
+            Who::Theirs(token) => &token.subject,
         }
     }
 
     pub fn client(&self) -> &str {
-        match &self.holder {
-            Holder::User(token) | Holder::Client { token, .. } => token.client(),
-            Holder::Service(account) => &account.subject,
+        match &self.who {
+            Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.client(),
+            Who::Ours(Holder::Service(account)) => &account.subject,
+            Who::Theirs(token) => &token.client,
         }
     }
 
     /// Whether nothing of it was taken back since it was proven for this route.
     pub fn still_stands(&self, standing: &Standing<'_>, route: &Route) -> bool {
-        standing.holds(&self.holder, route)
+        match &self.who {
+            Who::Ours(holder) => standing.holds(holder, route),
+            Who::Theirs(token) => !standing.revoked.has_user(&token.subject),
+        }
     }
 
-    /// Id of the grant, the one to be revoked; of a service account, what stands for it.
+    /// Id of the grant, the one to be revoked; of a service account or a token of others, what stands for it.
     pub fn grant(&self) -> &str {
-        match &self.holder {
-            Holder::User(token) | Holder::Client { token, .. } => token.grant(),
-            Holder::Service(account) => &account.digest,
+        match &self.who {
+            Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.grant(),
+            Who::Ours(Holder::Service(account)) => &account.digest,
+            Who::Theirs(token) => &token.digest,
         }
     }
 
     /// Whose connections are used. `None`: nobody's, for a program that acts for no user.
     pub fn user(&self) -> Option<&str> {
-        match &self.holder {
-            Holder::User(token) => Some(token.subject()),
-            Holder::Client { machine, .. } => machine.acts_for.as_deref(),
-            Holder::Service(account) => account.acts_for.as_deref(),
+        match &self.who {
+            Who::Ours(Holder::User(token)) => Some(token.subject()),
+            Who::Ours(Holder::Client { machine, .. }) => machine.acts_for.as_deref(),
+            Who::Ours(Holder::Service(account)) => account.acts_for.as_deref(),
+            Who::Theirs(token) => (!token.is_program).then_some(&token.subject),
         }
     }
 
-    /// Whether a person is there who could be asked.
-    pub fn is_person(&self) -> bool {
-        matches!(self.holder, Holder::User(_))
+    /// How somebody is reached who has to do something.
+    pub fn reach(&self) -> Reach {
+        match &self.who {
+            Who::Ours(Holder::User(_)) => Reach::Authorization,
+            Who::Ours(_) => Reach::Nobody,
+            Who::Theirs(token) if token.is_program => Reach::Nobody,
+            Who::Theirs(_) => Reach::Page,
+        }
     }
 
     /// Whether the token was issued for this route (RFC 8707 §2).
     pub fn is_for(&self, route: &Route) -> bool {
-        match &self.holder {
-            Holder::User(token) => token.audience() == route.resource,
+        match &self.who {
+            Who::Ours(_) if !route.is_ours() => false,
+            Who::Ours(Holder::User(token)) => token.audience() == route.resource,
             // Taken off the list, a route is shut for tokens that were made for it.
-            Holder::Client { token, machine } => {
+            Who::Ours(Holder::Client { token, machine }) => {
                 token.audience() == route.resource && machine.routes.contains(&route.name)
             }
-            Holder::Service(account) => account.routes.contains(&route.name),
+            Who::Ours(Holder::Service(account)) => account.routes.contains(&route.name),
+            Who::Theirs(token) => token.is_for(route),
         }
     }
 
     pub fn has_scope(&self, scope: &str) -> bool {
-        match &self.holder {
-            Holder::User(token) | Holder::Client { token, .. } => {
-                token.scope().split(' ').any(|own| own == scope)
-            }
-            // What it may is said by its routes.
-            Holder::Service(_) => true,
-        }
+        // What a service account may is said by its routes.
+        matches!(self.who, Who::Ours(Holder::Service(_))) || self.scope().split(' ').any(|own| own == scope)
     }
 
     /// The scopes of the token, and those of `more` that it lacks.
     pub fn scopes_and<'s>(&self, more: impl IntoIterator<Item = &'s String>) -> Vec<String> {
-        let own = match &self.holder {
-            Holder::User(token) | Holder::Client { token, .. } => token.scope(),
-            Holder::Service(_) => "",
-        };
-        let mut all: Vec<String> = own.split(' ').filter(|own| !own.is_empty()).map(str::to_owned).collect();
+        let own = self.scope().split(' ').filter(|own| !own.is_empty());
+        let mut all: Vec<String> = own.map(str::to_owned).collect();
         for scope in more {
             if !all.contains(scope) {
                 all.push(scope.clone());
             }
         }
         all
+    }
+
+    fn scope(&self) -> &str {
+        match &self.who {
+            Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.scope(),
+            Who::Ours(Holder::Service(_)) => "",
+            Who::Theirs(token) => &token.scope,
+        }
     }
 }
 

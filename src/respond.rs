@@ -41,6 +41,9 @@ pub enum Failure {
     /// As that, but a program calls, which nobody can send anywhere.
     #[error("the upstream wants a user, and this program acts for none who is connected")]
     NeedsConnection,
+    /// As that, but the user's client has its tokens from another authorization server: they connect on their own page.
+    #[error("connect to this server first: open {url}")]
+    NeedsPage { url: String },
     /// No MCP session of this caller at this route: the client begins another one (MCP, Session Management).
     #[error("session not found")]
     NoSession,
@@ -144,6 +147,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::BAD_REQUEST, "invalid_request", "malformed")
         }
         Failure::NeedsUser => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
+        Failure::NeedsPage { .. } => (StatusCode::FORBIDDEN, "access_denied", "needs_page"),
         Failure::NeedsConnection => (StatusCode::FORBIDDEN, "access_denied", "needs_connection"),
         Failure::NoSession => (StatusCode::NOT_FOUND, "session_not_found", "no_session"),
         Failure::Origin(_) => (StatusCode::FORBIDDEN, "origin_not_allowed", "origin"),

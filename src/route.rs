@@ -12,7 +12,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 
-use crate::config::{self, Credential, PublicUrl};
+use crate::config::{self, Credential, PublicUrl, TrustedIssuer};
 use crate::outbound::AddressPolicy;
 
 pub use rules::Rules;
@@ -42,6 +42,8 @@ pub struct Route {
     pub scopes: Vec<String>,
     /// What single calls need besides.
     pub rules: Rules,
+    /// Whose access tokens it takes. Empty: our own, and those alone.
+    pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
 }
 
 /// Where a route leads.
@@ -157,8 +159,8 @@ impl Table {
         Some(found.ok_or(RouteError::NotFound))
     }
 
-    /// The route that a client means by `resource` (RFC 8707), spelled in any way that leads there: the host in capitals,
-    /// a slash too many. What has query, fragment or user is another resource.
+    /// The route that a client of ours means by `resource` (RFC 8707), spelled in any way that leads there: the host in
+    /// capitals, a slash too many. What has query, fragment or user is another resource.
     pub fn by_resource(&self, resource: &str) -> Option<&Arc<Route>> {
         let (scheme, rest) = resource.split_once("://")?;
         let (host, path) = rest.split_at_checked(rest.find('/').unwrap_or(rest.len()))?;
@@ -166,7 +168,7 @@ impl Table {
         let path = canonical_path(if path.is_empty() { "/" } else { path }).ok()?;
         let routes =
             self.by_authority.get(&*authority).filter(|_| scheme.eq_ignore_ascii_case(self.scheme))?;
-        routes.iter().find(|route| route.path == path)
+        routes.iter().find(|route| route.path == path && route.is_ours())
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
@@ -190,7 +192,9 @@ impl Route {
             Some(host) => with_port(host, public.port(), default_port),
         };
         let origin = format!("{scheme}://{authority}");
-        let mut scopes = vec![ACCESS_SCOPE.to_owned()];
+        // Others know no scopes but their own.
+        let is_ours = configured.trusted_issuers.is_empty();
+        let mut scopes: Vec<String> = is_ours.then(|| ACCESS_SCOPE.to_owned()).into_iter().collect();
         scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
         Self {
             name: configured.name.clone(),
@@ -204,7 +208,13 @@ impl Route {
             credential: configured.credential.clone(),
             scopes,
             rules: Rules::new(&configured.tool_scopes),
+            trusted_issuers: configured.trusted_issuers.clone(),
         }
+    }
+
+    /// Whether its clients get their tokens from us.
+    pub fn is_ours(&self) -> bool {
+        self.trusted_issuers.is_empty()
     }
 
     /// The scopes of a challenge, space-separated (RFC 6750 §3).

@@ -293,6 +293,12 @@ pub fn create_service(config: &Config, wanted: Wanted) -> ExitCode {
     if let Some(route) = wanted.routes.iter().find(|route| !known(route)) {
         return failed(&format!("there is no route {route} in the configuration"));
     }
+    let others = |name: &&String| {
+        config.routes.iter().any(|route| route.name == **name && !route.trusted_issuers.is_empty())
+    };
+    if let Some(route) = wanted.routes.iter().find(others) {
+        return failed(&format!("route {route} takes tokens of its trusted_issuers alone"));
+    }
     if let Some(user) = wanted.acts_for.as_deref().filter(|user| !config.login.knows(user)) {
         return failed(&format!("there is no user {user} in the configuration"));
     }

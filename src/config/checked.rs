@@ -15,7 +15,7 @@ use super::document::Node;
 use super::reload::Fixed;
 use super::report::{Key, Problem};
 use super::secret::{self, Environment, SealingKey};
-use super::{file, login, route, server, store};
+use super::{file, login, route, server, store, trusted};
 use crate::jose::sign::SigningKey;
 
 /// The whole configuration. Has no `Debug`: it holds secrets.
@@ -217,12 +217,17 @@ pub(super) fn check(
         file.sealing_keys.as_ref().is_some_and(|keys| !keys.is_empty()),
     );
     let oauth_client = oauth_client(&mut check, file.oauth_client);
-    let login = login::check(&mut check, &file.login, server.as_ref());
-    let route_names: Vec<String> = file.routes.iter().map(|route| route.name.clone()).collect();
-    let names = Names { routes: &route_names, users: &|user| login.knows(user) };
+    let issuers = trusted::check(&mut check, file.trusted_issuers.as_deref().unwrap_or_default());
+    let is_ours = |route: &&file::Route| !trusted::has_issuers(route, &issuers);
+    let own_routes: Vec<String> =
+        file.routes.iter().filter(is_ours).map(|route| route.name.clone()).collect();
+    let has_people = !own_routes.is_empty() || file.login.is_some();
+    let login = login::check(&mut check, &file.login.unwrap_or_default(), server.as_ref(), has_people);
+    let names = Names { routes: &own_routes, users: &|user| login.knows(user) };
     let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names);
     let outbound = outbound(&mut check, file.outbound);
-    let routes = route::check(&mut check, &file.routes, public_url);
+    let around = route::Around { public_url, issuers: &issuers, login: &login };
+    let routes = route::check(&mut check, &file.routes, &around);
     match server {
         Some(server) if check.problems.is_empty() => Ok(Config {
             server,

@@ -225,7 +225,7 @@ fn machine(
     }
     for (index, route) in written.routes.iter().enumerate() {
         if !names.routes.contains(route) {
-            let what = format!("there is no route `{route}`");
+            let what = format!("there is no route `{route}` for tokens of Postern's own");
             check.refuse(&key.child("routes").item(index), what, "write the name of a route");
         }
     }

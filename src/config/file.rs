@@ -5,6 +5,7 @@
 
 mod login;
 mod oauth_server;
+mod trusted;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use serde::Deserialize;
 pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
 pub(super) use oauth_server::{Cimd, OauthServer, SigningKey, StaticClient};
+pub(super) use trusted::{Introspection, TrustedIssuer};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
 /// `{credential: NAME}`. Relative paths count from the directory Postern is started in.
@@ -32,8 +34,10 @@ pub(super) struct File {
     pub(super) oauth_server: Option<OauthServer>,
     /// Postern as an OAuth client of upstream servers.
     pub(super) oauth_client: Option<OauthClient>,
-    /// How people sign in.
-    pub(super) login: Login,
+    /// How people sign in. May be left out where every route has issuers of its own and none has users' connections.
+    pub(super) login: Option<Login>,
+    /// Authorization servers whose access tokens are taken in place of Postern's own, at the routes that say so. Default: none.
+    pub(super) trusted_issuers: Option<Vec<TrustedIssuer>>,
     /// Requests that Postern makes itself.
     pub(super) outbound: Option<Outbound>,
     /// The MCP servers that Postern publishes.
@@ -192,6 +196,9 @@ pub(super) struct Route {
     /// Access scopes that calls of single tools need besides, by the tool's name, like `{delete_file: [files:delete]}`. A client is told
     /// when it lacks one, and then asks the user. Default: none.
     pub(super) tool_scopes: Option<BTreeMap<String, Vec<String>>>,
+    /// Entries of `trusted_issuers`, by name: this route takes their access tokens and no others, and sends clients there. Default: those
+    /// with `for_all_routes`; `[]` is Postern itself.
+    pub(super) trusted_issuers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]

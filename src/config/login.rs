@@ -55,8 +55,14 @@ pub struct User {
 /// What the names of programs begin with.
 const RESERVED: [&str; 2] = ["client:", "service:"];
 
-/// Checks `login`. `server` is `None` when it is itself in error: then nothing is said about loopback.
-pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Option<&Server>) -> Login {
+/// Checks `login`. `server` is `None` when it is itself in error: then nothing is said about loopback. `needed`: whether
+/// anything here takes somebody who signs in.
+pub(super) fn check(
+    check: &mut Checker<'_>,
+    written: &file::Login,
+    server: Option<&Server>,
+    needed: bool,
+) -> Login {
     let login = Key::top("login");
     let providers = oidc::check(check, written.oidc.as_deref().unwrap_or_default());
     let oidc = written.oidc.as_ref().is_some_and(|providers| !providers.is_empty());
@@ -69,7 +75,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Login, server: Opti
         check.duration(&login.child("session_idle"), idle, 720 * minute, Duration::from_secs(1), 365 * day);
     let local = login.child("local");
     let listed = written.local.as_ref().and_then(|local| local.users.as_deref()).unwrap_or_default();
-    if listed.is_empty() && !oidc {
+    if listed.is_empty() && !oidc && needed {
         let write = "add an entry with `username` and `password_hash` (made by `postern hash-password`), or a provider under `login.oidc`";
         check.refuse(&local.child("users"), "nobody could sign in", write);
     }

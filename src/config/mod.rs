@@ -23,6 +23,7 @@ mod store;
 #[cfg(test)]
 mod tests;
 mod tls;
+mod trusted;
 
 use std::path::Path;
 
@@ -38,6 +39,7 @@ pub use route::{Route, Upstream};
 pub use secret::{Environment, Process, SealingKey};
 pub use server::{Listen, PublicUrl, Server};
 pub use store::{Address, ClientCertificate, Redis, Store, Topology};
+pub use trusted::{Introspection, TrustedIssuer};
 
 /// Reads the file at `path`, checks it and resolves its secrets from this process's environment.
 ///

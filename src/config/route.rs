@@ -1,14 +1,17 @@
 //! Routes: which host and path lead to which MCP server.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use url::Url;
 
 use super::checked::{Checker, bare_host, has_dot_segment};
 use super::credential::{self, Credential};
 use super::file;
+use super::login::Login;
 use super::report::Key;
 use super::server::{PublicUrl, is_host};
+use super::trusted::{self, TrustedIssuer};
 
 /// An MCP server as Postern publishes it.
 pub struct Route {
@@ -24,6 +27,8 @@ pub struct Route {
     pub scopes: Vec<String>,
     /// What calls of a tool need besides, by its name; never nothing.
     pub tool_scopes: BTreeMap<String, Vec<String>>,
+    /// Whose access tokens it takes in place of our own. Empty: our own.
+    pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
 }
 
 /// The MCP server behind a route.
@@ -74,12 +79,17 @@ const LOCAL: [&str; 10] = [
     "metrics",
 ];
 
+/// What routes refer to.
+pub(super) struct Around<'a> {
+    /// `None` when it is itself in error.
+    pub public_url: Option<&'a PublicUrl>,
+    pub issuers: &'a [Arc<TrustedIssuer>],
+    pub login: &'a Login,
+}
+
 /// Checks all routes. What is wrong is recorded and left out.
-pub(super) fn check(
-    check: &mut Checker<'_>,
-    written: &[file::Route],
-    public_url: Option<&PublicUrl>,
-) -> Vec<Route> {
+pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &Around<'_>) -> Vec<Route> {
+    let public_url = around.public_url;
     let list = Key::top("routes");
     let mut names: HashMap<&str, usize> = HashMap::with_capacity(written.len());
     let mut places: HashMap<(String, String), &str> = HashMap::with_capacity(written.len());
@@ -115,11 +125,41 @@ pub(super) fn check(
         let tool_scopes = tool_scopes(check, &key.child("tool_scopes"), entry.tool_scopes.iter().flatten());
         if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)
         {
+            let issuers_key = key.child("trusted_issuers");
+            let issuers = entry.trusted_issuers.as_ref();
+            let trusted_issuers = trusted::of_route(check, &issuers_key, issuers, around.issuers);
+            if matches!(credential, Credential::Oauth(_)) {
+                require_sign_in(check, &key, &trusted_issuers, around.login);
+            }
             let name = entry.name.clone();
-            routes.push(Route { name, host, path, upstream, credential, scopes, tool_scopes });
+            routes.push(Route {
+                name,
+                host,
+                path,
+                upstream,
+                credential,
+                scopes,
+                tool_scopes,
+                trusted_issuers,
+            });
         }
     }
     routes
+}
+
+/// Who has a connection of their own makes it here, and so has to be able to sign in here as the same person: same issuer,
+/// same subject. An e-mail address makes nobody the same.
+fn require_sign_in(check: &mut Checker<'_>, key: &Key, issuers: &[Arc<TrustedIssuer>], login: &Login) {
+    for trusted in issuers {
+        if !login.providers.iter().any(|provider| provider.issuer == trusted.issuer) {
+            let what = format!(
+                "needs connections of users of `{}`, who cannot sign in here to make them",
+                trusted.name
+            );
+            let write = format!("add a provider with the issuer {} to `login.oidc`", trusted.issuer);
+            check.refuse(&key.child("trusted_issuers"), what, write);
+        }
+    }
 }
 
 fn tool_scopes<'f>(

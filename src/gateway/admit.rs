@@ -8,7 +8,7 @@ use pingora::proxy::Session;
 use super::context::{Context, Target};
 use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
-use crate::authn::Caller;
+use crate::authn::{Caller, Reach};
 use crate::credential::{self, Credential, Unresolved};
 use crate::mcp::{Call, Message};
 use crate::oauth::client::refresh::Outdated;
@@ -49,7 +49,13 @@ impl Gateway {
         }
         let now = self.authority.clock.now();
         let revoked = self.authority.revoked.count();
-        let caller = authn::authenticate(&head.headers, &self.authority.standing(&snapshot), now)?;
+        let standing = self.authority.standing(&snapshot);
+        let caller = match route.is_ours() {
+            true => authn::authenticate(&head.headers, &standing, now)?,
+            false => {
+                authn::authenticate_foreign(&head.headers, &self.foreign, &standing, &route, now).await?
+            }
+        };
         let path = route.upstream.target(matched.rest, head.uri.query());
         let asked = self.inspect(session, &route).await?;
         let credential = self.credential(&caller, &route, asked.message(), None, now).await?;
@@ -97,10 +103,23 @@ impl Gateway {
         Ok(())
     }
 
+    /// A person is sent to the upstream's authorization server; a program can be sent nowhere.
+    pub(super) fn needs_user(&self, caller: &Caller) -> Failure {
+        match caller.reach() {
+            Reach::Authorization => Failure::NeedsUser,
+            Reach::Page => {
+                Failure::NeedsPage { url: format!("{}/connections", self.authority.snapshot().issuer()) }
+            }
+            Reach::Nobody => Failure::NeedsConnection,
+        }
+    }
+
     /// What a denied caller is told.
     pub(super) async fn denied(&self, caller: &Caller, route: &Route, denied: Denied) -> Failure {
         // A client that answers with a refresh instead of sending the user has to see it fail.
-        if let (Denied::Scope { .. }, Some(user), true) = (&denied, caller.user(), caller.is_person()) {
+        if let (Denied::Scope { .. }, Some(user), true) =
+            (&denied, caller.user(), caller.reach() == Reach::Authorization)
+        {
             self.authority.connector.lacked_scope(caller.grant(), user, route).await;
         }
         denied.into()
@@ -125,13 +144,8 @@ impl Gateway {
             self.remember_challenge(caller, route, incarnation.clone(), Vec::new()).await;
         }
         resolved.map_err(|unresolved| match unresolved {
-            Unresolved::NeedsUser { .. } => needs_user(caller),
+            Unresolved::NeedsUser { .. } => self.needs_user(caller),
             Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
         })
     }
-}
-
-/// A person is sent to the upstream's authorization server; a program can be sent nowhere.
-pub(super) fn needs_user(caller: &Caller) -> Failure {
-    if caller.is_person() { Failure::NeedsUser } else { Failure::NeedsConnection }
 }

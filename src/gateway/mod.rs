@@ -38,6 +38,7 @@ use pingora_proxy::ProxyWarnLogContext;
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
 use self::verdict::Consequence;
+use crate::authn::foreign::Foreign;
 use crate::credential::Connections;
 use crate::mcp::SESSION_ID;
 use crate::oauth::server::Authority;
@@ -61,6 +62,7 @@ const WRITE: Duration = Duration::from_secs(60);
 /// The proxy: what all requests share.
 pub struct Gateway {
     pub authority: Arc<Authority>,
+    pub foreign: Foreign,
     pub connections: Arc<Connections>,
     pub resolver: Arc<Resolver>,
     pub router: Router,

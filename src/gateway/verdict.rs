@@ -4,9 +4,8 @@ use std::sync::Arc;
 use pingora::Error;
 
 use super::Gateway;
-use super::admit::needs_user;
 use super::context::{REFRESHED, Target};
-use crate::authn::Caller;
+use crate::authn::{Caller, Reach};
 use crate::credential::Source;
 use crate::oauth::client::challenged::Challenge;
 use crate::respond::Failure;
@@ -41,7 +40,8 @@ impl Gateway {
                 let (grant, source) = (target.caller.grant(), &target.credential.source);
                 let can_be_open =
                     !matches!(source, Source::None | Source::Fixed) || target.route.rules.need_message();
-                if success && can_be_open && !connector.is_settled(grant) {
+                let is_sent = target.caller.reach() == Reach::Authorization;
+                if success && can_be_open && is_sent && !connector.is_settled(grant) {
                     connector.settle(grant).await;
                 }
                 Consequence::Pass
@@ -63,11 +63,14 @@ impl Gateway {
                     self.remember_challenge(&target.caller, &target.route, source.incarnation(), scopes)
                         .await;
                 }
-                Consequence::Instead(needs_user(&target.caller))
+                Consequence::Instead(self.needs_user(&target.caller))
             }
             Verdict::StepUp { scopes } => {
                 let incarnation = target.credential.source.incarnation();
                 self.remember_challenge(&target.caller, &target.route, incarnation, scopes.clone()).await;
+                if target.caller.reach() == Reach::Page {
+                    return Consequence::Instead(self.needs_user(&target.caller));
+                }
                 Consequence::Instead(Failure::StepUp { scopes: target.caller.scopes_and(&scopes) })
             }
             Verdict::Misconfigured => {
@@ -96,7 +99,7 @@ impl Gateway {
         scopes: Vec<String>,
     ) {
         // Whoever acts for nobody has no connection to be asked about, and a program nobody to be sent.
-        let Some(user) = caller.user().filter(|_| caller.is_person()) else {
+        let Some(user) = caller.user().filter(|_| caller.reach() != Reach::Nobody) else {
             return;
         };
         let challenge = Challenge::new(scopes, incarnation.map(|incarnation| incarnation.to_string()));

@@ -3,17 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use quick_cache::sync::Cache;
-use tokio::sync::Mutex;
-
 use super::{Claims, Expected, JoseError, Keys};
+use crate::outbound::kept::Kept;
 use crate::outbound::{AddressPolicy, Limits, Outbound, Request};
 
-const FRESH: Duration = Duration::from_secs(600);
-/// How often an unknown key or a failure leads to another request.
-const AGAIN: Duration = Duration::from_secs(10);
-/// How long keys are good whose owner does not answer.
-const STALE: Duration = Duration::from_secs(24 * 3600);
 const TIME: Duration = Duration::from_secs(5);
 const MAX_LEN: usize = 256 * 1024;
 const SETS: usize = 512;
@@ -21,14 +14,7 @@ const SETS: usize = 512;
 /// Fetches and remembers key sets.
 pub struct KeySets {
     outbound: Outbound,
-    sets: Cache<String, Arc<Mutex<Known>>>,
-}
-
-#[derive(Default)]
-struct Known {
-    keys: Option<Arc<Keys>>,
-    fetched: Option<SystemTime>,
-    asked: Option<SystemTime>,
+    sets: Kept<Keys>,
 }
 
 /// Why a token is not accepted.
@@ -43,7 +29,7 @@ pub enum RemoteError {
 
 impl KeySets {
     pub fn new(outbound: Outbound) -> Self {
-        Self { outbound, sets: Cache::new(SETS) }
+        Self { outbound, sets: Kept::new(SETS) }
     }
 
     /// As [`Keys::verify`], with the keys at `url`.
@@ -75,24 +61,7 @@ impl KeySets {
     ) -> Option<Arc<Keys>> {
         // Whoever may not look there must not stand in the way of whoever may.
         let name = format!("{} {url}", *policy == AddressPolicy::public());
-        let known = self.sets.get_or_insert_with(&name, || Ok::<_, ()>(Arc::default())).ok()?;
-        // One request, however many wait for it.
-        let mut known = known.lock().await;
-        let younger = |time: Option<SystemTime>, than: Duration| time.is_some_and(|time| now < time + than);
-        let good = known.keys.is_some() && younger(known.fetched, FRESH) && !newer;
-        if !good && !younger(known.asked, AGAIN) {
-            known.asked = Some(now);
-            match self.fetch(url, policy).await {
-                Some(keys) => (known.keys, known.fetched) = (Some(Arc::new(keys)), Some(now)),
-                // Whether the key is one of theirs nobody can say.
-                None if newer => return None,
-                None => {}
-            }
-        }
-        if !younger(known.fetched, STALE) {
-            return None;
-        }
-        known.keys.clone()
+        self.sets.get(&name, newer, now, self.fetch(url, policy)).await
     }
 
     async fn fetch(&self, url: &str, policy: &AddressPolicy) -> Option<Keys> {

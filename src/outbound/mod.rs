@@ -9,6 +9,7 @@
 
 mod address;
 mod client;
+pub mod kept;
 mod message;
 #[cfg(test)]
 mod tests;

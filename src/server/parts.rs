@@ -13,6 +13,7 @@ use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
 use super::foundation::Foundation;
+use crate::authn::foreign::Foreign;
 use crate::background::read_revoked;
 use crate::config::{self, Config};
 use crate::credential::Connections;
@@ -80,6 +81,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics)),
         connections: Arc::new(Connections::new(connector)),
         authority,
+        foreign: Foreign::new(outbound.clone()),
         resolver: Arc::new(Resolver::new(outbound, clock)),
         metrics,
         access,

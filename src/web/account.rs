@@ -20,6 +20,11 @@ use crate::seal;
 use crate::store::State as Standing;
 use crate::store::record::RecordError;
 
+const ENDED: pages::Standing = pages::Standing::Unmet { notice: "The connection is over: connect again." };
+const ASKED: pages::Standing = pages::Standing::Unmet {
+    notice: "The server asks for you, or for more than you have allowed: connect again.",
+};
+
 /// What an authorization that was begun here comes back with.
 pub const RESUME: &str = "/connections";
 
@@ -226,13 +231,16 @@ impl Web {
     }
 
     async fn standing(&self, key: &str) -> Result<pages::Standing, RecordError> {
-        let found = self.authority.records.store().connection(key).await?;
-        Ok(match found.map(|connection| connection.state) {
-            None => pages::Standing::Absent,
-            Some(Standing::NeedsReauth) => pages::Standing::Ended,
+        let Some(found) = self.authority.records.store().connection(key).await? else {
+            return Ok(pages::Standing::Absent);
+        };
+        let challenge = self.authority.connector.open_challenge(key, Some(&found.incarnation)).await;
+        Ok(match found.state {
+            Standing::NeedsReauth => ENDED,
+            _ if challenge.is_some() => ASKED,
             // Sealed with a key that is gone, it is good for nothing.
-            Some(_) => match self.authority.records.connection(key).await {
-                Err(RecordError::Unreadable) => pages::Standing::Ended,
+            _ => match self.authority.records.connection(key).await {
+                Err(RecordError::Unreadable) => ENDED,
                 found => found.map(|_| pages::Standing::Connected)?,
             },
         })

@@ -195,8 +195,10 @@ pub struct AccountServer<'a> {
 pub enum Standing {
     Absent,
     Connected,
-    /// It was there, and is good for nothing any more.
-    Ended,
+    /// It is not enough, or good for nothing any more; `notice` says so.
+    Unmet {
+        notice: &'static str,
+    },
 }
 
 /// An application that the user has let in at a server.

@@ -31,6 +31,8 @@ pub struct Script {
     pub callback: Vec<(String, String)>,
     /// Answers of the token endpoint.
     pub token_status: u16,
+    /// What is said about tokens that are asked about (RFC 7662); about any others, that they are not active.
+    pub introspected: HashMap<String, Value>,
     /// Everything is answered 503.
     pub down: bool,
 }
@@ -58,6 +60,7 @@ impl IdentityProvider {
             metadata: json!({}),
             callback: Vec::new(),
             token_status: 200,
+            introspected: HashMap::new(),
             down: false,
         }));
         let requests = Requests::default();
@@ -85,6 +88,14 @@ impl IdentityProvider {
     /// What somebody of this provider is called at the gateway.
     pub fn user(&self, subject: &str) -> String {
         format!("{}|{subject}", self.issuer)
+    }
+
+    /// An access token (RFC 9068) of the person `4711` for this audience; `more` as in [`Script::claims`].
+    pub fn access_token(&self, audience: &str, more: &Value) -> String {
+        let claims = json!({"iss": self.issuer, "aud": audience, "sub": "4711", "client_id": "editor",
+            "iat": now(), "exp": now() + 300, "jti": random_hex(8)});
+        let script = lock(&self.script);
+        script.forger.as_ref().unwrap_or(&script.key).sign(&with(claims, more))
     }
 
     /// A logout token.
@@ -120,8 +131,19 @@ fn answer(request: &Received, script: &Script, codes: &Mutex<HashMap<String, Cod
         "/.well-known/openid-configuration" => {
             let metadata = json!({"issuer": issuer, "authorization_endpoint": format!("{issuer}/authorize"),
                 "token_endpoint": format!("{issuer}/token"), "jwks_uri": format!("{issuer}/keys"),
-                "end_session_endpoint": format!("{issuer}/end"), "response_types_supported": ["code"]});
+                "end_session_endpoint": format!("{issuer}/end"), "introspection_endpoint": format!("{issuer}/introspect"),
+                "response_types_supported": ["code"]});
             json_answer(200, &with(metadata, &script.metadata))
+        }
+        "/introspect" => {
+            let asks = request.header("authorization").is_some_and(|value| value.starts_with("Basic "));
+            let about = request.form("token").unwrap_or_default();
+            match asks {
+                true => {
+                    json_answer(200, script.introspected.get(&about).unwrap_or(&json!({"active": false})))
+                }
+                false => error(401, "invalid_client"),
+            }
         }
         "/keys" => json_answer(200, &script.key.set()),
         "/authorize" => {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use super::Secret;
 
-#[derive(Deserialize, JsonSchema)]
+#[derive(Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Login {
     /// People listed in this file.

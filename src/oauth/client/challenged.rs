@@ -153,11 +153,7 @@ impl Connector {
     }
 
     /// The challenge that a user's connection is still under.
-    pub(super) async fn open_challenge(
-        &self,
-        connection: &str,
-        incarnation: Option<&str>,
-    ) -> Option<Challenge> {
+    pub async fn open_challenge(&self, connection: &str, incarnation: Option<&str>) -> Option<Challenge> {
         let challenge = self.records.get::<Challenge>(&of_connection(connection)).await.ok()??.value;
         (challenge.incarnation.as_deref() == incarnation).then_some(challenge)
     }

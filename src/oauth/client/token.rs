@@ -160,7 +160,7 @@ pub async fn revoke(
 }
 
 /// RFC 6749 §2.3.1: both halves form-encoded before they are joined.
-pub(super) fn basic(client_id: &str, secret: &str) -> Option<HeaderValue> {
+pub fn basic(client_id: &str, secret: &str) -> Option<HeaderValue> {
     let form = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
     let pair = Zeroizing::new(format!("{}:{}", form(client_id), Zeroizing::new(form(secret)).as_str()));
     let line = Zeroizing::new(format!("Basic {}", BASE64.encode(pair.as_bytes())));

@@ -204,7 +204,7 @@ fn check<'s>(
 }
 
 fn only_route(snapshot: &Snapshot) -> Option<&Arc<Route>> {
-    let mut routes = snapshot.routes.iter();
+    let mut routes = snapshot.routes.iter().filter(|route| route.is_ours());
     routes.next().filter(|_| routes.next().is_none())
 }
 
@@ -220,8 +220,11 @@ pub async fn prepare(
     let refuse = |refusal| {
         Refused::Redirect(error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal))
     };
-    let route =
-        snapshot.routes.by_name(&request.route).ok_or(Refused::Page("This MCP server is gone."))?.clone();
+    let route = snapshot
+        .routes
+        .by_resource(&request.resource)
+        .ok_or(Refused::Page("This MCP server is gone."))?
+        .clone();
     let prospect = authority.connector.prospect(&route, &browser.user).await.map_err(|error| {
         tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
         refuse(match error.is_transient() {

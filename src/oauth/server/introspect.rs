@@ -99,11 +99,11 @@ fn is_published(snapshot: &Snapshot, holder: &Holder) -> bool {
             let route = snapshot.routes.by_resource(token.audience());
             route.is_some_and(|route| machine.routes.contains(&route.name))
         }
-        Holder::Service(account) => account.routes.iter().any(|name| snapshot.routes.by_name(name).is_some()),
+        Holder::Service(account) => !resources(snapshot, &account.routes).is_empty(),
     }
 }
 
 fn resources(snapshot: &Snapshot, routes: &[String]) -> Vec<String> {
     let routes = routes.iter().filter_map(|name| snapshot.routes.by_name(name));
-    routes.map(|route| route.resource.clone()).collect()
+    routes.filter(|route| route.is_ours()).map(|route| route.resource.clone()).collect()
 }

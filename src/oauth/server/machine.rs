@@ -30,7 +30,7 @@ pub fn client_credentials(
     let machine = machine.ok_or(NOT_LISTED)?;
     let route = match (wish.resource, machine.routes.as_slice()) {
         (Some(resource), _) => snapshot.routes.by_resource(resource),
-        (None, [only]) => snapshot.routes.by_name(only),
+        (None, [only]) => snapshot.routes.by_name(only).filter(|route| route.is_ours()),
         (None, _) => return Err(Refusal::invalid_target("resource is required: there are several")),
     };
     let listed = |route: &&std::sync::Arc<Route>| machine.routes.contains(&route.name);

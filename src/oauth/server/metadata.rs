@@ -11,8 +11,9 @@ use crate::route::Route;
 #[derive(Serialize)]
 pub struct Resource<'a> {
     resource: &'a str,
-    authorization_servers: [&'a str; 1],
+    authorization_servers: Vec<&'a str>,
     bearer_methods_supported: [&'static str; 1],
+    #[serde(skip_serializing_if = "<[String]>::is_empty")]
     scopes_supported: &'a [String],
     resource_name: &'a str,
 }
@@ -20,7 +21,10 @@ pub struct Resource<'a> {
 pub fn resource<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Resource<'a> {
     Resource {
         resource: &route.resource,
-        authorization_servers: [snapshot.issuer()],
+        authorization_servers: match route.trusted_issuers.as_slice() {
+            [] => vec![snapshot.issuer()],
+            others => others.iter().map(|other| other.issuer.as_str()).collect(),
+        },
         bearer_methods_supported: ["header"],
         // What there is to begin with; more is asked for when it is needed (MCP, Scope Selection Strategy).
         scopes_supported: &route.scopes,
@@ -91,6 +95,7 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
     let mut scopes: Vec<String> = snapshot
         .routes
         .iter()
+        .filter(|route| route.is_ours())
         .flat_map(|route| route.scopes.iter().chain(route.rules.scopes()).cloned())
         .collect();
     scopes.sort();

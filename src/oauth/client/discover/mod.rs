@@ -10,6 +10,7 @@ mod scope;
 
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
@@ -214,13 +215,31 @@ async fn published_server(
     issuer: &str,
 ) -> Result<AuthorizationServer, DiscoverError> {
     let url = issuer_url(issuer, target.policy)?;
-    for place in check::server_metadata_urls(&url) {
-        if let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? {
+    checked_server(target, &url, issuer_metadata(outbound, target.policy, issuer).await?)
+}
+
+/// What an issuer says of itself (RFC 8414, OpenID Connect Discovery).
+pub trait IssuerMetadata: DeserializeOwned {
+    fn issuer(&self) -> &str;
+}
+
+impl IssuerMetadata for ServerMetadata {
+    fn issuer(&self) -> &str {
+        &self.issuer
+    }
+}
+
+/// Fetches the metadata of an issuer from where they may lie.
+pub async fn issuer_metadata<M: IssuerMetadata>(
+    outbound: &Outbound,
+    policy: &AddressPolicy,
+    issuer: &str,
+) -> Result<M, DiscoverError> {
+    for place in check::server_metadata_urls(&issuer_url(issuer, policy)?) {
+        if let Some(metadata) = fetch::<M>(outbound, policy, &place).await? {
             // RFC 8414 §3.3: the very same string.
-            if metadata.issuer != issuer {
-                return Err(DiscoverError::IssuerMismatch);
-            }
-            return checked_server(target, &url, metadata);
+            let is_same = metadata.issuer() == issuer;
+            return if is_same { Ok(metadata) } else { Err(DiscoverError::IssuerMismatch) };
         }
     }
     Err(DiscoverError::Unsupported("it publishes no metadata"))

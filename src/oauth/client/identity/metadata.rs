@@ -3,18 +3,15 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dashmap::DashMap;
 use serde::Deserialize;
-use tokio::sync::Mutex;
 
 use super::IdentityError;
 use crate::config::IdentityProvider;
+use crate::outbound::kept::Kept;
 use crate::outbound::{AddressPolicy, Limits, Outbound, Request};
 
-const FRESH: Duration = Duration::from_secs(600);
-/// After a failure the provider is left in peace for so long.
-const AGAIN: Duration = Duration::from_secs(5);
-const STALE: Duration = Duration::from_secs(24 * 3600);
+/// More than any configuration lists.
+const PROVIDERS: usize = 256;
 const TIME: Duration = Duration::from_secs(5);
 const MAX_LEN: usize = 256 * 1024;
 
@@ -31,15 +28,13 @@ pub(super) struct Metadata {
     authorization_response_iss_parameter_supported: bool,
 }
 
-/// What is known, by issuer. As many as the configuration lists.
-#[derive(Default)]
-pub(super) struct Known(DashMap<String, Arc<Mutex<Entry>>>);
+/// What is known, by issuer.
+pub(super) struct Known(Kept<Metadata>);
 
-#[derive(Default)]
-struct Entry {
-    metadata: Option<Arc<Metadata>>,
-    fetched: Option<SystemTime>,
-    asked: Option<SystemTime>,
+impl Default for Known {
+    fn default() -> Self {
+        Self(Kept::new(PROVIDERS))
+    }
 }
 
 impl Known {
@@ -50,24 +45,15 @@ impl Known {
         policy: &AddressPolicy,
         now: SystemTime,
     ) -> Result<Arc<Metadata>, IdentityError> {
-        let entry = Arc::clone(&self.0.entry(provider.issuer.clone()).or_default());
-        // One request, however many wait for it.
-        let mut entry = entry.lock().await;
-        let younger = |time: Option<SystemTime>, than: Duration| time.is_some_and(|time| now < time + than);
-        let fresh = entry.metadata.is_some() && younger(entry.fetched, FRESH);
-        if !fresh && !younger(entry.asked, AGAIN) {
-            entry.asked = Some(now);
-            match fetch(outbound, provider, policy).await {
-                Ok(metadata) => {
-                    (entry.metadata, entry.fetched) = (Some(Arc::new(metadata)), Some(now));
-                }
-                Err(why) => {
+        let fetched = async {
+            fetch(outbound, provider, policy)
+                .await
+                .inspect_err(|why| {
                     tracing::warn!(target: "postern::oauth", provider = %provider.name, why, "an identity provider's metadata cannot be had");
-                }
-            }
-        }
-        let usable = younger(entry.fetched, STALE);
-        entry.metadata.clone().filter(|_| usable).ok_or(IdentityError::Unavailable)
+                })
+                .ok()
+        };
+        self.0.get(&provider.issuer, false, now, fetched).await.ok_or(IdentityError::Unavailable)
     }
 }
 

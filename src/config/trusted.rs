@@ -1,0 +1,151 @@
+//! Authorization servers that stand in Postern's place at some routes.
+use std::sync::Arc;
+use std::time::Duration;
+
+use secrecy::SecretString;
+
+use super::checked::{Checker, bare_host};
+use super::file;
+use super::oidc::SEPARATOR;
+use super::report::Key;
+use super::secret;
+
+/// An authorization server whose access tokens are taken.
+pub struct TrustedIssuer {
+    pub name: String,
+    /// Byte for byte as written.
+    pub issuer: String,
+    /// What its tokens name as audience. `None`: the resource of the route.
+    pub audience: Option<String>,
+    /// `None`: where its metadata say.
+    pub jwks_uri: Option<String>,
+    /// `None`: its tokens are JWTs.
+    pub introspection: Option<Introspection>,
+    /// Hosts that may be private and speak http: those of the addresses above, if they may.
+    pub private_hosts: Vec<String>,
+    for_all_routes: bool,
+}
+
+/// How to ask about tokens (RFC 7662).
+pub struct Introspection {
+    pub client_id: String,
+    pub client_secret: SecretString,
+    /// `None`: where its metadata say.
+    pub endpoint: Option<String>,
+    /// How long an answer counts.
+    pub cache: Duration,
+}
+
+impl TrustedIssuer {
+    /// What somebody of this issuer is called here: as people who sign in through it are.
+    #[must_use]
+    pub fn user(&self, subject: &str) -> String {
+        format!("{}{SEPARATOR}{subject}", self.issuer)
+    }
+}
+
+/// Checks the list. What is wrong is recorded and left out.
+pub(super) fn check(check: &mut Checker<'_>, written: &[file::TrustedIssuer]) -> Vec<Arc<TrustedIssuer>> {
+    let list = Key::top("trusted_issuers");
+    let mut issuers: Vec<Arc<TrustedIssuer>> = Vec::with_capacity(written.len());
+    for (index, entry) in written.iter().enumerate() {
+        let key = list.item(index);
+        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+        if entry.name.is_empty() || entry.name.len() > 32 || !entry.name.chars().all(plain) {
+            let write = "write 1 to 32 lower-case letters, digits, `-` or `_`";
+            check.refuse(&key.child("name"), "is not a name", write);
+        }
+        if issuers.iter().any(|earlier| earlier.name == entry.name) {
+            check.refuse(&key.child("name"), "is used twice", "give each issuer a name of its own");
+        }
+        if issuers.iter().any(|earlier| earlier.issuer == entry.issuer) {
+            check.refuse(&key.child("issuer"), "is listed twice", "keep one entry per issuer");
+        }
+        let private = entry.allow_private.unwrap_or(false);
+        let mut private_hosts = Vec::new();
+        let asked = entry.introspection.as_ref().and_then(|introspection| introspection.endpoint.as_ref());
+        let addresses = [
+            (key.child("issuer"), Some(&entry.issuer)),
+            (key.child("jwks_uri"), entry.jwks_uri.as_ref()),
+            (key.child("introspection").child("endpoint"), asked),
+        ];
+        for (place, text) in addresses {
+            if let Some(url) = text.and_then(|text| check.url(&place, text, private))
+                && private
+            {
+                private_hosts.push(bare_host(&url));
+            }
+        }
+        if entry.issuer.contains(['?', SEPARATOR]) {
+            let write = "write the issuer as it names itself";
+            check.refuse(&key.child("issuer"), "contains a query or `|`", write);
+        }
+        let introspection = match &entry.introspection {
+            Some(written) => match introspection(check, &key.child("introspection"), written) {
+                Some(introspection) => Some(introspection),
+                None => continue,
+            },
+            None => None,
+        };
+        if introspection.is_some() && entry.jwks_uri.is_some() {
+            let write = "leave out one of `jwks_uri` and `introspection`";
+            check.refuse(&key.child("jwks_uri"), "is not needed where tokens are asked about", write);
+        }
+        issuers.push(Arc::new(TrustedIssuer {
+            name: entry.name.clone(),
+            issuer: entry.issuer.clone(),
+            audience: entry.audience.clone(),
+            jwks_uri: entry.jwks_uri.clone(),
+            introspection,
+            private_hosts,
+            for_all_routes: entry.for_all_routes.unwrap_or(false),
+        }));
+    }
+    issuers
+}
+
+fn introspection(check: &mut Checker<'_>, key: &Key, written: &file::Introspection) -> Option<Introspection> {
+    if written.client_id.is_empty() {
+        check.refuse(&key.child("client_id"), "is empty", "write the client id that the issuer gave");
+    }
+    let (second, minute) = (Duration::from_secs(1), Duration::from_secs(60));
+    let cache =
+        check.duration(&key.child("cache"), written.cache.as_deref(), 30 * second, second, 10 * minute);
+    Some(Introspection {
+        client_id: written.client_id.clone(),
+        client_secret: secret::resolve(check, &key.child("client_secret"), &written.client_secret)?,
+        endpoint: written.endpoint.clone(),
+        cache,
+    })
+}
+
+/// Whether a route takes tokens of others, as far as that can be said before it is checked.
+pub(super) fn has_issuers(route: &file::Route, issuers: &[Arc<TrustedIssuer>]) -> bool {
+    match &route.trusted_issuers {
+        Some(named) => !named.is_empty(),
+        None => issuers.iter().any(|issuer| issuer.for_all_routes),
+    }
+}
+
+/// The issuers that a route takes. `named`: as the route has it; what is not there is recorded.
+pub(super) fn of_route(
+    check: &mut Checker<'_>,
+    key: &Key,
+    named: Option<&Vec<String>>,
+    issuers: &[Arc<TrustedIssuer>],
+) -> Vec<Arc<TrustedIssuer>> {
+    let Some(named) = named else {
+        return issuers.iter().filter(|issuer| issuer.for_all_routes).map(Arc::clone).collect();
+    };
+    let mut taken = Vec::new();
+    for (index, name) in named.iter().enumerate() {
+        match issuers.iter().find(|issuer| issuer.name == *name) {
+            Some(issuer) => taken.push(Arc::clone(issuer)),
+            None => {
+                let what = format!("there is no issuer `{name}`");
+                check.refuse(&key.item(index), what, "write the name of an entry of `trusted_issuers`");
+            }
+        }
+    }
+    taken
+}
