@@ -159,7 +159,10 @@ impl Foreign {
         if self.refused.get(&refusal).is_some_and(|until| now < until) {
             return Err(AuthnError::Invalid);
         }
-        self.judged.remove(&digest);
+        // Only what is out of date, and not the place of somebody who is asking just now.
+        if self.judged.get(&digest).is_some_and(|known| known.judge_again_at <= now) {
+            self.judged.remove(&digest);
+        }
         let judged = self.judged.get_or_insert_async(&digest, async {
             let Ok(Ok(_turn)) = timeout(TURN, self.turns.acquire()).await else {
                 return Err(Doubt::Unavailable);
