@@ -902,6 +902,15 @@ async fn a_hashed_password_lets_its_user_sign_in() {
 
 /// A running demo and the addresses of its gateway and of its upstream.
 async fn demo(files: &Files, output: &Output) -> (Process, SocketAddr, SocketAddr, [Port; 2]) {
+    demo_of(include_str!("../conf/demo.yaml"), &[], files, output).await
+}
+
+async fn demo_of(
+    text: &str,
+    more: &[&str],
+    files: &Files,
+    output: &Output,
+) -> (Process, SocketAddr, SocketAddr, [Port; 2]) {
     // It binds its ports itself, so they are kept for it until the test ends.
     let ports = [Port::take(), Port::take()];
     let [gateway, upstream] = [ports[0].address(), ports[1].address()];
@@ -912,9 +921,9 @@ async fn demo(files: &Files, output: &Output) -> (Process, SocketAddr, SocketAdd
         ("./postern-data", files.text("data")),
     ];
     let places = places.each_ref().map(|(place, words)| (*place, words.as_str()));
-    let config = files.write("demo.yaml", &fill(include_str!("../conf/demo.yaml"), &places));
+    let config = files.write("demo.yaml", &fill(text, &places));
     let mut command = Command::new(PROGRAM);
-    command.args(["demo", "--config", &config]).stdin(Stdio::null());
+    command.args(["demo", "--config", &config]).args(more).stdin(Stdio::null());
     let process = Process::start(command, output);
     eventually(PATIENCE, || {
         let listening = public_listeners(output).contains(&gateway);
@@ -955,6 +964,24 @@ async fn the_demo_is_a_gateway_with_an_upstream_and_one_click() {
     let answer = gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
     assert!(!answer.tool_text().is_empty());
 
+    process.signal("TERM");
+    assert_eq!(process.wait(PATIENCE).await.code(), Some(0), "{}", output.text());
+}
+
+#[tokio::test]
+async fn an_agent_without_people_calls_a_tool_of_the_demo() {
+    let (files, output) = (Files::new(), Output::default());
+    let text = format!("{}{}", include_str!("../conf/demo.yaml"), postern::cli::AGENT_ROUTE);
+    let (mut process, address, ..) = demo_of(&text, &["--agent"], &files, &output).await;
+    let says = format!(
+        "The agent has called `whoami` at http://{address}/open with a service account's token; the tool says: You are a guest"
+    );
+    eventually(PATIENCE, || {
+        let said = output.text().contains(&says);
+        async move { said }
+    })
+    .await;
+    assert!(!output.text().contains("postern_st_"), "its token is its own");
     process.signal("TERM");
     assert_eq!(process.wait(PATIENCE).await.code(), Some(0), "{}", output.text());
 }

@@ -4,19 +4,22 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::{BAD_CONFIG, eprintln, failed, println, started};
+use super::{BAD_CONFIG, agent, eprintln, failed, println, started};
 use crate::config::{self, Config, Process, Report};
 use crate::{demo, server, telemetry};
 
 const CONFIGURATION: &str = include_str!("../../conf/demo.yaml");
 
-/// Serves the demo until it is stopped. `path`: another configuration than the built-in one.
-pub fn demo(path: Option<&Path>) -> ExitCode {
+/// Serves the demo until it is stopped. `path`: another configuration than the built-in one; `with_agent`: a program
+/// without people calls it as well.
+pub fn demo(path: Option<&Path>, with_agent: bool) -> ExitCode {
     let path = path.map(Path::to_owned);
+    let built_in =
+        if with_agent { format!("{CONFIGURATION}{}", agent::ROUTE) } else { CONFIGURATION.to_owned() };
     let read = move || -> Result<Config, Report> {
         match &path {
             Some(path) => config::load(path),
-            None => config::parse(CONFIGURATION, "conf/demo.yaml", &Process),
+            None => config::parse(&built_in, "conf/demo.yaml", &Process),
         }
     };
     let config = match read() {
@@ -38,6 +41,9 @@ pub fn demo(path: Option<&Path>) -> ExitCode {
         ));
     }
     introduce(&config);
+    if with_agent && let Err(why) = agent::start(&config) {
+        return failed(&why);
+    }
     started(server::run(config, read))
 }
 

@@ -1,4 +1,5 @@
 //! The command line: one function per command, exit codes that scripts can rely on.
+mod agent;
 mod demo;
 mod kept;
 
@@ -14,6 +15,8 @@ use secrecy::{ExposeSecret, SecretString};
 use crate::config::{self, Config};
 use crate::oauth::server::service::Wanted;
 use crate::{seal, server, telemetry};
+
+pub use agent::ROUTE as AGENT_ROUTE;
 
 /// A bad configuration (`EX_CONFIG` of sysexits.h).
 const BAD_CONFIG: u8 = 78;
@@ -56,6 +59,9 @@ enum Command {
         /// Another configuration than the built-in one (conf/demo.yaml).
         #[arg(short, long)]
         config: Option<PathBuf>,
+        /// Also a program without people: it gets a service account and calls a tool with it.
+        #[arg(long)]
+        agent: bool,
     },
     /// Keys.
     #[command(subcommand)]
@@ -214,7 +220,7 @@ pub fn main() -> ExitCode {
         }),
         Command::Reload { config } => with_config(&config, |config| kept::reload(&config)),
         Command::Schema => println(&serde_json::to_string_pretty(&config::schema()).unwrap_or_default()),
-        Command::Demo { config } => demo::demo(config.as_deref()),
+        Command::Demo { config, agent } => demo::demo(config.as_deref(), agent),
         Command::Keys(Keys::Generate) => match seal::generate() {
             Ok(key) => println(key.expose_secret()),
             Err(error) => failed(&error.to_string()),

@@ -1,5 +1,5 @@
 //! The demo's MCP server: Streamable HTTP without sessions, for the revisions that open with `initialize` and
-//! for 2026-07-28, where every request stands alone. Two tools: `whoami` and `echo`.
+//! for 2026-07-28, where every request stands alone. Two tools: `whoami` and `echo`. At `/open/mcp` it takes anybody.
 
 use std::sync::Arc;
 
@@ -34,6 +34,7 @@ pub(super) fn routes() -> Router<Arc<Demo>> {
     Router::new()
         .route("/.well-known/oauth-protected-resource/mcp", get(resource_metadata))
         .route("/mcp", any(endpoint).layer(DefaultBodyLimit::max(1024 * 1024)))
+        .route("/open/mcp", any(open_endpoint).layer(DefaultBodyLimit::max(1024 * 1024)))
 }
 
 /// RFC 9728.
@@ -60,16 +61,26 @@ async fn endpoint(
             Some(grant) => grant,
         },
     };
-    if method != Method::POST {
+    answer(&method, &headers, &body, &grant)
+}
+
+/// The same server for whoever comes.
+async fn open_endpoint(method: Method, headers: HeaderMap, body: Bytes) -> Response {
+    let guest = Grant { client_id: String::new(), account: "a guest".to_owned() };
+    answer(&method, &headers, &body, &guest)
+}
+
+fn answer(method: &Method, headers: &HeaderMap, body: &[u8], grant: &Grant) -> Response {
+    if *method != Method::POST {
         return (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "POST")]).into_response();
     }
-    if !is_json(&headers) {
+    if !is_json(headers) {
         return StatusCode::UNSUPPORTED_MEDIA_TYPE.into_response();
     }
-    if !accepts_both(&headers) {
+    if !accepts_both(headers) {
         return StatusCode::NOT_ACCEPTABLE.into_response();
     }
-    let message = match serde_json::from_slice::<Value>(&body) {
+    let message = match serde_json::from_slice::<Value>(body) {
         Err(_) => return Fault::bad(PARSE_ERROR, "this is not JSON").answer(&Value::Null),
         Ok(Value::Object(message)) => message,
         Ok(_) => return Fault::bad(INVALID_REQUEST, "send one JSON-RPC message").answer(&Value::Null),
@@ -81,7 +92,7 @@ async fn endpoint(
         Some(id @ (Value::String(_) | Value::Number(_))) => id.clone(),
         Some(_) => return Fault::bad(INVALID_REQUEST, "the id is a string or a number").answer(&Value::Null),
     };
-    match reply(&headers, &message, &grant) {
+    match reply(headers, &message, grant) {
         Ok(result) => Json(json!({ "jsonrpc": "2.0", "id": id, "result": result })).into_response(),
         Err(fault) => fault.answer(&id),
     }
