@@ -117,10 +117,11 @@ impl Gateway {
     /// What a denied caller is told.
     pub(super) async fn denied(&self, caller: &Caller, route: &Route, denied: Denied) -> Failure {
         // A client that answers with a refresh instead of sending the user has to see it fail.
-        if let (Denied::Scope { .. }, Some(user), true) =
-            (&denied, caller.user(), caller.reach() == Reach::Authorization)
+        if let (Denied::Scope { needed }, Some(user), Reach::Authorization) =
+            (&denied, caller.user(), caller.reach())
         {
-            self.authority.connector.lacked_scope(caller.grant(), user, route).await;
+            let connector = &self.authority.connector;
+            connector.lacked_scopes(caller.grant(), user, route, needed.clone()).await;
         }
         denied.into()
     }

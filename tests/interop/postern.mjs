@@ -1,5 +1,5 @@
 // The gateway under test: one route to the upstream, one local user, a store of its own.
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { start } from './child.mjs';
 import { nextLook, withFreePorts } from './ports.mjs';
@@ -9,7 +9,7 @@ const PASSWORD_HASH =
   '$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8';
 
 // JSON is YAML, so the values need no quoting rules of their own.
-function configuration({ port, admin, directory, upstreamUrl, credential, authority, login }) {
+function configuration({ port, admin, directory, upstreamUrl, credential, authority, login, more, route }) {
   return {
     server: {
       public_url: `http://127.0.0.1:${port}`,
@@ -28,8 +28,10 @@ function configuration({ port, admin, directory, upstreamUrl, credential, author
         path: '/demo',
         upstream: { url: upstreamUrl, allow_private: true },
         credential: { kind: credential },
+        ...route,
       },
     ],
+    ...more,
   };
 }
 
@@ -48,19 +50,29 @@ async function ready(child, admin) {
 /**
  * Starts the gateway and waits until it is ready. `credential` is the kind of what it puts in for the upstream,
  * `authority` the file of an extra trusted CA, for client documents; `login` says who may sign in instead of the one user,
- * with `env` for what it names.
+ * with `env` for what it names; `more` are further sections, `route` further keys of the route. `again` stops it and starts it
+ * in the same place, with what it kept or without.
  */
-export function startPostern({ binary, directory, upstreamUrl, credential = 'oauth', authority, login, env, defer }) {
+export function startPostern({ binary, directory, upstreamUrl, credential = 'oauth', authority, login, env, more, route, defer }) {
   return withFreePorts(2, async ([port, admin]) => {
     const home = join(directory, `postern-${port}`);
     await mkdir(home, { recursive: true });
     const file = join(home, 'postern.yaml');
-    const written = configuration({ port, admin, directory: home, upstreamUrl, credential, authority, login });
+    const written = configuration({ port, admin, directory: home, upstreamUrl, credential, authority, login, more, route });
     await writeFile(file, JSON.stringify(written, null, 2));
-    const child = start('postern', binary, ['run', '--config', file], { cwd: home, env });
-    defer(() => child.stop());
-    await ready(child, admin);
-    return { origin: `http://127.0.0.1:${port}`, url: `http://127.0.0.1:${port}/demo`, child };
+    const gateway = { origin: `http://127.0.0.1:${port}`, url: `http://127.0.0.1:${port}/demo` };
+    const run = () => {
+      gateway.child = start('postern', binary, ['run', '--config', file], { cwd: home, env });
+      return ready(gateway.child, admin);
+    };
+    gateway.again = async ({ empty }) => {
+      await gateway.child.stop();
+      if (empty) await rm(join(home, 'data'), { recursive: true });
+      await run();
+    };
+    defer(() => gateway.child.stop());
+    await run();
+    return gateway;
   });
 }
 

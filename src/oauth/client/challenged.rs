@@ -25,6 +25,9 @@ const TRIES: usize = 4;
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Challenge {
     pub scopes: Vec<String>,
+    /// Scopes of our own that a call lacked; empty: the upstream it was that asked.
+    #[serde(default)]
+    lacking: Vec<String>,
     /// The authorization it came in answer to, if there was one. Another one since then settles it.
     pub incarnation: Option<String>,
     /// A refresh has failed for it, or the grant's calls go through again.
@@ -38,7 +41,7 @@ impl Typed for Challenge {
 
 impl Challenge {
     pub fn new(scopes: Vec<String>, incarnation: Option<String>) -> Self {
-        Self { scopes, incarnation, settled: false }
+        Self { scopes, lacking: Vec::new(), incarnation, settled: false }
     }
 
     /// What is to be remembered now that `other` came as well. Scopes add up while nobody has answered.
@@ -46,6 +49,13 @@ impl Challenge {
         if !self.settled && self.incarnation == other.incarnation {
             let new = std::mem::replace(&mut other.scopes, self.scopes.clone());
             other.scopes.extend(new.into_iter().filter(|scope| !self.scopes.contains(scope)));
+            // What the upstream has asked for stays its question.
+            match self.lacking.is_empty() || other.lacking.is_empty() {
+                true => other.lacking.clear(),
+                false => other.lacking.extend(self.lacking.iter().cloned()),
+            }
+            other.lacking.sort();
+            other.lacking.dedup();
         }
         other
     }
@@ -63,12 +73,15 @@ impl Connector {
         self.settled.remove(grant);
     }
 
-    /// Remembers that a call of `grant` lacked one of our own scopes, which is no matter of the upstream's.
-    pub async fn lacked_scope(&self, grant: &str, user: &str, route: &Route) {
+    /// Remembers that a call of `grant` lacked some of our own scopes, which is no matter of the upstream's.
+    pub async fn lacked_scopes(&self, grant: &str, user: &str, route: &Route, lacking: Vec<String>) {
         let remembered = async {
+            let mut lacking = lacking;
+            lacking.sort();
             let connection = self.records.store().connection(&connection_key(user, route)).await?;
             let incarnation = connection.map(|connection| connection.incarnation);
-            self.remember(&of_grant(grant), &Challenge::new(Vec::new(), incarnation)).await
+            let challenge = Challenge { lacking, ..Challenge::new(Vec::new(), incarnation) };
+            self.remember(&of_grant(grant), &challenge).await
         };
         if let Err(error) = remembered.await {
             tracing::warn!(target: "postern::oauth", %error, "a missing scope could not be remembered");
@@ -128,14 +141,24 @@ impl Connector {
     }
 
     /// Whether a refresh of `grant` should fail so that its client brings the user: true once per challenge that
-    /// nobody has settled since.
-    pub async fn wants_user(&self, grant: &str, user: &str, route: &Route) -> Result<bool, RecordError> {
+    /// nobody has settled since. `granted`: the scopes that a refresh can bring; where that is all that was lacking, it does.
+    pub async fn wants_user(
+        &self,
+        grant: &str,
+        user: &str,
+        route: &Route,
+        granted: &[String],
+    ) -> Result<bool, RecordError> {
         let key = of_grant(grant);
         for _ in 0..TRIES {
             let open = self.records.readable::<Challenge>(&key).await?.filter(|known| !known.value.settled);
             let Some(open) = open else {
                 return Ok(false);
             };
+            let lacking = &open.value.lacking;
+            if !lacking.is_empty() && lacking.iter().all(|scope| granted.contains(scope)) {
+                return Ok(false);
+            }
             let connection = self.records.store().connection(&connection_key(user, route)).await?;
             if connection.map(|connection| connection.incarnation) != open.value.incarnation {
                 return Ok(false);
@@ -203,8 +226,10 @@ mod tests {
         let (one, other) = (bench.connector(), bench.connector());
         for _ in 0..2 {
             one.challenged("g", "alice", route, &wanting("a")).await;
-            let (first, second) =
-                tokio::join!(one.wants_user("g", "alice", route), other.wants_user("g", "alice", route));
+            let (first, second) = tokio::join!(
+                one.wants_user("g", "alice", route, &[]),
+                other.wants_user("g", "alice", route, &[])
+            );
             assert_eq!(usize::from(first.unwrap()) + usize::from(second.unwrap()), 1);
         }
     }
@@ -218,10 +243,31 @@ mod tests {
         assert!(!restarted.is_settled("g"));
         restarted.settle("g").await;
         assert!(restarted.is_settled("g"), "and later calls do not look again");
-        assert!(!restarted.wants_user("g", "alice", route).await.unwrap());
+        assert!(!restarted.wants_user("g", "alice", route, &[]).await.unwrap());
         restarted.challenged("g", "alice", route, &wanting("a")).await;
         assert!(!restarted.is_settled("g"));
-        assert!(restarted.wants_user("g", "alice", route).await.unwrap());
+        assert!(restarted.wants_user("g", "alice", route, &[]).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn what_a_refresh_can_bring_needs_no_user() {
+        let bench = Bench::new();
+        let route = &bench.route();
+        let connector = bench.connector();
+        let granted = ["a".to_owned()];
+        let lacks =
+            async |scope: &str| connector.lacked_scopes("g", "alice", route, vec![scope.to_owned()]).await;
+        let wants_user = async || connector.wants_user("g", "alice", route, &granted).await.unwrap();
+        lacks("a").await;
+        assert!(!wants_user().await);
+        lacks("b").await;
+        assert!(wants_user().await, "of the two one cannot be had");
+        lacks("a").await;
+        connector.challenged("g", "alice", route, &wanting("a")).await;
+        assert!(wants_user().await, "the upstream means its own scope");
+        connector.challenged("g", "alice", route, &wanting("a")).await;
+        lacks("a").await;
+        assert!(wants_user().await);
     }
 
     #[tokio::test]
@@ -233,6 +279,6 @@ mod tests {
         let seen = bench.records.get::<Challenge>(&of_grant("g")).await.unwrap().unwrap();
         connector.challenged("g", "alice", route, &wanting("b")).await;
         assert_eq!(connector.close(&of_grant("g"), seen).await.unwrap(), Put::Conflict);
-        assert!(connector.wants_user("g", "alice", route).await.unwrap());
+        assert!(connector.wants_user("g", "alice", route, &[]).await.unwrap());
     }
 }

@@ -136,7 +136,7 @@ pub async fn refresh(
             tracing::info!(target: "audit", event = "client_changed", user = %grant.user, client = %grant.client_id);
         }
         // Some clients only ever re-authorize when a refresh fails, so while the upstream wants the user again it does.
-        if authority.connector.wants_user(id, &grant.user, route).await? {
+        if authority.connector.wants_user(id, &grant.user, route, &grant.scopes).await? {
             return Err(Refusal::invalid_grant("the MCP server asks the user to authorize again"));
         }
         let next = fresh_token()?;

@@ -4,10 +4,11 @@ import { UnauthorizedError } from '@modelcontextprotocol/sdk/client/auth.js';
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js';
 import { connectWith } from './sdk.mjs';
 
-export const connect = options =>
-  connectWith(options, {
-    UnauthorizedError,
-    client: () => new Client({ name: 'interop-sdk1', version: '1.0.0' }),
-    transport: (url, authProvider) => new StreamableHTTPClientTransport(new URL(url), { authProvider }),
-    finish: (transport, answer) => transport.finishAuth(answer.get('code')),
-  });
+export const sdk = {
+  UnauthorizedError,
+  client: () => new Client({ name: 'interop-sdk1', version: '1.0.0' }),
+  transport: (url, authProvider) => new StreamableHTTPClientTransport(new URL(url), { authProvider }),
+  finish: (transport, answer) => transport.finishAuth(answer.get('code')),
+};
+
+export const connect = options => connectWith(options, sdk);

@@ -2,11 +2,12 @@
 import { Client, StreamableHTTPClientTransport, UnauthorizedError } from '@modelcontextprotocol/client';
 import { connectWith } from './sdk.mjs';
 
-export const connect = options =>
-  connectWith(options, {
-    UnauthorizedError,
-    client: () => new Client({ name: 'interop-sdk2', version: '1.0.0' }, { versionNegotiation: { mode: 'auto' } }),
-    transport: (url, authProvider) => new StreamableHTTPClientTransport(new URL(url), { authProvider }),
-    // All parameters, so that the SDK checks `iss` too.
-    finish: (transport, answer) => transport.finishAuth(answer),
-  });
+export const sdk = {
+  UnauthorizedError,
+  client: () => new Client({ name: 'interop-sdk2', version: '1.0.0' }, { versionNegotiation: { mode: 'auto' } }),
+  transport: (url, authProvider) => new StreamableHTTPClientTransport(new URL(url), { authProvider }),
+  // All parameters, so that the SDK checks `iss` too.
+  finish: (transport, answer) => transport.finishAuth(answer),
+};
+
+export const connect = options => connectWith(options, sdk);
