@@ -40,7 +40,7 @@ bench: tools-bench
 # A failing run leaves its report all the same.
 soak: tools-test
 	@mkdir -p $(TARGET)
-	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test cluster --test kept --test model -- --nocapture 2>&1 \
+	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test cluster --test kept --test model --test clients -- --nocapture 2>&1 \
 	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
 	@echo "the whole report: $(TARGET)/soak.log"
 

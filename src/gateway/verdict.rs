@@ -38,10 +38,9 @@ impl Gateway {
         match verdict {
             Verdict::Pass => {
                 let (grant, source) = (target.caller.grant(), &target.credential.source);
-                let can_be_open =
-                    !matches!(source, Source::None | Source::Fixed) || target.route.rules.need_message();
+                let is_of_user = !matches!(source, Source::None | Source::Fixed);
                 let is_sent = target.caller.reach() == Reach::Authorization;
-                if success && can_be_open && is_sent && !connector.is_settled(grant) {
+                if success && is_of_user && is_sent && !connector.is_settled(grant) {
                     connector.settle(grant).await;
                 }
                 Consequence::Pass

@@ -93,7 +93,7 @@ class App {
         return;
       } catch (error) {
         if (tries === 3) throw error;
-        await this.#authorize(error, transport);
+        await this.#authorize(transport);
         await transport.close();
       }
     }
@@ -105,7 +105,7 @@ class App {
         return (await this.client.callTool(tool)).content[0].text;
       } catch (error) {
         if (tries === 3) throw error;
-        await this.#authorize(error, this.transport);
+        await this.#authorize(this.transport);
       }
     }
   }
@@ -116,10 +116,11 @@ class App {
     return this.call(tool);
   }
 
-  async #authorize(error, transport) {
+  /** Where the SDK has sent nobody anywhere it has given up on a token that ended on the way: then once more. */
+  async #authorize(transport) {
     const address = this.#address;
     this.#address = undefined;
-    if (!address) throw error;
+    if (!address) return;
     await this.sdk.finish(transport, this.memory.answer(await this.person.authorize(address)));
   }
 

@@ -16,6 +16,8 @@ use crate::store::record::{RecordError, Typed, Versioned};
 use crate::store::{Kind, Put};
 
 const REMEMBERED: Duration = Duration::from_secs(600);
+/// A client that answers a missing scope with a refresh does so at once; later ones are about something else.
+const LACKING: Duration = Duration::from_secs(60);
 /// More grants than that are forgotten together and looked up again.
 const SETTLED_MAX: usize = 100_000;
 /// How often a write is decided anew because somebody else was faster.
@@ -102,7 +104,8 @@ impl Connector {
                 }
                 None => (0, challenge.clone()),
             };
-            if self.records.put(key, version, &challenge, REMEMBERED).await? == Put::Stored {
+            let lifetime = if challenge.lacking.is_empty() { REMEMBERED } else { LACKING };
+            if self.records.put(key, version, &challenge, lifetime).await? == Put::Stored {
                 return Ok(());
             }
         }
@@ -123,7 +126,8 @@ impl Connector {
         self.settled.contains(grant)
     }
 
-    /// The grant's calls go through, whatever this process or another one has met before.
+    /// The grant's calls go through, whatever this process or another one has met before. About a call that lacks a scope
+    /// others say nothing.
     pub async fn settle(&self, grant: &str) {
         if self.settled.len() >= SETTLED_MAX {
             self.settled.clear();
@@ -132,7 +136,9 @@ impl Connector {
         let key = of_grant(grant);
         let settled = match self.records.get::<Challenge>(&key).await {
             // A conflict is a challenge that came since.
-            Ok(Some(open)) if !open.value.settled => self.close(&key, open).await.map(|_| ()),
+            Ok(Some(open)) if !open.value.settled && open.value.lacking.is_empty() => {
+                self.close(&key, open).await.map(|_| ())
+            }
             found => found.map(|_| ()),
         };
         if let Err(error) = settled {
