@@ -156,7 +156,8 @@ impl Foreign {
     ) -> Result<Arc<ForeignToken>, AuthnError> {
         // By route, since another one may trust whom this one does not.
         let refusal = format!("{} {digest}", route.name);
-        if self.refused.get(&refusal).is_some_and(|until| now < until) {
+        let is_refused = || self.refused.get(&refusal).is_some_and(|until| now < until);
+        if is_refused() {
             return Err(AuthnError::Invalid);
         }
         // Only what is out of date, and not the place of somebody who is asking just now.
@@ -167,15 +168,20 @@ impl Foreign {
             let Ok(Ok(_turn)) = timeout(TURN, self.turns.acquire()).await else {
                 return Err(Doubt::Unavailable);
             };
-            self.ask(token, &digest, route, now).await.map(Arc::new)
+            // Whoever was first has asked for those who waited.
+            if is_refused() {
+                return Err(Doubt::Refused("was refused just now"));
+            }
+            let asked = self.ask(token, &digest, route, now).await.map(Arc::new);
+            if let Err(Doubt::Refused(why)) = asked {
+                tracing::info!(target: "postern::authn", route = %route.name, why, "a token of a trusted issuer was refused");
+                self.refused.insert(refusal.clone(), now + REFUSED_FOR);
+            }
+            asked
         });
         judged.await.map_err(|doubt| match doubt {
             Doubt::Unavailable => AuthnError::NotReady,
-            Doubt::Refused(why) => {
-                tracing::info!(target: "postern::authn", route = %route.name, why, "a token of a trusted issuer was refused");
-                self.refused.insert(refusal, now + REFUSED_FOR);
-                AuthnError::Invalid
-            }
+            Doubt::Refused(_) => AuthnError::Invalid,
         })
     }
 
