@@ -196,6 +196,7 @@ async fn a_token_that_says_nothing_is_asked_about_and_the_answer_kept_for_a_whil
     for (token, bent) in [
         ("for another", json!({"aud": "https://other.example"})),
         ("for nobody", json!({"aud": null})),
+        ("for one with a blank", json!({"aud": format!("https://other.example {}", gateway.url("/demo"))})),
         ("of another", json!({"iss": "https://evil.example"})),
         ("expired", json!({"exp": now() - 5})),
         ("early", json!({"nbf": now() + 600})),

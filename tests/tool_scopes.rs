@@ -192,6 +192,24 @@ async fn long_bodies_are_judged_before_a_byte_of_them_goes_on() {
 }
 
 #[tokio::test]
+async fn a_long_body_in_pieces_of_one_byte_is_judged_like_any_other() {
+    let mut rig = Rig::new().await;
+    let message = json!({"message": "x".repeat(900_000)});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "echo", "arguments": message}});
+    let pieces: String = body.to_string().chars().map(|byte| format!("1\r\n{byte}\r\n")).collect();
+    let send = async |rig: &Rig| {
+        let request = format!(
+            "POST /demo HTTP/1.1\r\nhost: {}\r\nauthorization: Bearer {}\r\ncontent-type: application/json\r\naccept: application/json, text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n{pieces}0\r\n\r\n",
+            rig.gateway.address, rig.tokens.access_token
+        );
+        exchange(rig.gateway.address, request, PATIENCE).await.unwrap().status
+    };
+    assert_eq!(send(&rig).await, 403);
+    rig.step_up("mcp:access demo:echo").await;
+    assert_eq!(send(&rig).await, 200);
+}
+
+#[tokio::test]
 async fn a_judged_body_is_sent_again_after_a_refresh() {
     let mut rig = Rig::new().await;
     rig.step_up("mcp:access demo:echo").await;

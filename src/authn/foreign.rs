@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use super::AuthnError;
 use crate::config::{Introspection, TrustedIssuer};
 use crate::jose::remote::{KeySets, RemoteError};
-use crate::jose::{self, Expected, issuer_of};
+use crate::jose::{self, Expected, issuer_of, texts};
 use crate::oauth::client::discover::{IssuerMetadata, issuer_metadata};
 use crate::oauth::client::token::basic;
 use crate::outbound::kept::Kept;
@@ -235,7 +235,8 @@ impl Foreign {
             return Err(Doubt::Refused("is an ID token"));
         }
         let client = claims.text("client_id").or_else(|| claims.text("azp"));
-        let scope = claims.text("scope").map(str::to_owned).unwrap_or_else(|| words(claims.rest.get("scp")));
+        let scope = claims.rest.get("scope").or_else(|| claims.rest.get("scp"));
+        let scope = texts(scope).join(" ");
         let audiences = claims.audiences().map(str::to_owned).collect();
         let expires_at = at(claims.exp);
         judged(trusted, &claims.sub, client, scope, audiences, expires_at, expires_at.min(now + JUDGED_FOR))
@@ -278,8 +279,7 @@ impl Foreign {
         }
         let (client, subject) = (found.client_id.as_deref(), found.sub.unwrap_or_default());
         let subject = if subject.is_empty() { client.unwrap_or_default().to_owned() } else { subject };
-        let audiences = words(found.aud.as_ref());
-        let audiences = audiences.split(' ').map(str::to_owned).collect();
+        let audiences = texts(found.aud.as_ref());
         let scope = found.scope.unwrap_or_default();
         let again = expires_at.min(now + introspection.cache);
         judged(trusted, &subject, client, scope, audiences, expires_at, again)
@@ -326,18 +326,8 @@ fn judged(
     })
 }
 
-/// A text, or a list of texts separated by blanks.
-fn words(value: Option<&Value>) -> String {
-    match value {
-        Some(Value::String(one)) => one.clone(),
-        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(" "),
-        _ => String::new(),
-    }
-}
-
 fn at(seconds: u64) -> SystemTime {
-    // The last second of the year 9999; what is later is as good as never.
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(253_402_300_799))
+    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds.min(jose::END_OF_TIME))
 }
 
 fn policy(trusted: &TrustedIssuer) -> AddressPolicy {

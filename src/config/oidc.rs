@@ -41,7 +41,32 @@ impl IdentityProvider {
     /// What a person of this provider is called here: by issuer and subject, never by an address that may change hands.
     #[must_use]
     pub fn user(&self, subject: &str) -> String {
-        format!("{}{SEPARATOR}{subject}", self.issuer)
+        user(&self.issuer, subject)
+    }
+}
+
+/// Somebody of an issuer, whichever way they come.
+pub(super) fn user(issuer: &str, subject: &str) -> String {
+    format!("{issuer}{SEPARATOR}{subject}")
+}
+
+/// What entries of issuers have in common: a short name, and neither name nor issuer used twice. `earlier`: those before.
+pub(super) fn identify<'e>(
+    check: &mut Checker<'_>,
+    key: &Key,
+    (name, issuer): (&str, &str),
+    earlier: impl Iterator<Item = (&'e str, &'e str)> + Clone,
+) {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    if name.is_empty() || name.len() > 32 || !name.chars().all(plain) {
+        let write = "write 1 to 32 lower-case letters, digits, `-` or `_`";
+        check.refuse(&key.child("name"), "is not a name", write);
+    }
+    if earlier.clone().any(|(other, _)| other == name) {
+        check.refuse(&key.child("name"), "is used twice", "give each entry a name of its own");
+    }
+    if earlier.clone().any(|(_, other)| other == issuer) {
+        check.refuse(&key.child("issuer"), "is listed twice", "keep one entry per issuer");
     }
 }
 
@@ -51,17 +76,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::IdentityProvider])
     let mut providers: Vec<IdentityProvider> = Vec::with_capacity(written.len());
     for (index, entry) in written.iter().enumerate() {
         let key = list.item(index);
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
-        if entry.name.is_empty() || entry.name.len() > 32 || !entry.name.chars().all(plain) {
-            let write = "write 1 to 32 lower-case letters, digits, `-` or `_`";
-            check.refuse(&key.child("name"), "is not a name", write);
-        }
-        if providers.iter().any(|earlier| earlier.name == entry.name) {
-            check.refuse(&key.child("name"), "is used twice", "give each provider a name of its own");
-        }
-        if providers.iter().any(|earlier| earlier.issuer == entry.issuer) {
-            check.refuse(&key.child("issuer"), "is listed twice", "keep one entry per issuer");
-        }
+        let earlier = providers.iter().map(|earlier| (earlier.name.as_str(), earlier.issuer.as_str()));
+        identify(check, &key, (&entry.name, &entry.issuer), earlier);
         if entry.client_id.is_empty() {
             check.refuse(&key.child("client_id"), "is empty", "write the client id that the provider gave");
         }

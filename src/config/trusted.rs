@@ -6,7 +6,7 @@ use secrecy::SecretString;
 
 use super::checked::{Checker, bare_host};
 use super::file;
-use super::oidc::SEPARATOR;
+use super::oidc::{self, SEPARATOR};
 use super::report::Key;
 use super::secret;
 
@@ -40,7 +40,7 @@ impl TrustedIssuer {
     /// What somebody of this issuer is called here: as people who sign in through it are.
     #[must_use]
     pub fn user(&self, subject: &str) -> String {
-        format!("{}{SEPARATOR}{subject}", self.issuer)
+        oidc::user(&self.issuer, subject)
     }
 }
 
@@ -50,17 +50,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::TrustedIssuer]) ->
     let mut issuers: Vec<Arc<TrustedIssuer>> = Vec::with_capacity(written.len());
     for (index, entry) in written.iter().enumerate() {
         let key = list.item(index);
-        let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
-        if entry.name.is_empty() || entry.name.len() > 32 || !entry.name.chars().all(plain) {
-            let write = "write 1 to 32 lower-case letters, digits, `-` or `_`";
-            check.refuse(&key.child("name"), "is not a name", write);
-        }
-        if issuers.iter().any(|earlier| earlier.name == entry.name) {
-            check.refuse(&key.child("name"), "is used twice", "give each issuer a name of its own");
-        }
-        if issuers.iter().any(|earlier| earlier.issuer == entry.issuer) {
-            check.refuse(&key.child("issuer"), "is listed twice", "keep one entry per issuer");
-        }
+        let earlier = issuers.iter().map(|earlier| (earlier.name.as_str(), earlier.issuer.as_str()));
+        oidc::identify(check, &key, (&entry.name, &entry.issuer), earlier);
         let private = entry.allow_private.unwrap_or(false);
         let mut private_hosts = Vec::new();
         let asked = entry.introspection.as_ref().and_then(|introspection| introspection.endpoint.as_ref());

@@ -33,9 +33,9 @@ pub enum Asked {
     Held(Held),
 }
 
-/// The pieces that have come so far.
+/// What has come so far. However small the pieces are, each is looked at once.
 #[derive(Default)]
-pub struct Held(Vec<Bytes>);
+pub struct Held(Vec<u8>);
 
 impl Asked {
     pub fn message(&self) -> Option<&Message> {
@@ -54,11 +54,12 @@ impl Held {
 
     /// The whole body once it has ended; nothing before.
     fn take(&mut self, piece: Option<Bytes>, end: bool) -> Result<Option<Bytes>, Failure> {
-        self.0.extend(piece);
-        if self.0.iter().map(Bytes::len).sum::<usize>() > HELD_MAX {
+        let piece = piece.unwrap_or_default();
+        if self.0.len() + piece.len() > HELD_MAX {
             return Err(Failure::TooLarge);
         }
-        Ok(end.then(|| Bytes::from(std::mem::take(&mut self.0).concat())))
+        self.0.extend_from_slice(&piece);
+        Ok(end.then(|| Bytes::from(std::mem::take(&mut self.0))))
     }
 }
 

@@ -131,7 +131,10 @@ pub struct Begun<'a> {
 /// The beginning of a request that may be an `initialize`: shared with what goes upstream, and read only when a session
 /// comes of it.
 #[derive(Default)]
-pub struct Opening(Vec<Bytes>);
+pub struct Opening {
+    pieces: Vec<Bytes>,
+    length: usize,
+}
 
 /// No `initialize` is longer, bytes.
 const OPENING_MAX: usize = 64 * 1024;
@@ -139,13 +142,14 @@ const OPENING_MAX: usize = 64 * 1024;
 impl Opening {
     /// The request is sent from its beginning, for the first time or again.
     pub fn begin(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 
     pub fn add(&mut self, piece: &Bytes) {
-        let room = OPENING_MAX.saturating_sub(self.0.iter().map(Bytes::len).sum());
-        if room > 0 {
-            self.0.push(piece.slice(..piece.len().min(room)));
+        let piece = piece.slice(..piece.len().min(OPENING_MAX - self.length));
+        if !piece.is_empty() {
+            self.length += piece.len();
+            self.pieces.push(piece);
         }
     }
 
@@ -163,7 +167,7 @@ impl Opening {
         struct Capabilities {
             elicitation: Option<serde::de::IgnoredAny>,
         }
-        serde_json::from_slice::<Initialize>(&self.0.concat())
+        serde_json::from_slice::<Initialize>(&self.pieces.concat())
             .is_ok_and(|initialize| initialize.params.capabilities.elicitation.is_some())
     }
 }

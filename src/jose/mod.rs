@@ -24,7 +24,7 @@ pub const ALGORITHMS: [&str; 5] = ["ES256", "ES384", "EdDSA", "RS256", "PS256"];
 const MAX_LEN: usize = 16 * 1024;
 const MAX_KEYS: usize = 100;
 /// The last second of the year 9999.
-const END_OF_TIME: u64 = 253_402_300_799;
+pub const END_OF_TIME: u64 = 253_402_300_799;
 
 /// The public keys of an issuer or a client.
 pub struct Keys(Vec<Key>);
@@ -146,6 +146,15 @@ pub fn issuer_of(token: &str) -> Option<String> {
     ring::install();
     header(token).ok()?;
     jsonwebtoken::dangerous::insecure_decode_claims::<Issuer>(token).ok().map(|claims| claims.iss)
+}
+
+/// A list of texts, or one.
+pub fn texts(value: Option<&Value>) -> Vec<String> {
+    match value {
+        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => Vec::new(),
+    }
 }
 
 // === impl Key ===

@@ -15,7 +15,7 @@ use super::authorize::Pkce;
 use super::token::basic;
 use crate::config::IdentityProvider;
 use crate::jose::remote::{KeySets, RemoteError};
-use crate::jose::{Claims, Expected, issuer_of};
+use crate::jose::{Claims, Expected, issuer_of, texts};
 use crate::outbound::{self, AddressPolicy, Outbound, Request};
 use crate::seal;
 
@@ -310,13 +310,4 @@ fn admit(provider: &IdentityProvider, claims: &Claims, groups: &[String]) -> Res
         return Err(IdentityError::NotAdmitted);
     }
     Ok(())
-}
-
-/// A list of texts, or one.
-fn texts(value: Option<&Value>) -> Vec<String> {
-    match value {
-        Some(Value::String(one)) => vec![one.clone()],
-        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
-        _ => Vec::new(),
-    }
 }
