@@ -12,7 +12,7 @@ use std::sync::Arc;
 use http::{HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 
-use crate::config::{self, Credential, PublicUrl, TrustedIssuer};
+use crate::config::{self, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
 use crate::outbound::AddressPolicy;
 
 pub use rules::Rules;
@@ -36,6 +36,11 @@ pub struct Route {
     pub path: String,
     pub upstream: Upstream,
     pub credential: Credential,
+    /// What a user's connection here belongs to, whoever the user is: this route and its upstream, so that another server
+    /// under the same name is another connection; or an identity provider, for all routes that inject its tokens.
+    pub place: String,
+    /// Whom requests to the issuer of those connections may reach.
+    pub issuer_policy: AddressPolicy,
     /// The header of a configured credential, ready-made.
     pub fixed: Option<(HeaderName, HeaderValue)>,
     /// What a caller's token must carry; the default of a client that asks for nothing.
@@ -175,6 +180,12 @@ impl Table {
         self.iter().find(|route| route.name == name)
     }
 
+    /// Whether a route injects this provider's tokens.
+    pub fn injects(&self, provider: &IdentityProvider) -> bool {
+        let place = provider_place(&provider.issuer);
+        self.iter().any(|route| route.place == place)
+    }
+
     /// All routes, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
         self.by_authority.values().flatten()
@@ -196,6 +207,14 @@ impl Route {
         let is_ours = configured.trusted_issuers.is_empty();
         let mut scopes: Vec<String> = is_ours.then(|| ACCESS_SCOPE.to_owned()).into_iter().collect();
         scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
+        let upstream = Upstream::new(&configured.upstream);
+        let (place, issuer_policy) = match &configured.credential {
+            Credential::UpstreamInject(provider) => {
+                (provider_place(&provider.issuer), provider_policy(provider))
+            }
+            // Neither names nor URLs have a NUL, so no two of them meet.
+            _ => (format!("{}\0{}", configured.name, upstream.url), upstream.policy.clone()),
+        };
         Self {
             name: configured.name.clone(),
             resource: format!("{origin}{}", configured.path),
@@ -203,7 +222,9 @@ impl Route {
             forwarded_host: HeaderValue::from_str(&authority).ok(),
             authority,
             path: configured.path.clone(),
-            upstream: Upstream::new(&configured.upstream),
+            upstream,
+            place,
+            issuer_policy,
             fixed: fixed(&configured.credential),
             credential: configured.credential.clone(),
             scopes,
@@ -221,6 +242,16 @@ impl Route {
     pub fn scope(&self) -> String {
         self.scopes.join(" ")
     }
+}
+
+/// As [`Route::place`], for the connections that hold an identity provider's tokens.
+pub fn provider_place(issuer: &str) -> String {
+    format!("\0{issuer}")
+}
+
+/// Whom requests to an identity provider may reach.
+pub fn provider_policy(provider: &IdentityProvider) -> AddressPolicy {
+    AddressPolicy::allowing(provider.private_hosts.iter().cloned())
 }
 
 fn fixed(credential: &Credential) -> Option<(HeaderName, HeaderValue)> {

@@ -6,7 +6,7 @@ use http::{HeaderValue, header};
 use serde_json::{Value, json};
 
 use super::println;
-use crate::config::{Config, Credential, Route};
+use crate::config::{Config, Route};
 use crate::oauth::server::service::{self, Wanted};
 use crate::outbound::{AddressPolicy, Outbound, Request, Settings};
 use crate::server::foundation::Foundation;
@@ -26,7 +26,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Makes the account, and lets the agent call as soon as the gateway answers.
 pub fn start(config: &Config) -> Result<(), String> {
-    let needs_nobody = |route: &&Route| !matches!(route.credential, Credential::Oauth(_));
+    let needs_nobody = |route: &&Route| !route.credential.is_of_user();
     let route = config.routes.iter().find(needs_nobody);
     let route =
         route.ok_or("the agent needs a route whose upstream wants no user: `credential: {kind: none}`")?;

@@ -1,12 +1,15 @@
 //! What a route puts into requests to its upstream, as configured.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::checked::{Checker, bare_host};
 use super::file::{self, CredentialKind, RefreshRotation, TokenEndpointAuthMethod};
+use super::login::Login;
+use super::oidc::IdentityProvider;
 use super::report::Key;
 use super::secret;
 
@@ -23,6 +26,16 @@ pub enum Credential {
     },
     /// Each user's own token.
     Oauth(OauthCredential),
+    /// The access token that this provider gave when the user signed in.
+    UpstreamInject(Arc<IdentityProvider>),
+}
+
+impl Credential {
+    /// Whether each user has one of their own, and has to be there in person to get it.
+    #[must_use]
+    pub fn is_of_user(&self) -> bool {
+        matches!(self, Self::Oauth(_) | Self::UpstreamInject(_))
+    }
 }
 
 /// What is configured about the upstream's authorization; everything else is discovered.
@@ -87,6 +100,7 @@ pub(super) fn check(
     key: &Key,
     written: Option<&file::Credential>,
     private: &[String],
+    login: &Login,
 ) -> Option<Credential> {
     let Some(written) = written else {
         return Some(Credential::Oauth(OauthCredential::default()));
@@ -100,6 +114,7 @@ pub(super) fn check(
     match kind {
         CredentialKind::None => Some(Credential::None),
         CredentialKind::Header => header(check, key, written),
+        CredentialKind::UpstreamInject => inject(check, &key.child("provider"), written, login),
         CredentialKind::Oauth => oauth(check, key, written, private).map(Credential::Oauth),
     }
 }
@@ -123,14 +138,36 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("authorization_params", written.authorization_params.is_some()),
         ("refresh_rotation", written.refresh_rotation.is_some()),
     ];
+    let inject = [("provider", written.provider.is_some())];
+    let inject = inject
+        .into_iter()
+        .map(|(name, present)| (name, present, CredentialKind::UpstreamInject, "upstream_inject"));
     let header = header.into_iter().map(|(name, present)| (name, present, CredentialKind::Header, "header"));
     let oauth = oauth.into_iter().map(|(name, present)| (name, present, CredentialKind::Oauth, "oauth"));
-    for (name, present, of, word) in header.chain(oauth) {
+    for (name, present, of, word) in header.chain(oauth).chain(inject) {
         if present && of != kind {
             let what = format!("belongs to `kind: {word}`");
             check.refuse(&key.child(name), what, format!("leave it out, or write `kind: {word}`"));
         }
     }
+}
+
+fn inject(
+    check: &mut Checker<'_>,
+    key: &Key,
+    written: &file::Credential,
+    login: &Login,
+) -> Option<Credential> {
+    let write = "write the `name` of an entry of `login.oidc`";
+    let Some(name) = &written.provider else {
+        check.refuse(key, "is missing", write);
+        return None;
+    };
+    let Some(provider) = login.provider(name) else {
+        check.refuse(key, format!("`{name}` is no identity provider"), write);
+        return None;
+    };
+    Some(Credential::UpstreamInject(Arc::new(provider.clone())))
 }
 
 fn header(check: &mut Checker<'_>, key: &Key, written: &file::Credential) -> Option<Credential> {

@@ -216,8 +216,12 @@ pub(super) struct Upstream {
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Credential {
-    /// `oauth`: each user's own token, got by discovery and authorization. `header`: one fixed header. `none`: nothing. Default: `oauth`.
+    /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: the access token that the user's identity
+    /// provider gave when they signed in here. `header`: one fixed header. `none`: nothing. Default: `oauth`.
     pub(super) kind: Option<CredentialKind>,
+    /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
+    /// `offline_access` in that entry.
+    pub(super) provider: Option<String>,
     /// `header`: name of the header.
     pub(super) name: Option<String>,
     /// `header`: the secret.
@@ -256,6 +260,7 @@ pub(super) struct Credential {
 pub(super) enum CredentialKind {
     #[default]
     Oauth,
+    UpstreamInject,
     Header,
     None,
 }

@@ -36,8 +36,7 @@ impl Login {
 
     /// The identity provider that vouches for this user.
     pub fn provider_of(&self, user: &str) -> Option<&IdentityProvider> {
-        let (issuer, _) = user.split_once(SEPARATOR)?;
-        self.providers.iter().find(|provider| provider.issuer == issuer)
+        self.providers.iter().find(|provider| provider.knows(user))
     }
 
     /// The provider of that short name.

@@ -43,6 +43,12 @@ impl IdentityProvider {
     pub fn user(&self, subject: &str) -> String {
         user(&self.issuer, subject)
     }
+
+    /// Whether this user is a person of this provider.
+    #[must_use]
+    pub fn knows(&self, user: &str) -> bool {
+        user.split_once(SEPARATOR).is_some_and(|(issuer, _)| issuer == self.issuer)
+    }
 }
 
 /// Somebody of an issuer, whichever way they come.

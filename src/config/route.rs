@@ -9,6 +9,7 @@ use super::checked::{Checker, bare_host, has_dot_segment};
 use super::credential::{self, Credential};
 use super::file;
 use super::login::Login;
+use super::oidc::IdentityProvider;
 use super::report::Key;
 use super::server::{PublicUrl, is_host};
 use super::trusted::{self, TrustedIssuer};
@@ -119,8 +120,13 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
         }
         let upstream = upstream(check, &key.child("upstream"), &entry.upstream);
         let private = upstream.as_ref().map(Upstream::private_hosts).unwrap_or_default();
-        let credential =
-            credential::check(check, &key.child("credential"), entry.credential.as_ref(), &private);
+        let credential = credential::check(
+            check,
+            &key.child("credential"),
+            entry.credential.as_ref(),
+            &private,
+            around.login,
+        );
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
         let tool_scopes = tool_scopes(check, &key.child("tool_scopes"), entry.tool_scopes.iter().flatten());
         if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)
@@ -128,8 +134,11 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             let issuers_key = key.child("trusted_issuers");
             let issuers = entry.trusted_issuers.as_ref();
             let trusted_issuers = trusted::of_route(check, &issuers_key, issuers, around.issuers);
-            if matches!(credential, Credential::Oauth(_)) {
+            if credential.is_of_user() {
                 require_sign_in(check, &key, &trusted_issuers, around.login);
+            }
+            if let Credential::UpstreamInject(provider) = &credential {
+                require_provider(check, &key, &trusted_issuers, provider);
             }
             let name = entry.name.clone();
             routes.push(Route {
@@ -159,6 +168,20 @@ fn require_sign_in(check: &mut Checker<'_>, key: &Key, issuers: &[Arc<TrustedIss
             let write = format!("add a provider with the issuer {} to `login.oidc`", trusted.issuer);
             check.refuse(&key.child("trusted_issuers"), what, write);
         }
+    }
+}
+
+/// Who comes with a token of another issuer never signed in at the provider.
+fn require_provider(
+    check: &mut Checker<'_>,
+    key: &Key,
+    issuers: &[Arc<TrustedIssuer>],
+    provider: &IdentityProvider,
+) {
+    for trusted in issuers.iter().filter(|trusted| trusted.issuer != provider.issuer) {
+        let what = format!("users of `{}` have no tokens of `{}`", trusted.name, provider.name);
+        let write = format!("leave one of the two out, or trust {}", provider.issuer);
+        check.refuse(&key.child("trusted_issuers"), what, write);
     }
 }
 

@@ -734,6 +734,31 @@ fn upstream_urls() {
 }
 
 #[test]
+fn injected_tokens_come_from_a_provider_that_there_is() {
+    let providers = "login:\n  oidc: [{name: corp, issuer: \"https://idp.example.com\", client_id: p}]\n";
+    let trusts = "trusted_issuers: [{name: other, issuer: \"https://other.example.com\"}]";
+    let found = |credential: &str, more: &str| {
+        let line = format!("credential: {{{credential}}}{more}");
+        bad(&[("#route", &line), ("login:\n", providers), ("#top", trusts)], &Fake::default())
+    };
+    for (credential, expected) in [
+        (
+            "kind: upstream_inject",
+            "credential.provider: is missing; write the `name` of an entry of `login.oidc`",
+        ),
+        ("kind: upstream_inject, provider: \"\"", "credential.provider: `` is no identity provider"),
+        ("kind: upstream_inject, provider: other", "credential.provider: `other` is no identity provider"),
+        ("kind: upstream_inject, provider: corp, scopes: [x]", "credential.scopes: belongs to `kind: oauth`"),
+        ("kind: none, provider: corp", "credential.provider: belongs to `kind: upstream_inject`"),
+    ] {
+        let report = found(credential, "");
+        assert!(report.contains(expected), "{credential}: {report}");
+    }
+    let report = found("kind: upstream_inject, provider: corp", "\n    trusted_issuers: [other]");
+    assert!(report.contains("trusted_issuers: users of `other` have no tokens of `corp`"), "{report}");
+}
+
+#[test]
 fn header_credentials() {
     let environment = Fake::default().var("KEY", "hunter2");
     let report = |text: &str| bad(&[("#route", &credential(text))], &environment);

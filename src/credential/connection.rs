@@ -35,8 +35,7 @@ struct Slot {
     key: Arc<str>,
     /// What the key was made of.
     user: Box<str>,
-    route: Box<str>,
-    upstream: Box<str>,
+    place: Box<str>,
     known: ArcSwap<Known>,
     /// A refresh ahead of expiry is under way: one is enough.
     renewing: AtomicBool,
@@ -276,8 +275,7 @@ impl Slot {
         Arc::new(Self {
             key: key.into(),
             user: user.into(),
-            route: route.name.as_str().into(),
-            upstream: route.upstream.url.as_str().into(),
+            place: route.place.as_str().into(),
             known: ArcSwap::from_pointee(Known::Unknown),
             renewing: AtomicBool::new(false),
             refused: ArcSwapOption::empty(),
@@ -288,7 +286,7 @@ impl Slot {
     /// The grant's route may lead to another server by now, to which these tokens are not shown, and a program may act
     /// for another user.
     fn is_at(&self, user: &str, route: &Route) -> bool {
-        *self.user == *user && *self.upstream == *route.upstream.url && *self.route == *route.name
+        *self.user == *user && *self.place == *route.place
     }
 
     /// Remembers `known`, unless something came in since `before` was read: then it serves its reader alone.

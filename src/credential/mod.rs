@@ -81,5 +81,13 @@ pub async fn resolve(
             Ok(Credential { header: route.fixed.clone(), source: Source::Fixed })
         }
         config::Credential::Oauth(_) => connections.resolve(permit.caller(), route, refused, now).await,
+        config::Credential::UpstreamInject(_) => {
+            let resolved = connections.resolve(permit.caller(), route, refused, now).await?;
+            match resolved.source {
+                // The upstream is never called for somebody who has no token.
+                Source::Anonymous => Err(Unresolved::NeedsUser { incarnation: None }),
+                _ => Ok(resolved),
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ use pingora::Error;
 use super::Gateway;
 use super::context::{REFRESHED, Target};
 use crate::authn::{Caller, Reach};
+use crate::config::Credential;
 use crate::credential::Source;
 use crate::oauth::client::challenged::Challenge;
 use crate::respond::Failure;
@@ -31,6 +32,13 @@ impl Gateway {
         replayable: bool,
     ) -> Consequence {
         let connector = &self.authority.connector;
+        let verdict = match verdict {
+            // What the provider's tokens may do is the operator's and the provider's to say; asking the user changes nothing.
+            Verdict::StepUp { .. } if matches!(target.route.credential, Credential::UpstreamInject(_)) => {
+                Verdict::Pass
+            }
+            verdict => verdict,
+        };
         let is_unmet = matches!(verdict, Verdict::Connect { .. } | Verdict::StepUp { .. });
         if is_unmet && replayable && self.has_newer(target).await {
             return Consequence::Again(again(target));

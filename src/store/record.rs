@@ -79,8 +79,8 @@ pub struct Tokens {
     pub requested_scopes: Vec<String>,
     /// The authorization server, byte for byte.
     pub issuer: String,
-    /// The upstream's resource identifier, byte for byte as it spelled it.
-    pub resource: String,
+    /// The upstream's resource identifier, byte for byte as it spelled it. An identity provider's tokens have none.
+    pub resource: Option<String>,
     /// Where the refresh token goes.
     pub token_endpoint: String,
     /// Where tokens are ended (RFC 7009).

@@ -10,9 +10,9 @@ use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin};
+use super::identity::sign_in_at;
 use super::session::{Session, SignedIn};
 use super::{About, Shared, Web, moved, page, pages, see_other};
-use crate::config::Credential;
 use crate::oauth::client::connect::{ConnectError, Prospect};
 use crate::oauth::client::connection_key;
 use crate::oauth::server::remembered;
@@ -106,6 +106,12 @@ pub async fn connect(
                 Err(error) => connected(&Err(error)),
             }
         }
+        Ok(Prospect::SignIn(provider)) => moved(&sign_in_at(&provider, RESUME)),
+        Ok(Prospect::NotTheirs) => page(
+            StatusCode::FORBIDDEN,
+            "You cannot connect here",
+            "This server takes people of another sign-in service. Please sign out and come in through that one.",
+        ),
         Ok(Prospect::Unknown) => connected(&Err(ConnectError::Unavailable)),
         Err(error) => {
             tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
@@ -194,9 +200,9 @@ impl Web {
         let user = &session.browser.user;
         let mut servers = Vec::new();
         for route in about.snapshot.routes.iter() {
-            let standing = match &route.credential {
-                Credential::Oauth(_) => Some(self.standing(&connection_key(user, route)).await?),
-                _ => None,
+            let standing = match route.credential.is_of_user() {
+                true => Some(self.standing(&connection_key(user, route)).await?),
+                false => None,
             };
             servers.push(pages::AccountServer { name: &route.name, resource: &route.resource, standing });
         }

@@ -7,10 +7,11 @@ use serde::Deserialize;
 
 use super::account;
 use super::browser::{is_same, is_same_origin};
+use super::identity::sign_in_at;
 use super::session::SignedIn;
 use super::{About, Shared, Web, moved, page, pages, see_other};
 use crate::oauth::client::connect::{CallbackError, Returning};
-use crate::oauth::server::authorize::{Prepared, Question, Refused, prepare, validate};
+use crate::oauth::server::authorize::{Prepared, Question, Refused, SIGNED_IN_AGAIN, prepare, validate};
 use crate::oauth::server::consent::{ConsentError, Decision, decide, resume};
 use crate::oauth::server::params::{Params, with_query};
 use crate::oauth::server::redirect;
@@ -48,6 +49,10 @@ pub async fn authorize(
         Ok(match prepare(&web.authority, snapshot, request, client, &session.browser).await? {
             Prepared::Ask(question) => ask(&session, &question),
             Prepared::Allowed(url) => see_other(&url),
+            Prepared::SignIn(provider) => {
+                let back = format!("/oauth/authorize?{query}&{SIGNED_IN_AGAIN}=1");
+                see_other(&sign_in_at(&provider, &back))
+            }
         })
     };
     match outcome.await {

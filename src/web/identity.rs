@@ -13,7 +13,7 @@ use super::browser::{is_same, local_path};
 use super::session::{AtProvider, Session, Who};
 use super::{About, Shared, Web, page, pages, see_other};
 use crate::oauth::client::identity::{Begun, IdentityError, Person, Returning, SignedOut};
-use crate::oauth::server::params::Params;
+use crate::oauth::server::params::{Params, with_query};
 use crate::oauth::server::remembered;
 use crate::seal;
 use crate::store::Kind;
@@ -141,7 +141,7 @@ pub async fn callback(
     let now = web.authority.clock.now();
     let redirect_uri = callback_uri(&about);
     let person = web.providers.complete(provider, &sign_in.begun, &returning, &redirect_uri, now).await;
-    let Person { user, name, session, id_token, .. } = match person {
+    let Person { user, name, session, id_token, tokens, .. } = match person {
         Ok(person) => person,
         Err(error) => return refuse(&provider.name, &error),
     };
@@ -152,6 +152,12 @@ pub async fn callback(
             "This account is blocked",
             "Please ask whoever runs this gateway.",
         );
+    }
+    if let Some(tokens) = tokens.filter(|_| about.snapshot.routes.injects(provider)) {
+        let kept = web.authority.connector.keep_provider_tokens(provider, &user, tokens, now).await;
+        if kept.is_err() {
+            return refuse(&provider.name, &IdentityError::Unavailable);
+        }
     }
     let at = AtProvider { name: provider.name.clone(), session, id_token };
     match web.begin(&about, &headers, Who { user, name, provider: Some(at) }).await {
@@ -199,6 +205,11 @@ pub async fn backchannel_logout(
         }
     };
     (status, [(header::CACHE_CONTROL, "no-store")]).into_response()
+}
+
+/// Where somebody signs in at this provider, and then goes on to `next`.
+pub fn sign_in_at(provider: &str, next: &str) -> String {
+    with_query("/login/start", &[("provider", provider), ("next", next)])
 }
 
 fn callback_uri(about: &About) -> String {
@@ -271,9 +282,12 @@ impl Web {
             }
         }
         let provider = about.snapshot.config.login.provider(&notice.provider);
-        if provider.is_some_and(|provider| provider.logout_ends_grants) {
+        if let Some(provider) = provider.filter(|provider| provider.logout_ends_grants) {
             for user in users {
                 remembered::end_grants(&self.authority, |allowed| allowed.user == user).await?;
+                if about.snapshot.routes.injects(provider) {
+                    self.authority.connector.end_provider_tokens(provider, &user).await?;
+                }
             }
         }
         records.put(&key, 0, &Notice {}, NOTICE_TTL).await?;

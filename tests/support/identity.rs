@@ -1,7 +1,7 @@
 //! A scripted identity provider (OpenID Connect): signs in whoever the test says, without asking, and lies where it is told
 //! to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,11 @@ pub struct Script {
     pub callback: Vec<(String, String)>,
     /// Answers of the token endpoint.
     pub token_status: u16,
+    /// Whether refresh tokens are given; each is good once.
+    pub refreshable: bool,
+    pub token_type: String,
+    /// Seconds that an access token lives.
+    pub lifetime: u64,
     /// What is said about tokens that are asked about (RFC 7662); about any others, that they are not active.
     pub introspected: HashMap<String, Value>,
     /// Everything is answered 503.
@@ -42,6 +47,14 @@ pub struct IdentityProvider {
     pub requests: Requests,
     pub server: Server,
     script: Arc<Mutex<Script>>,
+    tokens: Arc<Mutex<Tokens>>,
+}
+
+/// What was given: access tokens `access-1`, `access-2`, …, and which refresh tokens are good.
+#[derive(Default)]
+struct Tokens {
+    given: usize,
+    live: HashSet<String>,
 }
 
 #[derive(Clone)]
@@ -60,19 +73,33 @@ impl IdentityProvider {
             metadata: json!({}),
             callback: Vec::new(),
             token_status: 200,
+            refreshable: false,
+            token_type: "Bearer".into(),
+            lifetime: 300,
             introspected: HashMap::new(),
             down: false,
         }));
         let requests = Requests::default();
         let codes: Arc<Mutex<HashMap<String, Code>>> = Arc::default();
-        let (said, seen) = (script.clone(), requests.clone());
+        let tokens: Arc<Mutex<Tokens>> = Arc::default();
+        let (said, seen, given) = (script.clone(), requests.clone(), tokens.clone());
         let server = Server::start(move |request, _| {
             seen.add(request.clone());
-            let answer = answer(&request, &lock(&said), &codes);
+            let answer = answer(&request, &lock(&said), &codes, &mut lock(&given));
             async move { answer }
         })
         .await;
-        IdentityProvider { issuer: format!("http://{}", server.address), requests, server, script }
+        IdentityProvider { issuer: format!("http://{}", server.address), requests, server, script, tokens }
+    }
+
+    /// How many access tokens were given.
+    pub fn given(&self) -> usize {
+        lock(&self.tokens).given
+    }
+
+    /// No refresh token is good any more.
+    pub fn revoke(&self) {
+        lock(&self.tokens).live.clear();
     }
 
     pub fn set(&self, change: impl FnOnce(&mut Script)) {
@@ -122,7 +149,27 @@ fn with(mut document: Value, more: &Value) -> Value {
     document
 }
 
-fn answer(request: &Received, script: &Script, codes: &Mutex<HashMap<String, Code>>) -> Response {
+impl Tokens {
+    /// The next ones, as members of an answer.
+    fn give(&mut self, script: &Script) -> Value {
+        self.given += 1;
+        let mut answer = json!({"access_token": format!("access-{}", self.given), "token_type": script.token_type,
+            "expires_in": script.lifetime});
+        if script.refreshable {
+            let refresh = random_hex(16);
+            self.live.insert(refresh.clone());
+            answer["refresh_token"] = refresh.into();
+        }
+        answer
+    }
+}
+
+fn answer(
+    request: &Received,
+    script: &Script,
+    codes: &Mutex<HashMap<String, Code>>,
+    tokens: &mut Tokens,
+) -> Response {
     let issuer = format!("http://{}", request.header("host").unwrap_or_default());
     if script.down {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -131,7 +178,7 @@ fn answer(request: &Received, script: &Script, codes: &Mutex<HashMap<String, Cod
         "/.well-known/openid-configuration" => {
             let metadata = json!({"issuer": issuer, "authorization_endpoint": format!("{issuer}/authorize"),
                 "token_endpoint": format!("{issuer}/token"), "jwks_uri": format!("{issuer}/keys"),
-                "end_session_endpoint": format!("{issuer}/end"), "introspection_endpoint": format!("{issuer}/introspect"),
+                "end_session_endpoint": format!("{issuer}/end"), "revocation_endpoint": format!("{issuer}/revoke"), "introspection_endpoint": format!("{issuer}/introspect"),
                 "response_types_supported": ["code"]});
             json_answer(200, &with(metadata, &script.metadata))
         }
@@ -167,6 +214,12 @@ fn answer(request: &Received, script: &Script, codes: &Mutex<HashMap<String, Cod
             let challenge = data_encoding::BASE64URL_NOPAD.encode(digest.as_ref());
             let authenticated =
                 request.header("authorization").is_some_and(|value| value.starts_with("Basic "));
+            if form("grant_type") == "refresh_token" {
+                return match authenticated && tokens.live.remove(&form("refresh_token")) {
+                    true => json_answer(200, &tokens.give(script)),
+                    false => error(400, "invalid_grant"),
+                };
+            }
             match lock(codes).remove(&form("code")) {
                 Some(code)
                     if authenticated
@@ -177,13 +230,16 @@ fn answer(request: &Received, script: &Script, codes: &Mutex<HashMap<String, Cod
                         "nonce": code.nonce});
                     let signer = script.forger.as_ref().unwrap_or(&script.key);
                     let id_token = signer.sign(&with(claims, &script.claims));
-                    json_answer(
-                        200,
-                        &json!({"access_token": "opaque", "token_type": "Bearer", "id_token": id_token}),
-                    )
+                    let mut answer = tokens.give(script);
+                    answer["id_token"] = id_token.into();
+                    json_answer(200, &answer)
                 }
                 _ => error(400, "invalid_grant"),
             }
+        }
+        "/revoke" => {
+            tokens.live.remove(&request.form("token").unwrap_or_default());
+            StatusCode::OK.into_response()
         }
         "/end" => "signed out there".into_response(),
         _ => StatusCode::NOT_FOUND.into_response(),

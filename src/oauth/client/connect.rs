@@ -40,6 +40,10 @@ pub struct Plan {
 pub enum Prospect {
     NotNeeded,
     Needed(Box<Plan>),
+    /// The user has to sign in once more at their identity provider, of this short name.
+    SignIn(String),
+    /// Only people of another identity provider than this user's can use the route.
+    NotTheirs,
     /// The upstream is out of reach, so nobody can say.
     Unknown,
 }
@@ -108,8 +112,12 @@ pub enum ConnectError {
 impl Connector {
     /// Asks the upstream, with no credential, whether it wants one, and finds out from whom. Stores nothing.
     pub async fn prospect(&self, route: &Route, user: &str) -> Result<Prospect, DiscoverError> {
-        let Credential::Oauth(oauth) = &route.credential else {
-            return Ok(Prospect::NotNeeded);
+        let oauth = match &route.credential {
+            Credential::Oauth(oauth) => oauth,
+            Credential::UpstreamInject(provider) => {
+                return Ok(self.prospect_at_provider(provider, route, user).await);
+            }
+            Credential::None | Credential::Header { .. } => return Ok(Prospect::NotNeeded),
         };
         let key = connection_key(user, route);
         let existing = match self.records.connection(&key).await {
@@ -241,7 +249,7 @@ impl Connector {
     /// Ends a user's connection for good, here first and then, as far as it can be done, at the authorization server.
     /// Says whether there was one.
     pub async fn disconnect(&self, user: &str, route: &Route) -> Result<bool, RecordError> {
-        self.end(&connection_key(user, route), user, &route.name, &route.upstream.policy).await
+        self.end(&connection_key(user, route), user, &route.name, &route.issuer_policy).await
     }
 
     /// As [`Connector::disconnect`], for the connection under this key, wherever its route leads by now.
@@ -287,11 +295,11 @@ impl Connector {
         let now = self.clock.now();
         let response = match token::request(
             &self.outbound,
-            &route.upstream.policy,
+            &route.issuer_policy,
             endpoint,
             &pending.registration,
             grant,
-            &discovered.resource,
+            Some(&discovered.resource),
             now,
         )
         .await
@@ -322,7 +330,7 @@ fn overrides(oauth: &OauthCredential) -> Overrides {
 }
 
 /// Whether tokens are good for something: unexpired, or renewable.
-fn is_alive(tokens: &Tokens, now: SystemTime) -> bool {
+pub(super) fn is_alive(tokens: &Tokens, now: SystemTime) -> bool {
     tokens.refresh_token.is_some() || tokens.expires_at.is_none_or(|end| end > now)
 }
 
@@ -336,7 +344,7 @@ fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens
         scopes: response.scope.unwrap_or_else(|| pending.plan.scopes.clone()),
         requested_scopes: pending.plan.scopes.clone(),
         issuer: discovered.server.issuer.clone(),
-        resource: discovered.resource.clone(),
+        resource: Some(discovered.resource.clone()),
         token_endpoint: discovered.server.token_endpoint.clone(),
         revocation_endpoint: discovered.server.revocation_endpoint.clone(),
         registration: pending.registration_key.clone(),

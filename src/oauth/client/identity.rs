@@ -12,11 +12,14 @@ use serde_json::Value;
 
 use self::metadata::Metadata;
 use super::authorize::Pkce;
-use super::token::basic;
+use super::provider::ProviderTokens;
+use super::register::{AuthMethod, Registration};
+use super::token::{self, Outcome};
 use crate::config::IdentityProvider;
 use crate::jose::remote::{KeySets, RemoteError};
 use crate::jose::{Claims, Expected, issuer_of, texts};
-use crate::outbound::{self, AddressPolicy, Outbound, Request};
+use crate::outbound::{self, Outbound};
+use crate::route::provider_policy;
 use crate::seal;
 
 /// `events` of a logout token (OpenID Connect Back-Channel Logout §2.4).
@@ -51,6 +54,8 @@ pub struct Person {
     pub session: Option<String>,
     /// Shown to the provider when this person signs out here.
     pub id_token: SecretString,
+    /// What else came with it, where it can be used.
+    pub tokens: Option<ProviderTokens>,
 }
 
 /// Who has signed out at the provider.
@@ -150,13 +155,13 @@ impl Providers {
             return Err(IdentityError::Refused("the answer is from another issuer (iss)".to_owned()));
         }
         let code = returning.code.filter(|_| returning.error.is_none()).ok_or(IdentityError::Denied)?;
-        let id_token = self.redeem(provider, &metadata, code, begun, redirect_uri).await?;
+        let (id_token, tokens) = self.redeem(provider, &metadata, code, begun, redirect_uri, now).await?;
         let expected = Expected {
             issuer: &provider.issuer,
             audiences: Some(&[&provider.client_id]),
             types: &["", "jwt"],
         };
-        let (jwks_uri, policy) = (&metadata.jwks_uri, policy(provider));
+        let (jwks_uri, policy) = (&metadata.jwks_uri, provider_policy(provider));
         let claims = self.keys.verify(jwks_uri, &policy, id_token.expose_secret(), &expected, now).await?;
         check(provider, &claims, begun)?;
         let groups = texts(claims.rest.get(&provider.groups_claim));
@@ -167,6 +172,7 @@ impl Providers {
             session: claims.text("sid").map(str::to_owned),
             groups,
             id_token,
+            tokens,
         })
     }
 
@@ -200,7 +206,8 @@ impl Providers {
         let audiences = [provider.client_id.as_str()];
         let expected =
             Expected { issuer: &issuer, audiences: Some(&audiences), types: &["logout+jwt", "jwt", ""] };
-        let claims = self.keys.verify(&metadata.jwks_uri, &policy(provider), token, &expected, now).await?;
+        let claims =
+            self.keys.verify(&metadata.jwks_uri, &provider_policy(provider), token, &expected, now).await?;
         let is_event = claims.rest.get("events").is_some_and(|events| events.get(LOGOUT_EVENT).is_some());
         // A nonce would make it an ID token.
         if !is_event || claims.rest.contains_key("nonce") {
@@ -220,7 +227,7 @@ impl Providers {
         provider: &IdentityProvider,
         now: SystemTime,
     ) -> Result<std::sync::Arc<Metadata>, IdentityError> {
-        self.known.of(&self.outbound, provider, &policy(provider), now).await
+        self.known.of(&self.outbound, provider, &provider_policy(provider), now).await
     }
 
     async fn redeem(
@@ -230,26 +237,18 @@ impl Providers {
         code: &str,
         begun: &Begun,
         redirect_uri: &str,
-    ) -> Result<SecretString, IdentityError> {
-        let mut fields = vec![
+        now: SystemTime,
+    ) -> Result<(SecretString, Option<ProviderTokens>), IdentityError> {
+        let fields = vec![
             ("grant_type", "authorization_code"),
             ("code", code),
             ("redirect_uri", redirect_uri),
             ("code_verifier", begun.verifier.expose_secret()),
         ];
-        let secret = provider.client_secret.as_ref().map(SecretString::expose_secret);
-        let by_basic = secret.is_some() && metadata.prefers_basic();
-        if !by_basic {
-            fields.push(("client_id", &provider.client_id));
-            fields.extend(secret.map(|secret| ("client_secret", secret)));
-        }
-        let mut request = Request::post_form(&metadata.token_endpoint, &fields);
-        if let (true, Some(secret)) = (by_basic, secret) {
-            let header = basic(&provider.client_id, secret);
-            let header = header.ok_or_else(|| IdentityError::Refused("client secret".to_owned()))?;
-            request = request.header(http::header::AUTHORIZATION, header);
-        }
-        let response = match self.outbound.send(request, &policy(provider)).await {
+        let client = client(provider, metadata, redirect_uri);
+        let request = token::authenticated(&metadata.token_endpoint, &client, fields);
+        let request = request.ok_or_else(|| IdentityError::Refused("client secret".to_owned()))?;
+        let response = match self.outbound.send(request, &provider_policy(provider)).await {
             Ok(response) => response,
             Err(error @ (outbound::Error::Refused { .. } | outbound::Error::Invalid { .. })) => {
                 return Err(IdentityError::Refused(error.to_string()));
@@ -266,12 +265,31 @@ impl Providers {
             )));
         }
         let answer = response.json::<TokenAnswer>();
-        answer.map(|answer| answer.id_token).map_err(|_| IdentityError::Refused("no ID token".to_owned()))
+        let answer = answer.map_err(|_| IdentityError::Refused("no ID token".to_owned()))?;
+        let tokens = match token::classify(&response, now) {
+            Outcome::Success(response) if response.usable => Some(ProviderTokens {
+                response,
+                scopes: provider.scopes.clone(),
+                client,
+                token_endpoint: metadata.token_endpoint.clone(),
+                revocation_endpoint: metadata.revocation_endpoint.clone(),
+            }),
+            _ => None,
+        };
+        Ok((answer.id_token, tokens))
     }
 }
 
-fn policy(provider: &IdentityProvider) -> AddressPolicy {
-    AddressPolicy::allowing(provider.private_hosts.iter().cloned())
+/// Us, as the provider knows us.
+fn client(provider: &IdentityProvider, metadata: &Metadata, redirect_uri: &str) -> Registration {
+    let client_secret = provider.client_secret.clone();
+    let auth_method = match (&client_secret, metadata.prefers_basic()) {
+        (None, _) => AuthMethod::None,
+        (Some(_), true) => AuthMethod::ClientSecretBasic,
+        (Some(_), false) => AuthMethod::ClientSecretPost,
+    };
+    let (client_id, redirect_uri) = (provider.client_id.clone(), redirect_uri.to_owned());
+    Registration { client_id, client_secret, auth_method, redirect_uri, expires_at: None }
 }
 
 /// OpenID Connect Core §3.1.3.7, what is not checked with the signature.

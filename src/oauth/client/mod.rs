@@ -2,13 +2,14 @@
 //! there once. One step, one file: `probe` asks whether that is needed, `discover` finds out where, `register` who we
 //! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
 //! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile;
-//! `identity` signs people in at identity providers.
+//! `identity` signs people in at identity providers, `provider` keeps the tokens that came with it.
 pub mod authorize;
 pub mod challenged;
 pub mod connect;
 pub mod discover;
 pub mod identity;
 pub mod probe;
+pub mod provider;
 pub mod refresh;
 pub mod register;
 pub mod registration;
@@ -92,9 +93,12 @@ pub fn issuer_key(issuer: &str) -> String {
     BASE32_NOPAD.encode(digest.as_ref()).chars().take(16).collect::<String>().to_ascii_lowercase()
 }
 
-/// The key of a user's connection at a route: another server under the name of a route is another connection, so that
-/// nobody's token is ever shown to a server that it was not given for.
+/// The key of a user's connection at a route.
 pub fn connection_key(user: &str, route: &Route) -> String {
-    // Neither names nor URLs have a NUL, so no two of them meet.
-    seal::digest(&format!("{}\0{}\0{user}", route.name, route.upstream.url))
+    key_at(&route.place, user)
+}
+
+/// The key of a user's connection at a [`Route::place`].
+fn key_at(place: &str, user: &str) -> String {
+    seal::digest(&format!("{place}\0{user}"))
 }

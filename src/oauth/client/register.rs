@@ -75,6 +75,16 @@ pub struct Registration {
 }
 
 impl Registration {
+    /// Whether both are one client that authenticates in one way.
+    pub fn is_same_client(&self, other: &Self) -> bool {
+        let secret = |registration: &Self| {
+            registration.client_secret.as_ref().map(|secret| secret.expose_secret().to_owned())
+        };
+        self.client_id == other.client_id
+            && self.auth_method == other.auth_method
+            && secret(self) == secret(other)
+    }
+
     /// Whether its secret still works at `now`.
     pub fn is_valid(&self, now: SystemTime) -> bool {
         self.expires_at.is_none_or(|expiry| now < expiry)

@@ -2,7 +2,6 @@
 //! and remembered per issuer (MCP Client Registration, RFC 7591). Never reused at another issuer.
 use std::time::{Duration, SystemTime};
 
-use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use super::discover::AuthorizationServer;
@@ -11,7 +10,7 @@ use super::{Connector, issuer_key};
 use crate::config::{Credential, OauthCredential, TokenEndpointAuthMethod};
 use crate::route::Route;
 use crate::seal;
-use crate::store::record::{RecordError, Typed};
+use crate::store::record::{RecordError, Tokens, Typed};
 use crate::store::{Kind, Put};
 
 const NAME: &str = "Postern";
@@ -61,6 +60,28 @@ impl Connector {
         };
         // One at a time: concurrent first calls register once.
         self.registering.take(&current, self.identity(route, server, &issuer, &current, configured)).await
+    }
+
+    /// The client that these tokens were issued to, as it authenticates today: a secret that was replaced in the
+    /// configuration counts at once. `None`: we do not know it any more, or cannot read it.
+    pub(super) async fn client_of(
+        &self,
+        route: &Route,
+        tokens: &Tokens,
+    ) -> Result<Option<Registration>, RecordError> {
+        let Some(stored) = self.records.readable::<Registration>(&tokens.registration).await? else {
+            return Ok(None);
+        };
+        let stored = stored.value;
+        let (client_id, secret) = match &route.credential {
+            Credential::Oauth(oauth) => (oauth.client_id.as_deref(), &oauth.client_secret),
+            Credential::UpstreamInject(provider) => {
+                (Some(provider.client_id.as_str()), &provider.client_secret)
+            }
+            Credential::None | Credential::Header { .. } => return Ok(Some(stored)),
+        };
+        let newer = secret.clone().filter(|_| client_id == Some(&stored.client_id));
+        Ok(Some(Registration { client_secret: newer.or(stored.client_secret), ..stored }))
     }
 
     /// The identity kept under `current` if it still serves, else one that is made and kept there. Other instances do
@@ -118,7 +139,7 @@ impl Connector {
     }
 
     /// Writes over whatever is there.
-    async fn keep(&self, key: &str, registration: &Registration) -> Result<(), RegisterError> {
+    pub(super) async fn keep(&self, key: &str, registration: &Registration) -> Result<(), RegisterError> {
         for _ in 0..TRIES {
             let (_, version) = self.stored(key).await?;
             if self.put(key, version, registration).await? == Put::Stored {
@@ -209,7 +230,7 @@ fn configured(
 }
 
 /// The name of one identity at one issuer.
-fn by_id(issuer: &str, client_id: &str) -> String {
+pub(super) fn by_id(issuer: &str, client_id: &str) -> String {
     format!("{issuer}/{}", seal::digest(client_id))
 }
 
@@ -220,19 +241,11 @@ fn is_current(
     redirect_uri: &str,
     now: SystemTime,
 ) -> bool {
-    let secret = |registration: &Registration| {
-        registration.client_secret.as_ref().map(|secret| secret.expose_secret().to_owned())
-    };
-    let same = |wanted: &Registration| {
-        stored.client_id == wanted.client_id
-            && stored.auth_method == wanted.auth_method
-            && secret(stored) == secret(wanted)
-    };
     // An id that is a URL was ours by document; where documents are no longer taken it is of no use.
     let any = || !stored.client_id.starts_with("https://");
     stored.redirect_uri == redirect_uri
         && stored.expires_at.is_none_or(|end| end > now + SECRET_MARGIN)
-        && wanted.map_or_else(any, same)
+        && wanted.map_or_else(any, |wanted| stored.is_same_client(wanted))
 }
 
 #[cfg(test)]

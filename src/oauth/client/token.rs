@@ -66,7 +66,7 @@ pub struct TokenResponse {
     pub usable: bool,
 }
 
-/// Sends one token request. No retry, no redirect, eight seconds. `resource` goes out byte for byte (RFC 8707 §2.2);
+/// Sends one token request. No retry, no redirect, eight seconds. `resource` goes out byte for byte, where there is one (RFC 8707 §2.2);
 /// `now` is for a `Retry-After` that is a date.
 pub async fn request(
     outbound: &Outbound,
@@ -74,7 +74,7 @@ pub async fn request(
     endpoint: &str,
     registration: &Registration,
     grant: Presented<'_>,
-    resource: &str,
+    resource: Option<&str>,
     now: SystemTime,
 ) -> Outcome {
     let Some(request) = token_request(endpoint, registration, grant, resource) else {
@@ -94,7 +94,7 @@ fn token_request(
     endpoint: &str,
     registration: &Registration,
     grant: Presented<'_>,
-    resource: &str,
+    resource: Option<&str>,
 ) -> Option<Request> {
     let mut fields: Vec<(&str, &str)> = Vec::with_capacity(7);
     match grant {
@@ -108,12 +108,12 @@ fn token_request(
             fields.extend([("grant_type", "refresh_token"), ("refresh_token", refresh_token.expose_secret())])
         }
     }
-    fields.push(("resource", resource));
+    fields.extend(resource.map(|resource| ("resource", resource)));
     authenticated(endpoint, registration, fields)
 }
 
 /// A form with the client's authentication added (RFC 6749 §2.3).
-fn authenticated<'a>(
+pub(super) fn authenticated<'a>(
     endpoint: &str,
     registration: &'a Registration,
     mut fields: Vec<(&'a str, &'a str)>,

@@ -21,6 +21,8 @@ use crate::seal;
 use crate::store::Kind;
 use crate::store::record::Typed;
 
+/// Added to the query of whoever comes back from signing in once more: it does not help twice.
+pub const SIGNED_IN_AGAIN: &str = "signed_in_again";
 pub const FLOW_TTL: Duration = Duration::from_secs(600);
 
 /// A client's request, checked.
@@ -38,6 +40,8 @@ pub struct Request {
     /// The client wants the user asked, whatever is remembered (`prompt=consent`, OpenID Connect Core §3.1.2.1).
     #[serde(default)]
     pub ask: bool,
+    #[serde(default)]
+    pub signed_in_again: bool,
     pub redirect_uri: String,
     pub state: Option<String>,
     /// PKCE S256 challenge (RFC 7636 §4.2).
@@ -87,6 +91,8 @@ pub enum Prepared {
     Ask(Box<Question>),
     /// The user has said yes to this before: the URL to send the browser to.
     Allowed(String),
+    /// The user has to sign in again first, at the identity provider of this name.
+    SignIn(String),
 }
 
 /// Why there will be no consent page.
@@ -147,6 +153,7 @@ pub async fn validate(
                     ask: params
                         .value("prompt")
                         .is_some_and(|prompt| prompt.split(' ').any(|word| word == "consent")),
+                    signed_in_again: params.value(SIGNED_IN_AGAIN).is_some(),
                     redirect_uri,
                     state,
                     challenge,
@@ -235,6 +242,19 @@ pub async fn prepare(
     let (plan, note) = match prospect {
         Prospect::NotNeeded => (None, None),
         Prospect::Needed(plan) => (Some(*plan), None),
+        Prospect::SignIn(provider) => {
+            return match request.signed_in_again {
+                false => Ok(Prepared::SignIn(provider)),
+                true => Err(refuse(Refusal::server_error(
+                    "the identity provider gave no token that the MCP server takes",
+                ))),
+            };
+        }
+        Prospect::NotTheirs => {
+            return Err(Refused::Page(
+                "This MCP server takes people of another sign-in service. Please sign out here, sign in through that one, and start again.",
+            ));
+        }
         Prospect::Unknown => {
             (None, Some("The MCP server does not answer just now. You may be asked to connect to it later."))
         }

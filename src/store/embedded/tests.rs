@@ -114,7 +114,7 @@ fn tokens(access: &str) -> Tokens {
         scopes: vec!["read".to_owned()],
         requested_scopes: vec!["read".to_owned(), "write".to_owned()],
         issuer: "https://as.example".to_owned(),
-        resource: "https://mcp.example".to_owned(),
+        resource: Some("https://mcp.example".to_owned()),
         token_endpoint: "https://as.example/token".to_owned(),
         revocation_endpoint: None,
         registration: "r".to_owned(),

@@ -541,7 +541,7 @@ fn tokens(access: &str) -> Tokens {
         scopes: Vec::new(),
         requested_scopes: Vec::new(),
         issuer: "https://as.example".to_owned(),
-        resource: "https://mcp.example".to_owned(),
+        resource: Some("https://mcp.example".to_owned()),
         token_endpoint: "https://as.example/token".to_owned(),
         revocation_endpoint: None,
         registration: "r".to_owned(),

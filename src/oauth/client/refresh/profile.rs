@@ -113,7 +113,7 @@ mod tests {
             scopes: Vec::new(),
             requested_scopes: Vec::new(),
             issuer: stub.base().to_owned(),
-            resource: "http://127.0.0.1:1/mcp".into(),
+            resource: Some("http://127.0.0.1:1/mcp".into()),
             token_endpoint: stub.url("/token"),
             revocation_endpoint: None,
             registration: "registration".into(),

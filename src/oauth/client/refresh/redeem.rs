@@ -15,7 +15,7 @@ use crate::oauth::client::register::Registration;
 use crate::oauth::client::token::{self, Outcome, Presented, TokenResponse};
 use crate::route::Route;
 use crate::store::journal::Prepared;
-use crate::store::record::{RecordError, Records, Tokens};
+use crate::store::record::{Records, Tokens};
 use crate::store::{Attempt, Committed, Connection, Phase, Release, Released};
 
 /// Later than that after the acquisition nothing is sent any more: with the eight seconds that the authorization server
@@ -55,10 +55,10 @@ impl Connector {
         if let Some(wait) = self.probe_not_before(route, &acquired, &tokens, takeover).await {
             return ends.ambiguous(wait).await;
         }
-        let registration = match self.records.get::<Registration>(&tokens.registration).await {
-            Ok(Some(registration)) => registration.value,
+        let registration = match self.client_of(route, &tokens).await {
+            Ok(Some(registration)) => registration,
             // Ours to lose, not the user's: nothing is given up over it.
-            Ok(None) | Err(RecordError::Unreadable) => {
+            Ok(None) => {
                 tracing::error!(target: "postern::refresh", issuer = %tokens.issuer, "our registration at this issuer is missing or unreadable");
                 return ends.transient("no_registration", BACKOFF_CONFIG).await;
             }
@@ -81,11 +81,11 @@ impl Connector {
         let now = self.clock.now();
         let answer = token::request(
             &self.outbound,
-            &route.upstream.policy,
+            &route.issuer_policy,
             &tokens.token_endpoint,
             &registration,
             Presented::Refresh { refresh_token },
-            &tokens.resource,
+            tokens.resource.as_deref(),
             now,
         )
         .await;
@@ -93,7 +93,7 @@ impl Connector {
         failpoint::reached("P6").await;
         match answer {
             Outcome::Success(response) => {
-                let policy = &route.upstream.policy;
+                let policy = &route.issuer_policy;
                 let renewed = merged(tokens, response, now);
                 ends.success(renewed, &registration, policy).await
             }

@@ -236,7 +236,7 @@ async fn sent(
 ) -> (Option<String>, HashMap<String, String>) {
     let stub = Stub::start(|_, _| Scripted::json(200, r#"{"access_token":"a","token_type":"bearer"}"#)).await;
     let outcome =
-        request(&outbound(), &local(), &stub.url("/token"), registration, grant, RESOURCE, at(0)).await;
+        request(&outbound(), &local(), &stub.url("/token"), registration, grant, Some(RESOURCE), at(0)).await;
     assert_eq!(kind(&outcome), "success");
     let seen = stub.seen();
     assert_eq!((seen[0].method.as_str(), seen[0].path.as_str()), ("POST", "/token"));
@@ -292,7 +292,7 @@ async fn refreshed(endpoint: &str, policy: &AddressPolicy) -> Outcome {
     let token = "r".into();
     let grant = Presented::Refresh { refresh_token: &token };
     let public = client(AuthMethod::None, "id", None);
-    request(&outbound(), policy, endpoint, &public, grant, RESOURCE, at(0)).await
+    request(&outbound(), policy, endpoint, &public, grant, Some(RESOURCE), at(0)).await
 }
 
 #[tokio::test]
@@ -304,7 +304,7 @@ async fn what_was_never_sent_is_clean_or_a_matter_of_configuration() {
     let token = "r".into();
     let grant = Presented::Refresh { refresh_token: &token };
     let secretless = client(AuthMethod::ClientSecretBasic, "id", None);
-    let outcome = request(&outbound(), &local(), &endpoint, &secretless, grant, RESOURCE, at(0)).await;
+    let outcome = request(&outbound(), &local(), &endpoint, &secretless, grant, Some(RESOURCE), at(0)).await;
     assert_eq!(kind(&outcome), "config");
 }
 

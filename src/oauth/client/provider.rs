@@ -1,0 +1,117 @@
+//! The tokens that an identity provider gave when somebody signed in, kept as a connection of theirs for the routes that
+//! name the provider (`credential.kind: upstream_inject`): refreshed, shared and ended as any other. Where there is none
+//! the user signs in there again.
+use std::time::SystemTime;
+
+use super::connect::{CONNECTION_TTL, ConnectError, Prospect, is_alive};
+use super::register::{RegisterError, Registration};
+use super::registration::by_id;
+use super::token::TokenResponse;
+use super::{Connector, connection_key, issuer_key, key_at};
+use crate::config::IdentityProvider;
+use crate::route::{Route, provider_place, provider_policy};
+use crate::store::State;
+use crate::store::record::{RecordError, Tokens};
+
+/// What came with an ID token.
+pub struct ProviderTokens {
+    /// Always usable.
+    pub response: TokenResponse,
+    pub scopes: Vec<String>,
+    /// Us, as the provider knows us.
+    pub client: Registration,
+    pub token_endpoint: String,
+    pub revocation_endpoint: Option<String>,
+}
+
+impl Connector {
+    /// Keeps them in place of what is there. Tokens that cannot be renewed do not replace some that can: providers give
+    /// refresh tokens the first time only.
+    pub async fn keep_provider_tokens(
+        &self,
+        provider: &IdentityProvider,
+        user: &str,
+        tokens: ProviderTokens,
+        now: SystemTime,
+    ) -> Result<(), ConnectError> {
+        let key = key_at(&provider_place(&provider.issuer), user);
+        if tokens.response.refresh_token.is_none()
+            && let Ok(Some((connection, known))) = self.records.connection(&key).await
+            && connection.state != State::NeedsReauth
+            && known.refresh_token.is_some()
+        {
+            return Ok(());
+        }
+        let ProviderTokens { response, scopes, client, token_endpoint, revocation_endpoint } = tokens;
+        let registration = by_id(&issuer_key(&provider.issuer), &client.client_id);
+        self.remember_client(&registration, &client).await?;
+        let tokens = Tokens {
+            access_token: response.access_token,
+            refresh_token: response.refresh_token,
+            expires_at: response.expires_in.map(|lifetime| now + lifetime),
+            obtained_at: now,
+            scopes: response.scope.unwrap_or_else(|| scopes.clone()),
+            requested_scopes: scopes,
+            issuer: provider.issuer.clone(),
+            resource: None,
+            token_endpoint,
+            revocation_endpoint,
+            registration,
+            user: user.to_owned(),
+            route: shown(provider),
+            rotates: None,
+        };
+        self.records.connect(&key, &tokens, CONNECTION_TTL).await.map_err(|_| ConnectError::Unavailable)?;
+        tracing::info!(target: "audit", event = "connect", user, route = %tokens.route, issuer = %provider.issuer, ok = true);
+        Ok(())
+    }
+
+    /// Ends what [`Connector::keep_provider_tokens`] has kept of this user.
+    pub async fn end_provider_tokens(
+        &self,
+        provider: &IdentityProvider,
+        user: &str,
+    ) -> Result<bool, RecordError> {
+        let key = key_at(&provider_place(&provider.issuer), user);
+        self.end(&key, user, &shown(provider), &provider_policy(provider)).await
+    }
+
+    /// Whether the user has to sign in there again, for a route that injects its tokens.
+    pub(super) async fn prospect_at_provider(
+        &self,
+        provider: &IdentityProvider,
+        route: &Route,
+        user: &str,
+    ) -> Prospect {
+        if !provider.knows(user) {
+            return Prospect::NotTheirs;
+        }
+        let key = connection_key(user, route);
+        match self.records.connection(&key).await {
+            Ok(Some((connection, tokens)))
+                if connection.state != State::NeedsReauth && is_alive(&tokens, self.clock.now()) =>
+            {
+                match self.open_challenge(&key, Some(&connection.incarnation)).await {
+                    None => Prospect::NotNeeded,
+                    Some(_) => Prospect::SignIn(provider.name.clone()),
+                }
+            }
+            Ok(_) | Err(RecordError::Unreadable) => Prospect::SignIn(provider.name.clone()),
+            Err(_) => Prospect::Unknown,
+        }
+    }
+
+    /// One write, and that only when something has changed: everybody who signs in comes by here.
+    async fn remember_client(&self, key: &str, client: &Registration) -> Result<(), RegisterError> {
+        match self.records.readable::<Registration>(key).await {
+            Ok(Some(known)) if known.value.is_same_client(client) => Ok(()),
+            Ok(_) => self.keep(key, client).await,
+            Err(_) => Err(RegisterError::Unavailable),
+        }
+    }
+}
+
+/// How such a connection is listed; no route has this name.
+fn shown(provider: &IdentityProvider) -> String {
+    format!("login:{}", provider.name)
+}
