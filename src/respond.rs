@@ -21,6 +21,8 @@ use crate::route::{Route, RouteError};
 const JSON: &str = "application/json";
 /// JSON-RPC error code of headers that are not the body's (MCP 2026-07-28).
 const HEADER_MISMATCH: i32 = -32020;
+/// When a stream that was refused may be tried again, seconds.
+const STREAMS_AGAIN: u64 = 5;
 const HTML: &str = "text/html; charset=utf-8";
 
 /// Everything that can keep a request from being answered by its upstream.
@@ -56,6 +58,11 @@ pub enum Failure {
     StepUp { scopes: Vec<String> },
     #[error("request body is too large")]
     TooLarge,
+    /// Of everybody together: ours to say.
+    #[error("too many streams are open here, try again later")]
+    NoRoomForStreams,
+    #[error("you have too many streams open: close one first")]
+    TooManyStreams,
     /// What a rule depends on cannot be read in one way only.
     #[error(transparent)]
     Unreadable(Unreadable),
@@ -96,9 +103,12 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
     if let Some(challenge) = route.and_then(|route| challenge(failure, route)) {
         reply_headers.push((header::WWW_AUTHENTICATE, challenge));
     }
-    if let Failure::Unavailable { retry_after } = failure {
-        reply_headers.push((header::RETRY_AFTER, HeaderValue::from(retry_after.as_secs().max(1))));
-    }
+    let retry_after = match failure {
+        Failure::Unavailable { retry_after } => Some(retry_after.as_secs().max(1)),
+        Failure::TooManyStreams | Failure::NoRoomForStreams => Some(STREAMS_AGAIN),
+        _ => None,
+    };
+    reply_headers.extend(retry_after.map(|seconds| (header::RETRY_AFTER, HeaderValue::from(seconds))));
     let (kind, body) = match route.filter(|_| wants_html(headers)) {
         Some(route) => {
             let problem = (*failure != Failure::Authn(AuthnError::Missing)).then(|| failure.to_string());
@@ -159,6 +169,10 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::BAD_REQUEST, "invalid_request", "malformed")
         }
         Failure::StepUp { .. } => (StatusCode::FORBIDDEN, "insufficient_scope", "step_up"),
+        Failure::NoRoomForStreams => {
+            (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "no_room_for_streams")
+        }
+        Failure::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "too_many_streams"),
         Failure::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", "too_large"),
         Failure::Unavailable { .. } => {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")

@@ -12,6 +12,7 @@ use url::Url;
 
 use super::clients::{self, Cimd, ListedClient, Names};
 use super::document::Node;
+use super::limits::{self, Limits};
 use super::reload::Fixed;
 use super::report::{Key, Problem};
 use super::secret::{self, Environment, SealingKey};
@@ -28,6 +29,7 @@ pub struct Config {
     pub oauth_client: OauthClient,
     pub login: login::Login,
     pub outbound: Outbound,
+    pub limits: Limits,
     /// In the order of the file. Names are unique, and so are pairs of host and path.
     pub routes: Vec<route::Route>,
     /// What a running process does not take anew.
@@ -226,6 +228,7 @@ pub(super) fn check(
     let names = Names { routes: &own_routes, users: &|user| login.knows(user) };
     let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names);
     let outbound = outbound(&mut check, file.outbound);
+    let limits = limits::check(&mut check, &file.limits.unwrap_or_default());
     let around = route::Around { public_url, issuers: &issuers, login: &login };
     let routes = route::check(&mut check, &file.routes, &around);
     match server {
@@ -237,6 +240,7 @@ pub(super) fn check(
             oauth_client,
             login,
             outbound,
+            limits,
             routes,
             fixed,
         }),

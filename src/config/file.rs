@@ -40,6 +40,8 @@ pub(super) struct File {
     pub(super) trusted_issuers: Option<Vec<TrustedIssuer>>,
     /// Requests that Postern makes itself.
     pub(super) outbound: Option<Outbound>,
+    /// How much one caller, and all of them together, may hold at each instance.
+    pub(super) limits: Option<Limits>,
     /// The MCP servers that Postern publishes.
     pub(super) routes: Vec<Route>,
 }
@@ -176,6 +178,17 @@ pub(super) struct OauthClient {
 pub(super) struct Outbound {
     /// PEM files with certificates to trust beside the system's, for OAuth requests and upstreams. Default: none.
     pub(super) ca_files: Option<Vec<PathBuf>>,
+}
+
+#[derive(Deserialize, JsonSchema, Default)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Limits {
+    /// Streams that clients open for themselves (`GET`) and that stay open; further ones are refused with 503. Default: 10000.
+    #[schemars(range(min = 1))]
+    pub(super) streams: Option<usize>,
+    /// Of them, those of one user or program, in all their clients and at all routes; further ones are refused with 429. Default: 256.
+    #[schemars(range(min = 1))]
+    pub(super) streams_per_user: Option<usize>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -11,6 +11,7 @@ mod clients;
 mod credential;
 mod document;
 mod file;
+mod limits;
 mod login;
 mod oidc;
 mod reload;
@@ -31,6 +32,7 @@ pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbou
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine};
 pub use credential::{Credential, OauthCredential};
 pub use file::{AccessLog, AccessTokenFormat, ClientAuthMethod, RefreshRotation, TokenEndpointAuthMethod};
+pub use limits::Limits;
 pub use login::{Login, User};
 pub use oidc::IdentityProvider;
 pub use reload::Fixed;

@@ -62,6 +62,10 @@ impl Gateway {
         let head = session.req_header();
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route)
             .map_err(|NoSession| Failure::NoSession)?;
+        let stream = match head.method == Method::GET {
+            true => Some(self.streams.open(caller.subject(), &snapshot.config.limits)?),
+            false => None,
+        };
         // Only a request outside of any session begins one, and only where there are sessions.
         let may_begin = session.is_none() && head.method == Method::POST;
         let may_begin = may_begin && !Call::from_headers(&head.headers).is_mirrored();
@@ -72,6 +76,7 @@ impl Gateway {
             asked,
             path,
             session,
+            _stream: stream,
             opening: may_begin.then(Opening::default),
             revoked,
             peer: None,

@@ -10,6 +10,7 @@ use pingora::ErrorType;
 use super::inspect::Asked;
 use super::screen::SHORT;
 use super::session::{Opening, Session as McpSession};
+use super::streams::Stream;
 use crate::authn::Caller;
 use crate::credential::Credential;
 use crate::oauth::client::refresh::Outdated;
@@ -57,6 +58,8 @@ pub struct Target {
     pub path: String,
     /// The MCP session it is in.
     pub session: Option<McpSession>,
+    /// Its place among the streams, if it opens one.
+    pub _stream: Option<Stream>,
     /// The beginning of a request outside of any session, which may begin one.
     pub opening: Option<Opening>,
     /// What had been taken back when the caller was last asked about.

@@ -19,6 +19,7 @@ mod record;
 mod rescue;
 mod screen;
 mod session;
+pub mod streams;
 mod verdict;
 
 use std::sync::Arc;
@@ -37,6 +38,7 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
+use self::streams::Streams;
 use self::verdict::Consequence;
 use crate::authn::foreign::Foreign;
 use crate::credential::Connections;
@@ -69,6 +71,7 @@ pub struct Gateway {
     pub metrics: Arc<Metrics>,
     pub access: Log,
     pub in_flight: InFlight,
+    pub streams: Arc<Streams>,
     /// Makes request ids unique: a random start for the process and a count.
     pub request_ids: (String, AtomicU64),
 }

@@ -18,6 +18,7 @@ use crate::background::read_revoked;
 use crate::config::{self, Config};
 use crate::credential::Connections;
 use crate::gateway::Gateway;
+use crate::gateway::streams::Streams;
 use crate::oauth::server::access_token::Keys;
 use crate::oauth::server::token_keys::{self, KeysError};
 use crate::oauth::server::{Authority, Snapshot};
@@ -77,6 +78,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     drop(reading);
 
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
+    let streams = Streams::new(metrics.streams.clone());
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics)),
         connections: Arc::new(Connections::new(connector)),
@@ -86,6 +88,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         metrics,
         access,
         in_flight: in_flight.clone(),
+        streams: Arc::new(streams),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
     Ok(Parts { gateway, in_flight, changes, flush })

@@ -22,6 +22,8 @@ pub struct Metrics {
     /// Seconds from the request's arrival to the end of the answer, by route.
     pub duration: HistogramVec,
     in_flight: IntGauge,
+    /// Streams that clients have opened for themselves.
+    pub streams: IntGauge,
     /// By outcome.
     pub refreshes: IntCounterVec,
     /// Our OAuth endpoints, by endpoint and result.
@@ -77,8 +79,10 @@ impl Metrics {
         registry.register(Box::new(duration.clone()))?;
         let in_flight = IntGauge::new("postern_in_flight", "Requests, streams and refreshes under way.")?;
         registry.register(Box::new(in_flight.clone()))?;
+        let streams = IntGauge::new("postern_streams", "Streams that clients have opened for themselves.")?;
+        registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, requests, duration, in_flight, refreshes, oauth, reloads })
+        Ok(Self { registry, requests, duration, in_flight, streams, refreshes, oauth, reloads })
     }
 
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.

@@ -1,0 +1,28 @@
+//! How much of what everybody shares one caller, and all of them together, may hold.
+
+use super::checked::Checker;
+use super::file;
+use super::report::Key;
+
+/// Streams that clients open for themselves (`GET`), which may stay open for hours. At least one each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// At this instance.
+    pub streams: usize,
+    /// Of one user or program, at this instance.
+    pub streams_per_user: usize,
+}
+
+pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
+    let key = Key::top("limits");
+    let mut positive = |name: &str, written: Option<usize>, default: usize| {
+        if written == Some(0) {
+            check.refuse(&key.child(name), "is 0", "write 1 or more, or leave it out");
+        }
+        written.unwrap_or(default)
+    };
+    Limits {
+        streams: positive("streams", written.streams, 10_000),
+        streams_per_user: positive("streams_per_user", written.streams_per_user, 256),
+    }
+}
