@@ -56,6 +56,9 @@ cases! {
     identity_oidc
     life_sdk1
     life_sdk2
+    life_mcp_remote
+    life_python
+    life_inspector
 }
 
 #[tokio::test]

@@ -747,6 +747,29 @@ async fn sr_as_10_unknown_clients_are_told_on_a_page() {
 }
 
 #[tokio::test]
+async fn a_program_that_looks_first_learns_that_it_has_to_register_again() {
+    let upstream = Upstream::open().await;
+    let gateway = open(&upstream).start().await;
+    let stranger = Client::known_as(&gateway, "client_unknown", "https://client.example/cb");
+    let look = async |accept: &str| {
+        let request = gateway.http.get(stranger.authorization("demo").url()).header("accept", accept);
+        request.send().await.unwrap()
+    };
+    let answer = look("application/json").await;
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["cache-control"]),
+        (400, &"no-store".parse().unwrap())
+    );
+    assert_eq!(
+        serde_json::from_str::<serde_json::Value>(&answer.text().await.unwrap()).unwrap()["error"],
+        "invalid_client"
+    );
+    for people in ["text/html,application/json;q=0.9", "*/*"] {
+        assert!(look(people).await.text().await.unwrap().contains("Remove this server from it"), "{people}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_asks_again_at_once_keeps_its_connection() {
     let upstream = Upstream::open().await;
     let gateway = open(&upstream).start().await;

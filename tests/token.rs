@@ -122,7 +122,7 @@ async fn sr_as_35_a_code_brings_a_bearer_token_and_a_refresh_token() {
     let answer = rig.client.redeem(&code, &request).await;
     assert_uncached(&answer.0);
     let body = answer.0.json();
-    assert_eq!((&body["token_type"], &body["expires_in"]), (&json!("Bearer"), &json!(600)));
+    assert_eq!((&body["token_type"], &body["expires_in"]), (&json!("Bearer"), &json!(590)));
     assert_eq!(body.as_object().unwrap().len(), 5, "nothing else: {:?}", body.as_object().unwrap().keys());
     let tokens = answer.tokens();
     assert_eq!(tokens.scope, ACCESS_SCOPE);
@@ -296,7 +296,7 @@ async fn sr_as_38_every_use_of_a_refresh_token_brings_the_next_one() {
         assert_uncached(&answer.0);
         let next = answer.tokens();
         assert!(!seen.contains(&next.refresh_token) && next.access_token != tokens.access_token);
-        assert_eq!((next.scope.as_str(), next.expires_in), (ACCESS_SCOPE, 600));
+        assert_eq!((next.scope.as_str(), next.expires_in), (ACCESS_SCOPE, 590));
         rig.assert_alive(&next.access_token).await;
         rig.assert_alive(&tokens.access_token).await;
         seen.push(next.refresh_token.clone());

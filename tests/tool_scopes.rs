@@ -113,6 +113,35 @@ async fn sr_rs_03_a_client_that_refreshes_first_is_sent_to_the_user_once() {
 }
 
 #[tokio::test]
+async fn a_client_that_forgets_what_it_lacked_gets_it_all_the_same() {
+    let mut rig = Rig::new().await;
+    needed(&rig.gateway, &rig.echo("one").await);
+    // The Inspector's command line asks for what it began with, whatever the challenge said.
+    let plain = rig.client.authorization("demo").with("scope", "mcp:access");
+    let page = rig.browser.go(&plain.url()).await.page();
+    assert!(page.text().contains("demo:echo"), "{}", page.text());
+    // Of another client, and another user of this one, nothing is known; and a no is a no.
+    let redirect = "https://other.example/cb";
+    let document = json!({"client_name": "other", "redirect_uris": [redirect]});
+    let registered = Client::register_with(&rig.gateway, &document).await.json();
+    let another = Client::known_as(&rig.gateway, registered["client_id"].as_str().unwrap(), redirect);
+    let another = another.authorization("demo");
+    for (mut browser, url) in [(Browser::new(), another.url()), (Browser::of("bob"), plain.url())] {
+        let page = browser.go(&url).await.page();
+        let page = browser.sign_in(&page).await.page();
+        assert!(page.text().contains("mcp:access") && !page.text().contains("demo:echo"), "{}", page.text());
+    }
+    rig.browser.stop_before(&rig.client.redirect_uri);
+    rig.browser.press(&page, "deny").await;
+    rig.step_up("mcp:access").await;
+    assert_eq!(words(&rig.tokens.scope), words("mcp:access"));
+    needed(&rig.gateway, &rig.echo("two").await);
+    rig.step_up("mcp:access").await;
+    assert_eq!(words(&rig.tokens.scope), words("mcp:access demo:echo"));
+    assert_eq!(rig.echo("three").await.tool_text(), "three");
+}
+
+#[tokio::test]
 async fn what_tools_need_is_asked_for_when_it_is_needed() {
     let mut rig = Rig::new().await;
     let http = support::http_client(&[]);

@@ -126,7 +126,7 @@ impl Gateway {
             (&denied, caller.user(), caller.reach())
         {
             let connector = &self.authority.connector;
-            connector.lacked_scopes(caller.grant(), user, route, needed.clone()).await;
+            connector.lacked_scopes(caller.grant(), (user, caller.client()), route, needed.clone()).await;
         }
         denied.into()
     }

@@ -57,7 +57,12 @@ pub async fn authorize(
     };
     match outcome.await {
         Ok(response) => response,
-        Err(Refused::Page(message)) => {
+        // Some clients look here first, before they open a browser (mcp-remote).
+        Err(Refused::UnknownClient(message)) if wants_json(&headers) => {
+            let error = serde_json::json!({"error": "invalid_client", "error_description": message});
+            (StatusCode::BAD_REQUEST, axum::Json(error)).into_response()
+        }
+        Err(Refused::Page(message) | Refused::UnknownClient(message)) => {
             page(StatusCode::BAD_REQUEST, "This request cannot be answered", message)
         }
         Err(Refused::Later(message)) => {
@@ -162,6 +167,11 @@ pub async fn callback(
         Ok(url) => see_other(&url),
         Err(error) => refuse(error),
     }
+}
+
+fn wants_json(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    accept.contains("application/json") && !accept.contains("text/html")
 }
 
 fn to_sign_in(query: &str) -> Response {

@@ -28,25 +28,33 @@ const PATIENCE = 15_000;
  * `screenshots` is a directory for pictures of every page with a form, or nothing.
  */
 export async function startPerson({ directory, credentials, screenshots, defer }) {
-  const context = await chromium.launchPersistentContext(join(directory, 'profile'), launching);
-  defer(() => context.close());
+  let context;
+  const launch = async () => (context ??= await chromium.launchPersistentContext(join(directory, 'profile'), launching));
+  await launch();
+  defer(() => context?.close());
   const trips = [];
   return {
     /** One entry per authorization that was asked for: the URL, what was done, the origins and codes on the way. */
     trips,
     /** A page of the same browser, for what is not an authorization. */
     async open(address) {
-      const page = await context.newPage();
+      const page = await (await launch()).newPage();
       page.setDefaultTimeout(PATIENCE);
       await page.goto(address);
       return page;
+    },
+    /** Closes the browser, and with it the connections that it keeps for later. What it remembers stays. */
+    async leave() {
+      const closing = context;
+      context = undefined;
+      await closing?.close();
     },
     /** Opens an authorization URL, does what the pages ask, and returns the redirect URI with its answer. */
     async authorize(address) {
       const trip = { url: new URL(address), steps: [], origins: new Set(), codes: new Set() };
       trips.push(trip);
       // Each trip has a page of its own. It stays open: Chromium may never finish closing one that still loads.
-      const page = await context.newPage();
+      const page = await (await launch()).newPage();
       try {
         return await walk(page, trip, { credentials, screenshots });
       } catch (error) {

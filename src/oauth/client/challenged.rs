@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Connector, connection_key};
 use crate::route::Route;
+use crate::seal;
 use crate::store::record::{RecordError, Typed, Versioned};
 use crate::store::{Kind, Put};
 
@@ -67,7 +68,7 @@ impl Connector {
     /// Remembers that a call of `grant` met a challenge.
     pub async fn challenged(&self, grant: &str, user: &str, route: &Route, challenge: &Challenge) {
         for key in [of_grant(grant), of_connection(&connection_key(user, route))] {
-            if let Err(error) = self.remember(&key, challenge).await {
+            if let Err(error) = self.remember(&key, challenge, REMEMBERED).await {
                 tracing::warn!(target: "postern::oauth", %error, "an upstream challenge could not be remembered");
             }
         }
@@ -75,15 +76,24 @@ impl Connector {
         self.settled.remove(grant);
     }
 
-    /// Remembers that a call of `grant` lacked some of our own scopes, which is no matter of the upstream's.
-    pub async fn lacked_scopes(&self, grant: &str, user: &str, route: &Route, lacking: Vec<String>) {
+    /// Remembers that a call of `client` lacked some of our own scopes, which is no matter of the upstream's: for the
+    /// refresh of this grant, and for the next authorization of this client.
+    pub async fn lacked_scopes(
+        &self,
+        grant: &str,
+        (user, client): (&str, &str),
+        route: &Route,
+        lacking: Vec<String>,
+    ) {
         let remembered = async {
             let mut lacking = lacking;
             lacking.sort();
             let connection = self.records.store().connection(&connection_key(user, route)).await?;
             let incarnation = connection.map(|connection| connection.incarnation);
             let challenge = Challenge { lacking, ..Challenge::new(Vec::new(), incarnation) };
-            self.remember(&of_grant(grant), &challenge).await
+            self.remember(&of_grant(grant), &challenge, LACKING).await?;
+            let wish = Challenge { incarnation: None, ..challenge };
+            self.remember(&of_client(user, client, route), &wish, REMEMBERED).await
         };
         if let Err(error) = remembered.await {
             tracing::warn!(target: "postern::oauth", %error, "a missing scope could not be remembered");
@@ -92,7 +102,12 @@ impl Connector {
     }
 
     /// One that says nothing new costs no write.
-    async fn remember(&self, key: &str, challenge: &Challenge) -> Result<(), RecordError> {
+    async fn remember(
+        &self,
+        key: &str,
+        challenge: &Challenge,
+        lifetime: Duration,
+    ) -> Result<(), RecordError> {
         for _ in 0..TRIES {
             let (version, challenge) = match self.records.get::<Challenge>(key).await? {
                 Some(known) => {
@@ -104,7 +119,6 @@ impl Connector {
                 }
                 None => (0, challenge.clone()),
             };
-            let lifetime = if challenge.lacking.is_empty() { REMEMBERED } else { LACKING };
             if self.records.put(key, version, &challenge, lifetime).await? == Put::Stored {
                 return Ok(());
             }
@@ -181,6 +195,27 @@ impl Connector {
         self.records.put(key, open.version, &settled, REMEMBERED).await
     }
 
+    /// What calls of this client lacked of late. Some clients forget what they were asked for on the way to their user, who
+    /// would then be sent here again and again; so the user is asked for it all the same.
+    pub async fn lacked(&self, user: &str, client: &str, route: &Route) -> Vec<String> {
+        if route.rules.scopes().next().is_none() {
+            return Vec::new();
+        }
+        let known = self.records.readable::<Challenge>(&of_client(user, client, route)).await;
+        let open = known.ok().flatten().filter(|known| !known.value.settled);
+        open.map(|known| known.value.lacking).unwrap_or_default()
+    }
+
+    /// The user has said no to this client: it is asked for nothing but what it asks for itself.
+    pub async fn declined(&self, user: &str, client: &str, route: &Route) {
+        let key = of_client(user, client, route);
+        if let Ok(Some(open)) = self.records.readable::<Challenge>(&key).await
+            && let Err(error) = self.close(&key, open).await
+        {
+            tracing::debug!(target: "postern::oauth", %error, "what a client lacked is remembered until it expires");
+        }
+    }
+
     /// The challenge that a user's connection is still under.
     pub async fn open_challenge(&self, connection: &str, incarnation: Option<&str>) -> Option<Challenge> {
         let challenge = self.records.get::<Challenge>(&of_connection(connection)).await.ok()??.value;
@@ -192,6 +227,10 @@ const OF_GRANT: &str = "grant/";
 
 fn of_grant(grant: &str) -> String {
     format!("{OF_GRANT}{grant}")
+}
+
+fn of_client(user: &str, client: &str, route: &Route) -> String {
+    format!("client/{}", seal::digest(&format!("{user}\0{client}\0{}", route.name)))
 }
 
 fn of_connection(connection: &str) -> String {
@@ -261,8 +300,9 @@ mod tests {
         let route = &bench.route();
         let connector = bench.connector();
         let granted = ["a".to_owned()];
-        let lacks =
-            async |scope: &str| connector.lacked_scopes("g", "alice", route, vec![scope.to_owned()]).await;
+        let lacks = async |scope: &str| {
+            connector.lacked_scopes("g", ("alice", "c"), route, vec![scope.to_owned()]).await
+        };
         let wants_user = async || connector.wants_user("g", "alice", route, &granted).await.unwrap();
         lacks("a").await;
         assert!(!wants_user().await);

@@ -100,6 +100,8 @@ pub enum Prepared {
 pub enum Refused {
     /// Client or redirect URI are not to be trusted: tell the user, redirect nowhere (RFC 6749 §4.1.2.1).
     Page(&'static str),
+    /// As that: nobody here knows this client, and it had better register again.
+    UnknownClient(&'static str),
     /// We could not find out; trying again may help.
     Later(&'static str),
     /// Tell the client: the URL to send the browser to.
@@ -117,7 +119,7 @@ pub async fn validate(
         .value("client_id")
         .ok_or(Refused::Page("The application did not say which one it is (client_id is missing)."))?;
     let client = authority.client(snapshot, client_id).await.map_err(|error| match error {
-        ClientError::Unknown => Refused::Page(
+        ClientError::Unknown => Refused::UnknownClient(
             "This application is not registered here. Remove this server from it, add it again, and retry.",
         ),
         ClientError::Document(why) => {
@@ -259,7 +261,9 @@ pub async fn prepare(
             (None, Some("The MCP server does not answer just now. You may be asked to connect to it later."))
         }
     };
-    let scopes = granted(&route, &request.scopes, plan.as_ref());
+    let lacked = authority.connector.lacked(&browser.user, &request.client_id, &route).await;
+    let asked = request.scopes.iter().chain(&lacked);
+    let scopes = granted(&route, asked, plan.as_ref());
     let unavailable = |_| Refused::Later("The store cannot be reached just now.");
     // Where the upstream has a question of its own, or nobody knows whether it has, the user is told.
     if plan.is_none()
@@ -283,7 +287,7 @@ pub async fn prepare(
 
 /// What is granted of what was asked: the route's own scopes always, since nothing works without them, what single calls
 /// need, and of the upstream's those that are going to be asked for. Unknown names are dropped.
-fn granted(route: &Route, asked: &[String], plan: Option<&Plan>) -> Vec<String> {
+fn granted<'a>(route: &Route, asked: impl Iterator<Item = &'a String>, plan: Option<&Plan>) -> Vec<String> {
     let mut scopes = route.scopes.clone();
     let known = plan.map(|plan| plan.scopes.as_slice()).unwrap_or_default();
     for scope in asked {

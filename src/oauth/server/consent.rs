@@ -56,6 +56,9 @@ pub async fn decide(
     let request = flow.request;
     audit("consent", &request, browser, decision == Decision::Allow);
     if decision == Decision::Deny {
+        if let Some(route) = snapshot.routes.by_name(&request.route) {
+            authority.connector.declined(&browser.user, &request.client_id, route).await;
+        }
         return Ok(refused(snapshot, &request, Refusal::access_denied("the user said no")));
     }
     remember(authority, &request, &browser.user, &flow.scopes).await;

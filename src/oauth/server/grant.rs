@@ -252,11 +252,18 @@ impl Answer {
         Ok(Self {
             access_token: sealed.map_err(|_| Refusal::server_error("the token could not be made"))?,
             token_type: "Bearer".to_owned(),
-            expires_in: claims.expires_at.duration_since(now).unwrap_or_default().as_secs(),
+            expires_in: announced(claims.expires_at.duration_since(now).unwrap_or_default()),
             refresh_token: None,
             scope: claims.scope.to_owned(),
         })
     }
+}
+
+/// Seconds of its life that a client is told of: a little less than there are. Clients count from when the answer arrives,
+/// and some send their user through the browser again when a token has ended on the way (Python SDK).
+fn announced(lifetime: Duration) -> u64 {
+    let margin = (lifetime / 10).clamp(Duration::from_secs(1), Duration::from_secs(10));
+    lifetime.saturating_sub(margin).as_secs().max(1)
 }
 
 pub(super) fn check_resource(snapshot: &Snapshot, granted: &str, asked: Option<&str>) -> Result<(), Refusal> {

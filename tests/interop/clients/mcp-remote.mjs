@@ -16,7 +16,7 @@ export async function connect({ directory, defer }) {
 }
 
 /** A program in front of the search path that stands for the desktop's opener, so that none opens a window. */
-async function quietOpener(directory) {
+export async function quietOpener(directory) {
   const programs = join(directory, 'programs');
   await mkdir(programs, { recursive: true });
   await writeFile(join(programs, 'xdg-open'), '#!/bin/sh\nexit 0\n');
@@ -24,24 +24,31 @@ async function quietOpener(directory) {
   return { PATH: `${programs}${delimiter}${process.env.PATH}`, BROWSER: 'true', DISPLAY: '' };
 }
 
-async function signIn({ url, documentUrl, authorize, directory, port, defer }) {
+/** Starts it at `port`; `authorize` sends the person each time it asks. */
+export async function signIn({ url, documentUrl, authorize, directory, port, defer }) {
   const env = { ...(await quietOpener(directory)), MCP_REMOTE_CONFIG_DIR: join(directory, 'mcp-remote') };
   const args = [PROGRAM, url, String(port), '--allow-http', '--transport', 'http-only'];
   if (documentUrl) args.push('--client-metadata-url', documentUrl);
   const child = startChild('mcp-remote', process.execPath, args, { env });
   defer(() => child.stop());
 
-  const address = await child.line(line => line.match(/^https?:\/\/\S+[?&]code_challenge=\S+/)?.[0]);
-  // It prints the address before its own callback server is up.
-  await listening('localhost', port);
-  await authorize(address);
-
+  const lost = new Promise((_, reject) => {
+    const seen = new Set();
+    child.each(line => {
+      const address = line.match(/^https?:\/\/\S+[?&]code_challenge=\S+/)?.[0];
+      if (!address || seen.has(address)) return;
+      seen.add(address);
+      // It prints the address before its own callback server is up.
+      listening('localhost', port).then(() => authorize(address)).catch(reject);
+    });
+  });
+  lost.catch(() => {});
   let last = 0;
   const request = async (method, params) => {
     const id = ++last;
     child.write({ jsonrpc: '2.0', id, method, params });
-    const { result, error } = await child.line(line => answerTo(id, line));
-    if (error) throw new Error(`${method}: ${error.message}`);
+    const { result, error } = await Promise.race([child.line(line => answerTo(id, line)), lost]);
+    if (error) throw new Error(`${method}: ${error.message}\n${child.output()}`);
     return result;
   };
   const clientInfo = { name: 'interop-mcp-remote', version: '1.0.0' };

@@ -11,8 +11,9 @@ export async function connect({ defer }) {
   return { redirectUri, start: options => signIn({ ...options, redirectUri, defer }) };
 }
 
-async function signIn({ url, redirectUri, documentUrl, authorize, defer }) {
-  const settings = { url, documentUrl, metadata: { ...metadata, redirect_uris: [redirectUri] } };
+/** `kept`: what an earlier session had of the server. */
+export async function signIn({ url, redirectUri, documentUrl, kept, authorize, defer }) {
+  const settings = { url, documentUrl, kept, metadata: { ...metadata, redirect_uris: [redirectUri] } };
   const child = startChild('python', PYTHON, ['-u', PROGRAM, JSON.stringify(settings)]);
   defer(() => child.stop());
   // It may need the person during any request, so this is answered beside everything else.
@@ -37,6 +38,7 @@ async function signIn({ url, redirectUri, documentUrl, authorize, defer }) {
   return {
     tools: () => request('tools'),
     call: tool => request('call', tool),
+    kept: () => request('kept'),
     close: () => request('close'),
   };
 }

@@ -1,6 +1,6 @@
 """The Python SDK's client, driven by lines of JSON on standard input; answers go to standard output.
 
-The one argument is {"url", "documentUrl", "metadata"}. Lines out: {"authorize": URL} asks for the person and
+The one argument is {"url", "documentUrl", "metadata", "kept"}. Lines out: {"authorize": URL} asks for the person and
 waits for {"returned": URL}; {NAME: {"value": ...}} answers the request {"name": NAME, "method", "tool"}.
 """
 
@@ -17,11 +17,13 @@ from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata, OAu
 
 
 class Memory:
-    """Token storage for the life of the process."""
+    """Token storage for the life of the process; `kept` is what an earlier one had."""
 
-    def __init__(self) -> None:
-        self.tokens: OAuthToken | None = None
-        self.client: OAuthClientInformationFull | None = None
+    def __init__(self, kept: dict | None) -> None:
+        kept = kept or {}
+        tokens, client = kept.get("tokens"), kept.get("client")
+        self.tokens = tokens and OAuthToken.model_validate(tokens)
+        self.client = client and OAuthClientInformationFull.model_validate(client)
 
     async def get_tokens(self) -> OAuthToken | None:
         return self.tokens
@@ -34,6 +36,10 @@ class Memory:
 
     async def set_client_info(self, client_info: OAuthClientInformationFull) -> None:
         self.client = client_info
+
+    def kept(self) -> dict:
+        parts = {"tokens": self.tokens, "client": self.client}
+        return {name: part and part.model_dump(mode="json") for name, part in parts.items()}
 
 
 def say(message: dict) -> None:
@@ -61,10 +67,11 @@ async def serve(settings: dict) -> None:
             raise RuntimeError(f"the answer is {answer}")
         return AuthorizationCodeResult(code=code, state=state, iss=iss)
 
+    memory = Memory(settings.get("kept"))
     provider = OAuthClientProvider(
         server_url=settings["url"],
         client_metadata=OAuthClientMetadata.model_validate(settings["metadata"]),
-        storage=Memory(),
+        storage=memory,
         redirect_handler=send_person,
         callback_handler=person_returned,
         client_metadata_url=settings.get("documentUrl"),
@@ -75,7 +82,7 @@ async def serve(settings: dict) -> None:
             say({"connected": {"value": True}})
             while (request := await requests.get())["method"] != "close":
                 try:
-                    value = await perform(client, request)
+                    value = await perform(client, memory, request)
                     say({request["name"]: {"value": value}})
                 except Exception as error:  # the harness reports it
                     say({request["name"]: {"error": f"{type(error).__name__}: {error}"}})
@@ -83,7 +90,9 @@ async def serve(settings: dict) -> None:
     reader.cancel()
 
 
-async def perform(client: Client, request: dict) -> object:
+async def perform(client: Client, memory: Memory, request: dict) -> object:
+    if request["method"] == "kept":
+        return memory.kept()
     if request["method"] == "tools":
         return [tool.name for tool in (await client.list_tools()).tools]
     tool = request["tool"]

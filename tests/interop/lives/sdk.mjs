@@ -1,0 +1,63 @@
+// Around the TypeScript SDKs.
+import { Memory } from '../clients/memory.mjs';
+import { startRedirect } from '../clients/redirect.mjs';
+
+/** An application around an SDK's client: when the SDK sends it to the person, it goes, and tries again. */
+export class SdkApp {
+  #address;
+
+  constructor(parts) {
+    Object.assign(this, parts);
+  }
+
+  async connect() {
+    if (!this.memory) {
+      const { uri: redirectUri } = await startRedirect(this);
+      this.memory = new Memory({ redirectUri, onAuthorize: found => void (this.#address = found) });
+    }
+    await this.client?.close().catch(() => {});
+    for (let tries = 0; ; tries++) {
+      const client = this.sdk.client();
+      const transport = this.sdk.transport(this.gateway.url, this.memory);
+      try {
+        await client.connect(transport);
+        Object.assign(this, { client, transport });
+        this.defer(() => client.close());
+        return;
+      } catch (error) {
+        if (tries === 3) throw error;
+        await this.#authorize(transport);
+        await transport.close();
+      }
+    }
+  }
+
+  async call(tool) {
+    for (let tries = 0; ; tries++) {
+      try {
+        return (await this.client.callTool(tool)).content[0].text;
+      } catch (error) {
+        if (tries === 3) throw error;
+        await this.#authorize(this.transport);
+      }
+    }
+  }
+
+  /** The same in a new session, where the old one may be gone with whatever it stood on. */
+  async callAgain(tool) {
+    await this.connect();
+    return this.call(tool);
+  }
+
+  /** Where the SDK has sent nobody anywhere it has given up on a token that ended on the way: then once more. */
+  async #authorize(transport) {
+    const address = this.#address;
+    this.#address = undefined;
+    if (!address) return;
+    await this.sdk.finish(transport, this.memory.answer(await this.person.authorize(address)));
+  }
+
+  kept() {
+    return { tokens: this.memory.tokens(), id: this.memory.clientInformation().client_id };
+  }
+}
