@@ -572,6 +572,27 @@ async fn f04_a_failover_in_the_middle_of_refreshes_loses_no_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_t33_an_older_record_is_not_believed_by_who_has_written_a_newer_one() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let cluster = Cluster::start(1, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    assert_eq!(generation(&cluster.whoami(0, &tokens).await), 1);
+    let key = redis.cli(&["KEYS", "test:*:connection:*"]);
+    let (key, kept) = (key.trim(), "kept by a thief");
+    assert_eq!(redis.cli(&["COPY", key, kept]).trim(), "1", "{key}");
+    upstream.refuse_current_tokens();
+    assert_eq!(generation(&cluster.whoami(0, &tokens).await), 2);
+    // Its refresh token is spent: to send it once more would end the connection.
+    assert_eq!(redis.cli(&["COPY", kept, key, "REPLACE"]).trim(), "1");
+    upstream.refuse_current_tokens();
+    eventually(PATIENCE, || async { cluster.whoami(0, &tokens).await.status == 200 }).await;
+    assert_eq!(generation(&cluster.whoami(0, &tokens).await), 3);
+    let sent = upstream.authorization.token_requests("refresh_token");
+    let different: HashSet<_> = sent.iter().map(|request| request.form("refresh_token")).collect();
+    assert_eq!((sent.len(), different.len()), (2, 2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_instance_gave_works_at_once_on_all_while_the_replica_lags() {
     let (watched, upstream) = (Watched::start(), Upstream::start().await);
     let cluster =

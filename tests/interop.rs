@@ -2,9 +2,9 @@
 //! the pages in headless Chromium, and a tool of an upstream that demands its own token is called. The official
 //! conformance suite tests the authorization server, and finds the same in an MCP server with and without the gateway.
 //!
-//! The work is done by `tests/interop/run.mjs`; a test here is one of its cases, `client_registration_upstream` or
-//! `conformance_…` or `identity_oidc`, where people sign in through an identity provider, or `life_…`, all that happens to a
-//! client after it has signed in.
+//! The work is done by `tests/interop/run.mjs`; a test here is one of its cases: `client_registration_upstream`,
+//! `conformance_…`, `identity_oidc`, where people sign in through an identity provider, `foreign_…`, where that provider
+//! stands in our place, or `life_…`, all that happens to a client after it has signed in.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
@@ -54,6 +54,8 @@ cases! {
     conformance_server_2025_11_25
     conformance_server_2026_07_28
     identity_oidc
+    foreign_jwt
+    foreign_opaque
     life_sdk1
     life_sdk2
     life_mcp_remote

@@ -8,7 +8,23 @@ const PROGRAM = fileURLToPath(
   import.meta.resolve('@modelcontextprotocol/sdk/examples/server/simpleStreamableHttp.js'),
 );
 
+const tool = { name: 'greet', arguments: { name: 'Postern' } };
+
+function check(text) {
+  if (text !== 'Hello, Postern!') throw new Error(`the tool said ${JSON.stringify(text)}`);
+}
+
 export const facts = { authorizationServerTakesDocuments: false };
+
+/** The same server for anybody. */
+export function startOpen({ defer }) {
+  return withFreePorts(1, async ([port]) => {
+    const child = start('example', process.execPath, [PROGRAM], { env: { MCP_PORT: String(port) } });
+    defer(() => child.stop());
+    await child.line(line => line.includes(`Streamable HTTP Server listening on port ${port}`));
+    return { url: `http://localhost:${port}/mcp`, tool, check };
+  });
+}
 
 export function startUpstream({ defer }) {
   return withFreePorts(2, async ([port, authorizationPort]) => {
@@ -23,10 +39,8 @@ export function startUpstream({ defer }) {
     return {
       url: `http://localhost:${port}/mcp`,
       issuerOrigin: `http://localhost:${authorizationPort}`,
-      tool: { name: 'greet', arguments: { name: 'Postern' } },
-      check(text) {
-        if (text !== 'Hello, Postern!') throw new Error(`the tool said ${JSON.stringify(text)}`);
-      },
+      tool,
+      check,
     };
   });
 }

@@ -1,5 +1,6 @@
-// oidc-provider as an identity provider, in a process on Node 22. It learns of Postern, its one client, by a message, since
-// each of the two names the other's address. RS256, PKCE, Basic authentication, back-channel logout.
+// oidc-provider as an identity provider, in a process on Node 22. It learns of Postern, its client, by a message, since each of
+// the two names the other's address. RS256, PKCE, Basic authentication, back-channel logout; refresh tokens that rotate. Other
+// clients register themselves, and get tokens for the resource that it was told of, in the format that it was told.
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
@@ -8,6 +9,8 @@ import { Provider } from 'oidc-provider';
 
 const server = createServer().listen(0, '127.0.0.1');
 await once(server, 'listening');
+const SCOPE = 'mcp:tools';
+const ACCESS_TOKEN_SECONDS = 4;
 const issuer = `http://127.0.0.1:${server.address().port}`;
 
 async function signingKey() {
@@ -15,7 +18,7 @@ async function signingKey() {
   return { ...(await exportJWK(privateKey)), alg: 'RS256', use: 'sig', kid: randomBytes(4).toString('hex') };
 }
 
-async function serve({ origin, secret }) {
+async function serve({ origin, secret, resource, format }) {
   const provider = new Provider(issuer, {
     jwks: { keys: [await signingKey()] },
     cookies: { keys: [randomBytes(16).toString('hex')] },
@@ -28,8 +31,14 @@ async function serve({ origin, secret }) {
         backchannel_logout_uri: `${origin}/login/backchannel-logout`,
         backchannel_logout_session_required: true,
         token_endpoint_auth_method: 'client_secret_basic',
+        grant_types: ['authorization_code', 'refresh_token'],
       },
     ],
+    clientDefaults: { grant_types: ['authorization_code', 'refresh_token'], token_endpoint_auth_method: 'none' },
+    scopes: ['openid', 'offline_access', SCOPE],
+    issueRefreshToken: (_context, client) => client.grantTypeAllowed('refresh_token'),
+    rotateRefreshToken: true,
+    ttl: { AccessToken: ACCESS_TOKEN_SECONDS },
     claims: { openid: ['sub'], email: ['email', 'email_verified'], profile: ['name'] },
     conformIdTokenClaims: false,
     findAccount: (_context, id) => ({
@@ -39,7 +48,21 @@ async function serve({ origin, secret }) {
     // Its guard against private addresses would refuse Postern on loopback.
     fetch: (address, { dispatcher: _guard, ...options }) => fetch(address, options),
     pkce: { required: () => true },
-    features: { devInteractions: { enabled: true }, backchannelLogout: { enabled: true } },
+    features: {
+      devInteractions: { enabled: true },
+      backchannelLogout: { enabled: true },
+      introspection: { enabled: true },
+      registration: { enabled: true },
+      resourceIndicators: {
+        enabled: true,
+        useGrantedResource: () => true,
+        getResourceServerInfo(_context, indicator) {
+          if (indicator !== resource) throw Object.assign(new Error('invalid_target'), { expose: true, status: 400 });
+          const jwt = { sign: { alg: 'RS256' } };
+          return { scope: SCOPE, audience: resource, accessTokenFormat: format, accessTokenTTL: 60, jwt };
+        },
+      },
+    },
   });
   for (const event of ['authorization.error', 'grant.error', 'backchannel.error', 'server_error']) {
     provider.on(event, (_context, error) => console.log(event, error.message, error.error_description, error.error_detail));

@@ -148,7 +148,7 @@ async fn a_damaged_row_is_nobody_elses() {
 }
 
 #[tokio::test]
-async fn swapped_and_rolled_back_rows_are_unreadable() {
+async fn sr_t33_swapped_and_rolled_back_rows_are_unreadable() {
     let data_dir = tempfile::tempdir().unwrap();
     let path = data_dir.path().join(FILE_NAME);
     let raw = |key: &[u8]| {
