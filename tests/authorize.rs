@@ -102,13 +102,13 @@ fn assert_asked_to_sign_in(page: &Page) {
     );
 }
 
-/// What a client hears at its redirect URI: once each, and never a code beside an error.
+/// What a client hears at its redirect URI: once each, and never a code beside an error. Where nobody is signed in and only
+/// the client itself has named the address, its user goes there or does not.
 #[track_caller]
 fn assert_error(page: &Page, request: &AuthorizationRequest, issuer: &str, error: &str) {
-    let location =
-        page.header("location").unwrap_or_else(|| panic!("{error}: {} {}", page.status, page.text()));
-    assert_eq!(page.status, 303);
-    assert_error_at(&Url::parse(location).unwrap(), request, issuer, error);
+    let location = page.way_back().unwrap_or_else(|| panic!("{error}: {} {}", page.status, page.text()));
+    assert_local(page, 400, error);
+    assert_error_at(&Url::parse(&location).unwrap(), request, issuer, error);
 }
 
 #[track_caller]
@@ -320,7 +320,16 @@ async fn sr_as_12_a_parameter_sent_twice_is_refused() {
     for (name, value) in client.authorization("demo").params.0 {
         let mut doubled = client.authorization("demo");
         doubled.params = doubled.params.with(&name, &value).and(&name, &value);
-        assert_local(&Browser::new().peek(&doubled.url()).await, 400, &name);
+        let page = Browser::new().peek(&doubled.url()).await;
+        assert_local(&page, 400, &name);
+        // Once it is certain which client it is and where it waits, it is told; a state that came twice is none.
+        match page.way_back().map(|url| Callback::of(&Url::parse(&url).unwrap())) {
+            None => assert!(["client_id", "redirect_uri"].contains(&name.as_str()), "{name}"),
+            Some(told) => {
+                let state = (name != "state").then_some(doubled.state.as_str());
+                assert_eq!((told.error(), told.state()), (Some("invalid_request"), state), "{name}");
+            }
+        }
     }
     let many = (0..100).fold(client.authorization("demo"), |request, n| request.with(&format!("p{n}"), "1"));
     assert_local(&Browser::new().peek(&many.url()).await, 400, "too many");
@@ -451,6 +460,23 @@ async fn sr_as_17_the_consent_page_says_who_asks_for_what_and_where_it_leads() {
     let url = browser.press(&page, "deny").await.client();
     assert_error_at(&url, &request, &rig.gateway.public_url, "access_denied");
     assert_eq!(rig.upstream.authorization.requests.count("/authorize"), 0);
+}
+
+#[tokio::test]
+async fn sr_as_22_nobody_is_sent_to_an_address_that_only_a_stranger_has_named() {
+    let rig = Rig::start().await;
+    let wrong = |client: &Client| {
+        client.authorization("demo").with("resource", "https://elsewhere.example/mcp").url()
+    };
+    let stranger = rig.client(&[REDIRECT]).await;
+    let page = Browser::new().peek(&wrong(&stranger)).await;
+    assert_local(&page, 400, "a stranger's address");
+    assert!(page.text().contains("client.example") && page.way_back().is_some(), "{}", page.text());
+    // Whoever is signed in here follows an application of theirs; on this computer there is nobody to be sent to.
+    let arrival = rig.signed_in("alice").await.peek(&wrong(&stranger)).await;
+    assert!(arrival.status == 303 && arrival.header("location").unwrap().starts_with(REDIRECT));
+    let here = rig.client(&["http://127.0.0.1:7/cb"]).await;
+    assert_eq!(Browser::new().peek(&wrong(&here)).await.status, 303);
 }
 
 #[tokio::test]

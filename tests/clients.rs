@@ -449,14 +449,14 @@ async fn sr_as_81_whoever_is_listed_for_it_may_ask_about_tokens() {
     let params = Params::new().with("token", &tokens.access_token);
     for (authorization, status, error) in [
         (basic("watcher", "x"), 401, "invalid_client"),
-        (basic("other", "pw"), 403, "unauthorized_client"),
+        (basic("other", "pw"), 400, "unauthorized_client"),
         (format!("Bearer {}", tokens.access_token), 401, "invalid_client"),
     ] {
         let answer = form(&gateway, "/oauth/introspect", &params, Some(&authorization)).await;
         assert_refused(&answer, status, error);
     }
     let public = params.clone().with("client_id", &client.id);
-    assert_refused(&form(&gateway, "/oauth/introspect", &public, None).await, 403, "unauthorized_client");
+    assert_refused(&form(&gateway, "/oauth/introspect", &public, None).await, 400, "unauthorized_client");
     client.revoke(&tokens.access_token).await;
     let inactive = json!({"active": false});
     eventually(SECOND, async || introspected(&gateway, &tokens.access_token).await == inactive).await;
@@ -468,6 +468,28 @@ async fn sr_as_81_whoever_is_listed_for_it_may_ask_about_tokens() {
 }
 
 // === programs ===
+
+#[tokio::test]
+async fn sr_t42_a_program_named_like_a_user_is_not_that_user() {
+    let upstream = Upstream::start().await;
+    let named = json!([{"client_id": "alice", "client_secret": {"env": "ROBOT"}, "client_credentials": {"routes": ["demo"]}}]);
+    let gateway = Gateway::builder()
+        .route(Route::oauth("demo", &upstream))
+        .env("ROBOT", "pw")
+        .with("oauth_server.clients.static", named)
+        .start()
+        .await;
+    // Alice is connected.
+    let client = Client::register(&gateway).await;
+    let tokens = client.sign_in(&mut Browser::new(), "demo").await;
+    assert_eq!(status(&gateway, &tokens.access_token).await, 200);
+    let used = upstream.calls_with_token().len();
+    let params = Params::new().with("grant_type", "client_credentials");
+    let answer = form(&gateway, "/oauth/token", &params, Some(&basic("alice", "pw"))).await;
+    let token = answer.0.json()["access_token"].as_str().unwrap().to_owned();
+    assert_eq!(status(&gateway, &token).await, 403, "it acts for nobody");
+    assert_eq!(upstream.calls_with_token().len(), used, "her token is not used for it");
+}
 
 #[tokio::test]
 async fn sr_as_36_a_listed_client_gets_tokens_for_itself_at_its_routes() {
@@ -503,7 +525,7 @@ async fn sr_as_36_a_listed_client_gets_tokens_for_itself_at_its_routes() {
     // Clients of people may not.
     let client = Client::register(&gateway).await;
     let params = Params::new().with("grant_type", "client_credentials").with("client_id", &client.id);
-    assert_refused(&client.token(&params).await, 403, "unauthorized_client");
+    assert_refused(&client.token(&params).await, 400, "unauthorized_client");
     // What the operator takes away is gone at once.
     gateway.reconfigure("oauth_server.clients.static", robot(json!(["other"])));
     gateway.hang_up();
@@ -686,5 +708,29 @@ async fn sr_t07_a_flood_of_authorizations_of_one_user_holds_up_only_that_user() 
     assert!(memory(&gateway) < before + 100, "{} MiB, {before} before", memory(&gateway));
     // What was begun before goes on, and so does everybody else.
     flooded.consent_allow(&page).await.client();
+    client.sign_in(&mut Browser::of("bob"), "demo").await;
+}
+
+#[tokio::test]
+async fn sr_t07_a_flood_of_consents_is_held_up_with_the_questions() {
+    let upstream = Upstream::open().await;
+    let gateway = builder(&upstream).start().await;
+    let client = Client::register(&gateway).await;
+    let mut flooded = Browser::new();
+    let page = flooded.go(&gateway.url("/login")).await.page();
+    flooded.sign_in(&page).await;
+    flooded.stop_before(&client.redirect_uri);
+    let (begun, before) = (std::time::Instant::now(), memory(&gateway));
+    let mut given = 0;
+    for _ in 0..flood(150) {
+        let page = flooded.go(&client.authorization("demo").with("prompt", "consent").url()).await.page();
+        if page.status == 200 {
+            flooded.consent_allow(&page).await.client();
+            given += 1;
+        }
+    }
+    let seconds = usize::try_from(begun.elapsed().as_secs()).unwrap();
+    assert!(given >= 90 && given <= 101 + seconds, "{given} in {seconds} s");
+    assert!(memory(&gateway) < before + 100, "{} MiB, {before} before", memory(&gateway));
     client.sign_in(&mut Browser::of("bob"), "demo").await;
 }

@@ -116,7 +116,7 @@ async fn sr_t28_a_refresh_token_shown_at_all_instances_at_once_gets_one_answer()
     let (redis, upstream) = (Redis::start(&[]), Upstream::open().await);
     let cluster = Cluster::start(3, &redis, &upstream).await;
     let (client, tokens) = cluster.sign_in(0).await;
-    let refreshes: Vec<_> = (0..30)
+    let refreshes: Vec<_> = (0..100)
         .map(|number| {
             let (client, token) = (cluster.client_at(number % 3, &client), tokens.refresh_token.clone());
             tokio::spawn(async move { client.refresh(&token).await.tokens() })

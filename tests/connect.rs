@@ -18,7 +18,7 @@ use support::mcp::McpAnswer;
 use support::params::Params;
 use support::script::{Consent, IssParameter, RegistrationScript};
 use support::upstream::Upstream;
-use support::{PATIENCE, within};
+use support::{PATIENCE, eventually, within};
 
 /// One route `demo`, one client, the browser of alice.
 struct Rig {
@@ -599,6 +599,57 @@ async fn sr_t23_a_new_authorization_server_gets_nothing_of_the_old_one() {
     assert_ne!(uris[0], uris[1]);
 }
 
+/// The credential of `demo`: our client at this server, with its secret from this variable.
+fn known_there(server: &AuthorizationServer, variable: &str) -> serde_json::Value {
+    json!({"kind": "oauth", "issuer": server.issuer(), "client_id": "our id", "client_secret": {"env": variable},
+        "token_endpoint_auth_method": "client_secret_post"})
+}
+
+#[tokio::test]
+async fn sr_t23_a_secret_that_was_replaced_counts_at_once_and_at_its_own_issuer_only() {
+    let (old, new) = (AuthorizationServer::start().await, AuthorizationServer::start().await);
+    know(&old, "our id", Some("CANARY_first"), "client_secret_post");
+    let upstream = Upstream::relying_on(&old).await;
+    let route = |credential| [Route::to("demo", &upstream.url(), credential).document().clone()];
+    let gateway = Gateway::builder()
+        .route(Route::to("demo", &upstream.url(), known_there(&old, "FIRST")))
+        .env("FIRST", "CANARY_first")
+        .env("SECOND", "CANARY_second")
+        .env("ELSEWHERE", "CANARY_elsewhere")
+        .start()
+        .await;
+    let reload = async |credential: serde_json::Value, count: usize| {
+        gateway.reconfigure("routes", json!(route(credential)));
+        gateway.hang_up();
+        let is_done = |line: &serde_json::Value| line["event"] == "configuration";
+        eventually(PATIENCE, async || {
+            gateway.output.records().iter().filter(|line| is_done(line)).count() == count
+        })
+        .await;
+    };
+    let client = Client::register(&gateway).await;
+    let tokens = client.sign_in(&mut Browser::new(), "demo").await;
+    reload(known_there(&old, "SECOND"), 1).await;
+    know(&old, "our id", Some("CANARY_second"), "client_secret_post");
+    upstream.refuse_current_tokens();
+    assert_eq!(whoami(&gateway, "demo", &tokens).await.tool_text(), "upstream-user");
+    assert_eq!(old.requests.last_to("/token").form("client_secret").as_deref(), Some("CANARY_second"));
+    // The same name at another issuer is somebody else.
+    reload(known_there(&new, "ELSEWHERE"), 2).await;
+    upstream.refuse_current_tokens();
+    whoami(&gateway, "demo", &tokens).await;
+    assert_eq!(old.token_requests("refresh_token").len(), 2);
+    assert!(!old.requests.mention("CANARY_elsewhere") && !new.requests.mention("CANARY_second"));
+    reload(known_there(&old, "SECOND"), 3).await;
+    // And with the secret of today the connection is ended there.
+    let mut browser = Browser::new();
+    let page = browser.go(&gateway.url("/login?next=/connections")).await.page();
+    let page = browser.sign_in(&page).await.page();
+    browser.submit(&page, &page.form_to("/connections/demo/disconnect"), &[]).await;
+    let ended = old.requests.last_to("/revoke");
+    assert_eq!(ended.form("client_secret").as_deref(), Some("CANARY_second"));
+}
+
 #[tokio::test]
 async fn sr_t02_an_answer_counts_only_in_the_browser_that_asked() {
     let mut rig = Rig::new().await;
@@ -917,14 +968,15 @@ async fn sr_t36_each_user_is_somebody_of_their_own_at_the_upstream() {
     let alice = rig.sign_in().await;
     rig.upstream.set_authorization(|script| script.user = "up-bob".into());
     let bob = rig.client.sign_in(&mut Browser::of("bob"), "demo").await;
-    let calls = (0..20).map(|number| {
-        let (tokens, name) = if number % 2 == 0 { (&alice, "up-alice") } else { (&bob, "up-bob") };
-        let call = rig.gateway.mcp("demo").bearer(&tokens.access_token);
-        tokio::spawn(async move { (call.tool("whoami", json!({})).await.tool_text(), name) })
-    });
-    for call in calls.collect::<Vec<_>>() {
-        let (said, name) = call.await.unwrap();
-        assert_eq!(said, name);
+    // Twenty at a time, over the same few connections.
+    let rounds = if std::env::var_os("POSTERN_SOAK").is_some() { 5_000 } else { 50 };
+    for _ in 0..rounds {
+        let calls = (0..20).map(async |number| {
+            let (tokens, name) = if number % 2 == 0 { (&alice, "up-alice") } else { (&bob, "up-bob") };
+            let call = rig.gateway.mcp("demo").bearer(&tokens.access_token);
+            assert_eq!(call.tool("whoami", json!({})).await.tool_text(), name);
+        });
+        futures_util::future::join_all(calls).await;
     }
 }
 

@@ -163,7 +163,7 @@ async fn sr_t11_pkce() {
             };
         }
         let page = browser.peek(&request.url()).await;
-        let location = page.header("location").unwrap_or_default().to_owned();
+        let location = page.way_back().unwrap_or_default();
         let refused = location.starts_with(&format!("{REDIRECT}?error=invalid_request&"));
         let accepted = case["accepted"].as_bool().unwrap();
         judge.case(case, if accepted { leads_to_sign_in(&page) } else { refused }, (page.status, location));

@@ -15,6 +15,7 @@ use support::identity::IdentityProvider;
 use support::key::Key;
 use support::mcp::{McpAnswer, McpRequest};
 use support::process::run;
+use support::script::Answer;
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually};
 
@@ -288,8 +289,16 @@ async fn all_routes_may_trust_another_issuer_and_then_nobody_signs_in_here() {
     own["trusted_issuers"] = json!([]);
     gateway.reconfigure("routes", json!([own]));
     gateway.reconfigure("login", json!({"local": {"users": [{"username": "alice", "password_hash": support::gateway::PASSWORD_HASH}]}}));
+    let (feed, answer) = Answer::stream();
+    upstream.answer_next(answer);
+    let mut stream = gateway.mcp("demo").bearer(&token).send("GET", None).await;
+    feed.event("one");
+    assert!(stream.chunk().await.unwrap().is_some());
     gateway.hang_up();
     eventually(PATIENCE, async || call(&gateway, &token).await.status == 401).await;
+    // Nor does anybody who is listening hear more.
+    feed.event("two");
+    assert!(stream.chunk().await.is_err());
 }
 
 #[tokio::test]

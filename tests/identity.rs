@@ -289,6 +289,58 @@ async fn only_the_domains_and_groups_that_are_listed_come_in() {
 }
 
 #[tokio::test]
+async fn what_the_id_token_leaves_out_is_asked_for() {
+    let provider = IdentityProvider::start().await;
+    provider.set(|script| {
+        script.claims = json!({"sub": "1"});
+        script.userinfo = Some(json!({}));
+    });
+    let upstream = Upstream::open().await;
+    let mut entry = provider.entry();
+    (entry["allowed_domains"], entry["allowed_groups"]) = (json!(["example.com"]), json!(["ops"]));
+    let gateway = builder(&upstream, &[entry]).start().await;
+    let good = json!({"sub": "1", "email": "ada@example.com", "email_verified": true, "groups": ["ops"]});
+    let said = |name: &str, value: Value| {
+        let mut userinfo = good.clone();
+        userinfo[name] = value;
+        userinfo
+    };
+    for (what, claims, userinfo, status) in [
+        ("all of it", json!({"sub": "1"}), good.clone(), 200),
+        ("no proof of the address", json!({"sub": "1"}), said("email_verified", json!(false)), 403),
+        ("about somebody else", json!({"sub": "1"}), said("sub", json!("2")), 502),
+        ("about nobody", json!({"sub": "1"}), said("sub", json!(null)), 502),
+        ("another address", json!({"sub": "1", "email": "ada@evil.example"}), good.clone(), 403),
+        ("proof of another address", json!({"sub": "1", "email": "eve@example.com"}), good.clone(), 403),
+        ("groups that were said already", json!({"sub": "1", "groups": ["sales"]}), good.clone(), 403),
+    ] {
+        provider.set(|script| (script.claims, script.userinfo) = (claims, Some(userinfo)));
+        let page = come_in(&mut Browser::new(), &gateway).await;
+        assert_eq!(page.status, status, "{what}: {}", page.text());
+    }
+    provider.set(|script| {
+        (script.claims, script.userinfo) = (json!({"sub": "1"}), Some(good.clone()));
+        script.userinfo_status = 503;
+    });
+    assert_eq!(
+        come_in(&mut Browser::new(), &gateway).await.status,
+        503,
+        "nothing is known against the person"
+    );
+    // Where it is about a name alone, nobody is turned away.
+    let open = builder(&upstream, &[provider.entry()]).start().await;
+    assert_eq!(come_in(&mut Browser::new(), &open).await.status, 200);
+    provider.set(|script| script.userinfo_status = 200);
+    let home = come_in(&mut Browser::new(), &open).await;
+    assert!(home.text().contains("ada@example.com"), "{}", home.text());
+    // Nothing is asked where nothing is missing.
+    let asked = provider.requests.count("/userinfo");
+    provider.set(|script| script.claims = good.clone());
+    assert_eq!(come_in(&mut Browser::new(), &gateway).await.status, 200);
+    assert_eq!(provider.requests.count("/userinfo"), asked);
+}
+
+#[tokio::test]
 async fn signing_out_here_leads_to_signing_out_there() {
     let provider = IdentityProvider::start().await;
     let (gateway, _upstream) = start(&provider).await;
@@ -305,7 +357,7 @@ async fn signing_out_here_leads_to_signing_out_there() {
 }
 
 #[tokio::test]
-async fn signing_out_there_ends_the_sessions_here() {
+async fn sr_as_39_signing_out_there_ends_the_sessions_here() {
     let provider = IdentityProvider::start().await;
     let upstream = Upstream::open().await;
     let mut entry = provider.entry();
@@ -348,6 +400,14 @@ async fn signing_out_there_ends_the_sessions_here() {
     assert!(is_in(&mut here).await && !is_in(&mut elsewhere).await);
     // What the person had granted ends too, as this configuration says.
     eventually(SECOND, async || status(&gateway, &tokens).await == 401).await;
+    // A notice that names a session alone counts for what was granted even when the session here is long over.
+    provider.set(|script| script.claims["sid"] = "s0".into());
+    let (_, granted) = sign_in(&mut elsewhere, &gateway).await;
+    assert_eq!(status(&gateway, &granted).await, 200);
+    let home = elsewhere.go(&gateway.url("/")).await.page();
+    elsewhere.press(&home, "Sign out").await;
+    assert_eq!(notify(&provider.logout_token(&json!({"sid": "s0"}))).await, 200);
+    eventually(SECOND, async || status(&gateway, &granted).await == 401).await;
     // A session there that came later is the one that counts.
     provider.set(|script| script.claims["sid"] = "s3".into());
     come_in(&mut here, &gateway).await;
@@ -395,6 +455,32 @@ async fn a_person_of_a_provider_is_blocked_like_anybody_and_gone_with_their_prov
     gateway.reconfigure("login.oidc", json!([other.entry()]));
     gateway.hang_up();
     eventually(SECOND, async || status(&gateway, &tokens).await == 401).await;
+}
+
+#[tokio::test]
+async fn sr_t07_sr_rs_14_a_flood_of_sign_ins_is_held_up_and_those_under_way_go_on() {
+    let provider = IdentityProvider::start().await;
+    let (gateway, _upstream) = start(&provider).await;
+    let mut browser = Browser::new();
+    let (_, tokens) = sign_in(&mut browser, &gateway).await;
+    let mut late = Browser::new();
+    let begun = late.peek(&gateway.url("/login/start?provider=corp")).await;
+    let at_provider = late.peek(begun.header("location").unwrap()).await;
+    let (mut let_in, since) = (0, std::time::Instant::now());
+    let count = if std::env::var_os("POSTERN_SOAK").is_some() { 100_000 } else { 700 };
+    let long = format!("/{}", "x".repeat(20_000));
+    for number in 0..count {
+        let next = if number == 0 { &long } else { "/" };
+        let url = gateway.url(&format!("/login/start?provider=corp&next={next}"));
+        match gateway.http.get(url).send().await.unwrap().status().as_u16() {
+            303 => let_in += 1,
+            status => assert_eq!(status, 429),
+        }
+    }
+    let seconds = since.elapsed().as_secs();
+    assert!(let_in >= 500 && let_in <= 601 + 2 * (seconds + 1), "{let_in} in {seconds} s");
+    assert_eq!(late.go(at_provider.header("location").unwrap()).await.page().status, 200);
+    assert_eq!(status(&gateway, &tokens).await, 200);
 }
 
 #[tokio::test]

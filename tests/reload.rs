@@ -227,7 +227,7 @@ async fn sr_rs_06_a_changed_route_counts_at_every_instance_within_a_second() {
     assert!(changed.elapsed() < SECOND, "{:?}", changed.elapsed());
     assert_eq!(at(2).await, 200, "it goes by what it knows");
     relays[2].set(Weather::Fair);
-    eventually(2 * SECOND, async || at(2).await == 404).await;
+    eventually(PATIENCE, async || at(2).await == 404).await;
     // Once each, and not again with whatever else changes in the store.
     cluster.sign_in_to("moved", 0).await;
     for instance in &cluster.instances {

@@ -71,6 +71,10 @@ async fn sr_rs_11_sr_t53_a_user_has_a_share_of_the_streams_and_calls_go_on() {
     }
     assert_eq!(upstream.calls().len(), calls, "the upstream hears nothing of it");
     assert!(works(&alice).await && works(&bob).await);
+    // As of 2026-07-28 a client listens by POST.
+    let listening = alice.clone().header("mcp-method", "subscriptions/listen");
+    let body = r#"{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{}}"#;
+    assert_eq!(listening.post(body).await.status, 429);
     let of_bob = idle(&upstream, &bob).await;
     // Whoever closes one may open another.
     let (feed, stream) = streams.pop().unwrap();

@@ -861,6 +861,7 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
             name: None,
             redirect_uris: vec![request.redirect_uri.clone()],
             host: None,
+            is_listed: false,
             auth: Authentication::None,
         };
         let question = authorize::prepare(authority, &snapshot, request, client, &browser).await;

@@ -110,6 +110,13 @@ impl From<RemoteError> for Doubt {
     }
 }
 
+impl ForeignToken {
+    /// Whether it is this issuer's.
+    pub(super) fn is_of(&self, trusted: &TrustedIssuer) -> bool {
+        self.issuer == trusted.issuer
+    }
+}
+
 impl Foreign {
     pub fn new(outbound: Outbound) -> Self {
         Self {

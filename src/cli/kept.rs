@@ -230,7 +230,8 @@ pub fn disconnect(config: &Config, user: &str, route: &str) -> ExitCode {
                 && tokens.user == user
                 && tokens.route == route
             {
-                was_there |= connector.end(&key, user, route, &found.upstream.policy).await?;
+                was_there |=
+                    connector.end(&key, user, route, &found.issuer_policy, &found.credential).await?;
             }
         }
         let text = match was_there {

@@ -183,7 +183,7 @@ pub(super) struct Outbound {
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
-    /// Streams that clients open for themselves (`GET`) and that stay open; further ones are refused with 503. Default: 10000.
+    /// Streams that clients open for themselves (`GET`, `subscriptions/listen`) and that stay open; further ones are refused with 503. Default: 10000.
     #[schemars(range(min = 1))]
     pub(super) streams: Option<usize>,
     /// Of them, those of one user or program, in all their clients and at all routes; further ones are refused with 429. Default: 256.

@@ -4,7 +4,7 @@ use super::checked::Checker;
 use super::file;
 use super::report::Key;
 
-/// Streams that clients open for themselves (`GET`), which may stay open for hours. At least one each.
+/// Streams that clients open for themselves (`GET`, `subscriptions/listen`), which may stay open for hours. At least one each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// At this instance.

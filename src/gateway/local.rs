@@ -131,6 +131,8 @@ async fn read_body(session: &mut Session) -> Result<Option<Vec<u8>>> {
         if body.len() + chunk.len() > BODY_MAX {
             let mut head = ResponseHeader::build(StatusCode::PAYLOAD_TOO_LARGE, Some(1))?;
             head.insert_header(header::CONTENT_LENGTH, 0)?;
+            head.insert_header(header::CACHE_CONTROL, "no-store")?;
+            head.insert_header(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*")?;
             session.write_response_header(Box::new(head), true).await?;
             return Ok(None);
         }

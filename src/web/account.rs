@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use axum::Form;
 use axum::extract::{Extension, FromRequest, FromRequestParts, Path, Request, State};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
@@ -71,7 +71,7 @@ impl FromRequest<Arc<Web>> for Acting {
         }
         match web.limits.authorization(user) {
             true => Ok(Self { about, session, fields }),
-            false => Err(later()),
+            false => Err(too_many()),
         }
     }
 }
@@ -79,7 +79,7 @@ impl FromRequest<Arc<Web>> for Acting {
 /// `GET /connections`
 pub async fn show(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap) -> Response {
     match web.session(&about, &headers).await {
-        Ok(Some(session)) if !web.limits.authorization(&session.browser.user) => later(),
+        Ok(Some(session)) if !web.limits.authorization(&session.browser.user) => too_many(),
         Ok(Some(session)) => match web.account(&about, &session).await {
             Ok(html) => Html(html).into_response(),
             Err(_) => later(),
@@ -187,6 +187,16 @@ fn later() -> Response {
         "Not just now",
         "The store cannot be reached. Please try again in a moment.",
     )
+}
+
+fn too_many() -> Response {
+    let mut response = page(
+        StatusCode::TOO_MANY_REQUESTS,
+        "Too many at once",
+        "You have opened this page very often in a short time. Please wait a minute.",
+    );
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("60"));
+    response
 }
 
 fn nothing() -> Response {

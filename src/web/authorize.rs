@@ -9,7 +9,7 @@ use super::account;
 use super::browser::{is_same, is_same_origin};
 use super::identity::sign_in_at;
 use super::session::SignedIn;
-use super::{About, Shared, Web, moved, page, pages, see_other};
+use super::{About, Shared, Web, moved, page, pages, see_other, way_back};
 use crate::oauth::client::connect::{CallbackError, Returning};
 use crate::oauth::server::authorize::{Prepared, Question, Refused, SIGNED_IN_AGAIN, prepare, validate};
 use crate::oauth::server::consent::{ConsentError, Decision, decide, resume};
@@ -70,7 +70,13 @@ pub async fn authorize(
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
             response
         }
-        Err(Refused::Redirect(url)) => see_other(&url),
+        Err(Refused::Redirect { url, description, is_listed }) => {
+            let is_trusted = is_listed || redirect::is_loopback(&url);
+            match is_trusted || matches!(web.session(&about, &headers).await, Ok(Some(_))) {
+                true => see_other(&url),
+                false => way_back::page(&url, description),
+            }
+        }
     }
 }
 
@@ -190,6 +196,7 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
         user: &session.name,
         client_name: question.client.name.as_deref(),
         client_host: question.client.host.as_deref(),
+        client_listed: question.client.is_listed,
         redirect_host: &redirect_host,
         redirect_uri: &question.redirect_uri,
         redirect_loopback,

@@ -16,10 +16,14 @@ pub fn is_same(one: &str, other: &str) -> bool {
     !one.is_empty() && bool::from(one.as_bytes().ct_eq(other.as_bytes()))
 }
 
+/// Longer than any authorization request that is taken.
+const NEXT_MAX: usize = 16 * 1024;
+
 /// `next` if it leads nowhere but to a path of ours, else the front page. Decided on the raw text: browsers read
 /// backslashes as slashes and drop tabs and line breaks.
 pub fn local_path(next: &str) -> &str {
-    let plain = next.starts_with('/')
+    let plain = next.len() <= NEXT_MAX
+        && next.starts_with('/')
         && !next.starts_with("//")
         && !next.contains('\\')
         && next.bytes().all(|byte| (0x21..0x7f).contains(&byte));

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::browser::{is_same, local_path};
 use super::session::{AtProvider, Session, Who};
 use super::{About, Shared, Web, page, pages, see_other};
+use crate::config::IdentityProvider;
 use crate::oauth::client::identity::{Begun, IdentityError, Person, Returning, SignedOut};
 use crate::oauth::server::params::{Params, with_query};
 use crate::oauth::server::remembered;
@@ -41,6 +42,16 @@ struct SignIn {
 }
 
 impl Typed for SignIn {
+    const KIND: Kind = Kind::SignIn;
+}
+
+/// Whose a session at a provider is (store record).
+#[derive(Serialize, Deserialize)]
+struct SessionThere {
+    user: String,
+}
+
+impl Typed for SessionThere {
     const KIND: Kind = Kind::SignIn;
 }
 
@@ -159,6 +170,12 @@ pub async fn callback(
             return refuse(&provider.name, &IdentityError::Unavailable);
         }
     }
+    if let Some(there) = session.as_ref().filter(|_| provider.logout_ends_grants) {
+        let remembered = web.remember_session_there(&about, provider, there, &user).await;
+        if remembered.is_err() {
+            return refuse(&provider.name, &IdentityError::Unavailable);
+        }
+    }
     let at = AtProvider { name: provider.name.clone(), session, id_token };
     match web.begin(&about, &headers, Who { user, name, provider: Some(at) }).await {
         Ok(cookie) => {
@@ -259,6 +276,7 @@ impl Web {
         self.providers.sign_out_url(provider, Some(&at.id_token), &back, now).await
     }
 
+    /// What the person has granted ends first, where it does at all: while a session is left, the notice can come again.
     async fn end_sessions(&self, about: &About, notice: &SignedOut) -> Result<(), RecordError> {
         let records = &self.authority.records;
         // Shown again it would end what was begun since.
@@ -266,23 +284,24 @@ impl Web {
         if records.readable::<Notice>(&key).await?.is_some() {
             return Ok(());
         }
-        let mut users: HashSet<String> = notice.user.iter().cloned().collect();
-        for (key, session) in records.scan::<Session>().await? {
-            let session = session.value;
-            let Some(at) = session.provider.filter(|at| at.name == notice.provider) else { continue };
-            let fits = match (&notice.session, &at.session) {
-                (Some(there), Some(here)) => there == here,
-                // Where one of the two names no session, all of the person's are meant.
-                _ => notice.user.as_ref() == Some(&session.user),
-            };
-            if fits {
-                records.remove::<Session>(&key).await?;
-                users.insert(session.user.clone());
-                tracing::info!(target: "audit", event = "signed_out_at_provider", user = %session.user);
-            }
-        }
+        let fits = |session: &Session| match (&notice.session, &session.provider) {
+            (_, None) => false,
+            (_, Some(at)) if at.name != notice.provider => false,
+            (Some(there), Some(AtProvider { session: Some(here), .. })) => there == here,
+            // Where one of the two names no session, all of the person's are meant.
+            _ => notice.user.as_ref() == Some(&session.user),
+        };
+        let sessions = records.scan::<Session>().await?;
+        let sessions: Vec<_> = sessions.into_iter().filter(|(_, session)| fits(&session.value)).collect();
         let provider = about.snapshot.config.login.provider(&notice.provider);
         if let Some(provider) = provider.filter(|provider| provider.logout_ends_grants) {
+            let mut users: HashSet<String> = notice.user.iter().cloned().collect();
+            users.extend(sessions.iter().map(|(_, session)| session.value.user.clone()));
+            if let Some(session) = &notice.session {
+                let known =
+                    records.readable::<SessionThere>(&session_there(&notice.provider, session)).await?;
+                users.extend(known.map(|known| known.value.user));
+            }
             for user in users {
                 remembered::end_grants(&self.authority, |allowed| allowed.user == user).await?;
                 if about.snapshot.routes.injects(provider) {
@@ -290,7 +309,35 @@ impl Web {
                 }
             }
         }
+        for (key, session) in sessions {
+            records.remove::<Session>(&key).await?;
+            tracing::info!(target: "audit", event = "signed_out_at_provider", user = %session.value.user);
+        }
         records.put(&key, 0, &Notice {}, NOTICE_TTL).await?;
         Ok(())
     }
+
+    /// Remembers whose session there it is for as long as grants that follow from it may live: a notice may name nothing
+    /// else, and come when the session here has long ended.
+    async fn remember_session_there(
+        &self,
+        about: &About,
+        provider: &IdentityProvider,
+        session: &str,
+        user: &str,
+    ) -> Result<(), RecordError> {
+        let (records, key) = (&self.authority.records, session_there(&provider.name, session));
+        let there = SessionThere { user: user.to_owned() };
+        let version = match records.store().get(Kind::SignIn, &key).await? {
+            Some(known) => known.version,
+            None => 0,
+        };
+        // A conflict is another tab that did the same.
+        records.put(&key, version, &there, about.snapshot.config.oauth_server.grant_ttl).await?;
+        Ok(())
+    }
+}
+
+fn session_there(provider: &str, session: &str) -> String {
+    format!("there/{}", seal::digest(&format!("{provider}\0{session}")))
 }

@@ -9,9 +9,10 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLim
 
 /// Registrations that are kept for a day although nobody has used them.
 const PER_ADDRESS: Quota = per_second(1, 1_000);
-const BY_EVERYBODY: Quota = per_second(5, 10_000);
+const BY_EVERYBODY: Quota = per_second(1, 10_000);
 /// Sign-ins at a provider that have begun; each is kept for ten minutes.
 const SIGN_INS: Quota = per_second(2, 600);
+const ALL_SIGN_INS: Quota = per_second(50, 10_000);
 /// Authorizations under way, of one user; each is kept for ten minutes.
 const PER_USER: Quota = per_second(1, 100);
 /// So many addresses or users, and those that have been quiet are forgotten.
@@ -23,6 +24,7 @@ pub struct Limits {
     everybody: DefaultDirectRateLimiter,
     user: DefaultKeyedRateLimiter<String>,
     sign_in: DefaultKeyedRateLimiter<IpAddr>,
+    sign_ins: DefaultDirectRateLimiter,
 }
 
 const fn per_second(rate: u32, burst: u32) -> Quota {
@@ -44,6 +46,7 @@ impl Default for Limits {
             everybody: RateLimiter::direct(BY_EVERYBODY),
             user: RateLimiter::keyed(PER_USER),
             sign_in: RateLimiter::keyed(SIGN_INS),
+            sign_ins: RateLimiter::direct(ALL_SIGN_INS),
         }
     }
 }
@@ -59,7 +62,8 @@ impl Limits {
     /// Whether one more sign-in at a provider may begin from this address.
     pub fn sign_in(&self, address: Option<IpAddr>) -> bool {
         forget_quiet(&self.sign_in);
-        address.is_none_or(|address| self.sign_in.check_key(&network(address)).is_ok())
+        let known = address.is_none_or(|address| self.sign_in.check_key(&network(address)).is_ok());
+        known && self.sign_ins.check().is_ok()
     }
 
     /// Whether this user may begin one more authorization, or do anything else that costs as much.

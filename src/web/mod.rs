@@ -15,6 +15,7 @@ mod login;
 pub mod pages;
 mod session;
 mod throttle;
+mod way_back;
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -76,6 +76,8 @@ pub struct Consent<'a> {
     pub client_name: Option<&'a str>,
     /// Host of the client's metadata document (CIMD); `None` for a client that registered itself.
     pub client_host: Option<&'a str>,
+    /// Whoever runs this gateway has listed the client.
+    pub client_listed: bool,
     /// Host (and port, if any) the browser goes to with the code.
     pub redirect_host: &'a str,
     /// The whole redirect URI, shown as text.
@@ -307,7 +309,7 @@ pub fn plain(text: &str) -> String {
 }
 
 /// Writing into a `String` does not fail, so neither does a template of ours; the sentence is for the compiler.
-fn render(template: &impl Template) -> String {
+pub(super) fn render(template: &impl Template) -> String {
     template
         .render()
         .unwrap_or_else(|_| "<!doctype html><title>Postern</title><p>This page failed.".to_owned())
@@ -326,7 +328,7 @@ fn may_move_to(url: &str) -> bool {
 }
 
 /// A host as text. What is too long loses its beginning: the end says who owns it.
-fn address(host: &str) -> String {
+pub(super) fn address(host: &str) -> String {
     let host = strip(host);
     let length = host.chars().count();
     if length <= ADDRESS_LENGTH {
@@ -413,6 +415,7 @@ mod tests {
             user: "alice",
             client_name: name,
             client_host: None,
+            client_listed: false,
             redirect_host: "127.0.0.1:5000",
             redirect_uri: "http://127.0.0.1:5000/callback",
             redirect_loopback: true,
@@ -442,6 +445,7 @@ mod tests {
             user: SCRIPT,
             client_name: Some(SCRIPT),
             client_host: Some(SCRIPT),
+            client_listed: false,
             redirect_host: SCRIPT,
             redirect_uri: SCRIPT,
             redirect_loopback: true,
@@ -492,6 +496,9 @@ mod tests {
         assert!(own.contains(r#"name="decision" value="allow">Allow<"#));
         assert!(own.contains(r#"name="decision" value="deny" class="quiet">Deny<"#));
         assert!(!own.contains("One more step"));
+
+        let listed = consent(&Consent { client_listed: true, ..sample(Some("Editor"), &scopes) });
+        assert!(listed.contains("has listed it") && !listed.contains("registered itself"));
 
         let upstream_scopes = ["repo".to_owned()];
         let published = consent(&Consent {

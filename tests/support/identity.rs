@@ -36,6 +36,9 @@ pub struct Script {
     pub token_type: String,
     /// Seconds that an access token lives.
     pub lifetime: u64,
+    /// What the UserInfo endpoint says; without it there is none.
+    pub userinfo: Option<Value>,
+    pub userinfo_status: u16,
     /// What is said about tokens that are asked about (RFC 7662); about any others, that they are not active.
     pub introspected: HashMap<String, Value>,
     /// Everything is answered 503.
@@ -76,6 +79,8 @@ impl IdentityProvider {
             refreshable: false,
             token_type: "Bearer".into(),
             lifetime: 300,
+            userinfo: None,
+            userinfo_status: 200,
             introspected: HashMap::new(),
             down: false,
         }));
@@ -180,7 +185,8 @@ fn answer(
                 "token_endpoint": format!("{issuer}/token"), "jwks_uri": format!("{issuer}/keys"),
                 "end_session_endpoint": format!("{issuer}/end"), "revocation_endpoint": format!("{issuer}/revoke"), "introspection_endpoint": format!("{issuer}/introspect"),
                 "response_types_supported": ["code"]});
-            json_answer(200, &with(metadata, &script.metadata))
+            let userinfo = script.userinfo.as_ref().map(|_| format!("{issuer}/userinfo"));
+            json_answer(200, &with(with(metadata, &json!({"userinfo_endpoint": userinfo})), &script.metadata))
         }
         "/introspect" => {
             let asks = request.header("authorization").is_some_and(|value| value.starts_with("Basic "));
@@ -191,6 +197,9 @@ fn answer(
                 }
                 false => error(401, "invalid_client"),
             }
+        }
+        "/userinfo" if request.bearer().is_some_and(|token| token.starts_with("access-")) => {
+            json_answer(script.userinfo_status, script.userinfo.as_ref().unwrap_or(&json!({})))
         }
         "/keys" => json_answer(200, &script.key.set()),
         "/authorize" => {

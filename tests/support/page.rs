@@ -3,7 +3,7 @@
 use reqwest::header::HeaderMap;
 use url::Url;
 
-use super::html::{Form, forms, text};
+use super::html::{Form, forms, text, unescape};
 
 #[derive(Clone, Debug)]
 pub struct Hop {
@@ -32,6 +32,12 @@ impl Page {
     /// What a reader sees.
     pub fn text(&self) -> String {
         text(&self.body)
+    }
+
+    /// Where it offers to go, which nobody has to.
+    pub fn way_back(&self) -> Option<String> {
+        let (_, rest) = self.body.split_once("<a class=\"button\" href=\"")?;
+        rest.split_once('"').map(|(url, _)| unescape(url))
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {

@@ -101,7 +101,7 @@ impl Connector {
         self.settled.remove(grant);
     }
 
-    /// One that says nothing new costs no write.
+    /// One that says nothing new costs no write, unless what is there ends soon.
     async fn remember(
         &self,
         key: &str,
@@ -112,7 +112,7 @@ impl Connector {
             let (version, challenge) = match self.records.get::<Challenge>(key).await? {
                 Some(known) => {
                     let both = known.value.with(challenge.clone());
-                    if both == known.value {
+                    if both == known.value && known.expires_at > self.clock.now() + lifetime / 2 {
                         return Ok(());
                     }
                     (known.version, both)

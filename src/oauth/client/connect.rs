@@ -249,7 +249,8 @@ impl Connector {
     /// Ends a user's connection for good, here first and then, as far as it can be done, at the authorization server.
     /// Says whether there was one.
     pub async fn disconnect(&self, user: &str, route: &Route) -> Result<bool, RecordError> {
-        self.end(&connection_key(user, route), user, &route.name, &route.issuer_policy).await
+        let (name, policy) = (&route.name, &route.issuer_policy);
+        self.end(&connection_key(user, route), user, name, policy, &route.credential).await
     }
 
     /// As [`Connector::disconnect`], for the connection under this key, wherever its route leads by now.
@@ -259,6 +260,7 @@ impl Connector {
         user: &str,
         route: &str,
         policy: &AddressPolicy,
+        credential: &Credential,
     ) -> Result<bool, RecordError> {
         let found = match self.records.connection(key).await {
             Err(RecordError::Unreadable) => None,
@@ -270,8 +272,8 @@ impl Connector {
         let Some((_, tokens)) = found else {
             return Ok(false);
         };
-        if let Ok(Some(registration)) = self.records.get::<Registration>(&tokens.registration).await {
-            token::revoke(&self.outbound, policy, &registration.value, &tokens).await;
+        if let Ok(Some(registration)) = self.client_of(credential, &tokens).await {
+            token::revoke(&self.outbound, policy, &registration, &tokens).await;
         }
         Ok(true)
     }

@@ -18,7 +18,7 @@ use super::token::{self, Outcome};
 use crate::config::IdentityProvider;
 use crate::jose::remote::{KeySets, RemoteError};
 use crate::jose::{Claims, Expected, issuer_of, texts};
-use crate::outbound::{self, Outbound};
+use crate::outbound::{self, Outbound, Request};
 use crate::route::provider_policy;
 use crate::seal;
 
@@ -162,8 +162,17 @@ impl Providers {
             types: &["", "jwt"],
         };
         let (jwks_uri, policy) = (&metadata.jwks_uri, provider_policy(provider));
-        let claims = self.keys.verify(jwks_uri, &policy, id_token.expose_secret(), &expected, now).await?;
+        let mut claims =
+            self.keys.verify(jwks_uri, &policy, id_token.expose_secret(), &expected, now).await?;
         check(provider, &claims, begun)?;
+        let lacks_proof = lacks_proof(provider, &claims);
+        if lacks_proof || !claims.rest.contains_key(&provider.name_claim) {
+            let asked = self.ask_for_more(provider, &metadata, tokens.as_ref(), &mut claims).await;
+            // A name for people to read is not worth turning anybody away.
+            if lacks_proof {
+                asked?;
+            }
+        }
         let groups = texts(claims.rest.get(&provider.groups_claim));
         admit(provider, &claims, &groups)?;
         Ok(Person {
@@ -228,6 +237,45 @@ impl Providers {
         now: SystemTime,
     ) -> Result<std::sync::Arc<Metadata>, IdentityError> {
         self.known.of(&self.outbound, provider, &provider_policy(provider), now).await
+    }
+
+    /// What the ID token leaves out, the UserInfo endpoint may say (OpenID Connect Core §5.4): it adds, and changes nothing.
+    async fn ask_for_more(
+        &self,
+        provider: &IdentityProvider,
+        metadata: &Metadata,
+        tokens: Option<&ProviderTokens>,
+        claims: &mut Claims,
+    ) -> Result<(), IdentityError> {
+        let (Some(endpoint), Some(tokens)) = (&metadata.userinfo_endpoint, tokens) else {
+            return Ok(());
+        };
+        let line = format!("Bearer {}", tokens.response.access_token.expose_secret());
+        let mut bearer = http::HeaderValue::from_str(&line)
+            .map_err(|_| IdentityError::Refused("access token".to_owned()))?;
+        bearer.set_sensitive(true);
+        let request = Request::get(endpoint.clone()).header(http::header::AUTHORIZATION, bearer);
+        let response = self.outbound.send(request, &provider_policy(provider)).await;
+        let response = response.map_err(|_| IdentityError::Unavailable)?;
+        if response.status != http::StatusCode::OK {
+            return Err(match response.status.is_server_error() {
+                true => IdentityError::Unavailable,
+                false => IdentityError::Refused(format!("UserInfo: status {}", response.status.as_u16())),
+            });
+        }
+        // A signed answer is a JWT, which nobody here has asked for.
+        let more = response.json::<serde_json::Map<String, Value>>();
+        let more = more.map_err(|_| IdentityError::Refused("UserInfo: no JSON object".to_owned()))?;
+        // §5.3.2: of the same person, or it says nothing.
+        if more.get("sub").and_then(Value::as_str) != Some(&claims.sub) {
+            return Err(IdentityError::Refused("UserInfo: is about somebody else (sub)".to_owned()));
+        }
+        // What is said to be verified is the address that is beside it.
+        let same_address = claims.rest.get("email").is_none_or(|email| more.get("email") == Some(email));
+        for (name, value) in more.into_iter().filter(|(name, _)| same_address || name != "email_verified") {
+            claims.rest.entry(name).or_insert(value);
+        }
+        Ok(())
     }
 
     async fn redeem(
@@ -309,6 +357,14 @@ fn check(provider: &IdentityProvider, claims: &Claims, begun: &Begun) -> Result<
         return refused("names nobody (sub)");
     }
     Ok(())
+}
+
+/// Whether the configuration wants to know more before it lets anybody in.
+fn lacks_proof(provider: &IdentityProvider, claims: &Claims) -> bool {
+    let has = |name: &str| claims.rest.contains_key(name);
+    let address = provider.allowed_domains.is_empty() || (has("email") && has("email_verified"));
+    let groups = provider.allowed_groups.is_empty() || has(&provider.groups_claim);
+    !(address && groups)
 }
 
 /// Whether this person is among those whom the configuration lets in.

@@ -1,6 +1,7 @@
 //! The tokens that an identity provider gave when somebody signed in, kept as a connection of theirs for the routes that
 //! name the provider (`credential.kind: upstream_inject`): refreshed, shared and ended as any other. Where there is none
 //! the user signs in there again.
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::connect::{CONNECTION_TTL, ConnectError, Prospect, is_alive};
@@ -8,7 +9,7 @@ use super::register::{RegisterError, Registration};
 use super::registration::by_id;
 use super::token::TokenResponse;
 use super::{Connector, connection_key, issuer_key, key_at};
-use crate::config::IdentityProvider;
+use crate::config::{Credential, IdentityProvider};
 use crate::route::{Route, provider_place, provider_policy};
 use crate::store::State;
 use crate::store::record::{RecordError, Tokens};
@@ -73,7 +74,8 @@ impl Connector {
         user: &str,
     ) -> Result<bool, RecordError> {
         let key = key_at(&provider_place(&provider.issuer), user);
-        self.end(&key, user, &shown(provider), &provider_policy(provider)).await
+        let credential = Credential::UpstreamInject(Arc::new(provider.clone()));
+        self.end(&key, user, &shown(provider), &provider_policy(provider), &credential).await
     }
 
     /// Whether the user has to sign in there again, for a route that injects its tokens.

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use serde_json::value::RawValue;
 
 use super::discover::AuthorizationServer;
+use crate::config::TokenEndpointAuthMethod;
 use crate::outbound::{self, AddressPolicy, Outbound, Request};
 
 /// Longest identifier and longest secret we keep.
@@ -57,6 +58,16 @@ impl AuthMethod {
                 AuthMethod::ClientSecretPost
             }
             true => AuthMethod::ClientSecretBasic,
+        }
+    }
+}
+
+impl From<TokenEndpointAuthMethod> for AuthMethod {
+    fn from(method: TokenEndpointAuthMethod) -> Self {
+        match method {
+            TokenEndpointAuthMethod::None => Self::None,
+            TokenEndpointAuthMethod::ClientSecretBasic => Self::ClientSecretBasic,
+            TokenEndpointAuthMethod::ClientSecretPost => Self::ClientSecretPost,
         }
     }
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::discover::AuthorizationServer;
 use super::register::{AuthMethod, RegisterError, Registration, register};
 use super::{Connector, issuer_key};
-use crate::config::{Credential, OauthCredential, TokenEndpointAuthMethod};
+use crate::config::{Credential, OauthCredential};
 use crate::route::Route;
 use crate::seal;
 use crate::store::record::{RecordError, Tokens, Typed};
@@ -63,25 +63,44 @@ impl Connector {
     }
 
     /// The client that these tokens were issued to, as it authenticates today: a secret that was replaced in the
-    /// configuration counts at once. `None`: we do not know it any more, or cannot read it.
+    /// configuration counts at once, where the configuration means the same issuer. `None`: we do not know it any more, or
+    /// cannot read it.
     pub(super) async fn client_of(
         &self,
-        route: &Route,
+        credential: &Credential,
         tokens: &Tokens,
     ) -> Result<Option<Registration>, RecordError> {
         let Some(stored) = self.records.readable::<Registration>(&tokens.registration).await? else {
             return Ok(None);
         };
         let stored = stored.value;
-        let (client_id, secret) = match &route.credential {
-            Credential::Oauth(oauth) => (oauth.client_id.as_deref(), &oauth.client_secret),
-            Credential::UpstreamInject(provider) => {
-                (Some(provider.client_id.as_str()), &provider.client_secret)
+        Ok(Some(match credential {
+            Credential::Oauth(oauth)
+                if is_issuer_of(oauth, tokens) && oauth.client_id.as_ref() == Some(&stored.client_id) =>
+            {
+                Registration {
+                    client_secret: oauth.client_secret.clone(),
+                    auth_method: match (&oauth.client_secret, oauth.token_endpoint_auth_method) {
+                        (None, _) => AuthMethod::None,
+                        (Some(_), Some(method)) => AuthMethod::from(method),
+                        (Some(_), None) if stored.auth_method == AuthMethod::None => {
+                            AuthMethod::ClientSecretBasic
+                        }
+                        (Some(_), None) => stored.auth_method,
+                    },
+                    ..stored
+                }
             }
-            Credential::None | Credential::Header { .. } => return Ok(Some(stored)),
-        };
-        let newer = secret.clone().filter(|_| client_id == Some(&stored.client_id));
-        Ok(Some(Registration { client_secret: newer.or(stored.client_secret), ..stored }))
+            Credential::UpstreamInject(provider)
+                if provider.issuer == tokens.issuer && provider.client_id == stored.client_id =>
+            {
+                Registration {
+                    client_secret: provider.client_secret.clone().or(stored.client_secret),
+                    ..stored
+                }
+            }
+            _ => stored,
+        }))
     }
 
     /// The identity kept under `current` if it still serves, else one that is made and kept there. Other instances do
@@ -186,8 +205,11 @@ impl Connector {
     /// The document for all issuers we have dealt with: for who names it as `oauth_client.client_metadata_url`.
     pub async fn common_document(&self) -> Result<Document, RecordError> {
         let known = self.records.scan::<Registration>().await?;
+        // Not where people sign in: that is a client of its own, which is registered by hand.
+        let upstreams = self.redirect_uri("");
+        let redirect_uris = known.into_iter().map(|(_, known)| known.value.redirect_uri);
         let mut redirect_uris: Vec<String> =
-            known.into_iter().map(|(_, known)| known.value.redirect_uri).collect();
+            redirect_uris.filter(|uri| uri.starts_with(&upstreams)).collect();
         redirect_uris.sort();
         redirect_uris.dedup();
         Ok(self.describe(format!("{}/oauth/client.json", self.origin), redirect_uris))
@@ -214,9 +236,7 @@ fn configured(
     redirect_uri: &str,
 ) -> Registration {
     let auth_method = match oauth.token_endpoint_auth_method {
-        Some(TokenEndpointAuthMethod::None) => AuthMethod::None,
-        Some(TokenEndpointAuthMethod::ClientSecretPost) => AuthMethod::ClientSecretPost,
-        Some(TokenEndpointAuthMethod::ClientSecretBasic) => AuthMethod::ClientSecretBasic,
+        Some(method) => AuthMethod::from(method),
         None => AuthMethod::for_configured_client(server, oauth.client_secret.is_some()),
     };
     let (client_id, client_secret) = (client_id.to_owned(), oauth.client_secret.clone());
@@ -226,6 +246,15 @@ fn configured(
         auth_method,
         redirect_uri: redirect_uri.to_owned(),
         expires_at: None,
+    }
+}
+
+/// Whether the configuration names the issuer that these tokens are from. Where it leaves that to discovery, it says nothing.
+fn is_issuer_of(oauth: &OauthCredential, tokens: &Tokens) -> bool {
+    match (&oauth.issuer, &oauth.token_endpoint) {
+        (Some(issuer), _) => *issuer == tokens.issuer,
+        (None, Some(endpoint)) => *endpoint == tokens.token_endpoint,
+        (None, None) => false,
     }
 }
 

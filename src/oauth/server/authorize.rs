@@ -104,8 +104,9 @@ pub enum Refused {
     UnknownClient(&'static str),
     /// We could not find out; trying again may help.
     Later(&'static str),
-    /// Tell the client: the URL to send the browser to.
-    Redirect(String),
+    /// Tell the client: the URL to send the browser to, and what the client is told. `is_listed`: whoever runs this gateway
+    /// vouches for the address.
+    Redirect { url: String, description: &'static str, is_listed: bool },
 }
 
 /// Checks the request. Needs no user, so that a bad request is refused before anybody signs in.
@@ -114,7 +115,12 @@ pub async fn validate(
     snapshot: &Snapshot,
     query: &str,
 ) -> Result<(Request, Client), Refused> {
-    let params = Params::parse(query).map_err(|refusal| Refused::Page(refusal.description))?;
+    let params = Params::read(query).map_err(|refusal| Refused::Page(refusal.description))?;
+    if params.is_doubled("client_id") || params.is_doubled("redirect_uri") {
+        return Err(Refused::Page(
+            "The application said twice which one it is, or where the answer should go.",
+        ));
+    }
     let client_id = params
         .value("client_id")
         .ok_or(Refused::Page("The application did not say which one it is (client_id is missing)."))?;
@@ -142,7 +148,7 @@ pub async fn validate(
             ));
         }
     };
-    let state = params.value("state").map(str::to_owned);
+    let state = params.value("state").filter(|_| !params.is_doubled("state")).map(str::to_owned);
     match check(&params, snapshot) {
         Ok((route, challenge, scopes)) => {
             let (resource, route) = (route.resource.clone(), route.name.clone());
@@ -167,7 +173,9 @@ pub async fn validate(
             ))
         }
         Err(refusal) => {
-            Err(Refused::Redirect(error_redirect(snapshot, &redirect_uri, state.as_deref(), refusal)))
+            let description = refusal.description;
+            let url = error_redirect(snapshot, &redirect_uri, state.as_deref(), refusal);
+            Err(Refused::Redirect { url, description, is_listed: client.is_listed })
         }
     }
 }
@@ -176,6 +184,7 @@ fn check<'s>(
     params: &Params,
     snapshot: &'s Snapshot,
 ) -> Result<(&'s Arc<Route>, String, Vec<String>), Refusal> {
+    params.each_once()?;
     if params.value("request").is_some() || params.value("request_uri").is_some() {
         return Err(Refusal::request_not_supported("request objects are not supported"));
     }
@@ -226,8 +235,11 @@ pub async fn prepare(
     client: Client,
     browser: &Browser,
 ) -> Result<Prepared, Refused> {
-    let refuse = |refusal| {
-        Refused::Redirect(error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal))
+    let is_listed = client.is_listed;
+    let refuse = |refusal: Refusal| {
+        let description = refusal.description;
+        let url = error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal);
+        Refused::Redirect { url, description, is_listed }
     };
     let route = snapshot
         .routes

@@ -24,6 +24,8 @@ pub struct Client {
     pub redirect_uris: Vec<String>,
     /// The host that vouches for it: that of its document. Registered clients have none.
     pub host: Option<String>,
+    /// Whoever runs this gateway has listed it.
+    pub is_listed: bool,
     pub auth: Authentication,
 }
 
@@ -91,6 +93,7 @@ impl Client {
             name: listed.name.clone(),
             redirect_uris: listed.redirect_uris.clone(),
             host: None,
+            is_listed: true,
             auth,
         }
     }

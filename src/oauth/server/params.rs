@@ -1,32 +1,55 @@
 //! Parameters of a request, as RFC 6749 §3.1 wants them read: sent twice is an error, empty is absent, unknown is
 //! ignored.
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 
 use super::refusal::Refusal;
 
 /// Decoded `application/x-www-form-urlencoded` parameters, each name once.
-pub struct Params(HashMap<String, String>);
+pub struct Params {
+    values: HashMap<String, String>,
+    /// Names that came more than once.
+    doubled: HashSet<String>,
+}
 
 /// No request of ours has more; the rest is somebody trying.
 const MAX_PARAMS: usize = 64;
+const TWICE: Refusal = Refusal::invalid_request("a parameter was sent twice");
 
 impl Params {
     pub fn parse(encoded: &str) -> Result<Self, Refusal> {
-        let mut params = HashMap::new();
+        let params = Self::read(encoded)?;
+        params.each_once().map(|()| params)
+    }
+
+    /// As [`Params::parse`], for whoever has to know where an error may be told before it is one: the first value counts.
+    pub fn read(encoded: &str) -> Result<Self, Refusal> {
+        let (mut values, mut doubled) = (HashMap::new(), HashSet::new());
         for (name, value) in form_urlencoded::parse(encoded.as_bytes()) {
-            if params.len() >= MAX_PARAMS {
+            if values.len() + doubled.len() >= MAX_PARAMS {
                 return Err(Refusal::invalid_request("too many parameters"));
             }
-            if params.insert(name.into_owned(), value.into_owned()).is_some() {
-                return Err(Refusal::invalid_request("a parameter was sent twice"));
+            match values.entry(name.into_owned()) {
+                Entry::Vacant(vacant) => drop(vacant.insert(value.into_owned())),
+                Entry::Occupied(known) => drop(doubled.insert(known.key().clone())),
             }
         }
-        Ok(Self(params))
+        Ok(Self { values, doubled })
+    }
+
+    /// Whether the parameter came more than once, so that nobody knows which one is meant.
+    pub fn is_doubled(&self, name: &str) -> bool {
+        self.doubled.contains(name)
+    }
+
+    /// Nothing, unless any parameter came more than once.
+    pub fn each_once(&self) -> Result<(), Refusal> {
+        if self.doubled.is_empty() { Ok(()) } else { Err(TWICE) }
     }
 
     /// The value, unless absent or empty.
     pub fn value(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+        self.values.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
     pub fn required(&self, name: &'static str, missing: &'static str) -> Result<&str, Refusal> {

@@ -71,7 +71,6 @@ impl Refusal {
     pub fn status(&self) -> StatusCode {
         match self.code {
             "invalid_client" | "invalid_token" => StatusCode::UNAUTHORIZED,
-            "unauthorized_client" => StatusCode::FORBIDDEN,
             "too_many_requests" => StatusCode::TOO_MANY_REQUESTS,
             "temporarily_unavailable" => StatusCode::SERVICE_UNAVAILABLE,
             "server_error" => StatusCode::INTERNAL_SERVER_ERROR,

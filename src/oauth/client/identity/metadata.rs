@@ -24,6 +24,7 @@ pub(super) struct Metadata {
     pub(super) jwks_uri: String,
     end_session_endpoint: Option<String>,
     pub(super) revocation_endpoint: Option<String>,
+    pub(super) userinfo_endpoint: Option<String>,
     token_endpoint_auth_methods_supported: Option<Vec<String>>,
     #[serde(default)]
     authorization_response_iss_parameter_supported: bool,

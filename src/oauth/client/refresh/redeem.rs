@@ -55,7 +55,7 @@ impl Connector {
         if let Some(wait) = self.probe_not_before(route, &acquired, &tokens, takeover).await {
             return ends.ambiguous(wait).await;
         }
-        let registration = match self.client_of(route, &tokens).await {
+        let registration = match self.client_of(&route.credential, &tokens).await {
             Ok(Some(registration)) => registration,
             // Ours to lose, not the user's: nothing is given up over it.
             Ok(None) => {

@@ -246,6 +246,7 @@ impl Document {
             name: Some(self.client_name),
             redirect_uris: self.redirect_uris,
             host: Some(redirect::host(id)),
+            is_listed: false,
             auth,
         })
     }

@@ -63,6 +63,7 @@ pub async fn find(records: &Records, id: &str, private: bool) -> Result<Client, 
     };
     Ok(Client {
         id: id.to_owned(),
+        is_listed: false,
         auth: known.authentication(private).ok_or(ClientError::Unknown)?,
         name: known.client_name,
         redirect_uris: known.redirect_uris,
