@@ -1,4 +1,5 @@
-// The pages as a person meets them: every page of `postern demo`, by keyboard alone, in windows of several kinds.
+// The pages as a person meets them: every page of `postern demo`, and those of a gateway with an identity provider, by
+// keyboard alone, in windows of several kinds.
 // Each page is checked the same way (`look`), and a picture of it is kept when somebody wants to see it.
 import { once } from 'node:events';
 import { mkdir } from 'node:fs/promises';
@@ -8,7 +9,8 @@ import { chromium } from 'playwright-core';
 import { launching } from './browser.mjs';
 import { App, register } from './clients/app.mjs';
 import { metadata, startRedirect } from './clients/redirect.mjs';
-import { startDemo } from './postern.mjs';
+import { freePorts } from './ports.mjs';
+import { localUser, startDemo, startPostern, user } from './postern.mjs';
 
 const windows = {
   'pages-narrow': { viewport: { width: 320, height: 640 }, colorScheme: 'light' },
@@ -43,6 +45,7 @@ async function runPages(kind, { binary, directory, screenshots, defer, say }) {
     await authorizations(person, demo, client);
     await signingInAndOut(person, demo);
     await deadEnds(person, demo);
+    await elsewhere(person, { binary, directory, defer });
     expect(person.complaints.length === 0, `the browser complains:\n  ${person.complaints.join('\n  ')}`);
   } catch (error) {
     const text = await person.page.locator('body').innerText({ timeout: 1000 }).catch(() => '');
@@ -135,6 +138,44 @@ async function deadEnds(person, demo) {
   await person.look('nothing-here', /./, 404);
 }
 
+/** A gateway with an identity provider that is away, a listed client, and a stranger whose address nobody trusts. */
+async function elsewhere(person, { binary, directory, defer }) {
+  const { uri } = await startRedirect({ defer });
+  const [port] = await freePorts(1);
+  const corp = {
+    name: 'corp',
+    label: 'Example Corporation, Department of Rather Long Names',
+    issuer: `http://127.0.0.1:${port}`,
+    client_id: 'postern',
+    allow_private: true,
+  };
+  const dashboard = { client_id: 'dashboard', client_name: 'Team dashboard', redirect_uris: [uri] };
+  const gateway = await startPostern({
+    binary,
+    directory,
+    upstreamUrl: `http://127.0.0.1:${port}/mcp`,
+    credential: 'none',
+    login: { local: { users: [localUser] }, oidc: [corp] },
+    more: { oauth_server: { clients: { static: [dashboard] } } },
+    defer,
+  });
+  const stranger = await register(gateway, 'https://client.example/a/rather/long/address/of/somebody');
+  await person.open(`${stranger.begin()}&resource=https://elsewhere.example/mcp`.replace(/resource=[^&]*&/, ''));
+  await person.look('way-back', /^This request cannot be answered$/, 400);
+  const known = new App(gateway, 'dashboard', uri);
+  await person.open(known.begin());
+  await person.look('sign-in-providers', /^Sign in$/);
+  await person.press(`Sign in with ${corp.label}`, 'link');
+  await person.look('provider-away', /^Not just now$/, 503);
+  await person.open(known.begin());
+  await person.fill('Username', user.name);
+  await person.fill('Password', user.password);
+  await person.press('Sign in');
+  await person.look('consent-listed-client', /^Allow “Team dashboard” to use demo\?$/);
+  await person.press('Allow');
+  await person.at(uri);
+}
+
 /** Somebody at a keyboard. */
 class Person {
   seen = [];
@@ -149,7 +190,7 @@ class Person {
     page.on('pageerror', error => this.complaints.push(`${page.url()}: ${error}`));
     page.on('console', message => {
       // Chromium also reports the status of the page itself; `look` expects that one.
-      const status = /^Failed to load resource: the server responded with a status of 4/.test(message.text());
+      const status = /^Failed to load resource: the server responded with a status of [45]/.test(message.text());
       if (status && message.location().url === this.#document?.url()) return;
       if (['error', 'warning'].includes(message.type())) this.complaints.push(`${page.url()}: ${message.text()}`);
     });

@@ -8,6 +8,8 @@ export const user = { name: 'alice', password: 'pw' };
 const PASSWORD_HASH =
   '$argon2id$v=19$m=19456,t=2,p=1$8ZCVR4QDG/0C4YXMmXc5eg$m/LlQtKDdhxEFEjjkAiV8iTCvwp/xu4N6O8sWaElWH8';
 
+export const localUser = { username: user.name, password_hash: PASSWORD_HASH };
+
 // JSON is YAML, so the values need no quoting rules of their own.
 function configuration({ port, admin, directory, upstreamUrl, credential, authority, login, more, route }) {
   return {
@@ -17,7 +19,7 @@ function configuration({ port, admin, directory, upstreamUrl, credential, author
       admin: `127.0.0.1:${admin}`,
       data_dir: join(directory, 'data'),
     },
-    login: login ?? { local: { users: [{ username: user.name, password_hash: PASSWORD_HASH }] } },
+    login: login ?? { local: { users: [localUser] } },
     ...(authority && {
       outbound: { ca_files: [authority] },
       oauth_server: { clients: { cimd: { enabled: true, allow_private: true } } },
