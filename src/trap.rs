@@ -35,7 +35,9 @@ pub fn judge(
     let bearer = challenge::bearer(headers.get_all(header::WWW_AUTHENTICATE).iter());
     match (challenge::judge(status, bearer.as_ref()), sent) {
         (Judgement::NotChallenged, _) => Verdict::Pass,
-        (_, Source::None | Source::Fixed) => Verdict::Misconfigured,
+        // The operator says that there is nothing to be put in: whatever the upstream means, it means the client.
+        (_, Source::None) => Verdict::Pass,
+        (_, Source::Fixed) => Verdict::Misconfigured,
         (Judgement::StepUp { scopes }, _) => Verdict::StepUp { scopes },
         (Judgement::Connect { scopes }, Source::Anonymous) => Verdict::Connect { scopes, refused: false },
         (Judgement::Connect { scopes }, Source::Connection { refreshable: true, .. }) if !refreshed => {
@@ -85,7 +87,7 @@ mod tests {
             Verdict::Connect { scopes: vec![], refused: false }
         );
         assert_eq!(judge(Source::Fixed, false, true), Verdict::Misconfigured);
-        assert_eq!(judge(Source::None, false, true), Verdict::Misconfigured);
+        assert_eq!(judge(Source::None, false, true), Verdict::Pass);
     }
 
     #[test]

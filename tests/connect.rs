@@ -2,8 +2,11 @@
 //! who Postern is at the upstream's authorization server, whose answer counts at the callback, and that a trip
 //! survives a restart in its middle.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::disallowed_methods)]
 
 mod support;
+
+use std::time::Duration;
 
 use reqwest::Url;
 use serde_json::{Value, json};
@@ -648,6 +651,55 @@ async fn sr_t23_a_secret_that_was_replaced_counts_at_once_and_at_its_own_issuer_
     browser.submit(&page, &page.form_to("/connections/demo/disconnect"), &[]).await;
     let ended = old.requests.last_to("/revoke");
     assert_eq!(ended.form("client_secret").as_deref(), Some("CANARY_second"));
+}
+
+#[tokio::test]
+async fn many_who_come_for_the_first_time_ask_the_upstream_once() {
+    let mut rig = Rig::new().await;
+    let page = rig.browser.go(&rig.gateway.url("/login")).await.page();
+    rig.browser.sign_in(&page).await;
+    let here = Url::parse(&rig.gateway.public_url).unwrap();
+    let site = support::cookies::Site::between(&here, &here);
+    let cookie = rig.browser.jar.header(&here, "GET", site, std::time::SystemTime::now()).unwrap();
+    let visits = (0..80).map(|_| {
+        let request = rig.gateway.http.get(rig.client.authorization("demo").url()).header("cookie", &cookie);
+        async move { request.send().await.unwrap().status().as_u16() }
+    });
+    assert!(futures_util::future::join_all(visits).await.into_iter().all(|status| status == 200));
+    let asked = |rig: &Rig| {
+        let path = "/.well-known/oauth-authorization-server";
+        rig.upstream.requests.count(path) + rig.upstream.authorization.requests.count(path)
+    };
+    assert_eq!(asked(&rig), 1);
+    assert_eq!(rig.upstream.calls().len(), 1, "and one probe");
+    // Whoever was sent by the upstream has it asked anew.
+    let tokens = rig.sign_in().await;
+    assert_eq!(asked(&rig), 1);
+    rig.upstream.authorization.revoke_everything();
+    rig.upstream.refuse_current_tokens();
+    assert_eq!(rig.whoami(&tokens).await.status, 401);
+    rig.sign_in().await;
+    assert_eq!(asked(&rig), 2);
+}
+
+#[tokio::test]
+async fn pom_35_what_has_run_out_is_renewed_before_the_user_is_asked() {
+    let mut rig = Rig::with(|upstream| {
+        upstream.set_authorization(|script| script.access_token_lifetime = Duration::from_secs(1));
+    })
+    .await;
+    rig.sign_in().await;
+    let trips = |rig: &Rig| rig.upstream.authorization.requests.count("/authorize");
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let tokens = rig.sign_in().await;
+    assert_eq!((trips(&rig), rig.upstream.authorization.refreshes()), (1, 1), "renewed, nobody was asked");
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    // A grant that is dead is found on this very trip, and not by the call that follows it.
+    rig.upstream.authorization.revoke_everything();
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let tokens = rig.sign_in().await;
+    assert_eq!(trips(&rig), 2);
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
 }
 
 #[tokio::test]

@@ -121,6 +121,38 @@ async fn two_providers_and_passwords_live_side_by_side() {
 }
 
 #[tokio::test]
+async fn sr_t18_a_provider_with_an_address_of_its_own_is_not_taken_for_another() {
+    let (honest, evil) = (IdentityProvider::start().await, IdentityProvider::start().await);
+    let upstream = Upstream::open().await;
+    let (mut own, mut other) = (honest.entry(), evil.entry());
+    own["own_redirect_uri"] = true.into();
+    (other["name"], other["own_redirect_uri"]) = ("evil".into(), true.into());
+    let gateway = builder(&upstream, &[own, other]).start().await;
+    let mut browser = Browser::new();
+    let home = browser.go(&gateway.url("/login/start?provider=corp")).await.page();
+    assert!(home.text().contains("You are signed in as"), "{}", home.text());
+    assert_eq!(
+        honest.requests.last_to("/authorize").parameter("redirect_uri"),
+        Some(gateway.url("/login/callback/corp"))
+    );
+    // The evil one hands the question on to the honest one, whose answer then comes as if it were its own.
+    let mut victim = Browser::new();
+    let begun = victim.peek(&gateway.url("/login/start?provider=evil")).await;
+    let asked = begun.header("location").unwrap().replace(&evil.issuer, &honest.issuer);
+    let answer = victim.peek(&asked.replace("callback%2Fevil", "callback%2Fcorp")).await;
+    let redeemed = (honest.requests.count("/token"), evil.requests.count("/token"));
+    for address in ["/login/callback/corp", "/login/callback", "/login/callback/nobody"] {
+        let url = answer.header("location").unwrap().replace("/login/callback/corp", address);
+        assert_eq!(victim.go(&url).await.page().status, 400, "{address}");
+    }
+    assert_eq!(
+        (honest.requests.count("/token"), evil.requests.count("/token")),
+        redeemed,
+        "the code goes nowhere"
+    );
+}
+
+#[tokio::test]
 async fn what_does_not_hold_together_signs_nobody_in() {
     let provider = IdentityProvider::start().await;
     let (gateway, _upstream) = start(&provider).await;

@@ -704,8 +704,8 @@ async fn sr_rs_07_a_configured_header_is_sent_for_everybody_and_owns_its_name() 
 async fn sr_rs_13_an_upstream_that_refuses_what_is_configured_is_a_bad_gateway() {
     let upstream = lone_upstream().await;
     let key = secret("configured");
-    let fixed = Route::header("demo", &upstream, "Authorization", json!({"env": "KEY"}));
-    for route in [fixed, Route::open("demo", &upstream)] {
+    let route = Route::header("demo", &upstream, "Authorization", json!({"env": "KEY"}));
+    {
         let bench = Bench::start(Gateway::builder().route(route).env("KEY", &key)).await;
         let refusals = [
             Answer::InvalidToken,
@@ -725,6 +725,23 @@ async fn sr_rs_13_an_upstream_that_refuses_what_is_configured_is_a_bad_gateway()
         assert_eq!(bench.call().tool("whoami", json!({})).await.status, 200);
         bench.gateway.output.assert_no_secret();
     }
+}
+
+#[tokio::test]
+async fn a_refusal_of_an_upstream_that_gets_nothing_passes_on_without_its_challenge() {
+    let upstream = lone_upstream().await;
+    let bench = Bench::before(&upstream).await;
+    for status in [401, 403] {
+        let headers = [
+            ("www-authenticate", "Bearer error=\"insufficient_scope\""),
+            ("content-type", "application/json"),
+        ];
+        upstream.answer_next(Answer::http(status, &headers, "{\"why\":\"not you\"}"));
+        let answer = bench.call().post(CALL).await;
+        assert_eq!((answer.status, answer.body.as_str()), (status, "{\"why\":\"not you\"}"));
+        assert_eq!(answer.header("www-authenticate"), None, "it names none of the client's business");
+    }
+    assert_eq!(bench.call().tool("whoami", json!({})).await.status, 200);
 }
 
 // === upstream trouble ===

@@ -496,8 +496,50 @@ async fn a_refused_token_is_not_sent_again_after_a_restart_that_found_no_newer_o
 }
 
 #[tokio::test]
-async fn a_client_that_the_server_no_longer_knows_keeps_its_users() {
-    let rig = Connected::new().await;
+async fn pom_b9_a_client_that_the_server_has_forgotten_registers_again_with_its_user() {
+    let mut rig = Connected::new().await;
+    rig.upstream.authorization.ledger(|ledger| ledger.clients.clear());
+    rig.upstream.refuse_current_tokens();
+    assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
+    assert_eq!(rig.refreshes_tried(), 1);
+    rig.whoami().await;
+    assert_eq!(rig.refreshes_tried(), 1, "not asked again and again");
+    // The next authorization is one as a client that the server knows.
+    assert_eq!(rig.upstream.authorization.registrations(), 1);
+    let tokens = rig.connect_again().await;
+    assert_eq!(rig.upstream.authorization.registrations(), 2);
+    rig.tokens = tokens;
+    assert_eq!(rig.whoami().await.status, 200);
+    // One that has forgotten it between question and code costs one more try.
+    let client = Client::register(&rig.gateway).await;
+    rig.upstream
+        .set_authorization(|script| script.token_faults.push_back(TokenFault::error("invalid_client")));
+    let mut bob = Browser::of("bob");
+    let request = client.authorization("demo");
+    let told = bob.authorize(&client.redirect_uri, &request.url()).await;
+    assert_eq!(told.error(), Some("server_error"));
+    let tokens = client.sign_in(&mut bob, "demo").await;
+    assert_eq!(rig.upstream.authorization.registrations(), 3);
+    let answer = rig.gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
+    assert_eq!(answer.status, 200);
+}
+
+#[tokio::test]
+async fn a_configured_client_that_the_server_refuses_keeps_its_users() {
+    let upstream = Upstream::start().await;
+    let known = support::ledger::RegisteredClient {
+        id: "our id".into(),
+        secret: None,
+        method: "none".into(),
+        redirect_uris: Vec::new(),
+    };
+    upstream.authorization.ledger(|ledger| ledger.clients.insert("our id".into(), known));
+    let route = Route::oauth("demo", &upstream).with("credential.client_id", json!("our id"));
+    let gateway = Gateway::builder().route(route).start().await;
+    let client = Client::register(&gateway).await;
+    let mut browser = Browser::new();
+    let tokens = client.sign_in(&mut browser, "demo").await;
+    let rig = Connected { upstream, gateway, client, browser, tokens };
     rig.fault(TokenFault::error("invalid_client"));
     rig.upstream.refuse_current_tokens();
     let answer = rig.whoami().await;

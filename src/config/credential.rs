@@ -48,7 +48,7 @@ pub struct OauthCredential {
     pub scopes: Option<Vec<String>>,
     /// Exactly as written: issuers are compared as strings.
     pub issuer: Option<String>,
-    /// Both endpoints or neither. Both: nothing is discovered.
+    /// Both: nothing is discovered. One alone stands in for the one that is.
     pub authorization_endpoint: Option<String>,
     pub token_endpoint: Option<String>,
     /// Exactly as written (RFC 8707).
@@ -268,19 +268,6 @@ fn oauth(
             // RFC 8414 §2; an endpoint may have one (RFC 6749 §3.1).
             check.refuse(&at, "contains a query", "write the issuer exactly as its metadata spells it");
         }
-    }
-    let pair = (&written.authorization_endpoint, &written.token_endpoint);
-    let lonely = match pair {
-        (Some(_), None) => Some("token_endpoint"),
-        (None, Some(_)) => Some("authorization_endpoint"),
-        _ => None,
-    };
-    if let Some(name) = lonely {
-        check.refuse(
-            &key.child(name),
-            "is missing",
-            "write both endpoints, or neither to have them discovered",
-        );
     }
     if let Some(resource) = &written.resource {
         let bad = |c: char| c.is_control() || c.is_whitespace() || c == '#';

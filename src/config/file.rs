@@ -249,9 +249,9 @@ pub(super) struct Credential {
     pub(super) scopes: Option<Vec<String>>,
     /// `oauth`: the upstream's authorization server. Default: what discovery finds.
     pub(super) issuer: Option<String>,
-    /// `oauth`: authorization endpoint. Together with `token_endpoint`, nothing is discovered.
+    /// `oauth`: authorization endpoint, in place of the discovered one. Together with `token_endpoint`, nothing is discovered.
     pub(super) authorization_endpoint: Option<String>,
-    /// `oauth`: token endpoint. Together with `authorization_endpoint`, nothing is discovered.
+    /// `oauth`: token endpoint, in place of the discovered one. Together with `authorization_endpoint`, nothing is discovered.
     pub(super) token_endpoint: Option<String>,
     /// `oauth`: resource indicator (RFC 8707), sent exactly as written. Default: what the upstream's metadata says.
     pub(super) resource: Option<String>,

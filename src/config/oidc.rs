@@ -30,6 +30,8 @@ pub struct IdentityProvider {
     pub groups_claim: String,
     /// What an ID token calls a person, for people to read.
     pub name_claim: String,
+    /// Whether people come back from it to an address that no other provider has.
+    pub own_redirect_uri: bool,
     /// Whether signing out there ends what was granted here as well.
     pub logout_ends_grants: bool,
 }
@@ -118,6 +120,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::IdentityProvider])
             allowed_groups: entry.allowed_groups.clone().unwrap_or_default(),
             groups_claim: entry.groups_claim.clone().unwrap_or_else(|| "groups".to_owned()),
             name_claim: entry.name_claim.clone().unwrap_or_else(|| "email".to_owned()),
+            own_redirect_uri: entry.own_redirect_uri.unwrap_or(false),
             logout_ends_grants: entry.logout_ends_grants.unwrap_or(false),
         });
     }

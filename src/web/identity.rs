@@ -3,7 +3,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use axum::Form;
-use axum::extract::{Extension, Query, RawQuery, State};
+use axum::extract::{Extension, Path, Query, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use secrecy::ExposeSecret;
@@ -95,7 +95,7 @@ pub async fn start(
             }
         };
         let now = web.authority.clock.now();
-        let redirect_uri = callback_uri(&about);
+        let redirect_uri = callback_uri(&about, provider);
         let (url, begun) = web.providers.begin(provider, &redirect_uri, state.expose_secret(), now).await?;
         let sign_in = SignIn { begun, next: local_path(&next).to_owned(), browser: seal::digest(&cookie) };
         let key = seal::digest(state.expose_secret());
@@ -121,6 +121,28 @@ pub async fn callback(
     RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
+    come_back(&web, &about, None, query, &headers).await
+}
+
+/// `GET /login/callback/{provider}`
+pub async fn callback_of(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    Path(provider): Path<String>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    come_back(&web, &about, Some(&provider), query, &headers).await
+}
+
+/// `at`: the provider whose own address it is.
+async fn come_back(
+    web: &Web,
+    about: &About,
+    at: Option<&str>,
+    query: Option<String>,
+    headers: &HeaderMap,
+) -> Response {
     let gone = || {
         page(
             StatusCode::BAD_REQUEST,
@@ -129,13 +151,16 @@ pub async fn callback(
         )
     };
     let Ok(params) = Params::parse(&query.unwrap_or_default()) else { return gone() };
-    let (Some(state), Some(cookie)) = (params.value("state"), web.cookies.sign_in(&headers)) else {
+    let (Some(state), Some(cookie)) = (params.value("state"), web.cookies.sign_in(headers)) else {
         return gone();
     };
     let (key, records) = (seal::digest(state), &web.authority.records);
-    // Only the browser that began it uses it up.
+    let login = &about.snapshot.config.login;
+    let is_its = |name: &str| login.provider(name).is_some_and(|provider| own_address(provider) == at);
+    // Only the browser that began it uses it up, and only where its provider sends people.
     match records.readable::<SignIn>(&key).await {
-        Ok(Some(seen)) if is_same(&seen.value.browser, &seal::digest(cookie)) => {}
+        Ok(Some(seen))
+            if is_same(&seen.value.browser, &seal::digest(cookie)) && is_its(&seen.value.begun.provider) => {}
         Ok(_) => return gone(),
         Err(_) => return refuse("", &IdentityError::Unavailable),
     }
@@ -144,13 +169,11 @@ pub async fn callback(
         Ok(_) => return gone(),
         Err(_) => return refuse("", &IdentityError::Unavailable),
     };
-    let Some(provider) = about.snapshot.config.login.provider(&sign_in.begun.provider) else {
-        return gone();
-    };
+    let Some(provider) = login.provider(&sign_in.begun.provider) else { return gone() };
     let returning =
         Returning { code: params.value("code"), iss: params.value("iss"), error: params.value("error") };
     let now = web.authority.clock.now();
-    let redirect_uri = callback_uri(&about);
+    let redirect_uri = callback_uri(about, provider);
     let person = web.providers.complete(provider, &sign_in.begun, &returning, &redirect_uri, now).await;
     let Person { user, name, session, id_token, tokens, .. } = match person {
         Ok(person) => person,
@@ -171,13 +194,13 @@ pub async fn callback(
         }
     }
     if let Some(there) = session.as_ref().filter(|_| provider.logout_ends_grants) {
-        let remembered = web.remember_session_there(&about, provider, there, &user).await;
+        let remembered = web.remember_session_there(about, provider, there, &user).await;
         if remembered.is_err() {
             return refuse(&provider.name, &IdentityError::Unavailable);
         }
     }
     let at = AtProvider { name: provider.name.clone(), session, id_token };
-    match web.begin(&about, &headers, Who { user, name, provider: Some(at) }).await {
+    match web.begin(about, headers, Who { user, name, provider: Some(at) }).await {
         Ok(cookie) => {
             let mut response = see_other(local_path(&sign_in.next));
             response.headers_mut().extend(cookie.map(|cookie| (header::SET_COOKIE, cookie)));
@@ -229,8 +252,17 @@ pub fn sign_in_at(provider: &str, next: &str) -> String {
     with_query("/login/start", &[("provider", provider), ("next", next)])
 }
 
-fn callback_uri(about: &About) -> String {
-    format!("{}/login/callback", about.snapshot.issuer())
+/// What the way back from this provider ends with, where it has one of its own.
+fn own_address(provider: &IdentityProvider) -> Option<&str> {
+    provider.own_redirect_uri.then_some(provider.name.as_str())
+}
+
+fn callback_uri(about: &About, provider: &IdentityProvider) -> String {
+    let uri = format!("{}/login/callback", about.snapshot.issuer());
+    match own_address(provider) {
+        Some(name) => format!("{uri}/{name}"),
+        None => uri,
+    }
 }
 
 fn refuse(provider: &str, error: &IdentityError) -> Response {

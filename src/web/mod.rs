@@ -130,6 +130,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         .route("/login", get(login::form).post(login::sign_in))
         .route("/login/start", get(identity::start))
         .route("/login/callback", get(identity::callback))
+        .route("/login/callback/{provider}", get(identity::callback_of))
         .route("/login/signed-out", get(identity::signed_out))
         .route("/logout", post(login::sign_out))
         .route("/connections", get(account::show))

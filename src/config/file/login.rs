@@ -61,6 +61,10 @@ pub(in crate::config) struct IdentityProvider {
     pub(in crate::config) groups_claim: Option<String>,
     /// Claim of the ID token that people read as somebody's name. Who they are is always issuer and `sub`. Default: `email`.
     pub(in crate::config) name_claim: Option<String>,
+    /// Whether this provider sends people back to an address of its own, `{public_url}/login/callback/{name}`, which is then the
+    /// one to register there. With several providers of which one does not send `iss` (RFC 9207), it keeps any of them from
+    /// passing for another (RFC 9700 §4.4). Default: `false`.
+    pub(in crate::config) own_redirect_uri: Option<bool>,
     /// Whether a sign-out at the provider (back-channel logout) also ends what the person has granted to applications.
     /// Default: `false`.
     pub(in crate::config) logout_ends_grants: Option<bool>,

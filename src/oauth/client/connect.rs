@@ -1,7 +1,6 @@
 //! Taking a user to an upstream's authorization server and back.
 //!
-//! [`Connector::prospect`] says, before consent, whether and where that is needed; [`Connector::begin`], after
-//! consent, makes the `state`, bound to user and browser session, single use, ten minutes; [`Connector::complete`]
+//! [`Connector::begin`], after consent, makes the `state`, bound to user and browser session, single use, ten minutes; [`Connector::complete`]
 //! takes the answer, and sends the code nowhere before browser, state and issuer are known to be right (RFC 9207 §2.4).
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
@@ -11,42 +10,22 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
 use super::authorize::{Pkce, authorization_url, check_issuer};
-use super::discover::{DiscoverError, Discovered, Overrides, Target, discover};
-use super::probe::{Probe, probe};
+use super::prospect::Plan;
 use super::register::{RegisterError, Registration};
 use super::token::{self, Outcome, Presented, TokenResponse};
 use super::{Connector, connection_key, issuer_key};
-use crate::config::{Credential, OauthCredential};
+use crate::config::Credential;
 use crate::outbound::AddressPolicy;
 use crate::route::{Route, Table};
 use crate::seal;
+use crate::store::Kind;
 use crate::store::record::{RecordError, Take, Tokens, Typed};
-use crate::store::{Kind, State};
 
 const PENDING_TTL: Duration = Duration::from_secs(600);
 /// How long a disconnection is remembered: longer than anything that was under way.
 const DISCONNECTED: Duration = Duration::from_secs(24 * 3600);
 /// How long a connection is kept that nobody uses. Every refresh begins it anew.
 pub(super) const CONNECTION_TTL: Duration = Duration::from_secs(400 * 24 * 3600);
-
-/// What a user will be asked for, and where.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Plan {
-    pub discovered: Discovered,
-    pub scopes: Vec<String>,
-}
-
-/// Whether a user has to go to the upstream's authorization server.
-pub enum Prospect {
-    NotNeeded,
-    Needed(Box<Plan>),
-    /// The user has to sign in once more at their identity provider, of this short name.
-    SignIn(String),
-    /// Only people of another identity provider than this user's can use the route.
-    NotTheirs,
-    /// The upstream is out of reach, so nobody can say.
-    Unknown,
-}
 
 /// An authorization under way (store record, found by the digest of its `state`).
 #[derive(Serialize, Deserialize)]
@@ -61,7 +40,6 @@ struct Pending {
     verifier: SecretString,
     redirect_uri: String,
     registration_key: String,
-    registration: Registration,
     resume: serde_json::Value,
 }
 
@@ -110,59 +88,6 @@ pub enum ConnectError {
 }
 
 impl Connector {
-    /// Asks the upstream, with no credential, whether it wants one, and finds out from whom. Stores nothing.
-    pub async fn prospect(&self, route: &Route, user: &str) -> Result<Prospect, DiscoverError> {
-        let oauth = match &route.credential {
-            Credential::Oauth(oauth) => oauth,
-            Credential::UpstreamInject(provider) => {
-                return Ok(self.prospect_at_provider(provider, route, user).await);
-            }
-            Credential::None | Credential::Header { .. } => return Ok(Prospect::NotNeeded),
-        };
-        let key = connection_key(user, route);
-        let existing = match self.records.connection(&key).await {
-            Ok(existing) => existing,
-            // Nobody can read it any more: only a new authorization helps.
-            Err(RecordError::Unreadable) => None,
-            Err(_) => return Ok(Prospect::Unknown),
-        };
-        let incarnation = existing.as_ref().map(|(connection, _)| connection.incarnation.as_str());
-        let challenge = self.open_challenge(&key, incarnation).await;
-        let usable = existing.as_ref().is_some_and(|(connection, tokens)| {
-            connection.state != State::NeedsReauth && is_alive(tokens, self.clock.now())
-        });
-        if usable && challenge.is_none() {
-            return Ok(Prospect::NotNeeded);
-        }
-        let bearer = match probe(&self.outbound, &route.upstream.url, &route.upstream.policy).await {
-            Probe::Challenged { bearer, .. } => bearer,
-            // Some servers ask only once a tool is called.
-            Probe::Open if challenge.is_some() || existing.is_some() => None,
-            Probe::Open => return Ok(Prospect::NotNeeded),
-            Probe::Unreachable(reason) => {
-                tracing::info!(target: "postern::oauth", route = %route.name, %reason, "upstream does not answer the probe");
-                return Ok(Prospect::Unknown);
-            }
-        };
-        let overrides = overrides(oauth);
-        let target =
-            Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides: &overrides };
-        // The upstream wants a token, so without its authorization server the client would get one of ours and be
-        // refused with it: its flow ends here, for now or for good.
-        let discovered = discover(&self.outbound, &target, bearer.as_ref()).await?;
-        // What was asked for before is asked for again: a step up adds (MCP Step-Up, SEP-2350).
-        let before = existing.into_iter().flat_map(|(_, tokens)| tokens.requested_scopes);
-        let mut scopes = Vec::new();
-        for scope in
-            discovered.scopes.iter().cloned().chain(challenge.unwrap_or_default().scopes).chain(before)
-        {
-            if !scopes.contains(&scope) {
-                scopes.push(scope);
-            }
-        }
-        Ok(Prospect::Needed(Box::new(Plan { discovered, scopes })))
-    }
-
     /// Begins an authorization; returns the URL the browser goes to. `resume` comes back from [`Connector::complete`].
     pub async fn begin(
         &self,
@@ -200,7 +125,6 @@ impl Connector {
             verifier: pkce.verifier,
             redirect_uri,
             registration_key,
-            registration,
             resume,
             plan,
         };
@@ -294,12 +218,15 @@ impl Connector {
         let grant =
             Presented::Code { code, verifier: &pending.verifier, redirect_uri: &pending.redirect_uri };
         let endpoint = &discovered.server.token_endpoint;
+        let client = self.records.readable::<Registration>(&pending.registration_key).await;
+        let Ok(Some(client)) = client else { return Err(ConnectError::Unavailable) };
+        let client = client.value;
         let now = self.clock.now();
         let response = match token::request(
             &self.outbound,
             &route.issuer_policy,
             endpoint,
-            &pending.registration,
+            &client,
             grant,
             Some(&discovered.resource),
             now,
@@ -311,6 +238,10 @@ impl Connector {
                 return Err(ConnectError::Token("the access token cannot be sent in a header".into()));
             }
             Outcome::CleanTransient { .. } | Outcome::Ambiguous => return Err(ConnectError::Unavailable),
+            Outcome::UnknownClient => {
+                self.forget_client(&route.credential, &discovered.server.issuer, &client).await;
+                return Err(ConnectError::Token("invalid_client".into()));
+            }
             Outcome::Dead => return Err(ConnectError::Token("invalid_grant".into())),
             Outcome::Config(error) => return Err(ConnectError::Token(error)),
         };
@@ -319,21 +250,6 @@ impl Connector {
         self.records.connect(&key, &tokens, CONNECTION_TTL).await.map_err(|_| ConnectError::Unavailable)?;
         Ok(())
     }
-}
-
-fn overrides(oauth: &OauthCredential) -> Overrides {
-    Overrides {
-        issuer: oauth.issuer.clone(),
-        authorization_endpoint: oauth.authorization_endpoint.clone(),
-        token_endpoint: oauth.token_endpoint.clone(),
-        resource: oauth.resource.clone(),
-        scopes: oauth.scopes.clone(),
-    }
-}
-
-/// Whether tokens are good for something: unexpired, or renewable.
-pub(super) fn is_alive(tokens: &Tokens, now: SystemTime) -> bool {
-    tokens.refresh_token.is_some() || tokens.expires_at.is_none_or(|end| end > now)
 }
 
 fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens {

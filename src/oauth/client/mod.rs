@@ -1,5 +1,5 @@
 //! We are the client: upstream MCP servers have authorization servers of their own, and each user authorizes us
-//! there once. One step, one file: `probe` asks whether that is needed, `discover` finds out where, `register` who we
+//! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out where, `register` who we
 //! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
 //! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile;
 //! `identity` signs people in at identity providers, `provider` keeps the tokens that came with it.
@@ -9,6 +9,7 @@ pub mod connect;
 pub mod discover;
 pub mod identity;
 pub mod probe;
+pub mod prospect;
 pub mod provider;
 pub mod refresh;
 pub mod register;
@@ -43,6 +44,8 @@ pub struct Connector {
     origin: String,
     is_https: bool,
     client_metadata_url: Option<String>,
+    /// What upstreams have said to people who came for the first time.
+    upstreams: prospect::Upstreams,
     /// One registration at a time per identity wanted at an issuer.
     registering: turn::Turns,
     /// Grants of which this process knows that no upstream challenge is open.
@@ -73,6 +76,7 @@ impl Connector {
             origin: config.server.public_url.origin().to_owned(),
             is_https: config.server.public_url.is_https(),
             client_metadata_url: config.oauth_client.client_metadata_url.clone(),
+            upstreams: prospect::Upstreams::default(),
             registering: turn::Turns::default(),
             settled: DashSet::new(),
             refreshing: DashMap::new(),

@@ -4,7 +4,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::connect::{CONNECTION_TTL, ConnectError, Prospect, is_alive};
+use super::connect::{CONNECTION_TTL, ConnectError};
+use super::prospect::{Prospect, is_alive};
 use super::register::{RegisterError, Registration};
 use super::registration::by_id;
 use super::token::TokenResponse;

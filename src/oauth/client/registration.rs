@@ -157,6 +157,33 @@ impl Connector {
         }
     }
 
+    /// The issuer does not know this client: where we have registered it ourselves, the next authorization registers
+    /// anew. Says whether that is so.
+    pub(super) async fn forget_client(
+        &self,
+        credential: &Credential,
+        issuer: &str,
+        client: &Registration,
+    ) -> bool {
+        let is_configured = match credential {
+            Credential::Oauth(oauth) => oauth.client_id.as_ref() == Some(&client.client_id),
+            _ => true,
+        };
+        // An id that is a URL is our own document.
+        if is_configured || client.client_id.starts_with("https://") {
+            return false;
+        }
+        let current = issuer_key(issuer);
+        match self.stored(&current).await {
+            Ok((Some(known), _)) if known.client_id == client.client_id => {
+                tracing::warn!(target: "audit", event = "registration_lost", issuer, client_id = %client.client_id);
+                self.records.remove::<Registration>(&current).await.is_ok()
+            }
+            // Somebody has seen to it already.
+            known => known.is_ok(),
+        }
+    }
+
     /// Writes over whatever is there.
     pub(super) async fn keep(&self, key: &str, registration: &Registration) -> Result<(), RegisterError> {
         for _ in 0..TRIES {

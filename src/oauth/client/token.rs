@@ -46,6 +46,8 @@ pub enum Outcome {
     Ambiguous,
     /// The server said that the grant is no more (`invalid_grant`). Only the user can help.
     Dead,
+    /// The server does not know us (any more): nothing is said about the grant, but nobody can use it as who we were.
+    UnknownClient,
     /// The server refuses us rather than the grant, or our policy refuses the server. Keep the grant, tell the
     /// operator. One line, no secrets.
     Config(String),
@@ -245,6 +247,7 @@ fn refused(error: &str, wait: Option<Duration>) -> Outcome {
     match error {
         // The last two are GitHub's words for the same.
         "invalid_grant" | "bad_refresh_token" | "bad_verification_code" => Outcome::Dead,
+        "invalid_client" => Outcome::UnknownClient,
         "temporarily_unavailable" | "slow_down" => Outcome::CleanTransient { retry_after: wait },
         "server_error" => Outcome::Ambiguous,
         other => Outcome::Config(format!("token endpoint answered {}", error_code(other))),

@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::remembered::is_remembered;
 use super::{Authority, Snapshot, redirect};
 use crate::config::ClientAuthMethod;
-use crate::oauth::client::connect::{Plan, Prospect};
+use crate::oauth::client::prospect::{Plan, Prospect};
 use crate::route::Route;
 use crate::seal;
 use crate::store::Kind;

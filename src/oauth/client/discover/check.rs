@@ -1,6 +1,6 @@
 //! What discovery must be sure of before it believes a document: where documents may lie, which resource a document
 //! speaks for, which URLs are fit to be used. Pure functions over strings; issuers and resources are never rewritten.
-use url::Url;
+use url::{Host, Url};
 
 use super::DiscoverError;
 use crate::outbound::AddressPolicy;
@@ -88,13 +88,25 @@ pub(super) fn resource_matches(resource: &str, upstream: &Url, configured: Optio
     plain && named.origin() == upstream.origin() && is_within(path(upstream), path(&named))
 }
 
-/// Same host, or one below the other: what an authorization endpoint must be to its issuer, so that a hostile server
-/// cannot borrow an honest server's sign-in page and collect the code (cross-tool account takeover).
+/// Same host, or hosts in one registrable domain (Public Suffix List): what an authorization endpoint must be to its
+/// issuer, so that a hostile server cannot borrow an honest server's sign-in page and collect the code (cross-tool
+/// account takeover).
 pub(super) fn same_site(issuer: &Url, endpoint: &Url) -> bool {
-    let (Some(one), Some(other)) = (issuer.host_str(), endpoint.host_str()) else {
+    let (Some(one), Some(other)) = (issuer.host(), endpoint.host()) else {
         return false;
     };
-    one == other || is_below(one, other) || is_below(other, one)
+    match (&one, &other) {
+        (Host::Domain(one), Host::Domain(other)) if one != other => {
+            registrable(one).is_some_and(|domain| registrable(other) == Some(domain))
+        }
+        _ => one == other,
+    }
+}
+
+/// The part of a name that somebody has registered; a name nobody knows the suffix of has none.
+fn registrable(name: &str) -> Option<&str> {
+    let domain = psl::domain(name.as_bytes()).filter(|domain| domain.suffix().is_known())?;
+    std::str::from_utf8(domain.as_bytes()).ok()
 }
 
 /// Scheme, host and port, without a slash at the end.
@@ -122,12 +134,6 @@ fn path(url: &Url) -> &str {
 
 fn is_within(path: &str, prefix: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// `parent` must be a name with a dot: a top-level domain or an address literal has nothing below it.
-fn is_below(host: &str, parent: &str) -> bool {
-    let is_name = parent.contains('.') && !parent.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
-    is_name && host.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
 }
 
 #[cfg(test)]
@@ -267,11 +273,18 @@ mod tests {
             ("https://as.example.com", "https://as.example.com/authorize", true),
             ("https://cf.mcp.example.com", "https://mcp.example.com/authorize", true),
             ("https://example.com", "https://login.example.com/authorize", true),
-            ("https://evil.example.com", "https://honest.example.com/authorize", false),
+            ("https://auth.example.com", "https://login.example.com/authorize", true),
+            ("https://a.example.co.uk", "https://b.example.co.uk/authorize", true),
+            ("https://evil.co.uk", "https://honest.co.uk/authorize", false),
+            ("https://co.uk", "https://honest.co.uk/authorize", false),
+            ("https://evil.github.io", "https://honest.github.io/authorize", false),
             ("https://evil.test", "https://honest.example.com/authorize", false),
             ("https://badexample.com", "https://example.com/authorize", false),
             ("https://com", "https://example.com/authorize", false),
+            ("https://one.internal", "https://other.internal/authorize", false),
             ("https://10.0.0.1", "https://1.10.0.0.1.example/authorize", false),
+            ("https://10.0.0.1", "https://10.0.0.1:8443/authorize", true),
+            ("https://10.0.0.1", "https://10.0.0.2/authorize", false),
         ] {
             assert_eq!(same_site(&url(issuer), &url(endpoint)), same, "{issuer} {endpoint}");
         }

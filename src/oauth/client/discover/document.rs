@@ -38,6 +38,9 @@ pub(super) struct ServerMetadata {
     pub token_endpoint_auth_methods_supported: Option<Vec<String>>,
     #[serde(default)]
     pub code_challenge_methods_supported: Option<Vec<String>>,
+    /// Absent means that codes are granted (RFC 8414 §2); an empty list means that nothing is.
+    #[serde(default)]
+    pub grant_types_supported: Option<Vec<String>>,
     #[serde(default)]
     pub scopes_supported: Option<Vec<String>>,
     #[serde(default)]
@@ -47,7 +50,8 @@ pub(super) struct ServerMetadata {
 }
 
 /// The document at `url`, or `None` where the server says in any way that there is none: a 4xx, a redirect (not
-/// followed), a page that is not JSON. An outage is an error, because the place behind it must not be skipped.
+/// followed), a page that is not JSON, or not this document. An outage is an error, because the place behind it must not
+/// be skipped.
 pub(super) async fn fetch<T: DeserializeOwned>(
     outbound: &Outbound,
     policy: &AddressPolicy,
@@ -67,7 +71,9 @@ pub(super) async fn fetch<T: DeserializeOwned>(
     if response.status != StatusCode::OK || !response.is_json() {
         return Ok(None);
     }
-    serde_json::from_slice(&response.body)
-        .map(Some)
-        .map_err(|_| DiscoverError::Invalid("not the expected json document"))
+    Ok(serde_json::from_slice(&response.body)
+        .inspect_err(
+            |_| tracing::info!(target: "postern::oauth", url, "not the expected document, looking further"),
+        )
+        .ok())
 }

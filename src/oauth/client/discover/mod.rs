@@ -70,7 +70,7 @@ pub struct AuthorizationServer {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovered {
     pub server: AuthorizationServer,
-    /// As configured, else verbatim from the resource metadata, else the URL as configured.
+    /// As configured, else verbatim from the resource metadata, else the origin of the upstream.
     pub resource: String,
     /// As configured, else of the challenge, else all that the resource metadata lists, else empty.
     pub scopes: Vec<String>,
@@ -177,8 +177,17 @@ async fn resource_metadata(
     // A hint that names a well-known place is not asked twice.
     let places = hint.iter().chain(well_known.iter().filter(|url| Some(*url) != hint.as_ref()));
     for place in places {
-        let Some(found) = fetch::<ResourceMetadata>(outbound, target.policy, place).await? else {
-            continue;
+        let found = match fetch::<ResourceMetadata>(outbound, target.policy, place).await {
+            Ok(Some(found))
+                if found.authorization_servers.as_ref().is_some_and(|listed| !listed.is_empty()) =>
+            {
+                found
+            }
+            // A document that names no authorization server is of no use.
+            Ok(_) => continue,
+            // What came of a hint is not worth more than the hint: the well-known places are there all the same.
+            Err(_) if Some(place) == hint.as_ref() => continue,
+            Err(error) => return Err(error),
         };
         let configured = target.overrides.resource.as_deref();
         if !resource_matches(&found.resource, upstream, configured) {
@@ -221,11 +230,28 @@ async fn published_server(
 /// What an issuer says of itself (RFC 8414, OpenID Connect Discovery).
 pub trait IssuerMetadata: DeserializeOwned {
     fn issuer(&self) -> &str;
+
+    /// Whether it is good for what is wanted of it.
+    fn check(&self) -> Result<(), DiscoverError> {
+        Ok(())
+    }
 }
 
 impl IssuerMetadata for ServerMetadata {
     fn issuer(&self) -> &str {
         &self.issuer
+    }
+
+    fn check(&self) -> Result<(), DiscoverError> {
+        let methods = self.code_challenge_methods_supported.as_deref().unwrap_or_default();
+        if !methods.iter().any(|method| method == "S256") {
+            return Err(DiscoverError::Unsupported("it does not announce pkce with s256"));
+        }
+        let grants = |grants: &Vec<String>| grants.iter().any(|grant| grant == "authorization_code");
+        if !self.grant_types_supported.as_ref().is_none_or(grants) {
+            return Err(DiscoverError::Unsupported("it does not grant codes"));
+        }
+        Ok(())
     }
 }
 
@@ -235,14 +261,22 @@ pub async fn issuer_metadata<M: IssuerMetadata>(
     policy: &AddressPolicy,
     issuer: &str,
 ) -> Result<M, DiscoverError> {
+    let mut wrong = None;
     for place in check::server_metadata_urls(&issuer_url(issuer, policy)?) {
-        if let Some(metadata) = fetch::<M>(outbound, policy, &place).await? {
-            // RFC 8414 §3.3: the very same string.
-            let is_same = metadata.issuer() == issuer;
-            return if is_same { Ok(metadata) } else { Err(DiscoverError::IssuerMismatch) };
+        let Some(metadata) = fetch::<M>(outbound, policy, &place).await? else {
+            continue;
+        };
+        // RFC 8414 §3.3: the very same string. Somebody else's document is not looked past.
+        if metadata.issuer() != issuer {
+            return Err(DiscoverError::IssuerMismatch);
+        }
+        match metadata.check() {
+            Ok(()) => return Ok(metadata),
+            // Another place may have a better one.
+            Err(error) => drop(wrong.get_or_insert(error)),
         }
     }
-    Err(DiscoverError::Unsupported("it publishes no metadata"))
+    Err(wrong.unwrap_or(DiscoverError::Unsupported("it publishes no metadata")))
 }
 
 /// Revision 2025-03-26: the MCP server's origin is its authorization server, with fixed paths where it has no
@@ -254,8 +288,10 @@ async fn origin_server(
 ) -> Result<AuthorizationServer, DiscoverError> {
     let issuer = origin(upstream);
     let url = issuer_url(&issuer, target.policy)?;
-    let place = format!("{issuer}/.well-known/oauth-authorization-server");
-    if let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? {
+    for place in check::server_metadata_urls(&url) {
+        let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? else {
+            continue;
+        };
         if check::without_slash(&metadata.issuer) != issuer {
             return Err(DiscoverError::IssuerMismatch);
         }
@@ -289,10 +325,7 @@ fn checked_server(
     metadata: ServerMetadata,
 ) -> Result<AuthorizationServer, DiscoverError> {
     let overrides = target.overrides;
-    let methods = metadata.code_challenge_methods_supported.unwrap_or_default();
-    if !methods.iter().any(|method| method == "S256") {
-        return Err(DiscoverError::Unsupported("it does not announce pkce with s256"));
-    }
+    metadata.check()?;
     let authorization_endpoint = overrides
         .authorization_endpoint
         .clone()
@@ -337,8 +370,8 @@ fn conclude(
         Some(metadata) => (Some(metadata.resource), metadata.scopes_supported.unwrap_or_default()),
         None => (None, Vec::new()),
     };
-    let resource =
-        target.overrides.resource.clone().or(published_resource).unwrap_or_else(|| target.url.to_string());
+    let own_origin = || Url::parse(target.url).map_or_else(|_| target.url.to_owned(), |url| origin(&url));
+    let resource = target.overrides.resource.clone().or(published_resource).unwrap_or_else(own_origin);
     let scopes = match &target.overrides.scopes {
         Some(configured) => configured.clone(),
         None => wanted_scopes(challenge, published_scopes, &server),

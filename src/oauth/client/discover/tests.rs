@@ -137,7 +137,131 @@ async fn a_hint_that_leads_nowhere_or_elsewhere_gives_way_to_the_well_known_plac
     // A hint that is the well-known place itself is asked once.
     let empty = serving(|_, _| None).await;
     challenged(&empty, &hint(empty.url(PATH_METADATA))).await.unwrap();
-    assert_eq!(empty.paths(), [PATH_METADATA, ROOT_METADATA, RFC8414]);
+    assert_eq!(empty.paths(), [PATH_METADATA, ROOT_METADATA, RFC8414, OPENID]);
+    // Nor does what lies there, or an outage of it, cost more than the hint.
+    for status in [200, 403, 429, 500] {
+        let stub = Stub::start(move |seen, base| match seen.path.as_str() {
+            "/hint" => Answer::status(status).header("content-type", "application/json").body("{}"),
+            PATH_METADATA => Answer::json(200, resource(base)),
+            RFC8414 => Answer::json(200, server(base)),
+            _ => Answer::status(404),
+        })
+        .await;
+        challenged(&stub, &hint(stub.url("/hint"))).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn pom_21_resource_metadata_that_say_nothing_useful_are_looked_past() {
+    let good = |base: &str| resource(base).to_string();
+    type Document = fn(&str) -> String;
+    // What the first place has, and whether the second is asked.
+    let cases: [(&str, u16, Document, bool); 8] = [
+        ("all of it", 200, |base| resource(base).to_string(), false),
+        (
+            "the least",
+            200,
+            |base| json!({"resource": format!("{base}/mcp"), "authorization_servers": [base]}).to_string(),
+            false,
+        ),
+        ("no resource", 200, |base| json!({"authorization_servers": [base]}).to_string(), true),
+        ("no servers", 200, |base| json!({"resource": format!("{base}/mcp")}).to_string(), true),
+        (
+            "an empty list",
+            200,
+            |base| json!({"resource": format!("{base}/mcp"), "authorization_servers": []}).to_string(),
+            true,
+        ),
+        ("nothing", 404, |_| String::new(), true),
+        ("no JSON", 200, |_| "{\"resource\":".to_owned(), true),
+        ("another document", 200, |_| "[]".to_owned(), true),
+    ];
+    for (what, status, document, is_looked_past) in cases {
+        let stub = Stub::start(move |seen, base| match seen.path.as_str() {
+            PATH_METADATA => {
+                Answer::status(status).header("content-type", "application/json").body(document(base))
+            }
+            ROOT_METADATA => Answer::status(200).header("content-type", "application/json").body(good(base)),
+            RFC8414 => Answer::json(200, server(base)),
+            _ => Answer::status(404),
+        })
+        .await;
+        assert_eq!(discovered(&stub).await.unwrap().resource, stub.url("/mcp"), "{what}");
+        let all = [PATH_METADATA, ROOT_METADATA, RFC8414];
+        let asked: Vec<&str> =
+            all.into_iter().filter(|place| is_looked_past || *place != ROOT_METADATA).collect();
+        assert_eq!(stub.paths(), asked, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn pom_22_server_metadata_that_cannot_be_used_give_way_to_the_next_place() {
+    const APPENDED: &str = "/t1/.well-known/openid-configuration";
+    let inserted = |place: &str| format!("{place}/t1");
+    for path in ["", "/t1"] {
+        let places = match path {
+            "" => vec![RFC8414.to_owned(), OPENID.to_owned()],
+            _ => vec![inserted(RFC8414), inserted(OPENID), APPENDED.to_owned()],
+        };
+        // What cannot be used, and whether it says so about itself.
+        let unfit = [
+            ("S256 is not announced", json!({"code_challenge_methods_supported": null})),
+            ("no method is", json!({"code_challenge_methods_supported": []})),
+            ("codes are not granted", json!({"grant_types_supported": ["implicit"]})),
+            ("nothing is granted", json!({"grant_types_supported": []})),
+            ("not a document", json!([1])),
+        ];
+        for (what, changes) in &unfit {
+            for (position, last) in places.iter().enumerate() {
+                let (changes, good, asked) = (changes.clone(), last.clone(), places.clone());
+                let stub = serving(move |seen, base| match seen {
+                    PATH_METADATA => Some(json!({"resource": format!("{base}/mcp"), "authorization_servers": [format!("{base}{path}")]})),
+                    seen if seen == good => Some(server(&format!("{base}{path}"))),
+                    seen if asked.iter().any(|place| place == seen) => {
+                        let mut document = server(&format!("{base}{path}"));
+                        match changes.as_object() {
+                            Some(changes) => document.as_object_mut().unwrap().extend(changes.clone()),
+                            None => document = changes.clone(),
+                        }
+                        Some(document)
+                    }
+                    _ => None,
+                })
+                .await;
+                let found = discovered(&stub).await.unwrap();
+                assert_eq!(found.server.issuer, stub.url(path), "{what}");
+                let asked: Vec<&str> = std::iter::once(PATH_METADATA)
+                    .chain(places[..=position].iter().map(String::as_str))
+                    .collect();
+                assert_eq!(stub.paths(), asked, "{what}");
+            }
+        }
+    }
+    // Absent means that codes are granted (RFC 8414 §2).
+    discovered(&with_server(json!({"grant_types_supported": null})).await).await.unwrap();
+    let none = with_server(json!({"grant_types_supported": []})).await;
+    assert_eq!(discovered(&none).await, Err(DiscoverError::Unsupported("it does not grant codes")));
+}
+
+#[tokio::test]
+async fn pom_23_without_resource_metadata_the_origin_is_server_and_resource() {
+    for place in [RFC8414, OPENID] {
+        let stub = serving(move |path, base| (path == place).then(|| server(base))).await;
+        let found = discovered(&stub).await.unwrap();
+        assert_eq!(
+            (found.server.issuer.as_str(), found.resource.as_str()),
+            (stub.base(), stub.base()),
+            "{place}"
+        );
+        let elsewhere = serving(move |path, base| {
+            (path == "/.well-known/oauth-authorization-server/as").then(|| server(&format!("{base}/as")))
+        })
+        .await;
+        let overrides = Overrides { issuer: Some(elsewhere.url("/as")), ..Overrides::default() };
+        let found = overridden(&stub, &overrides, None).await.unwrap();
+        assert_eq!(found.server.issuer, elsewhere.url("/as"), "what is configured comes first");
+        assert_eq!(found.resource, stub.base());
+    }
 }
 
 #[tokio::test]
@@ -319,7 +443,7 @@ async fn a_configured_issuer_must_be_listed_where_there_is_a_list() {
     let unlisted = serving(|path, base| (path == RFC8414).then(|| server(base))).await;
     let overrides = Overrides { issuer: Some(unlisted.base().into()), ..Overrides::default() };
     let found = overridden(&unlisted, &overrides, None).await.unwrap();
-    assert_eq!(found.resource, unlisted.url("/mcp"));
+    assert_eq!(found.resource, unlisted.base());
     assert_eq!(unlisted.paths(), [PATH_METADATA, ROOT_METADATA, RFC8414]);
 }
 
@@ -337,7 +461,7 @@ async fn configured_endpoints_need_no_discovery() {
     assert_eq!(found.server.issuer, "https://login.example.com");
     assert_eq!(found.server.registration_endpoint, None);
     assert_eq!(found.scopes, ["read"]);
-    assert_eq!(found.resource, stub.url("/mcp"));
+    assert_eq!(found.resource, stub.base());
     let unsafe_ones = Overrides { token_endpoint: Some("http://api.example.com/t".into()), ..overrides };
     assert_eq!(overridden(&stub, &unsafe_ones, None).await, Err(DiscoverError::Refused));
 }
@@ -348,7 +472,7 @@ async fn without_resource_metadata_the_origin_is_the_authorization_server() {
     let found = discovered(&stub).await.unwrap();
     assert_eq!(stub.paths(), [PATH_METADATA, ROOT_METADATA, RFC8414]);
     assert_eq!(found.server.issuer, stub.base());
-    assert_eq!(found.resource, stub.url("/mcp"));
+    assert_eq!(found.resource, stub.base());
     let slash = serving(|path, base| {
         (path == RFC8414).then(|| {
             let mut document = server(base);
@@ -428,17 +552,12 @@ async fn capabilities_are_read() {
 #[tokio::test]
 async fn sr_t61_hostile_documents() {
     for (status, kind, body, expected) in [
-        (200, "application/json", r#"{"resource":"#.to_string(), Some(DiscoverError::Invalid(""))),
-        (200, "application/json", "[".repeat(100_000), Some(DiscoverError::Invalid(""))),
         (200, "application/json", "x".repeat(300 * 1024), Some(DiscoverError::Invalid(""))),
-        (
-            200,
-            "application/json",
-            r#"{"resource":"a","resource":"b"}"#.into(),
-            Some(DiscoverError::Invalid("")),
-        ),
-        (200, "application/json", r#"{"error":"none"}"#.into(), Some(DiscoverError::Invalid(""))),
-        // Nothing that claims to be metadata: the walk ends at the fixed paths.
+        // Nothing that is metadata: the walk ends at the fixed paths.
+        (200, "application/json", r#"{"resource":"#.to_string(), None),
+        (200, "application/json", "[".repeat(100_000), None),
+        (200, "application/json", r#"{"resource":"a","resource":"b"}"#.into(), None),
+        (200, "application/json", r#"{"error":"none"}"#.into(), None),
         (200, "text/html", "<html>".into(), None),
         (302, "application/json", "{}".into(), None),
         (401, "application/json", "{}".into(), None),

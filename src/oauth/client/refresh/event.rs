@@ -50,6 +50,7 @@ pub fn word(outcome: &Outcome) -> &'static str {
         Outcome::CleanTransient { .. } => "transient",
         Outcome::Ambiguous => "ambiguous",
         Outcome::Dead => "dead",
+        Outcome::UnknownClient => "unknown_client",
         Outcome::Config(_) => "config",
     }
 }

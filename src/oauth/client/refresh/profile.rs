@@ -152,6 +152,24 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_secret_that_has_run_out_is_not_sent() {
+        let fresh = r#"{"access_token":"a2","token_type":"Bearer","expires_in":3600,"refresh_token":"r2"}"#;
+        let (bench, stub) = (Bench::new(), Stub::start(move |_, _| Answer::json(200, fresh)).await);
+        let (key, outdated) = connected(&bench, &stub, "alice", None).await;
+        let known = bench.records.get::<Registration>("registration").await.unwrap().unwrap();
+        let expires_at = Some(bench.clock.now() + HOUR);
+        let ending = Registration { expires_at, ..known.value };
+        bench.records.put("registration", known.version, &ending, 9 * HOUR).await.unwrap();
+        bench.clock.advance(HOUR / 2);
+        let connector = Arc::new(bench.connector());
+        assert!(matches!(connector.renew(&bench.route(), &key, &outdated).await, Renewed::Tokens(_)));
+        bench.clock.advance(HOUR);
+        let outdated = Outdated { generation: 2, ..outdated };
+        assert!(matches!(connector.renew(&bench.route(), &key, &outdated).await, Renewed::NeedsUser));
+        assert_eq!(stub.seen().len(), 1);
+    }
+
+    #[tokio::test]
     async fn a_server_seen_to_be_strict_is_not_tried_a_second_time() {
         let (bench, stub) = (Bench::new(), strict_server().await);
         // Nobody knows yet: tried, and lost.

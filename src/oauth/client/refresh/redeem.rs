@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::event::{self, Step};
 use super::{BACKOFF, LEASE, POLL, Renewed};
+use crate::config::Credential;
 use crate::failpoint;
 use crate::oauth::client::Connector;
 use crate::oauth::client::connect::CONNECTION_TTL;
@@ -64,6 +65,9 @@ impl Connector {
             }
             Err(_) => return ends.transient("store", BACKOFF).await,
         };
+        if !registration.is_valid(self.clock.now()) {
+            return ends.unknown_client(&route.credential, &tokens.issuer, &registration).await;
+        }
         if asked.elapsed() > SEND_BY {
             return ends.transient("late", BACKOFF).await;
         }
@@ -106,6 +110,9 @@ impl Connector {
                     self.was_seen_strict(&tokens.issuer).await;
                 }
                 ends.dead("dead").await
+            }
+            Outcome::UnknownClient => {
+                ends.unknown_client(&route.credential, &tokens.issuer, &registration).await
             }
             Outcome::Config(error) => {
                 tracing::error!(target: "postern::refresh", route = %route.name, issuer = %tokens.issuer, %error, "the authorization server refuses this client: check its registration");
@@ -180,6 +187,17 @@ impl Ends<'_> {
 
     async fn ambiguous(&self, wait: Duration) -> Renewed {
         self.after(Release::Ambiguous { wait }, "ambiguous", Renewed::Later { retry_after: wait }).await
+    }
+
+    /// The tokens stay, in case that the server comes round; but with a client that it does not know any more only a new
+    /// authorization helps, where we can register anew.
+    async fn unknown_client(&self, credential: &Credential, issuer: &str, client: &Registration) -> Renewed {
+        tracing::error!(target: "postern::refresh", issuer, client_id = %client.client_id, "the authorization server does not know this client: check its registration");
+        let renewed = match self.connector.forget_client(credential, issuer, client).await {
+            true => Renewed::NeedsUser,
+            false => Renewed::Later { retry_after: BACKOFF_CONFIG },
+        };
+        self.after(Release::Transient { wait: BACKOFF_CONFIG }, "unknown_client", renewed).await
     }
 
     async fn dead(&self, word: &'static str) -> Renewed {

@@ -51,6 +51,7 @@ fn kind(outcome: &Outcome) -> &'static str {
         Outcome::CleanTransient { .. } => "clean",
         Outcome::Ambiguous => "ambiguous",
         Outcome::Dead => "dead",
+        Outcome::UnknownClient => "unknown",
         Outcome::Config(_) => "config",
     }
 }
@@ -107,7 +108,8 @@ fn json_answers_are_classified() {
         (400, r#"{"error":"unsupported_grant_type"}"#, "config"),
         (400, r#"{"error":"invalid_scope"}"#, "config"),
         (400, r#"{"error":"invalid_target"}"#, "config"),
-        (401, r#"{"error":"invalid_client"}"#, "config"),
+        (401, r#"{"error":"invalid_client"}"#, "unknown"),
+        (400, r#"{"error":"invalid_client"}"#, "unknown"),
         (400, r#"{"error":"INVALID_GRANT"}"#, "config"),
         (404, r#"{"detail":"Not Found"}"#, "config"),
         (400, r#"{"error":{"code":"invalid_grant"}}"#, "config"),

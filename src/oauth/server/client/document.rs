@@ -28,7 +28,9 @@ const REMEMBER_FAILURE: Duration = Duration::from_secs(15);
 /// How long a document is good whose host does not answer.
 const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Documents fetched at the same time; whoever comes later is told to try again.
-const FETCHES: usize = 16;
+const FETCHES: usize = 64;
+/// Whoever waits longer for a turn is told to come again.
+const TURN: Duration = Duration::from_secs(2);
 const DOCUMENTS: usize = 1024;
 
 /// The documents that are known.
@@ -93,7 +95,7 @@ impl Documents {
             self.known.remove(id);
         }
         let fetched = self.known.get_or_insert_async(id, async {
-            let Ok(_turn) = self.fetching.try_acquire() else {
+            let Ok(Ok(_turn)) = tokio::time::timeout(TURN, self.fetching.acquire()).await else {
                 // Not remembered as a failure: it is none of the document's.
                 return Err(ClientError::Unavailable);
             };
