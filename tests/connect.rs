@@ -683,6 +683,20 @@ async fn many_who_come_for_the_first_time_ask_the_upstream_once() {
 }
 
 #[tokio::test]
+async fn an_upstream_that_asks_one_user_stays_open_for_the_others() {
+    let mut rig = Rig::with(|upstream| upstream.set(|script| script.requires_auth = false)).await;
+    let trips = |rig: &Rig| rig.upstream.authorization.requests.count("/authorize");
+    let tokens = rig.sign_in().await;
+    assert_eq!(trips(&rig), 0, "it lets everybody in");
+    rig.upstream.answer_next(support::script::Answer::InvalidToken);
+    assert_eq!(rig.whoami(&tokens).await.status, 401);
+    rig.sign_in().await;
+    assert_eq!(trips(&rig), 1, "it has asked for her");
+    rig.client.sign_in(&mut Browser::of("bob"), "demo").await;
+    assert_eq!(trips(&rig), 1);
+}
+
+#[tokio::test]
 async fn pom_35_what_has_run_out_is_renewed_before_the_user_is_asked() {
     let mut rig = Rig::with(|upstream| {
         upstream.set_authorization(|script| script.access_token_lifetime = Duration::from_secs(1));

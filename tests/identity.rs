@@ -343,6 +343,12 @@ async fn what_the_id_token_leaves_out_is_asked_for() {
         ("about somebody else", json!({"sub": "1"}), said("sub", json!("2")), 502),
         ("about nobody", json!({"sub": "1"}), said("sub", json!(null)), 502),
         ("another address", json!({"sub": "1", "email": "ada@evil.example"}), good.clone(), 403),
+        (
+            "proof of no address",
+            json!({"sub": "1", "email_verified": true}),
+            said("email_verified", json!(false)),
+            403,
+        ),
         ("proof of another address", json!({"sub": "1", "email": "eve@example.com"}), good.clone(), 403),
         ("groups that were said already", json!({"sub": "1", "groups": ["sales"]}), good.clone(), 403),
     ] {

@@ -502,7 +502,7 @@ async fn pom_b9_a_client_that_the_server_has_forgotten_registers_again_with_its_
     rig.upstream.refuse_current_tokens();
     assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
     assert_eq!(rig.refreshes_tried(), 1);
-    rig.whoami().await;
+    assert_asks_for_the_user(&rig.gateway, &rig.whoami().await);
     assert_eq!(rig.refreshes_tried(), 1, "not asked again and again");
     // The next authorization is one as a client that the server knows.
     assert_eq!(rig.upstream.authorization.registrations(), 1);

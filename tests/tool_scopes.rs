@@ -137,8 +137,19 @@ async fn a_client_that_forgets_what_it_lacked_gets_it_all_the_same() {
     assert_eq!(words(&rig.tokens.scope), words("mcp:access"));
     needed(&rig.gateway, &rig.echo("two").await);
     rig.step_up("mcp:access").await;
-    assert_eq!(words(&rig.tokens.scope), words("mcp:access demo:echo"));
+    assert_eq!(words(&rig.tokens.scope), words("mcp:access"));
+    // Unless the client asks for it itself.
+    rig.step_up("mcp:access demo:echo").await;
     assert_eq!(rig.echo("three").await.tool_text(), "three");
+    // With a yes it has what it lacked, and the next one is about what is lacking then.
+    let mut rig = Rig::new().await;
+    needed(&rig.gateway, &rig.echo("one").await);
+    rig.step_up("mcp:access").await;
+    assert_eq!(words(&rig.tokens.scope), words("mcp:access demo:echo"));
+    assert_eq!(rig.echo("two").await.tool_text(), "two");
+    needed(&rig.gateway, &rig.call().tool("whoami", json!({})).await);
+    rig.step_up("mcp:access").await;
+    assert_eq!(words(&rig.tokens.scope), words("mcp:access demo:echo demo:self"));
 }
 
 #[tokio::test]

@@ -70,13 +70,8 @@ pub async fn authorize(
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("2"));
             response
         }
-        Err(Refused::Redirect { url, description, is_listed }) => {
-            let is_trusted = is_listed || redirect::is_loopback(&url);
-            match is_trusted || matches!(web.session(&about, &headers).await, Ok(Some(_))) {
-                true => see_other(&url),
-                false => way_back::page(&url, description),
-            }
-        }
+        Err(Refused::Redirect { url, is_trusted: true, .. }) => see_other(&url),
+        Err(Refused::Redirect { url, description, is_trusted: false }) => way_back::page(&url, description),
     }
 }
 

@@ -9,10 +9,10 @@ use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLim
 
 /// Registrations that are kept for a day although nobody has used them.
 const PER_ADDRESS: Quota = per_second(1, 1_000);
-const BY_EVERYBODY: Quota = per_second(1, 10_000);
+const BY_EVERYBODY: Quota = per_second(5, 10_000);
 /// Sign-ins at a provider that have begun; each is kept for ten minutes.
 const SIGN_INS: Quota = per_second(2, 600);
-const ALL_SIGN_INS: Quota = per_second(50, 10_000);
+const ALL_SIGN_INS: Quota = per_second(200, 20_000);
 /// Authorizations under way, of one user; each is kept for ten minutes.
 const PER_USER: Quota = per_second(1, 100);
 /// So many addresses or users, and those that have been quiet are forgotten.

@@ -138,6 +138,7 @@ mod tests {
             cimd: false,
             iss_parameter,
             scopes_supported: Vec::new(),
+            is_published: true,
         }
     }
 

@@ -92,13 +92,30 @@ impl Connector {
             let incarnation = connection.map(|connection| connection.incarnation);
             let challenge = Challenge { lacking, ..Challenge::new(Vec::new(), incarnation) };
             self.remember(&of_grant(grant), &challenge, LACKING).await?;
-            let wish = Challenge { incarnation: None, ..challenge };
-            self.remember(&of_client(user, client, route), &wish, REMEMBERED).await
+            self.wish(&of_client(user, client, route), challenge.lacking).await
         };
         if let Err(error) = remembered.await {
             tracing::warn!(target: "postern::oauth", %error, "a missing scope could not be remembered");
         }
         self.settled.remove(grant);
+    }
+
+    /// What a client lacked adds up until the user has said yes to it; a no counts until it is forgotten.
+    async fn wish(&self, key: &str, lacking: Vec<String>) -> Result<(), RecordError> {
+        let known = self.records.readable::<Challenge>(key).await?;
+        let (version, before) = match known {
+            Some(known) if known.value.settled => return Ok(()),
+            Some(known) => (known.version, known.value.lacking),
+            None => (0, Vec::new()),
+        };
+        if lacking.iter().all(|scope| before.contains(scope)) {
+            return Ok(());
+        }
+        let mut both = lacking;
+        both.extend(before.into_iter().filter(|scope| !both.contains(scope)).collect::<Vec<_>>());
+        let wish = Challenge { lacking: both, ..Challenge::default() };
+        // Somebody who was faster wished much the same.
+        self.records.put(key, version, &wish, REMEMBERED).await.map(|_| ())
     }
 
     /// One that says nothing new costs no write, unless what is there ends soon.
@@ -206,12 +223,12 @@ impl Connector {
         open.map(|known| known.value.lacking).unwrap_or_default()
     }
 
-    /// The user has said no to this client: it is asked for nothing but what it asks for itself.
-    pub async fn declined(&self, user: &str, client: &str, route: &Route) {
+    /// The user has answered this client: what it lacked is had, or it is asked for nothing but what it asks for itself.
+    pub async fn answered(&self, user: &str, client: &str, route: &Route, is_allowed: bool) {
         let key = of_client(user, client, route);
-        if let Ok(Some(open)) = self.records.readable::<Challenge>(&key).await
-            && let Err(error) = self.close(&key, open).await
-        {
+        let Ok(Some(open)) = self.records.readable::<Challenge>(&key).await else { return };
+        let answered = Challenge { settled: open.value.settled || !is_allowed, ..Challenge::default() };
+        if let Err(error) = self.records.put(&key, open.version, &answered, REMEMBERED).await {
             tracing::debug!(target: "postern::oauth", %error, "what a client lacked is remembered until it expires");
         }
     }

@@ -11,7 +11,7 @@ use subtle::ConstantTimeEq;
 
 use super::authorize::{Pkce, authorization_url, check_issuer};
 use super::prospect::Plan;
-use super::register::{RegisterError, Registration};
+use super::register::RegisterError;
 use super::token::{self, Outcome, Presented, TokenResponse};
 use super::{Connector, connection_key, issuer_key};
 use crate::config::Credential;
@@ -98,7 +98,8 @@ impl Connector {
         resume: serde_json::Value,
     ) -> Result<String, ConnectError> {
         let server = &plan.discovered.server;
-        let (registration_key, registration) = self.registration(route, server).await?;
+        let registered = self.registration(route, server).await;
+        let (registration_key, registration) = registered.inspect_err(|_| self.forget_upstream(route))?;
         let redirect_uri = self.redirect_uri(&issuer_key(&server.issuer));
         let pkce = Pkce::new(seal::random().map_err(|_| ConnectError::Unavailable)?);
         let state = seal::token().map_err(|_| ConnectError::Unavailable)?;
@@ -166,6 +167,9 @@ impl Connector {
         let route = routes.by_name(&pending.route).filter(|route| route.upstream.url == pending.upstream);
         let route = route.ok_or(CallbackError::Unknown)?;
         let outcome = self.redeem(route, &pending, returning).await;
+        if outcome.as_ref().is_err_and(|error| !matches!(error, ConnectError::Denied)) {
+            self.forget_upstream(route);
+        }
         tracing::info!(target: "audit", event = "connect", user, route = %pending.route, issuer = %pending.plan.discovered.server.issuer, ok = outcome.is_ok());
         Ok(Completed { resume: pending.resume, outcome })
     }
@@ -196,7 +200,8 @@ impl Connector {
         let Some((_, tokens)) = found else {
             return Ok(false);
         };
-        if let Ok(Some(registration)) = self.client_of(credential, &tokens).await {
+        let at = (tokens.issuer.as_str(), tokens.token_endpoint.as_str());
+        if let Ok(Some(registration)) = self.client_of(credential, &tokens.registration, at).await {
             token::revoke(&self.outbound, policy, &registration, &tokens).await;
         }
         Ok(true)
@@ -218,9 +223,9 @@ impl Connector {
         let grant =
             Presented::Code { code, verifier: &pending.verifier, redirect_uri: &pending.redirect_uri };
         let endpoint = &discovered.server.token_endpoint;
-        let client = self.records.readable::<Registration>(&pending.registration_key).await;
+        let at = (discovered.server.issuer.as_str(), endpoint.as_str());
+        let client = self.client_of(&route.credential, &pending.registration_key, at).await;
         let Ok(Some(client)) = client else { return Err(ConnectError::Unavailable) };
-        let client = client.value;
         let now = self.clock.now();
         let response = match token::request(
             &self.outbound,

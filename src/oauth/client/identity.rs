@@ -271,6 +271,9 @@ impl Providers {
             return Err(IdentityError::Refused("UserInfo: is about somebody else (sub)".to_owned()));
         }
         // What is said to be verified is the address that is beside it.
+        if !claims.rest.contains_key("email") {
+            claims.rest.remove("email_verified");
+        }
         let same_address = claims.rest.get("email").is_none_or(|email| more.get("email") == Some(email));
         for (name, value) in more.into_iter().filter(|(name, _)| same_address || name != "email_verified") {
             claims.rest.entry(name).or_insert(value);

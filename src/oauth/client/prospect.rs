@@ -51,9 +51,17 @@ pub(super) struct Upstreams(DashMap<String, Arc<Said>>);
 #[derive(Default)]
 struct Said {
     /// Held while the upstream is asked.
-    latest: Mutex<Option<(Upstream, SystemTime)>>,
+    latest: Mutex<Option<Latest>>,
     /// How often it has answered.
     count: AtomicU64,
+}
+
+struct Latest {
+    upstream: Upstream,
+    at: SystemTime,
+    /// It says so to everybody; otherwise it lets people in, and counts as protected for those alone whom it has asked for a
+    /// token later on.
+    is_for_all: bool,
 }
 
 /// What an upstream says without a credential.
@@ -128,7 +136,7 @@ impl Connector {
 
     /// Whether the connection will do, without the user: what has run out is renewed, so that a grant that is dead is found
     /// now and not by the client's first call.
-    async fn is_usable(
+    pub(super) async fn is_usable(
         self: &Arc<Self>,
         route: &Arc<Route>,
         key: &str,
@@ -154,38 +162,64 @@ impl Connector {
     /// is remembered of it is too old.
     async fn upstream(&self, route: &Route, oauth: &OauthCredential, has_asked: bool) -> Upstream {
         let overrides = overrides(oauth);
-        let said = self.upstreams.of(&seal::digest(&format!("{}\0{overrides:?}", route.place)));
+        let said = self.upstreams.of(&name_of(route, &overrides));
         let before = said.count.load(Ordering::Acquire);
         let mut latest = said.latest.lock().await;
         // Whoever was asked while we waited for our turn has said it to us as well.
         let is_new = said.count.load(Ordering::Acquire) > before;
-        if let Some((known, at)) = &*latest {
+        if let Some(Latest { upstream: known, at, is_for_all }) = &*latest {
             // What went wrong counts for those who have waited for it, and for nobody after them.
-            let is_good = matches!(known, Upstream::Protected(Ok(_)));
+            let is_good = matches!(known, Upstream::Protected(Ok(found)) if found.server.is_published);
             let is_fresh = is_good && !has_asked && self.clock.now() < *at + DISCOVERED;
-            if (is_new || is_fresh) && !(has_asked && matches!(known, Upstream::Open)) {
+            let is_ours = if has_asked { !matches!(known, Upstream::Open) } else { *is_for_all };
+            if (is_new || is_fresh) && is_ours {
                 return known.clone();
             }
         }
-        let answer = self.ask(route, &overrides, has_asked).await;
-        *latest = Some((answer.clone(), self.clock.now()));
-        said.count.fetch_add(1, Ordering::Release);
+        let (answer, is_for_all) = self.ask(route, &overrides, has_asked).await;
+        let is_outage = match &answer {
+            Upstream::Silent => true,
+            Upstream::Protected(Err(error)) => error.is_transient(),
+            _ => false,
+        };
+        let is_held =
+            latest.as_ref().is_some_and(|latest| matches!(latest.upstream, Upstream::Protected(Ok(_))));
+        // An outage does not take away what others can still use.
+        if !(is_outage && is_held) {
+            *latest = Some(Latest { upstream: answer.clone(), at: self.clock.now(), is_for_all });
+            said.count.fetch_add(1, Ordering::Release);
+        }
         answer
     }
 
-    async fn ask(&self, route: &Route, overrides: &Overrides, has_asked: bool) -> Upstream {
-        let bearer = match probe(&self.outbound, &route.upstream.url, &route.upstream.policy).await {
-            Probe::Challenged { bearer, .. } => bearer,
-            Probe::Open if has_asked => None,
-            Probe::Open => return Upstream::Open,
+    /// What was remembered of the upstream has led nowhere.
+    pub(super) fn forget_upstream(&self, route: &Route) {
+        if let Credential::Oauth(oauth) = &route.credential {
+            self.upstreams.0.remove(&name_of(route, &overrides(oauth)));
+        }
+    }
+
+    /// What it says, and whether it says so to everybody.
+    async fn ask(&self, route: &Route, overrides: &Overrides, has_asked: bool) -> (Upstream, bool) {
+        let (bearer, is_for_all) = match probe(&self.outbound, &route.upstream.url, &route.upstream.policy)
+            .await
+        {
+            Probe::Challenged { bearer, .. } => (bearer, true),
+            Probe::Open if has_asked => (None, false),
+            Probe::Open => return (Upstream::Open, true),
             Probe::Unreachable(reason) => {
                 tracing::info!(target: "postern::oauth", route = %route.name, %reason, "upstream does not answer the probe");
-                return Upstream::Silent;
+                return (Upstream::Silent, true);
             }
         };
         let target = Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides };
-        Upstream::Protected(discover(&self.outbound, &target, bearer.as_ref()).await.map(Arc::new))
+        let discovered = discover(&self.outbound, &target, bearer.as_ref()).await;
+        (Upstream::Protected(discovered.map(Arc::new)), is_for_all)
     }
+}
+
+fn name_of(route: &Route, overrides: &Overrides) -> String {
+    seal::digest(&format!("{}\0{overrides:?}", route.place))
 }
 
 fn overrides(oauth: &OauthCredential) -> Overrides {

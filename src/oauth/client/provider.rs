@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use secrecy::SecretString;
+
 use super::connect::{CONNECTION_TTL, ConnectError};
-use super::prospect::{Prospect, is_alive};
+use super::prospect::Prospect;
 use super::register::{RegisterError, Registration};
 use super::registration::by_id;
 use super::token::TokenResponse;
@@ -27,8 +29,8 @@ pub struct ProviderTokens {
 }
 
 impl Connector {
-    /// Keeps them in place of what is there. Tokens that cannot be renewed do not replace some that can: providers give
-    /// refresh tokens the first time only.
+    /// Keeps them in place of what is there. Some providers give a refresh token the first time only: then it is kept
+    /// beside the new access token.
     pub async fn keep_provider_tokens(
         &self,
         provider: &IdentityProvider,
@@ -37,19 +39,16 @@ impl Connector {
         now: SystemTime,
     ) -> Result<(), ConnectError> {
         let key = key_at(&provider_place(&provider.issuer), user);
-        if tokens.response.refresh_token.is_none()
-            && let Ok(Some((connection, known))) = self.records.connection(&key).await
-            && connection.state != State::NeedsReauth
-            && known.refresh_token.is_some()
-        {
-            return Ok(());
-        }
         let ProviderTokens { response, scopes, client, token_endpoint, revocation_endpoint } = tokens;
         let registration = by_id(&issuer_key(&provider.issuer), &client.client_id);
         self.remember_client(&registration, &client).await?;
+        let refresh_token = match response.refresh_token {
+            Some(given) => Some(given),
+            None => self.refresh_token_of(&key, &registration).await,
+        };
         let tokens = Tokens {
             access_token: response.access_token,
-            refresh_token: response.refresh_token,
+            refresh_token,
             expires_at: response.expires_in.map(|lifetime| now + lifetime),
             obtained_at: now,
             scopes: response.scope.unwrap_or_else(|| scopes.clone()),
@@ -81,27 +80,32 @@ impl Connector {
 
     /// Whether the user has to sign in there again, for a route that injects its tokens.
     pub(super) async fn prospect_at_provider(
-        &self,
+        self: &Arc<Self>,
         provider: &IdentityProvider,
-        route: &Route,
+        route: &Arc<Route>,
         user: &str,
     ) -> Prospect {
         if !provider.knows(user) {
             return Prospect::NotTheirs;
         }
         let key = connection_key(user, route);
-        match self.records.connection(&key).await {
-            Ok(Some((connection, tokens)))
-                if connection.state != State::NeedsReauth && is_alive(&tokens, self.clock.now()) =>
-            {
-                match self.open_challenge(&key, Some(&connection.incarnation)).await {
-                    None => Prospect::NotNeeded,
-                    Some(_) => Prospect::SignIn(provider.name.clone()),
-                }
-            }
-            Ok(_) | Err(RecordError::Unreadable) => Prospect::SignIn(provider.name.clone()),
-            Err(_) => Prospect::Unknown,
+        let (connection, tokens) = match self.records.connection(&key).await {
+            Ok(Some(found)) => found,
+            Ok(None) | Err(RecordError::Unreadable) => return Prospect::SignIn(provider.name.clone()),
+            Err(_) => return Prospect::Unknown,
+        };
+        let is_asked = self.open_challenge(&key, Some(&connection.incarnation)).await.is_some();
+        match !is_asked && self.is_usable(route, &key, &connection, &tokens).await {
+            true => Prospect::NotNeeded,
+            false => Prospect::SignIn(provider.name.clone()),
         }
+    }
+
+    /// The refresh token that there is already, if it was given to the same client and is not known to be dead.
+    async fn refresh_token_of(&self, key: &str, registration: &str) -> Option<SecretString> {
+        let (connection, known) = self.records.connection(key).await.ok()??;
+        let is_good = connection.state != State::NeedsReauth && known.registration == registration;
+        known.refresh_token.filter(|_| is_good)
     }
 
     /// One write, and that only when something has changed: everybody who signs in comes by here.

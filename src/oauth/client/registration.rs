@@ -2,6 +2,7 @@
 //! and remembered per issuer (MCP Client Registration, RFC 7591). Never reused at another issuer.
 use std::time::{Duration, SystemTime};
 
+use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use super::discover::AuthorizationServer;
@@ -10,7 +11,7 @@ use super::{Connector, issuer_key};
 use crate::config::{Credential, OauthCredential};
 use crate::route::Route;
 use crate::seal;
-use crate::store::record::{RecordError, Tokens, Typed};
+use crate::store::record::{RecordError, Typed};
 use crate::store::{Kind, Put};
 
 const NAME: &str = "Postern";
@@ -62,21 +63,23 @@ impl Connector {
         self.registering.take(&current, self.identity(route, server, &issuer, &current, configured)).await
     }
 
-    /// The client that these tokens were issued to, as it authenticates today: a secret that was replaced in the
+    /// The client that was known under `registration` at this issuer and token endpoint, as it authenticates today: a secret that was replaced in the
     /// configuration counts at once, where the configuration means the same issuer. `None`: we do not know it any more, or
     /// cannot read it.
     pub(super) async fn client_of(
         &self,
         credential: &Credential,
-        tokens: &Tokens,
+        registration: &str,
+        (issuer, token_endpoint): (&str, &str),
     ) -> Result<Option<Registration>, RecordError> {
-        let Some(stored) = self.records.readable::<Registration>(&tokens.registration).await? else {
+        let Some(stored) = self.records.readable::<Registration>(registration).await? else {
             return Ok(None);
         };
         let stored = stored.value;
         Ok(Some(match credential {
             Credential::Oauth(oauth)
-                if is_issuer_of(oauth, tokens) && oauth.client_id.as_ref() == Some(&stored.client_id) =>
+                if is_issuer_of(oauth, issuer, token_endpoint)
+                    && oauth.client_id.as_ref() == Some(&stored.client_id) =>
             {
                 Registration {
                     client_secret: oauth.client_secret.clone(),
@@ -92,7 +95,7 @@ impl Connector {
                 }
             }
             Credential::UpstreamInject(provider)
-                if provider.issuer == tokens.issuer && provider.client_id == stored.client_id =>
+                if provider.issuer == issuer && provider.client_id == stored.client_id =>
             {
                 Registration {
                     client_secret: provider.client_secret.clone().or(stored.client_secret),
@@ -157,21 +160,28 @@ impl Connector {
         }
     }
 
-    /// The issuer does not know this client: where we have registered it ourselves, the next authorization registers
-    /// anew. Says whether that is so.
+    /// The issuer does not know this client, or not with that secret. Says whether the next authorization is made as
+    /// another one: registered anew, or as the configuration has it by now.
     pub(super) async fn forget_client(
         &self,
         credential: &Credential,
         issuer: &str,
         client: &Registration,
     ) -> bool {
-        let is_configured = match credential {
-            Credential::Oauth(oauth) => oauth.client_id.as_ref() == Some(&client.client_id),
-            _ => true,
+        let of_today = match credential {
+            Credential::Oauth(oauth) => oauth.client_id.as_ref().map(|id| (id, oauth.client_secret.as_ref())),
+            Credential::UpstreamInject(provider) => {
+                Some((&provider.client_id, provider.client_secret.as_ref()))
+            }
+            Credential::None | Credential::Header { .. } => return false,
         };
-        // An id that is a URL is our own document.
-        if is_configured || client.client_id.starts_with("https://") {
-            return false;
+        let text = |secret: Option<&SecretString>| secret.map(|secret| secret.expose_secret().to_owned());
+        if let Some((id, secret)) = of_today {
+            return *id != client.client_id || text(secret) != text(client.client_secret.as_ref());
+        }
+        // An id that is a URL is our own document, which has one address per issuer.
+        if client.client_id.starts_with("https://") {
+            return client.client_id != self.document_url(&issuer_key(issuer));
         }
         let current = issuer_key(issuer);
         match self.stored(&current).await {
@@ -200,6 +210,12 @@ impl Connector {
         put.map_err(|_| RegisterError::Unavailable)
     }
 
+    /// Where our own document for this issuer lies.
+    fn document_url(&self, issuer_key: &str) -> String {
+        let own = || format!("{}/oauth/client/{issuer_key}.json", self.origin);
+        self.client_metadata_url.clone().unwrap_or_else(own)
+    }
+
     /// By Client ID Metadata Document, where the server takes them and ours can be fetched from outside.
     fn by_document(
         &self,
@@ -207,11 +223,10 @@ impl Connector {
         issuer: &str,
         redirect_uri: &str,
     ) -> Option<Registration> {
-        let client_id = match &self.client_metadata_url {
-            Some(url) => url.clone(),
-            None if self.is_https => format!("{}/oauth/client/{issuer}.json", self.origin),
-            None => return None,
-        };
+        if self.client_metadata_url.is_none() && !self.is_https {
+            return None;
+        }
+        let client_id = self.document_url(issuer);
         server.cimd.then(|| Registration {
             client_id,
             client_secret: None,
@@ -276,11 +291,11 @@ fn configured(
     }
 }
 
-/// Whether the configuration names the issuer that these tokens are from. Where it leaves that to discovery, it says nothing.
-fn is_issuer_of(oauth: &OauthCredential, tokens: &Tokens) -> bool {
+/// Whether the configuration names this issuer. Where it leaves that to discovery, it says nothing.
+fn is_issuer_of(oauth: &OauthCredential, issuer: &str, token_endpoint: &str) -> bool {
     match (&oauth.issuer, &oauth.token_endpoint) {
-        (Some(issuer), _) => *issuer == tokens.issuer,
-        (None, Some(endpoint)) => *endpoint == tokens.token_endpoint,
+        (Some(configured), _) => configured == issuer,
+        (None, Some(configured)) => configured == token_endpoint,
         (None, None) => false,
     }
 }

@@ -201,5 +201,6 @@ pub fn server_at(base: &str) -> AuthorizationServer {
         cimd: false,
         iss_parameter: false,
         scopes_supported: Vec::new(),
+        is_published: true,
     }
 }

@@ -104,9 +104,9 @@ pub enum Refused {
     UnknownClient(&'static str),
     /// We could not find out; trying again may help.
     Later(&'static str),
-    /// Tell the client: the URL to send the browser to, and what the client is told. `is_listed`: whoever runs this gateway
-    /// vouches for the address.
-    Redirect { url: String, description: &'static str, is_listed: bool },
+    /// Tell the client: the URL to send the browser to, and what the client is told. `is_trusted`: the browser may go
+    /// there by itself.
+    Redirect { url: String, description: &'static str, is_trusted: bool },
 }
 
 /// Checks the request. Needs no user, so that a bad request is refused before anybody signs in.
@@ -175,7 +175,8 @@ pub async fn validate(
         Err(refusal) => {
             let description = refusal.description;
             let url = error_redirect(snapshot, &redirect_uri, state.as_deref(), refusal);
-            Err(Refused::Redirect { url, description, is_listed: client.is_listed })
+            let is_trusted = client.is_listed || redirect::is_loopback(&redirect_uri);
+            Err(Refused::Redirect { url, description, is_trusted })
         }
     }
 }
@@ -235,11 +236,11 @@ pub async fn prepare(
     client: Client,
     browser: &Browser,
 ) -> Result<Prepared, Refused> {
-    let is_listed = client.is_listed;
     let refuse = |refusal: Refusal| {
         let description = refusal.description;
         let url = error_redirect(snapshot, &request.redirect_uri, request.state.as_deref(), refusal);
-        Refused::Redirect { url, description, is_listed }
+        // Whoever is signed in has asked for something that is in order.
+        Refused::Redirect { url, description, is_trusted: true }
     };
     let route = snapshot
         .routes

@@ -55,10 +55,11 @@ pub async fn decide(
     };
     let request = flow.request;
     audit("consent", &request, browser, decision == Decision::Allow);
+    if let Some(route) = snapshot.routes.by_name(&request.route) {
+        let is_allowed = decision == Decision::Allow;
+        authority.connector.answered(&browser.user, &request.client_id, route, is_allowed).await;
+    }
     if decision == Decision::Deny {
-        if let Some(route) = snapshot.routes.by_name(&request.route) {
-            authority.connector.declined(&browser.user, &request.client_id, route).await;
-        }
         return Ok(refused(snapshot, &request, Refusal::access_denied("the user said no")));
     }
     remember(authority, &request, &browser.user, &flow.scopes).await;

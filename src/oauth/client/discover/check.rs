@@ -97,15 +97,29 @@ pub(super) fn same_site(issuer: &Url, endpoint: &Url) -> bool {
     };
     match (&one, &other) {
         (Host::Domain(one), Host::Domain(other)) if one != other => {
-            registrable(one).is_some_and(|domain| registrable(other) == Some(domain))
+            match (is_known(one), is_known(other)) {
+                (true, true) => registrable(one).is_some_and(|domain| registrable(other) == Some(domain)),
+                // Of names that only an own network knows, one has to contain the other.
+                (false, false) => is_below(one, other) || is_below(other, one),
+                _ => false,
+            }
         }
         _ => one == other,
     }
 }
 
-/// The part of a name that somebody has registered; a name nobody knows the suffix of has none.
+/// Whether the list has the suffix of this name.
+fn is_known(name: &str) -> bool {
+    psl::suffix(name.as_bytes()).is_some_and(|suffix| suffix.is_known())
+}
+
+fn is_below(host: &str, parent: &str) -> bool {
+    parent.contains('.') && host.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.'))
+}
+
+/// The part of a name that somebody has registered.
 fn registrable(name: &str) -> Option<&str> {
-    let domain = psl::domain(name.as_bytes()).filter(|domain| domain.suffix().is_known())?;
+    let domain = psl::domain(name.as_bytes())?;
     std::str::from_utf8(domain.as_bytes()).ok()
 }
 
@@ -282,6 +296,8 @@ mod tests {
             ("https://badexample.com", "https://example.com/authorize", false),
             ("https://com", "https://example.com/authorize", false),
             ("https://one.internal", "https://other.internal/authorize", false),
+            ("https://corp.internal", "https://login.corp.internal/authorize", true),
+            ("https://internal", "https://corp.internal/authorize", false),
             ("https://10.0.0.1", "https://1.10.0.0.1.example/authorize", false),
             ("https://10.0.0.1", "https://10.0.0.1:8443/authorize", true),
             ("https://10.0.0.1", "https://10.0.0.2/authorize", false),

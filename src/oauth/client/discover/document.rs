@@ -22,6 +22,12 @@ pub(super) struct ResourceMetadata {
     pub scopes_supported: Option<Vec<String>>,
 }
 
+impl ResourceMetadata {
+    pub fn names_servers(&self) -> bool {
+        self.authorization_servers.as_ref().is_some_and(|listed| !listed.is_empty())
+    }
+}
+
 /// RFC 8414 §2 and OpenID Connect Discovery §3, as far as a client needs it.
 #[derive(Deserialize)]
 pub(super) struct ServerMetadata {

@@ -7,6 +7,7 @@
 mod check;
 mod document;
 mod scope;
+mod server;
 
 use std::time::Duration;
 
@@ -14,10 +15,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use self::check::{issuer_url, origin, resource_matches, safe_url, same_site};
+use self::check::{issuer_url, origin, resource_matches, safe_url};
 use self::document::{ResourceMetadata, ServerMetadata, fetch};
 pub(super) use self::scope::scope_list;
-use self::scope::{valid_scopes, wanted_scopes};
+use self::scope::wanted_scopes;
+pub use self::server::AuthorizationServer;
+use self::server::{belong_together, checked_server, configured_server};
 use crate::challenge::Bearer;
 use crate::outbound::{AddressPolicy, Outbound};
 
@@ -46,24 +49,6 @@ pub struct Overrides {
     pub resource: Option<String>,
     /// Taken as they are, nothing added.
     pub scopes: Option<Vec<String>>,
-}
-
-/// An authorization server whose metadata was checked.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AuthorizationServer {
-    /// Verbatim: compared as a string with `iss`, and the key under which our client identity is kept.
-    pub issuer: String,
-    pub authorization_endpoint: String,
-    pub token_endpoint: String,
-    pub registration_endpoint: Option<String>,
-    pub revocation_endpoint: Option<String>,
-    /// Client authentication at the token endpoint, by registered name.
-    pub auth_methods: Vec<String>,
-    /// Takes client ID metadata documents.
-    pub cimd: bool,
-    /// Promises `iss` in every authorization response (RFC 9207).
-    pub iss_parameter: bool,
-    pub scopes_supported: Vec<String>,
 }
 
 /// What an authorization needs to know.
@@ -141,28 +126,6 @@ async fn walk(
     Ok(conclude(target, challenge, server, metadata))
 }
 
-/// Both endpoints configured: the operator's word instead of any document.
-fn configured_server(target: &Target<'_>) -> Result<Option<AuthorizationServer>, DiscoverError> {
-    let overrides = target.overrides;
-    let (Some(authorization), Some(token)) = (&overrides.authorization_endpoint, &overrides.token_endpoint)
-    else {
-        return Ok(None);
-    };
-    let url = safe_url(authorization, target.policy)?;
-    safe_url(token, target.policy)?;
-    Ok(Some(AuthorizationServer {
-        issuer: overrides.issuer.clone().unwrap_or_else(|| origin(&url)),
-        authorization_endpoint: authorization.clone(),
-        token_endpoint: token.clone(),
-        registration_endpoint: None,
-        revocation_endpoint: None,
-        auth_methods: default_auth_methods(),
-        cimd: false,
-        iss_parameter: false,
-        scopes_supported: Vec::new(),
-    }))
-}
-
 /// The checked resource metadata, or `None` where the server publishes none.
 async fn resource_metadata(
     outbound: &Outbound,
@@ -176,17 +139,18 @@ async fn resource_metadata(
     let well_known = check::resource_metadata_urls(upstream);
     // A hint that names a well-known place is not asked twice.
     let places = hint.iter().chain(well_known.iter().filter(|url| Some(*url) != hint.as_ref()));
+    // An outage where the challenge leads may hide what the well-known places do not have.
+    let mut lost = None;
     for place in places {
         let found = match fetch::<ResourceMetadata>(outbound, target.policy, place).await {
-            Ok(Some(found))
-                if found.authorization_servers.as_ref().is_some_and(|listed| !listed.is_empty()) =>
-            {
-                found
-            }
-            // A document that names no authorization server is of no use.
+            Ok(Some(found)) if target.overrides.issuer.is_some() || found.names_servers() => found,
+            // A document that names no authorization server is of no use, unless the operator does.
             Ok(_) => continue,
             // What came of a hint is not worth more than the hint: the well-known places are there all the same.
-            Err(_) if Some(place) == hint.as_ref() => continue,
+            Err(error) if Some(place) == hint.as_ref() => {
+                lost = error.is_transient().then_some(error);
+                continue;
+            }
             Err(error) => return Err(error),
         };
         let configured = target.overrides.resource.as_deref();
@@ -195,7 +159,7 @@ async fn resource_metadata(
         }
         return Ok(Some(found));
     }
-    Ok(None)
+    lost.map_or(Ok(None), Err)
 }
 
 /// The first of the listed servers that passes every check. An outage ends the search: moving on to the next server
@@ -237,24 +201,6 @@ pub trait IssuerMetadata: DeserializeOwned {
     }
 }
 
-impl IssuerMetadata for ServerMetadata {
-    fn issuer(&self) -> &str {
-        &self.issuer
-    }
-
-    fn check(&self) -> Result<(), DiscoverError> {
-        let methods = self.code_challenge_methods_supported.as_deref().unwrap_or_default();
-        if !methods.iter().any(|method| method == "S256") {
-            return Err(DiscoverError::Unsupported("it does not announce pkce with s256"));
-        }
-        let grants = |grants: &Vec<String>| grants.iter().any(|grant| grant == "authorization_code");
-        if !self.grant_types_supported.as_ref().is_none_or(grants) {
-            return Err(DiscoverError::Unsupported("it does not grant codes"));
-        }
-        Ok(())
-    }
-}
-
 /// Fetches the metadata of an issuer from where they may lie.
 pub async fn issuer_metadata<M: IssuerMetadata>(
     outbound: &Outbound,
@@ -288,6 +234,7 @@ async fn origin_server(
 ) -> Result<AuthorizationServer, DiscoverError> {
     let issuer = origin(upstream);
     let url = issuer_url(&issuer, target.policy)?;
+    let mut wrong = None;
     for place in check::server_metadata_urls(&url) {
         let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? else {
             continue;
@@ -295,7 +242,13 @@ async fn origin_server(
         if check::without_slash(&metadata.issuer) != issuer {
             return Err(DiscoverError::IssuerMismatch);
         }
-        return checked_server(target, &url, metadata);
+        match metadata.check() {
+            Ok(()) => return checked_server(target, &url, metadata),
+            Err(error) => drop(wrong.get_or_insert(error)),
+        }
+    }
+    if let Some(error) = wrong {
+        return Err(error);
     }
     let overrides = target.overrides;
     let server = AuthorizationServer {
@@ -311,53 +264,13 @@ async fn origin_server(
         cimd: false,
         iss_parameter: false,
         scopes_supported: Vec::new(),
+        is_published: false,
         issuer,
     };
-    safe_url(&server.authorization_endpoint, target.policy)?;
-    safe_url(&server.token_endpoint, target.policy)?;
+    let authorization = safe_url(&server.authorization_endpoint, target.policy)?;
+    let token = safe_url(&server.token_endpoint, target.policy)?;
+    belong_together(target, &authorization, &token)?;
     Ok(server)
-}
-
-/// `metadata` is known to be of `issuer`; what it says is fit for use after this.
-fn checked_server(
-    target: &Target<'_>,
-    issuer: &Url,
-    metadata: ServerMetadata,
-) -> Result<AuthorizationServer, DiscoverError> {
-    let overrides = target.overrides;
-    metadata.check()?;
-    let authorization_endpoint = overrides
-        .authorization_endpoint
-        .clone()
-        .or(metadata.authorization_endpoint)
-        .ok_or(DiscoverError::Unsupported("it has no authorization endpoint"))?;
-    let token_endpoint = overrides
-        .token_endpoint
-        .clone()
-        .or(metadata.token_endpoint)
-        .ok_or(DiscoverError::Unsupported("it has no token endpoint"))?;
-    let authorization = safe_url(&authorization_endpoint, target.policy)?;
-    safe_url(&token_endpoint, target.policy)?;
-    for endpoint in [&metadata.registration_endpoint, &metadata.revocation_endpoint].into_iter().flatten() {
-        safe_url(endpoint, target.policy)?;
-    }
-    if overrides.authorization_endpoint.is_none()
-        && !same_site(issuer, &authorization)
-        && !target.policy.allows_private(check::bare_host(&authorization))
-    {
-        return Err(DiscoverError::Invalid("authorization endpoint on another site than the issuer"));
-    }
-    Ok(AuthorizationServer {
-        issuer: metadata.issuer,
-        authorization_endpoint,
-        token_endpoint,
-        registration_endpoint: metadata.registration_endpoint,
-        revocation_endpoint: metadata.revocation_endpoint,
-        auth_methods: metadata.token_endpoint_auth_methods_supported.unwrap_or_else(default_auth_methods),
-        cimd: metadata.client_id_metadata_document_supported.unwrap_or(false),
-        iss_parameter: metadata.authorization_response_iss_parameter_supported.unwrap_or(false),
-        scopes_supported: valid_scopes(metadata.scopes_supported.unwrap_or_default()),
-    })
 }
 
 fn conclude(
@@ -377,11 +290,6 @@ fn conclude(
         None => wanted_scopes(challenge, published_scopes, &server),
     };
     Discovered { server, resource, scopes }
-}
-
-/// RFC 8414 §2: what an absent list means.
-fn default_auth_methods() -> Vec<String> {
-    vec!["client_secret_basic".to_string()]
 }
 
 #[cfg(test)]

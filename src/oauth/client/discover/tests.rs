@@ -244,6 +244,39 @@ async fn pom_22_server_metadata_that_cannot_be_used_give_way_to_the_next_place()
 }
 
 #[tokio::test]
+async fn an_outage_where_the_challenge_leads_is_not_taken_for_a_server_without_metadata() {
+    let stub = Stub::start(|seen, _| Answer::status(if seen.path == "/hint" { 503 } else { 404 })).await;
+    let error = challenged(&stub, &hint(stub.url("/hint"))).await.unwrap_err();
+    assert!(error.is_transient());
+}
+
+#[tokio::test]
+async fn sr_t19_one_configured_endpoint_lends_no_trust_to_a_server_that_was_found() {
+    let honest = "https://login.honest.example/authorize";
+    let evil = json!({"token_endpoint": "https://evil.example/token"});
+    let stub = with_server(evil).await;
+    let alone = Overrides { authorization_endpoint: Some(honest.into()), ..Overrides::default() };
+    assert!(matches!(overridden(&stub, &alone, None).await, Err(DiscoverError::Invalid(_))));
+    let named = Overrides { issuer: Some(stub.base().into()), ..alone };
+    assert_eq!(overridden(&stub, &named, None).await.unwrap().server.authorization_endpoint, honest);
+    // Nor are secrets of a configured token endpoint shown elsewhere.
+    let stub = with_server(json!({"revocation_endpoint": "https://evil.example/revoke"})).await;
+    let alone =
+        Overrides { token_endpoint: Some("https://api.honest.example/token".into()), ..Overrides::default() };
+    let server = overridden(&stub, &alone, None).await.unwrap().server;
+    assert_eq!((server.revocation_endpoint, server.registration_endpoint), (None, None));
+}
+
+#[tokio::test]
+async fn a_configured_issuer_makes_up_for_a_list_that_is_missing() {
+    let stub =
+        with_resource(|base| json!({"resource": format!("{base}/mcp"), "scopes_supported": ["a"]})).await;
+    let overrides = Overrides { issuer: Some(stub.base().into()), ..Overrides::default() };
+    let found = overridden(&stub, &overrides, None).await.unwrap();
+    assert_eq!((found.resource, found.scopes), (stub.url("/mcp"), vec!["a".to_owned()]));
+}
+
+#[tokio::test]
 async fn pom_23_without_resource_metadata_the_origin_is_server_and_resource() {
     for place in [RFC8414, OPENID] {
         let stub = serving(move |path, base| (path == place).then(|| server(base))).await;

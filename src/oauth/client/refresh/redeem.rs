@@ -56,7 +56,10 @@ impl Connector {
         if let Some(wait) = self.probe_not_before(route, &acquired, &tokens, takeover).await {
             return ends.ambiguous(wait).await;
         }
-        let registration = match self.client_of(&route.credential, &tokens).await {
+        let registration = match self
+            .client_of(&route.credential, &tokens.registration, (&tokens.issuer, &tokens.token_endpoint))
+            .await
+        {
             Ok(Some(registration)) => registration,
             // Ours to lose, not the user's: nothing is given up over it.
             Ok(None) => {
@@ -189,15 +192,13 @@ impl Ends<'_> {
         self.after(Release::Ambiguous { wait }, "ambiguous", Renewed::Later { retry_after: wait }).await
     }
 
-    /// The tokens stay, in case that the server comes round; but with a client that it does not know any more only a new
-    /// authorization helps, where we can register anew.
+    /// Where we can register anew, only the user can help, since what a client was given is good for no other one.
     async fn unknown_client(&self, credential: &Credential, issuer: &str, client: &Registration) -> Renewed {
         tracing::error!(target: "postern::refresh", issuer, client_id = %client.client_id, "the authorization server does not know this client: check its registration");
-        let renewed = match self.connector.forget_client(credential, issuer, client).await {
-            true => Renewed::NeedsUser,
-            false => Renewed::Later { retry_after: BACKOFF_CONFIG },
-        };
-        self.after(Release::Transient { wait: BACKOFF_CONFIG }, "unknown_client", renewed).await
+        match self.connector.forget_client(credential, issuer, client).await {
+            true => self.dead("unknown_client").await,
+            false => self.transient("unknown_client", BACKOFF_CONFIG).await,
+        }
     }
 
     async fn dead(&self, word: &'static str) -> Renewed {
