@@ -647,6 +647,14 @@ fn flood(short: usize) -> usize {
     if std::env::var_os("POSTERN_SOAK").is_some() { 100_000 } else { short }
 }
 
+/// Alice's browser, signed in and nothing else.
+async fn signed_in(gateway: &Gateway) -> Browser {
+    let mut browser = Browser::new();
+    let page = browser.go(&gateway.url("/login")).await.page();
+    browser.sign_in(&page).await;
+    browser
+}
+
 /// Resident memory of the gateway, MiB.
 fn memory(gateway: &Gateway) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process_id())).unwrap();
@@ -694,9 +702,7 @@ async fn sr_t07_a_flood_of_authorizations_of_one_user_holds_up_only_that_user() 
     let upstream = Upstream::open().await;
     let gateway = builder(&upstream).start().await;
     let client = Client::register(&gateway).await;
-    let mut flooded = Browser::new();
-    let page = flooded.go(&gateway.url("/login")).await.page();
-    flooded.sign_in(&page).await;
+    let mut flooded = signed_in(&gateway).await;
     let first = client.authorization("demo");
     let page = flooded.go_to_consent(&client.redirect_uri, &first.url()).await;
     let mut statuses = Vec::new();
@@ -716,9 +722,7 @@ async fn sr_t07_a_flood_of_consents_is_held_up_with_the_questions() {
     let upstream = Upstream::open().await;
     let gateway = builder(&upstream).start().await;
     let client = Client::register(&gateway).await;
-    let mut flooded = Browser::new();
-    let page = flooded.go(&gateway.url("/login")).await.page();
-    flooded.sign_in(&page).await;
+    let mut flooded = signed_in(&gateway).await;
     flooded.stop_before(&client.redirect_uri);
     let (begun, before) = (std::time::Instant::now(), memory(&gateway));
     let mut given = 0;

@@ -10,7 +10,7 @@ use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
 use crate::credential::{self, Credential, Unresolved};
-use crate::mcp::{Call, Message, SUBSCRIPTION};
+use crate::mcp::{Call, METHOD, Message, SUBSCRIPTION};
 use crate::oauth::client::refresh::Outdated;
 use crate::policy::Denied;
 use crate::respond::Failure;
@@ -62,14 +62,14 @@ impl Gateway {
         let head = session.req_header();
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route)
             .map_err(|NoSession| Failure::NoSession)?;
-        let call = Call::from_headers(&head.headers);
-        let stream = match head.method == Method::GET || call.method == Some(SUBSCRIPTION) {
+        let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
+        let stream = match head.method == Method::GET || listens {
             true => Some(self.streams.open(caller.subject(), &snapshot.config.limits)?),
             false => None,
         };
         // Only a request outside of any session begins one, and only where there are sessions.
         let may_begin = session.is_none() && head.method == Method::POST;
-        let may_begin = may_begin && !call.is_mirrored();
+        let may_begin = may_begin && !Call::from_headers(&head.headers).is_mirrored();
         ctx.target = Some(Target {
             route,
             caller,

@@ -1,6 +1,6 @@
 //! The streams that clients open for themselves (`GET`, `subscriptions/listen`) and that stay open for hours without saying
-//! anything. Each holds
-//! a connection on either side, so nobody gets all of them, and all together leave room for calls (RS-11).
+//! anything. Each holds a connection on either side, so nobody gets all of them, and all together leave room for calls
+//! (RS-11).
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

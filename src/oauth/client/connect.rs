@@ -1,7 +1,7 @@
 //! Taking a user to an upstream's authorization server and back.
 //!
-//! [`Connector::begin`], after consent, makes the `state`, bound to user and browser session, single use, ten minutes; [`Connector::complete`]
-//! takes the answer, and sends the code nowhere before browser, state and issuer are known to be right (RFC 9207 §2.4).
+//! [`Connector::begin`], after consent, makes the `state`, bound to user and browser session, single use, ten minutes;
+//! [`Connector::complete`] takes the answer, and sends the code nowhere before browser, state and issuer are known to be right (RFC 9207 §2.4).
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 

@@ -63,9 +63,9 @@ impl Connector {
         self.registering.take(&current, self.identity(route, server, &issuer, &current, configured)).await
     }
 
-    /// The client that was known under `registration` at this issuer and token endpoint, as it authenticates today: a secret that was replaced in the
-    /// configuration counts at once, where the configuration means the same issuer. `None`: we do not know it any more, or
-    /// cannot read it.
+    /// The client that was known under `registration` at this issuer and token endpoint, as it authenticates today: a
+    /// secret that was replaced in the configuration counts at once, where the configuration means the same issuer.
+    /// `None`: we do not know it any more, or cannot read it.
     pub(super) async fn client_of(
         &self,
         credential: &Credential,

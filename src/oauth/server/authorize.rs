@@ -40,7 +40,8 @@ pub struct Request {
     /// The client wants the user asked, whatever is remembered (`prompt=consent`, OpenID Connect Core §3.1.2.1).
     #[serde(default)]
     pub ask: bool,
-    #[serde(default)]
+    /// Its user comes back from signing in once more. Of this one visit, so it is not stored.
+    #[serde(skip)]
     pub signed_in_again: bool,
     pub redirect_uri: String,
     pub state: Option<String>,
