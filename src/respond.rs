@@ -53,6 +53,12 @@ pub enum Failure {
     Origin(#[from] OriginError),
     #[error(transparent)]
     Route(#[from] RouteError),
+    /// An upstream that is never content: nobody is sent there once more.
+    #[error("the upstream asks for more than it was given, again and again; ask whoever runs it")]
+    AskedTooOften,
+    /// It refuses what its own authorization server has just issued, so that another authorization brings nothing better.
+    #[error("the upstream refuses the tokens of its authorization server; ask whoever runs it")]
+    UpstreamInsists,
     /// `scopes`: all that is needed, those the token has among them.
     #[error("the user has to allow more at the upstream")]
     StepUp { scopes: Vec<String> },
@@ -169,6 +175,8 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::BAD_REQUEST, "invalid_request", "malformed")
         }
         Failure::StepUp { .. } => (StatusCode::FORBIDDEN, "insufficient_scope", "step_up"),
+        Failure::AskedTooOften => (StatusCode::FORBIDDEN, "access_denied", "asked_too_often"),
+        Failure::UpstreamInsists => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_insists"),
         Failure::NoRoomForStreams => {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "no_room_for_streams")
         }

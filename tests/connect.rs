@@ -675,6 +675,7 @@ async fn many_who_come_for_the_first_time_ask_the_upstream_once() {
     // Whoever was sent by the upstream has it asked anew.
     let tokens = rig.sign_in().await;
     assert_eq!(asked(&rig), 1);
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
     rig.upstream.authorization.revoke_everything();
     rig.upstream.refuse_current_tokens();
     assert_eq!(rig.whoami(&tokens).await.status, 401);

@@ -149,6 +149,7 @@ async fn sr_rs_13_the_client_hears_our_refusal_and_never_the_upstreams() {
     ];
     for challenge in challenges {
         let rig = Rig::start().await;
+        assert_eq!(rig.call().post(CALL).await.status, 200);
         // Refused as it is, and refused when it has been renewed.
         let mut headers =
             vec![("content-type", "text/html"), ("set-cookie", "a=b"), ("x-of-the-upstream", "1")];

@@ -12,8 +12,10 @@ use dashmap::DashMap;
 use http::{HeaderValue, header};
 use secrecy::ExposeSecret;
 
+use super::window::{spread, window};
 use super::{Credential, Source, Unresolved};
-use crate::authn::Caller;
+use crate::authn::{Caller, Reach};
+use crate::config;
 use crate::oauth::client::refresh::{Outdated, Renewed};
 use crate::oauth::client::{Connector, connection_key};
 use crate::route::Route;
@@ -23,6 +25,8 @@ use crate::store::{Connection, Refusal, State};
 /// More grants than that and the copies are dropped and read again as needed.
 const SLOTS_MAX: usize = 100_000;
 const RETRY: Duration = Duration::from_secs(1);
+/// Tokens that are refused one after the other within that time are all refused.
+const INSISTENCE: Duration = Duration::from_secs(60);
 
 /// Connections in memory.
 pub struct Connections {
@@ -41,6 +45,8 @@ struct Slot {
     renewing: AtomicBool,
     /// What the upstream has refused: not sent again, whatever the store still says about it.
     refused: ArcSwapOption<Outdated>,
+    /// The same for a call that could not be sent again, with the time.
+    refused_at: ArcSwapOption<(Outdated, SystemTime)>,
     /// No refresh of these tokens before that moment.
     quiet: ArcSwapOption<(Outdated, SystemTime)>,
 }
@@ -56,6 +62,8 @@ enum Known {
 #[derive(Clone)]
 struct Token {
     value: HeaderValue,
+    /// What it may do.
+    scopes: Vec<String>,
     incarnation: Arc<str>,
     generation: u64,
     refreshable: bool,
@@ -102,12 +110,12 @@ impl Connections {
             }
             Known::Token(token) => {
                 if slot.has_refused(token) || token.dead_at.is_some_and(|end| now >= end) {
-                    return self.renewed(&slot, route, &known, token, now).await;
+                    return self.renewed(&slot, caller, route, &known, token, now).await;
                 }
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
                     self.renew_ahead(&slot, route, token.outdated(), now);
                 }
-                Ok(token.credential(&slot.key))
+                token.released(caller, route, &slot.key)
             }
         }
     }
@@ -135,16 +143,31 @@ impl Connections {
         }
     }
 
-    /// Fetches a newer token than the one refused, for calls to come; they wait for it.
-    pub async fn renew_refused(&self, route: &Arc<Route>, source: &Source, now: SystemTime) {
+    /// The upstream takes what it is sent.
+    pub fn accepted(&self, source: &Source) {
+        if let Source::Connection { key, .. } = source
+            && let Some(slot) = self.by_key.get(&**key)
+        {
+            slot.refused_at.store(None);
+        }
+    }
+
+    /// Fetches a newer token than the one refused, for calls to come; they wait for it. `false`: this one was fetched
+    /// because the one before was refused a moment ago, so that a newer one is worth nothing either.
+    pub async fn renew_refused(&self, route: &Arc<Route>, source: &Source, now: SystemTime) -> bool {
         let Source::Connection { key, .. } = source else {
-            return;
+            return true;
         };
         let slot = self.by_key.get(&**key).map(|slot| Arc::clone(&slot));
         if let (Some(slot), Some(outdated)) = (slot, source.outdated()) {
+            if slot.was_fetched_for_a_refusal(&outdated, now) {
+                return false;
+            }
             self.mark_refused(&slot, &outdated).await;
+            slot.refused_at.store(Some(Arc::new((outdated.clone(), now))));
             self.renew_ahead(&slot, route, outdated, now);
         }
+        true
     }
 
     /// The upstream has turned these tokens down: neither this process nor any other sends them again.
@@ -218,6 +241,7 @@ impl Connections {
     async fn renewed(
         &self,
         slot: &Arc<Slot>,
+        caller: &Caller,
         route: &Arc<Route>,
         before: &Arc<Known>,
         token: &Token,
@@ -232,7 +256,7 @@ impl Connections {
             Renewed::Tokens(tokens) => match &*slot.replace(before, Known::of(&tokens.0, &tokens.1)) {
                 Known::Token(newer) if newer.is_covered_by(&outdated) => Err(needs_user()),
                 Known::Token(newer) if newer.dead_at.is_none_or(|end| now < end) => {
-                    Ok(newer.credential(&slot.key))
+                    newer.released(caller, route, &slot.key)
                 }
                 Known::Token(_) => Err(Unresolved::Unavailable { retry_after: RETRY }),
                 _ => Err(needs_user()),
@@ -279,6 +303,7 @@ impl Slot {
             known: ArcSwap::from_pointee(Known::Unknown),
             renewing: AtomicBool::new(false),
             refused: ArcSwapOption::empty(),
+            refused_at: ArcSwapOption::empty(),
             quiet: ArcSwapOption::empty(),
         })
     }
@@ -298,6 +323,14 @@ impl Slot {
 
     fn has_refused(&self, token: &Token) -> bool {
         token.refused || self.refused.load().as_deref().is_some_and(|refused| token.is_covered_by(refused))
+    }
+
+    fn was_fetched_for_a_refusal(&self, outdated: &Outdated, now: SystemTime) -> bool {
+        self.refused_at.load().as_deref().is_some_and(|(before, at)| {
+            before.incarnation == outdated.incarnation
+                && before.generation < outdated.generation
+                && now < *at + INSISTENCE
+        })
     }
 
     /// How long these tokens are not to be refreshed. It says nothing about newer ones.
@@ -329,6 +362,7 @@ impl Known {
         let window = tokens.expires_at.map(|end| window(tokens.obtained_at, end, spread));
         Self::Token(Token {
             value,
+            scopes: tokens.scopes.clone(),
             incarnation: connection.incarnation.as_str().into(),
             generation: connection.generation,
             refreshable: tokens.refresh_token.is_some(),
@@ -337,23 +371,6 @@ impl Known {
             dead_at: window.map(|(_, dead_at)| dead_at),
         })
     }
-}
-
-/// When to refresh ahead and when to stop sending, for a token valid from `from` to `until`. Both margins shrink with
-/// the lifetime, so that tokens of two seconds work as well as those of a day. `spread`, 0 to 255, moves the first by up
-/// to a quarter of its distance from the end, so that tokens given out together are not all renewed together.
-fn window(from: SystemTime, until: SystemTime, spread: u8) -> (SystemTime, SystemTime) {
-    let lifetime = until.duration_since(from).unwrap_or_default();
-    let ahead = (lifetime / 10).max(Duration::from_secs(60)).min(lifetime / 4);
-    let jitter = ahead / 4 * u32::from(spread) / 255;
-    let margin = Duration::from_secs(5).min(lifetime / 10);
-    (until - ahead + jitter, until - margin)
-}
-
-/// The same for one connection at every instance, evenly spread over all of them.
-fn spread(incarnation: &str) -> u8 {
-    let digest = ring::digest::digest(&ring::digest::SHA256, incarnation.as_bytes());
-    digest.as_ref().first().copied().unwrap_or_default()
 }
 
 // === impl Token ===
@@ -367,6 +384,16 @@ impl Token {
         self.incarnation == outdated.incarnation && self.generation <= outdated.generation
     }
 
+    /// A connection is shared by all clients of its user: one that was let in for less does not get more by way of another.
+    fn released(&self, caller: &Caller, route: &Route, key: &Arc<str>) -> Result<Credential, Unresolved> {
+        let is_asked = caller.reach() == Reach::Authorization
+            && matches!(route.credential, config::Credential::Oauth(_));
+        match is_asked && self.scopes.iter().any(|scope| !caller.has_scope(scope)) {
+            true => Err(Unresolved::NotConsented { scopes: self.scopes.clone() }),
+            false => Ok(self.credential(key)),
+        }
+    }
+
     fn credential(&self, key: &Arc<str>) -> Credential {
         let source = Source::Connection {
             key: Arc::clone(key),
@@ -375,25 +402,5 @@ impl Token {
             refreshable: self.refreshable,
         };
         Credential { header: Some((header::AUTHORIZATION, self.value.clone())), source }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-    use super::*;
-    use std::time::UNIX_EPOCH;
-
-    #[test]
-    fn windows_shrink_with_the_lifetime() {
-        let at = |seconds: f64| UNIX_EPOCH + Duration::from_secs_f64(seconds);
-        assert_eq!(window(at(0.0), at(3600.0), 0), (at(3240.0), at(3595.0)));
-        assert_eq!(window(at(0.0), at(3600.0), 255), (at(3330.0), at(3595.0)));
-        assert_eq!(window(at(0.0), at(300.0), 0), (at(240.0), at(295.0)));
-        assert_eq!(window(at(0.0), at(2.0), 0), (at(1.5), at(1.8)));
-        for (lifetime, spread) in [(1.0, 255), (2.0, 255), (60.0, 255), (86400.0, 255)] {
-            let (refresh_at, dead_at) = window(at(0.0), at(lifetime), spread);
-            assert!(refresh_at < dead_at && dead_at < at(lifetime));
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! `Permit` → [`Credential`]: what is injected for this caller at this route, or what the user has to do first. One
 //! file per strategy; a route's configuration says which.
 pub mod connection;
+mod window;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -43,15 +44,26 @@ pub enum Unresolved {
     /// `incarnation`: of the connection that is good for nothing any more, if there is one.
     #[error("the user has to authorize at the upstream")]
     NeedsUser { incarnation: Option<Arc<str>> },
+    /// The connection may do more than the user has let this client do: all that it may.
+    #[error("the user has to let the client use this connection")]
+    NotConsented { scopes: Vec<String> },
     #[error("no valid token just now")]
     Unavailable { retry_after: Duration },
 }
 
 impl Source {
     /// Of the connection it came from, if it came from one.
-    pub fn incarnation(&self) -> Option<Arc<str>> {
+    pub fn incarnation(&self) -> Option<&str> {
         match self {
-            Source::Connection { incarnation, .. } => Some(Arc::clone(incarnation)),
+            Source::Connection { incarnation, .. } => Some(incarnation),
+            _ => None,
+        }
+    }
+
+    /// The connection it came from, if it came from one: its key and incarnation.
+    pub fn connection(&self) -> Option<(&str, Arc<str>)> {
+        match self {
+            Source::Connection { key, incarnation, .. } => Some((key, Arc::clone(incarnation))),
             _ => None,
         }
     }

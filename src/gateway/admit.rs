@@ -11,6 +11,8 @@ use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
 use crate::credential::{self, Credential, Unresolved};
 use crate::mcp::{Call, METHOD, Message, SUBSCRIPTION};
+use crate::oauth::client::challenged::Challenge;
+use crate::oauth::client::connection_key;
 use crate::oauth::client::refresh::Outdated;
 use crate::policy::Denied;
 use crate::respond::Failure;
@@ -146,13 +148,28 @@ impl Gateway {
             Err(denied) => return Err(self.denied(caller, route, denied).await),
         };
         let resolved = credential::resolve(&self.connections, &permit, refused, now).await;
-        // Told once more, the client may answer with a refresh: then that has to fail.
-        if let Err(Unresolved::NeedsUser { incarnation }) = &resolved {
-            self.remember_challenge(caller, route, incarnation.clone(), Vec::new()).await;
+        match resolved {
+            Ok(credential) => Ok(credential),
+            Err(Unresolved::Unavailable { retry_after }) => Err(Failure::Unavailable { retry_after }),
+            Err(Unresolved::NotConsented { scopes }) => {
+                let needed = caller.scopes_and(&scopes);
+                Err(self.denied(caller, route, Denied::Scope { needed }).await)
+            }
+            Err(Unresolved::NeedsUser { incarnation }) => {
+                if let (Some(user), Some(incarnation)) = (caller.user(), &incarnation)
+                    && self
+                        .authority
+                        .connector
+                        .has_failed_trial(&connection_key(user, route), incarnation)
+                        .await
+                {
+                    return Err(Failure::UpstreamInsists);
+                }
+                // Told once more, the client may answer with a refresh: then that has to fail.
+                let incarnation = incarnation.map(|incarnation| incarnation.to_string());
+                self.remember_challenge(caller, route, Challenge::new(Vec::new(), incarnation)).await;
+                Err(self.needs_user(caller))
+            }
         }
-        resolved.map_err(|unresolved| match unresolved {
-            Unresolved::NeedsUser { .. } => self.needs_user(caller),
-            Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
-        })
     }
 }

@@ -47,9 +47,9 @@ impl Gateway {
             Verdict::Pass => {
                 let (grant, source) = (target.caller.grant(), &target.credential.source);
                 let is_of_user = !matches!(source, Source::None | Source::Fixed);
-                let is_sent = target.caller.reach() == Reach::Authorization;
-                if success && is_of_user && is_sent && !connector.is_settled(grant) {
-                    connector.settle(grant).await;
+                if success && is_of_user && !connector.is_settled(grant, source.incarnation()) {
+                    self.connections.accepted(source);
+                    connector.settle(grant, source.connection()).await;
                 }
                 Consequence::Pass
             }
@@ -60,21 +60,35 @@ impl Gateway {
             Verdict::Connect { scopes, refused } => {
                 let source = &target.credential.source;
                 let anonymous = *source == Source::Anonymous;
-                if refused {
-                    self.connections.refuse(source).await;
-                } else {
-                    let now = self.authority.clock.now();
-                    self.connections.renew_refused(&target.route, source, now).await;
+                let now = self.authority.clock.now();
+                // One refusal after the other: another token is refused as well.
+                let refused = refused || !self.connections.renew_refused(&target.route, source, now).await;
+                match refused {
+                    true => self.connections.refuse(source).await,
+                    false => connector.unsettle(target.caller.grant()),
+                }
+                let connection = source.connection();
+                if refused
+                    && let Some((key, incarnation)) = &connection
+                    && connector.fails_trial(key, incarnation).await
+                {
+                    return Consequence::Instead(Failure::UpstreamInsists);
                 }
                 if refused || anonymous {
-                    self.remember_challenge(&target.caller, &target.route, source.incarnation(), scopes)
-                        .await;
+                    let challenge = Challenge::new(scopes, incarnation_of(connection));
+                    self.remember_challenge(&target.caller, &target.route, challenge).await;
                 }
                 Consequence::Instead(self.needs_user(&target.caller))
             }
             Verdict::StepUp { scopes } => {
-                let incarnation = target.credential.source.incarnation();
-                self.remember_challenge(&target.caller, &target.route, incarnation, scopes.clone()).await;
+                let connection = target.credential.source.connection();
+                if let Some((key, _)) = &connection
+                    && !connector.may_step_up(key, &scopes).await
+                {
+                    return Consequence::Instead(Failure::AskedTooOften);
+                }
+                let challenge = Challenge::step_up(scopes.clone(), incarnation_of(connection));
+                self.remember_challenge(&target.caller, &target.route, challenge).await;
                 if target.caller.reach() == Reach::Page {
                     return Consequence::Instead(self.needs_user(&target.caller));
                 }
@@ -96,22 +110,18 @@ impl Gateway {
         self.connections.has_newer(&target.caller, &target.route, &target.credential.source).await
     }
 
-    /// The next authorization asks for `scopes` as well, and the grant's next refresh brings the user. `incarnation`:
-    /// of the connection that was not enough, if there is one.
-    pub(super) async fn remember_challenge(
-        &self,
-        caller: &Caller,
-        route: &Route,
-        incarnation: Option<Arc<str>>,
-        scopes: Vec<String>,
-    ) {
+    /// The next authorization asks for its scopes as well, and the grant's next refresh brings the user.
+    pub(super) async fn remember_challenge(&self, caller: &Caller, route: &Route, challenge: Challenge) {
         // Whoever acts for nobody has no connection to be asked about, and a program nobody to be sent.
         let Some(user) = caller.user().filter(|_| caller.reach() != Reach::Nobody) else {
             return;
         };
-        let challenge = Challenge::new(scopes, incarnation.map(|incarnation| incarnation.to_string()));
         self.authority.connector.challenged(caller.grant(), user, route, &challenge).await;
     }
+}
+
+fn incarnation_of(connection: Option<(&str, Arc<str>)>) -> Option<String> {
+    connection.map(|(_, incarnation)| incarnation.to_string())
 }
 
 /// Ends this attempt and asks for another one, with the credential looked up anew.

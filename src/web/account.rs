@@ -99,7 +99,7 @@ pub async fn connect(
     let Some(route) = about.snapshot.routes.by_name(&route) else { return nothing() };
     let (connector, user) = (&web.authority.connector, &session.browser.user);
     match connector.prospect(route, user).await {
-        Ok(Prospect::NotNeeded) => moved("/connections"),
+        Ok(Prospect::NotNeeded | Prospect::Connected { .. }) => moved("/connections"),
         Ok(Prospect::Needed(plan)) => {
             let begun = connector.begin(route, *plan, user, &session.browser.session, RESUME.into()).await;
             match begun {
@@ -122,13 +122,17 @@ pub async fn connect(
 }
 
 /// Back from the upstream's authorization server.
-pub fn connected(outcome: &Result<(), ConnectError>) -> Response {
+pub fn connected(outcome: &Result<Vec<String>, ConnectError>) -> Response {
     let Err(error) = outcome else { return see_other("/connections") };
     tracing::info!(target: "postern::oauth", %error, "not connected");
     let (status, message) = match error {
         ConnectError::Denied => {
             (StatusCode::FORBIDDEN, "Its authorization server did not allow it. You can try again any time.")
         }
+        ConnectError::TooOften => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "You were there three times in a few minutes, for the same. Please wait ten minutes, or disconnect first.",
+        ),
         ConnectError::Unavailable => (
             StatusCode::SERVICE_UNAVAILABLE,
             "The server cannot be reached just now. Please try again in a moment.",

@@ -185,6 +185,14 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
     let issuer_host =
         question.plan.as_ref().map(|plan| redirect::host(&plan.discovered.server.authorization_endpoint));
     let upstream = question.plan.as_ref().zip(issuer_host.as_ref());
+    // Those of the upstream are shown with it.
+    let theirs = question.plan.as_ref().map_or(&question.connected, |plan| &plan.scopes);
+    let own: Vec<String> = question
+        .scopes
+        .iter()
+        .filter(|scope| question.route.scopes.contains(scope) || !theirs.contains(scope))
+        .cloned()
+        .collect();
     let consent = pages::Consent {
         csrf: &session.csrf,
         flow: &question.flow,
@@ -197,7 +205,8 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
         redirect_loopback,
         server_name: &question.route.name,
         resource: &question.route.resource,
-        scopes: &question.scopes,
+        scopes: &own,
+        connected: &question.connected,
         upstream: upstream.map(|(plan, issuer_host)| pages::ConsentUpstream {
             server_host: &server_host,
             issuer_host,

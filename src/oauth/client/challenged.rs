@@ -6,6 +6,7 @@
 //!
 //! A record is changed by the version that was read and never removed, so whoever looked a moment ago can undo nothing
 //! that was said since.
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +29,9 @@ const TRIES: usize = 4;
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Challenge {
     pub scopes: Vec<String>,
+    /// It refused a token for them, and none for itself (`insufficient_scope`).
+    #[serde(default)]
+    is_step_up: bool,
     /// Scopes of our own that a call lacked; empty: the upstream it was that asked.
     #[serde(default)]
     lacking: Vec<String>,
@@ -44,7 +48,17 @@ impl Typed for Challenge {
 
 impl Challenge {
     pub fn new(scopes: Vec<String>, incarnation: Option<String>) -> Self {
-        Self { scopes, lacking: Vec::new(), incarnation, settled: false }
+        Self { scopes, incarnation, ..Self::default() }
+    }
+
+    /// As [`Challenge::new`], for a token that was good, but not for this.
+    pub fn step_up(scopes: Vec<String>, incarnation: Option<String>) -> Self {
+        Self { is_step_up: true, ..Self::new(scopes, incarnation) }
+    }
+
+    /// What was asked for, if more than before was.
+    pub(super) fn stepped_up(&self) -> Option<Vec<String>> {
+        self.is_step_up.then(|| self.scopes.clone())
     }
 
     /// What is to be remembered now that `other` came as well. Scopes add up while nobody has answered.
@@ -52,6 +66,7 @@ impl Challenge {
         if !self.settled && self.incarnation == other.incarnation {
             let new = std::mem::replace(&mut other.scopes, self.scopes.clone());
             other.scopes.extend(new.into_iter().filter(|scope| !self.scopes.contains(scope)));
+            other.is_step_up |= self.is_step_up;
             // What the upstream has asked for stays its question.
             match self.lacking.is_empty() || other.lacking.is_empty() {
                 true => other.lacking.clear(),
@@ -153,17 +168,26 @@ impl Connector {
 
     /// Whether this process knows that no challenge of the grant is open: spares all calls but the first a look into
     /// the store.
-    pub fn is_settled(&self, grant: &str) -> bool {
-        self.settled.contains(grant)
+    pub fn is_settled(&self, grant: &str, incarnation: Option<&str>) -> bool {
+        self.settled.get(grant).is_some_and(|settled| settled.as_deref() == incarnation)
+    }
+
+    /// Whether the grant's calls go through is to be looked at.
+    pub fn unsettle(&self, grant: &str) {
+        self.settled.remove(grant);
     }
 
     /// The grant's calls go through, whatever this process or another one has met before. About a call that lacks a scope
-    /// others say nothing.
-    pub async fn settle(&self, grant: &str) {
+    /// others say nothing. `connection`: the one that serves them, by key and incarnation.
+    pub async fn settle(&self, grant: &str, connection: Option<(&str, Arc<str>)>) {
         if self.settled.len() >= SETTLED_MAX {
             self.settled.clear();
         }
-        self.settled.insert(grant.into());
+        self.settled
+            .insert(grant.into(), connection.as_ref().map(|(_, incarnation)| Arc::clone(incarnation)));
+        if let Some((key, _)) = connection {
+            self.passed_trial(key).await;
+        }
         let key = of_grant(grant);
         let settled = match self.records.get::<Challenge>(&key).await {
             // A conflict is a challenge that came since.
@@ -302,12 +326,13 @@ mod tests {
         let route = &bench.route();
         bench.connector().challenged("g", "alice", route, &wanting("a")).await;
         let restarted = bench.connector();
-        assert!(!restarted.is_settled("g"));
-        restarted.settle("g").await;
-        assert!(restarted.is_settled("g"), "and later calls do not look again");
+        assert!(!restarted.is_settled("g", None));
+        restarted.settle("g", None).await;
+        assert!(restarted.is_settled("g", None), "and later calls do not look again");
+        assert!(!restarted.is_settled("g", Some("i")), "of another connection nobody knows anything");
         assert!(!restarted.wants_user("g", "alice", route, &[]).await.unwrap());
         restarted.challenged("g", "alice", route, &wanting("a")).await;
-        assert!(!restarted.is_settled("g"));
+        assert!(!restarted.is_settled("g", None));
         assert!(restarted.wants_user("g", "alice", route, &[]).await.unwrap());
     }
 

@@ -58,7 +58,8 @@ pub struct Returning<'a> {
 /// A finished authorization and what it was begun for.
 pub struct Completed {
     pub resume: serde_json::Value,
-    pub outcome: Result<(), ConnectError>,
+    /// What the connection may do.
+    pub outcome: Result<Vec<String>, ConnectError>,
 }
 
 /// Why an answer is not taken at all. Nothing was sent anywhere and nothing used up.
@@ -83,6 +84,8 @@ pub enum ConnectError {
     Register(#[from] RegisterError),
     #[error("the code could not be redeemed: {0}")]
     Token(String),
+    #[error("the user was there several times for the same")]
+    TooOften,
     #[error("out of reach just now")]
     Unavailable,
 }
@@ -97,6 +100,9 @@ impl Connector {
         session: &str,
         resume: serde_json::Value,
     ) -> Result<String, ConnectError> {
+        if !self.may_visit(&connection_key(user, route), &plan.scopes).await {
+            return Err(ConnectError::TooOften);
+        }
         let server = &plan.discovered.server;
         let registered = self.registration(route, server).await;
         let (registration_key, registration) = registered.inspect_err(|_| self.forget_upstream(route))?;
@@ -196,6 +202,7 @@ impl Connector {
         };
         // Also where there is none: one may be on its way.
         self.records.disconnect(key, DISCONNECTED).await?;
+        self.forget_visits(key).await;
         tracing::info!(target: "audit", event = "disconnect", user, route);
         let Some((_, tokens)) = found else {
             return Ok(false);
@@ -212,7 +219,7 @@ impl Connector {
         route: &Route,
         pending: &Pending,
         returning: &Returning<'_>,
-    ) -> Result<(), ConnectError> {
+    ) -> Result<Vec<String>, ConnectError> {
         let discovered = &pending.plan.discovered;
         // First of all, for errors too: an answer from elsewhere says nothing (RFC 9207 §2.4).
         check_issuer(&discovered.server, returning.iss).map_err(|_| ConnectError::Issuer)?;
@@ -252,8 +259,10 @@ impl Connector {
         };
         let tokens = tokens(response, pending, now);
         let key = connection_key(&pending.user, route);
-        self.records.connect(&key, &tokens, CONNECTION_TTL).await.map_err(|_| ConnectError::Unavailable)?;
-        Ok(())
+        let incarnation = self.records.connect(&key, &tokens, CONNECTION_TTL).await;
+        let incarnation = incarnation.map_err(|_| ConnectError::Unavailable)?;
+        self.visited(&key, &incarnation, &pending.plan).await;
+        Ok(tokens.scopes)
     }
 }
 

@@ -1,7 +1,7 @@
 //! We are the client: upstream MCP servers have authorization servers of their own, and each user authorizes us
 //! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out where, `register` who we
 //! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
-//! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile;
+//! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
 //! `identity` signs people in at identity providers, `provider` keeps the tokens that came with it.
 pub mod authorize;
 pub mod challenged;
@@ -18,10 +18,11 @@ pub mod registration;
 mod stub;
 pub mod token;
 mod turn;
+mod visits;
 
 use std::sync::Arc;
 
-use dashmap::{DashMap, DashSet};
+use dashmap::DashMap;
 use data_encoding::BASE32_NOPAD;
 use tokio::sync::{Semaphore, watch};
 
@@ -48,8 +49,8 @@ pub struct Connector {
     upstreams: prospect::Upstreams,
     /// One registration at a time per identity wanted at an issuer.
     registering: turn::Turns,
-    /// Grants of which this process knows that no upstream challenge is open.
-    settled: DashSet<Box<str>>,
+    /// Grants of which this process knows that no upstream challenge is open, with the connection that serves them.
+    settled: DashMap<Box<str>, Option<Arc<str>>>,
     /// Refreshes under way in this process, by connection.
     refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
     /// Who may refresh at an issuer: as many as the configuration and the upstreams name.
@@ -78,7 +79,7 @@ impl Connector {
             client_metadata_url: config.oauth_client.client_metadata_url.clone(),
             upstreams: prospect::Upstreams::default(),
             registering: turn::Turns::default(),
-            settled: DashSet::new(),
+            settled: DashMap::new(),
             refreshing: DashMap::new(),
             turns: DashMap::new(),
         }

@@ -30,11 +30,19 @@ const UPSTREAMS: usize = 20_000;
 pub struct Plan {
     pub discovered: Discovered,
     pub scopes: Vec<String>,
+    /// What the upstream asked for in the middle of things, if that is why.
+    #[serde(default)]
+    pub(super) step_up: Option<Vec<String>>,
 }
 
 /// Whether a user has to go to the upstream's authorization server.
 pub enum Prospect {
+    /// The upstream asks for nobody.
     NotNeeded,
+    /// The user has been there; with what the connection may do.
+    Connected {
+        scopes: Vec<String>,
+    },
     Needed(Box<Plan>),
     /// The user has to sign in once more at their identity provider, of this short name.
     SignIn(String),
@@ -110,7 +118,7 @@ impl Connector {
         if let (None, Some((connection, tokens))) = (&challenge, &existing)
             && self.is_usable(route, &key, connection, tokens).await
         {
-            return Ok(Prospect::NotNeeded);
+            return Ok(Prospect::Connected { scopes: tokens.scopes.clone() });
         }
         // Some servers ask only once a tool is called; and whoever was there before comes because something has changed.
         let has_asked = challenge.is_some() || existing.is_some();
@@ -123,15 +131,15 @@ impl Connector {
         };
         // What was asked for before is asked for again: a step up adds (MCP Step-Up, SEP-2350).
         let before = existing.into_iter().flat_map(|(_, tokens)| tokens.requested_scopes);
+        let challenge = challenge.unwrap_or_default();
+        let step_up = challenge.stepped_up();
         let mut scopes = Vec::new();
-        for scope in
-            discovered.scopes.iter().cloned().chain(challenge.unwrap_or_default().scopes).chain(before)
-        {
+        for scope in discovered.scopes.iter().cloned().chain(challenge.scopes).chain(before) {
             if !scopes.contains(&scope) {
                 scopes.push(scope);
             }
         }
-        Ok(Prospect::Needed(Box::new(Plan { discovered, scopes })))
+        Ok(Prospect::Needed(Box::new(Plan { discovered, scopes, step_up })))
     }
 
     /// Whether the connection will do, without the user: what has run out is renewed, so that a grant that is dead is found

@@ -96,7 +96,8 @@ impl Connector {
         };
         let is_asked = self.open_challenge(&key, Some(&connection.incarnation)).await.is_some();
         match !is_asked && self.is_usable(route, &key, &connection, &tokens).await {
-            true => Prospect::NotNeeded,
+            // What its tokens may do is nobody's to consent to here.
+            true => Prospect::Connected { scopes: Vec::new() },
             false => Prospect::SignIn(provider.name.clone()),
         }
     }

@@ -83,6 +83,8 @@ pub struct Question {
     pub route: Arc<Route>,
     pub scopes: Vec<String>,
     pub plan: Option<Plan>,
+    /// What the user's connection may do, where there is one already.
+    pub connected: Vec<String>,
     pub note: Option<&'static str>,
 }
 
@@ -255,9 +257,10 @@ pub async fn prepare(
             false => Refusal::server_error("the MCP server's authorization server cannot be used"),
         })
     })?;
-    let (plan, note) = match prospect {
-        Prospect::NotNeeded => (None, None),
-        Prospect::Needed(plan) => (Some(*plan), None),
+    let (plan, connected, note) = match prospect {
+        Prospect::NotNeeded => (None, Vec::new(), None),
+        Prospect::Connected { scopes } => (None, scopes, None),
+        Prospect::Needed(plan) => (Some(*plan), Vec::new(), None),
         Prospect::SignIn(provider) => {
             return match request.signed_in_again {
                 false => Ok(Prepared::SignIn(provider)),
@@ -272,12 +275,14 @@ pub async fn prepare(
             ));
         }
         Prospect::Unknown => {
-            (None, Some("The MCP server does not answer just now. You may be asked to connect to it later."))
+            let note = "The MCP server does not answer just now. You may be asked to connect to it later.";
+            (None, Vec::new(), Some(note))
         }
     };
     let lacked = authority.connector.lacked(&browser.user, &request.client_id, &route).await;
     let asked = request.scopes.iter().chain(&lacked);
-    let scopes = granted(&route, asked, plan.as_ref());
+    let upstream = plan.as_ref().map_or(connected.as_slice(), |plan| plan.scopes.as_slice());
+    let scopes = granted(&route, asked, upstream);
     let unavailable = |_| Refused::Later("The store cannot be reached just now.");
     // Where the upstream has a question of its own, or nobody knows whether it has, the user is told.
     if plan.is_none()
@@ -296,17 +301,21 @@ pub async fn prepare(
     };
     authority.records.put(&seal::digest(&flow), 0, &record, FLOW_TTL).await.map_err(unavailable)?;
     let redirect_uri = request.redirect_uri;
-    Ok(Prepared::Ask(Box::new(Question { flow, client, redirect_uri, route, scopes, plan, note })))
+    Ok(Prepared::Ask(Box::new(Question { flow, client, redirect_uri, route, scopes, plan, connected, note })))
 }
 
-/// What is granted of what was asked: the route's own scopes always, since nothing works without them, what single calls
-/// need, and of the upstream's those that are going to be asked for. Unknown names are dropped.
-fn granted<'a>(route: &Route, asked: impl Iterator<Item = &'a String>, plan: Option<&Plan>) -> Vec<String> {
+/// What is granted: the route's own scopes always, since nothing works without them; of what was asked, what single calls
+/// need; and all that the connection may do at the upstream, since a client uses it whole or not at all. Unknown names are
+/// dropped.
+fn granted<'a>(
+    route: &Route,
+    asked: impl Iterator<Item = &'a String>,
+    upstream: &'a [String],
+) -> Vec<String> {
     let mut scopes = route.scopes.clone();
-    let known = plan.map(|plan| plan.scopes.as_slice()).unwrap_or_default();
-    for scope in asked {
-        let is_known = known.contains(scope) || route.rules.scopes().any(|known| known == scope);
-        if is_known && !scopes.contains(scope) {
+    let of_calls = asked.filter(|scope| route.rules.scopes().any(|known| known == *scope));
+    for scope in of_calls.chain(upstream) {
+        if !scopes.contains(scope) {
             scopes.push(scope.clone());
         }
     }

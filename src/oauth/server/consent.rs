@@ -85,12 +85,20 @@ pub async fn resume(
     snapshot: &Snapshot,
     resume: serde_json::Value,
     user: &str,
-    outcome: Result<(), ConnectError>,
+    outcome: Result<Vec<String>, ConnectError>,
 ) -> Result<String, ConsentError> {
-    let (request, scopes): (Request, Vec<String>) =
+    let (request, mut scopes): (Request, Vec<String>) =
         serde_json::from_value(resume).map_err(|_| ConsentError::Gone)?;
     Ok(match outcome {
-        Ok(()) => issue(authority, snapshot, request, user, scopes).await,
+        Ok(connected) => {
+            // What its server has added on the way the user has allowed there, a moment ago.
+            let added: Vec<_> = connected.into_iter().filter(|scope| !scopes.contains(scope)).collect();
+            if !added.is_empty() {
+                scopes.extend(added);
+                remember(authority, &request, user, &scopes).await;
+            }
+            issue(authority, snapshot, request, user, scopes).await
+        }
         Err(error) => {
             tracing::warn!(target: "postern::oauth", route = %request.route, %error, "upstream authorization failed");
             refused(snapshot, &request, connect_refusal(&error))
@@ -108,6 +116,9 @@ fn connect_refusal(error: &ConnectError) -> Refusal {
         ConnectError::Denied => {
             Refusal::access_denied("the MCP server's authorization server did not allow it")
         }
+        ConnectError::TooOften => Refusal::access_denied(
+            "the MCP server's authorization server was asked several times for the same",
+        ),
         ConnectError::Unavailable | ConnectError::Register(RegisterError::Unavailable) => {
             Refusal::unavailable("the MCP server's authorization server cannot be reached")
         }

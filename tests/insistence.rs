@@ -1,0 +1,233 @@
+//! Upstreams that are never content, and connections that may do more than a client was let in for. Nobody is sent to an
+//! authorization server without end, and nobody's client gets more by way of another one.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use serde_json::json;
+use support::browser::Browser;
+use support::client::{Client, Tokens};
+use support::gateway::Gateway;
+use support::mcp::{McpAnswer, McpRequest};
+use support::script::{Answer, McpScript};
+use support::upstream::Upstream;
+use support::{PATIENCE, eventually};
+
+/// Alice and her client at the route `demo`.
+struct Rig {
+    upstream: Upstream,
+    gateway: Gateway,
+    client: Client,
+    browser: Browser,
+}
+
+impl Rig {
+    async fn with(script: impl FnOnce(&mut McpScript)) -> Self {
+        let upstream = Upstream::start().await;
+        upstream.set(script);
+        let gateway = Gateway::before(&upstream).await;
+        let client = Client::register(&gateway).await;
+        Rig { upstream, gateway, client, browser: Browser::new() }
+    }
+
+    async fn sign_in(&mut self) -> Tokens {
+        self.client.sign_in(&mut self.browser, "demo").await
+    }
+
+    /// Another authorization, for these scopes.
+    async fn ask_for(&mut self, scope: &str) -> Tokens {
+        let request = self.client.authorization("demo").with("scope", scope);
+        let callback = self.browser.authorize(&self.client.redirect_uri, &request.url()).await;
+        self.client.redeem(&callback.code(), &request).await.tokens()
+    }
+
+    fn call(&self, tokens: &Tokens) -> McpRequest {
+        self.gateway.mcp("demo").bearer(&tokens.access_token)
+    }
+
+    async fn whoami(&self, tokens: &Tokens) -> McpAnswer {
+        self.call(tokens).tool("whoami", json!({})).await
+    }
+
+    /// How often somebody was sent to the authorization server.
+    fn visits(&self) -> usize {
+        self.upstream.authorization.requests.count("/authorize")
+    }
+
+    fn refreshes(&self) -> usize {
+        self.upstream.authorization.token_requests("refresh_token").len()
+    }
+}
+
+/// The scopes of a challenge, where there is one.
+fn asked_for(answer: &McpAnswer) -> Option<String> {
+    answer.header("www-authenticate")?;
+    answer.challenge("scope")
+}
+
+fn scopes(text: &str) -> Vec<&str> {
+    let mut scopes: Vec<&str> = text.split(' ').collect();
+    scopes.sort_unstable();
+    scopes
+}
+
+/// A body of which too much is gone once it is refused.
+fn long_call() -> String {
+    let filling = "x".repeat(100 * 1024);
+    json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "echo", "arguments": {"message": filling}}})
+        .to_string()
+}
+
+#[tokio::test]
+async fn an_upstream_that_always_asks_for_more_is_asked_three_times_in_all() {
+    let mut rig = Rig::with(|script| {
+        script.challenge.scope = Some("files:read".into());
+        script.answer = Answer::InsufficientScope("admin".into());
+    })
+    .await;
+    let mut tokens = rig.sign_in().await;
+    let mut challenges = 0;
+    let last = loop {
+        let answer = rig.whoami(&tokens).await;
+        assert_eq!(answer.status, 403, "{}", answer.body);
+        let Some(scope) = asked_for(&answer) else { break answer };
+        challenges += 1;
+        assert!(challenges < 5, "without end");
+        tokens = rig.ask_for(&scope).await;
+    };
+    assert_eq!((rig.visits(), challenges), (3, 2));
+    assert_eq!(last.header("www-authenticate"), None);
+    assert!(last.body.contains("again and again"), "{}", last.body);
+    // The client's refresh is not made to fail for it.
+    rig.client.refresh(&tokens.refresh_token).await.tokens();
+    // Something new may be asked for once more, and then nothing.
+    let answer_with = |rig: &Rig, scope: &str| {
+        let scope = scope.to_owned();
+        rig.upstream.set(|script| script.answer = Answer::InsufficientScope(scope));
+    };
+    answer_with(&rig, "billing");
+    let asked = asked_for(&rig.whoami(&tokens).await).unwrap();
+    tokens = rig.ask_for(&asked).await;
+    answer_with(&rig, "payroll");
+    assert_eq!(asked_for(&rig.whoami(&tokens).await), None);
+    // Who disconnects starts anew.
+    let page = rig.browser.go(&rig.gateway.url("/connections")).await.page();
+    rig.browser.press(&page, "Disconnect").await;
+    answer_with(&rig, "admin");
+    tokens = rig.sign_in().await;
+    assert!(asked_for(&rig.whoami(&tokens).await).is_some());
+}
+
+#[tokio::test]
+async fn an_upstream_that_refuses_every_token_gets_one_attempt_and_its_user_one_prompt() {
+    let mut rig = Rig::with(|script| script.refused_generation = u32::MAX - 1).await;
+    let tokens = rig.sign_in().await;
+    for _ in 0..5 {
+        let answer = rig.whoami(&tokens).await;
+        assert_eq!(answer.status, 502, "{}", answer.body);
+        assert_eq!(answer.header("www-authenticate"), None);
+        assert!(answer.body.contains("ask whoever runs it"), "{}", answer.body);
+    }
+    assert_eq!((rig.visits(), rig.refreshes()), (1, 1));
+    // Neither does the client's refresh fail for it.
+    let tokens = rig.client.refresh(&tokens.refresh_token).await.tokens();
+    // The user may go there again, three times in ten minutes, and then is told to wait.
+    for _ in 0..2 {
+        let tokens = rig.sign_in().await;
+        assert_eq!(rig.whoami(&tokens).await.status, 502);
+    }
+    let request = rig.client.authorization("demo");
+    let callback = rig.browser.authorize(&rig.client.redirect_uri, &request.url()).await;
+    assert_eq!(callback.error(), Some("access_denied"), "{}", callback.url);
+    assert_eq!(rig.visits(), 3);
+    let page = rig.browser.go(&rig.gateway.url("/connections")).await.page();
+    let page = rig.browser.press(&page, "Connect").await.page();
+    assert_eq!(page.status, 429);
+    assert!(page.text().contains("Please wait ten minutes"), "{}", page.text());
+    // Once the upstream has come to its senses, a new connection is all it takes.
+    rig.upstream.set(|script| script.refused_generation = 0);
+    let page = rig.browser.go(&rig.gateway.url("/connections")).await.page();
+    let page = rig.browser.press(&page, "Disconnect").await.page();
+    rig.browser.press(&page, "Connect").await;
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_connection_that_has_served_is_no_longer_on_trial() {
+    let mut rig = Rig::with(|_| {}).await;
+    let tokens = rig.sign_in().await;
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    rig.upstream.set(|script| script.refused_generation = u32::MAX - 1);
+    let answer = rig.whoami(&tokens).await;
+    assert_eq!(answer.status, 401, "{}", answer.body);
+    // And so it is with the next one.
+    rig.upstream.set(|script| script.refused_generation = 0);
+    let tokens = rig.sign_in().await;
+    rig.upstream.set(|script| script.refused_generation = u32::MAX - 1);
+    assert_eq!(rig.whoami(&tokens).await.status, 502);
+}
+
+#[tokio::test]
+async fn tokens_refused_one_after_the_other_under_long_bodies_are_not_renewed_for_ever() {
+    let mut rig = Rig::with(|_| {}).await;
+    let tokens = rig.sign_in().await;
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    rig.upstream.set(|script| script.refused_generation = u32::MAX - 1);
+    for _ in 0..6 {
+        let answer = rig.call(&tokens).post(&long_call()).await;
+        assert_eq!(answer.status, 401, "{}", answer.body);
+    }
+    assert_eq!(rig.refreshes(), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_was_let_in_for_less_is_asked_about_before_it_gets_more() {
+    let mut rig = Rig::with(|script| {
+        script.challenge.scope = Some("files:read".into());
+        script.tool_scopes.insert("echo".into(), "files:write".into());
+    })
+    .await;
+    let mut modest = rig.sign_in().await;
+    assert_eq!(rig.whoami(&modest).await.status, 200);
+    assert_eq!(scopes(&modest.scope), ["files:read", "mcp:access"]);
+    // Another client of the same user is let in for more.
+    let first = std::mem::replace(&mut rig.client, Client::register(&rig.gateway).await);
+    let mut other = rig.sign_in().await;
+    assert_eq!(rig.visits(), 1, "the connection is shared");
+    let asked = rig.call(&other).tool("echo", json!({"message": "x"})).await.challenge("scope").unwrap();
+    other = rig.ask_for(&asked).await;
+    assert_eq!(rig.call(&other).tool("echo", json!({"message": "x"})).await.tool_text(), "x");
+    assert_eq!(rig.visits(), 2);
+    // The first one gets nothing of that, and learns what to ask its user for. Once it is at the store's word.
+    let calls = rig.upstream.calls_with_token().len();
+    eventually(PATIENCE, || async { rig.whoami(&modest).await.status == 403 }).await;
+    let refused = rig.whoami(&modest).await;
+    assert_eq!(refused.challenge("error").as_deref(), Some("insufficient_scope"));
+    let needed = refused.challenge("scope").unwrap();
+    assert_eq!(scopes(&needed), ["files:read", "files:write", "mcp:access"]);
+    assert!(rig.upstream.calls_with_token().len() <= calls + 1, "no call of it goes there");
+    // A refresh brings none of it, and so fails once.
+    rig.client = first;
+    let refresh = rig.client.refresh(&modest.refresh_token).await;
+    assert_eq!(refresh.error().as_deref(), Some("invalid_grant"));
+    // The user is asked here, and not sent anywhere.
+    let request = rig.client.authorization("demo").with("scope", &needed);
+    let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
+    assert!(page.text().contains("You are connected to demo already"), "{}", page.text());
+    assert!(page.text().contains("files:write"), "{}", page.text());
+    let callback = rig.browser.consent_allow(&page).await.client();
+    let callback = support::client::Callback::of(&callback);
+    modest = rig.client.redeem(&callback.code(), &request).await.tokens();
+    assert_eq!(rig.visits(), 2);
+    assert_eq!(rig.whoami(&modest).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_the_upstream_grants_beyond_what_was_asked_is_granted_to_who_asked() {
+    let mut rig = Rig::with(|script| script.challenge.scope = Some("files:read".into())).await;
+    rig.upstream.set_authorization(|script| script.granted_scopes = Some("files:read profile".into()));
+    let tokens = rig.sign_in().await;
+    assert_eq!(scopes(&tokens.scope), ["files:read", "mcp:access", "profile"]);
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+}
