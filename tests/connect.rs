@@ -120,7 +120,7 @@ fn know(server: &AuthorizationServer, id: &str, secret: Option<&str>, method: &s
         id: id.into(),
         secret: secret.map(str::to_owned),
         method: method.into(),
-        redirect_uris: Vec::new(),
+        ..RegisteredClient::default()
     };
     server.ledger(|ledger| ledger.clients.insert(id.into(), client));
 }

@@ -531,9 +531,8 @@ async fn a_configured_client_that_the_server_refuses_keeps_its_users() {
     let upstream = Upstream::start().await;
     let known = support::ledger::RegisteredClient {
         id: "our id".into(),
-        secret: None,
         method: "none".into(),
-        redirect_uris: Vec::new(),
+        ..Default::default()
     };
     upstream.authorization.ledger(|ledger| ledger.clients.insert("our id".into(), known));
     let route = Route::oauth("demo", &upstream).with("credential.client_id", json!("our id"));

@@ -305,8 +305,8 @@ fn oauth(
 fn auth_method(check: &mut Checker<'_>, key: &Key, written: &file::Credential) {
     let at = key.child("token_endpoint_auth_method");
     match (written.token_endpoint_auth_method, &written.client_id, &written.client_secret) {
-        (Some(TokenEndpointAuthMethod::None), _, Some(_)) => {
-            check.refuse(&at, "is `none`, but there is a client_secret", "leave one of the two out");
+        (Some(TokenEndpointAuthMethod::None | TokenEndpointAuthMethod::PrivateKeyJwt), _, Some(_)) => {
+            check.refuse(&at, "needs no client_secret, but there is one", "leave one of the two out");
         }
         (
             Some(TokenEndpointAuthMethod::ClientSecretBasic | TokenEndpointAuthMethod::ClientSecretPost),

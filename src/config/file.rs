@@ -297,6 +297,8 @@ pub enum TokenEndpointAuthMethod {
     None,
     ClientSecretBasic,
     ClientSecretPost,
+    /// By a key that Postern makes for the issuer: published at `{public_url}/oauth/jwks.json`.
+    PrivateKeyJwt,
 }
 
 /// Where a secret is read from: one of `env`, `file`, `credential`. A line break at the end is dropped.

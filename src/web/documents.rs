@@ -13,6 +13,10 @@ fn document(body: impl Serialize) -> Response {
     ([(header::CACHE_CONTROL, "max-age=60")], Json(body)).into_response()
 }
 
+fn later() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")]).into_response()
+}
+
 fn missing() -> Response {
     (StatusCode::NOT_FOUND, Json(serde_json::json!({"error": "not_found"}))).into_response()
 }
@@ -35,23 +39,44 @@ pub async fn openid(Extension(about): Extension<About>) -> Response {
     document(metadata::server(&about.snapshot, true))
 }
 
-/// RFC 7517: the keys of access tokens, where those are signed.
-pub async fn keys(Extension(about): Extension<About>) -> Response {
-    document(about.snapshot.keys.published())
+/// RFC 7517: the keys of access tokens, where those are signed, and those that prove us to upstreams' authorization servers.
+pub async fn keys(State(web): Shared, Extension(about): Extension<About>) -> Response {
+    let mut keys = about.snapshot.keys.published();
+    match web.authority.connector.client_keys(None).await {
+        Ok(ours) => keys.extend(ours),
+        Err(_) => return later(),
+    }
+    document(serde_json::json!({"keys": keys}))
+}
+
+/// The same for one issuer alone.
+pub async fn client_keys(State(web): Shared, Path(key): Path<String>) -> Response {
+    if !is_issuer_key(&key) {
+        return missing();
+    }
+    match web.authority.connector.client_keys(Some(&key)).await {
+        Ok(keys) => document(serde_json::json!({"keys": keys})),
+        Err(_) => later(),
+    }
 }
 
 /// Our client document for one issuer: `{key}.json`.
 pub async fn client(State(web): Shared, Path(name): Path<String>) -> Response {
-    let key = name.strip_suffix(".json").filter(|key| {
-        key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_lowercase() || (b'2'..=b'7').contains(&byte))
-    });
-    key.map_or_else(missing, |key| document(web.authority.connector.document(key)))
+    let Some(key) = name.strip_suffix(".json").filter(|key| is_issuer_key(key)) else { return missing() };
+    match web.authority.connector.document(key).await {
+        Ok(ours) => document(ours),
+        Err(_) => later(),
+    }
+}
+
+fn is_issuer_key(key: &str) -> bool {
+    key.len() == 16 && key.bytes().all(|byte| byte.is_ascii_lowercase() || (b'2'..=b'7').contains(&byte))
 }
 
 /// Our client document for all issuers.
 pub async fn common_client(State(web): Shared) -> Response {
     match web.authority.connector.common_document().await {
         Ok(common) => document(common),
-        Err(_) => (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")]).into_response(),
+        Err(_) => later(),
     }
 }

@@ -109,6 +109,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
         .route("/oauth/jwks.json", get(documents::keys).options(endpoints::preflight))
         .route("/oauth/client.json", get(documents::common_client).options(endpoints::preflight))
         .route("/oauth/client/{document}", get(documents::client).options(endpoints::preflight))
+        .route("/oauth/client/{key}/jwks.json", get(documents::client_keys).options(endpoints::preflight))
         .route("/oauth/register", post(endpoints::register).options(endpoints::preflight))
         .route(
             "/oauth/register/{client_id}",

@@ -78,7 +78,7 @@ impl AuthorizationServer {
             id: id.into(),
             secret: client_secret.map(str::to_owned),
             method: method.into(),
-            redirect_uris: Vec::new(),
+            ..RegisteredClient::default()
         };
         lock(&self.ledger).clients.insert(id.into(), client);
     }
@@ -153,6 +153,7 @@ impl AuthorizationServer {
         }
         match (request.method.as_str(), request.path.as_str()) {
             ("POST", "/register") => self.register(&script, &request).await,
+            ("DELETE", path) => self.deregister(path.trim_start_matches("/register/"), &request),
             ("GET", "/authorize") => self.authorize(&script, &request).await,
             ("POST", "/authorize") => self.decide(&script, &request),
             ("POST", "/token") => self.token(&script, &request, connection).await,
@@ -211,16 +212,42 @@ impl AuthorizationServer {
         let asked = document["token_endpoint_auth_method"].as_str().unwrap_or("client_secret_basic");
         let method = registration.method.clone().unwrap_or_else(|| asked.to_owned());
         let id = format!("client-{}", super::random_hex(6));
-        let client_secret = (method != "none").then(|| secret("upstream_client_secret"));
+        let has_secret = method.starts_with("client_secret");
+        let client_secret = has_secret.then(|| secret("upstream_client_secret"));
         document["client_id"] = id.clone().into();
         document["token_endpoint_auth_method"] = method.clone().into();
         if let Some(client_secret) = &client_secret {
             document["client_secret"] = client_secret.clone().into();
             document["client_secret_expires_at"] = 0.into();
         }
-        let client = RegisteredClient { id: id.clone(), secret: client_secret, method, redirect_uris };
+        let management = registration.managed.then(|| secret("upstream_registration_token"));
+        if let Some(token) = &management {
+            document["registration_client_uri"] = format!("{}/register/{id}", self.origin).into();
+            document["registration_access_token"] = token.clone().into();
+        }
+        let jwks = document["jwks"].clone();
+        let client = RegisteredClient {
+            id: id.clone(),
+            secret: client_secret,
+            method,
+            jwks,
+            management,
+            redirect_uris,
+        };
         lock(&self.ledger).clients.insert(id, client);
         json_answer(201, &document)
+    }
+
+    /// RFC 7592 §2.3.
+    fn deregister(&self, id: &str, request: &Received) -> Response {
+        let mut ledger = lock(&self.ledger);
+        let token = ledger.clients.get(id).and_then(|client| client.management.clone());
+        let shown = request.header("authorization");
+        if token.is_none() || shown != token.map(|token| format!("Bearer {token}")) {
+            return StatusCode::UNAUTHORIZED.into_response();
+        }
+        ledger.clients.remove(id);
+        StatusCode::NO_CONTENT.into_response()
     }
 
     /// The client named in a request; a client document is fetched and checked as the draft demands.
@@ -229,16 +256,26 @@ impl AuthorizationServer {
         if known.is_some() || !script.cimd || !id.starts_with("http") {
             return known;
         }
-        let answer = http_client(&[]).get(id).send().await.ok()?;
+        let answer = http_client(&script.roots).get(id).send().await.ok()?;
         let document: Value = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
         if document["client_id"].as_str() != Some(id) {
             return None;
         }
         let uris = document["redirect_uris"].as_array()?;
+        let method = document["token_endpoint_auth_method"].as_str().unwrap_or("none");
+        let jwks = match document["jwks_uri"].as_str() {
+            Some(uri) => {
+                let answer = http_client(&script.roots).get(uri).send().await.ok()?;
+                serde_json::from_slice(&answer.bytes().await.ok()?).ok()?
+            }
+            None => Value::Null,
+        };
         let client = RegisteredClient {
             id: id.into(),
             secret: None,
-            method: "none".into(),
+            method: method.into(),
+            jwks,
+            management: None,
             redirect_uris: uris.iter().filter_map(|uri| uri.as_str().map(str::to_owned)).collect(),
         };
         lock(&self.ledger).clients.insert(id.into(), client.clone());

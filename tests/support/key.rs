@@ -1,10 +1,12 @@
-//! A client's key pair: signs assertions (RFC 7523) and publishes its public half.
+//! A client's key pair: signs assertions (RFC 7523) and publishes its public half. And the other side, which verifies them.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
 use ring::rand::SystemRandom;
-use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair};
+use ring::signature::{
+    ECDSA_P256_SHA256_FIXED, ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey,
+};
 use serde_json::{Value, json};
 
 use super::random_hex;
@@ -48,4 +50,20 @@ impl Key {
     pub fn assertion(&self, client: &str, audience: &str) -> String {
         self.sign(&Self::claims(client, audience))
     }
+}
+
+/// What a JWT says, if a P-256 key of this set has signed it.
+pub fn verified(set: &Value, token: &str) -> Option<Value> {
+    let (message, signature) = token.rsplit_once('.')?;
+    let decode = |text: &str| BASE64URL_NOPAD.decode(text.as_bytes()).ok();
+    let signature = decode(signature)?;
+    let is_signed = set["keys"].as_array()?.iter().any(|key| {
+        let point = |name: &str| key[name].as_str().and_then(decode);
+        let Some((x, y)) = point("x").zip(point("y")) else { return false };
+        let key =
+            UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, [&[4], x.as_slice(), y.as_slice()].concat());
+        key.verify(message.as_bytes(), &signature).is_ok()
+    });
+    let claims = serde_json::from_slice(&decode(message.split_once('.')?.1)?).ok()?;
+    is_signed.then_some(claims)
 }

@@ -8,12 +8,16 @@ use serde_json::{Value, json};
 use super::script::{AuthorizationScript, Reuse};
 use super::secret;
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct RegisteredClient {
     pub id: String,
     pub secret: Option<String>,
-    /// `none`, `client_secret_basic` or `client_secret_post`.
+    /// `none`, `client_secret_basic`, `client_secret_post` or `private_key_jwt`.
     pub method: String,
+    /// What verifies its assertions.
+    pub jwks: Value,
+    /// What it manages its registration with, where it can.
+    pub management: Option<String>,
     /// Empty: any.
     pub redirect_uris: Vec<String>,
 }

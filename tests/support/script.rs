@@ -155,6 +155,8 @@ pub struct AuthorizationScript {
     pub registration: Option<RegistrationScript>,
     /// Accepts client ID metadata documents as client ids (and fetches them).
     pub cimd: bool,
+    /// Authorities whose certificates those documents may come with.
+    pub roots: Vec<reqwest::Certificate>,
     /// Announces `authorization_response_iss_parameter_supported`.
     pub iss_announced: bool,
     pub iss: IssParameter,
@@ -196,6 +198,7 @@ impl Default for AuthorizationScript {
             code_challenge_methods: Some(vec!["S256".into()]),
             registration: Some(RegistrationScript::default()),
             cimd: false,
+            roots: Vec::new(),
             iss_announced: true,
             iss: IssParameter::Correct,
             metadata_patch: json!({}),
@@ -234,6 +237,8 @@ pub struct RegistrationScript {
     pub method: Option<String>,
     /// An error answer instead: status and JSON body.
     pub refusal: Option<(u16, Value)>,
+    /// Clients can delete their registration (RFC 7592).
+    pub managed: bool,
 }
 
 /// The `iss` parameter of authorization responses (RFC 9207).

@@ -7,6 +7,7 @@ use serde_json::Value;
 use super::answers::{error, half_answer, http_answer, json_answer};
 use super::authorization_server::AuthorizationServer;
 use super::gate::pass;
+use super::key::verified;
 use super::lock;
 use super::params::pkce_challenge;
 use super::received::Received;
@@ -68,6 +69,9 @@ impl AuthorizationServer {
     /// RFC 6749 §2.3: exactly the method the client is registered with.
     fn authenticate(&self, request: &Received) -> Result<String, &'static str> {
         let basic = request.header("authorization").map(|value| basic_credentials(&value));
+        if let Some(assertion) = request.form("client_assertion") {
+            return self.prove(&request.form("client_id").unwrap_or_default(), &assertion);
+        }
         let (method, id, given) = match (basic, request.form("client_secret")) {
             (Some(_), Some(_)) => return Err("invalid_request"),
             (Some(credentials), None) => {
@@ -85,6 +89,18 @@ impl AuthorizationServer {
             return Err("invalid_client");
         }
         Ok(id)
+    }
+
+    /// RFC 7523 §3: signed by the client's key, by and about the client, for this issuer and nobody else.
+    fn prove(&self, id: &str, assertion: &str) -> Result<String, &'static str> {
+        let ledger = lock(&self.ledger);
+        let client = ledger.clients.get(id).filter(|client| client.method == "private_key_jwt");
+        let claims = client.and_then(|client| verified(&client.jwks, assertion)).ok_or("invalid_client")?;
+        let says = |name: &str, value: &str| claims[name] == value;
+        match says("iss", id) && says("sub", id) && says("aud", &self.issuer()) && claims["jti"].is_string() {
+            true => Ok(id.to_owned()),
+            false => Err("invalid_client"),
+        }
     }
 }
 

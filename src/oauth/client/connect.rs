@@ -209,7 +209,8 @@ impl Connector {
         };
         let at = (tokens.issuer.as_str(), tokens.token_endpoint.as_str());
         if let Ok(Some(registration)) = self.client_of(credential, &tokens.registration, at).await {
-            token::revoke(&self.outbound, policy, &registration, &tokens).await;
+            let now = self.clock.now();
+            token::revoke(&self.outbound, policy, &registration, &tokens, now).await;
         }
         Ok(true)
     }

@@ -297,7 +297,7 @@ impl Providers {
             ("code_verifier", begun.verifier.expose_secret()),
         ];
         let client = client(provider, metadata, redirect_uri);
-        let request = token::authenticated(&metadata.token_endpoint, &client, fields);
+        let request = token::authenticated(&metadata.token_endpoint, &client, fields, now);
         let request = request.ok_or_else(|| IdentityError::Refused("client secret".to_owned()))?;
         let response = match self.outbound.send(request, &provider_policy(provider)).await {
             Ok(response) => response,
@@ -340,7 +340,7 @@ fn client(provider: &IdentityProvider, metadata: &Metadata, redirect_uri: &str) 
         (Some(_), false) => AuthMethod::ClientSecretPost,
     };
     let (client_id, redirect_uri) = (provider.client_id.clone(), redirect_uri.to_owned());
-    Registration { client_id, client_secret, auth_method, redirect_uri, expires_at: None }
+    Registration::new(client_id, client_secret, auth_method, redirect_uri)
 }
 
 /// OpenID Connect Core §3.1.3.7, what is not checked with the signature.

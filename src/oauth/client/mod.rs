@@ -2,9 +2,11 @@
 //! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out where, `register` who we
 //! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
 //! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
-//! `identity` signs people in at identity providers, `provider` keeps the tokens that came with it.
+//! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers, `provider` keeps the tokens that came with it.
+mod auth_method;
 pub mod authorize;
 pub mod challenged;
+pub mod client_key;
 pub mod connect;
 pub mod discover;
 pub mod identity;

@@ -3,74 +3,20 @@
 //! step needs to know only one kind of client.
 use std::time::{Duration, SystemTime};
 
-use http::StatusCode;
+use http::{HeaderValue, Method, StatusCode, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
+use serde_json::Value;
 use serde_json::value::RawValue;
+use url::Url;
 
+pub use super::auth_method::AuthMethod;
+use super::client_key::ClientKey;
 use super::discover::AuthorizationServer;
-use crate::config::TokenEndpointAuthMethod;
 use crate::outbound::{self, AddressPolicy, Outbound, Request};
 
 /// Longest identifier and longest secret we keep.
 const LONGEST_CREDENTIAL: usize = 4096;
-
-/// How our client proves itself at a token endpoint (RFC 7591 §2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum AuthMethod {
-    /// A public client: PKCE alone.
-    None,
-    ClientSecretBasic,
-    ClientSecretPost,
-}
-
-impl AuthMethod {
-    /// The registered name.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            AuthMethod::None => "none",
-            AuthMethod::ClientSecretBasic => "client_secret_basic",
-            AuthMethod::ClientSecretPost => "client_secret_post",
-        }
-    }
-
-    /// By registered name; `None` for a method that is not ours.
-    pub fn from_name(name: &str) -> Option<Self> {
-        [AuthMethod::None, AuthMethod::ClientSecretBasic, AuthMethod::ClientSecretPost]
-            .into_iter()
-            .find(|method| method.as_str() == name)
-    }
-
-    /// For a new client: no secret where the server can do without, else Basic, else in the body.
-    pub fn for_new_client(server: &AuthorizationServer) -> Option<Self> {
-        [AuthMethod::None, AuthMethod::ClientSecretBasic, AuthMethod::ClientSecretPost]
-            .into_iter()
-            .find(|method| server.auth_methods.iter().any(|name| name == method.as_str()))
-    }
-
-    /// For a client that the operator registered by hand and that says nothing about its method.
-    pub fn for_configured_client(server: &AuthorizationServer, has_secret: bool) -> Self {
-        let listed = |method: AuthMethod| server.auth_methods.iter().any(|name| name == method.as_str());
-        match has_secret {
-            false => AuthMethod::None,
-            true if !listed(AuthMethod::ClientSecretBasic) && listed(AuthMethod::ClientSecretPost) => {
-                AuthMethod::ClientSecretPost
-            }
-            true => AuthMethod::ClientSecretBasic,
-        }
-    }
-}
-
-impl From<TokenEndpointAuthMethod> for AuthMethod {
-    fn from(method: TokenEndpointAuthMethod) -> Self {
-        match method {
-            TokenEndpointAuthMethod::None => Self::None,
-            TokenEndpointAuthMethod::ClientSecretBasic => Self::ClientSecretBasic,
-            TokenEndpointAuthMethod::ClientSecretPost => Self::ClientSecretPost,
-        }
-    }
-}
 
 /// Our client identity at one authorization server. Serialised with its secret, for the sealed store only.
 #[derive(Clone, Serialize, Deserialize)]
@@ -83,9 +29,41 @@ pub struct Registration {
     pub redirect_uri: String,
     /// When the secret stops working; `None`: never.
     pub expires_at: Option<SystemTime>,
+    /// Where and with what the registration is deleted (RFC 7592 §2.3), where the server has that.
+    #[serde(default)]
+    pub management: Option<Management>,
+    /// What proves us, where that is a key. Kept on its own.
+    #[serde(skip)]
+    pub key: Option<ClientKey>,
+}
+
+/// RFC 7592 §3.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Management {
+    pub uri: String,
+    #[serde(serialize_with = "crate::store::record::expose")]
+    pub token: SecretString,
 }
 
 impl Registration {
+    /// One that never expires and that nobody manages.
+    pub fn new(
+        client_id: String,
+        client_secret: Option<SecretString>,
+        auth_method: AuthMethod,
+        redirect_uri: String,
+    ) -> Self {
+        Self {
+            client_id,
+            client_secret,
+            auth_method,
+            redirect_uri,
+            expires_at: None,
+            management: None,
+            key: None,
+        }
+    }
+
     /// Whether both are one client that authenticates in one way.
     pub fn is_same_client(&self, other: &Self) -> bool {
         let secret = |registration: &Self| {
@@ -139,6 +117,8 @@ struct ClientMetadata<'a> {
     grant_types: [&'static str; 2],
     response_types: [&'static str; 1],
     token_endpoint_auth_method: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwks: Option<Value>,
     application_type: &'static str,
 }
 
@@ -155,6 +135,11 @@ struct ClientInformation {
     token_endpoint_auth_method: Option<String>,
     #[serde(default)]
     redirect_uris: Option<Vec<String>>,
+    /// RFC 7592 §3. Of any type: what we cannot use costs us nothing but the clearing up.
+    #[serde(default)]
+    registration_client_uri: Value,
+    #[serde(default)]
+    registration_access_token: Value,
 }
 
 #[derive(Deserialize)]
@@ -162,17 +147,25 @@ struct ErrorBody {
     error: String,
 }
 
-/// Registers a client with one redirect URI. `client_uri` may be empty. What the server answers counts, not what was
-/// asked for.
+/// Who registers.
+pub struct Applicant<'a> {
+    pub redirect_uri: &'a str,
+    pub client_name: &'a str,
+    /// May be empty.
+    pub client_uri: &'a str,
+    /// For servers that want one.
+    pub key: Option<&'a ClientKey>,
+}
+
+/// Registers a client with one redirect URI. What the server answers counts, not what was asked for.
 pub async fn register(
     outbound: &Outbound,
     policy: &AddressPolicy,
     server: &AuthorizationServer,
-    redirect_uri: &str,
-    client_name: &str,
-    client_uri: &str,
+    applicant: &Applicant<'_>,
     now: SystemTime,
 ) -> Result<Registration, RegisterError> {
+    let &Applicant { redirect_uri, client_name, client_uri, key } = applicant;
     let endpoint = server
         .registration_endpoint
         .as_deref()
@@ -186,6 +179,7 @@ pub async fn register(
         grant_types: ["authorization_code", "refresh_token"],
         response_types: ["code"],
         token_endpoint_auth_method: asked.as_str(),
+        jwks: key.map(|key| serde_json::json!({"keys": [key.public()]})),
         // OpenID Connect Registration §2: http on loopback is what a native application has.
         application_type: if redirect_uri.starts_with("http://") { "native" } else { "web" },
     };
@@ -201,7 +195,7 @@ pub async fn register(
         StatusCode::OK | StatusCode::CREATED => {
             let information = serde_json::from_slice(&response.body)
                 .map_err(|_| RegisterError::Invalid("not client information in json"))?;
-            accepted(information, asked, redirect_uri, now)
+            accepted(information, asked, redirect_uri, endpoint, now)
         }
         StatusCode::TOO_MANY_REQUESTS => Err(RegisterError::Unavailable),
         status if status.is_server_error() => Err(RegisterError::Unavailable),
@@ -216,6 +210,7 @@ fn accepted(
     information: ClientInformation,
     asked: AuthMethod,
     redirect_uri: &str,
+    endpoint: &str,
     now: SystemTime,
 ) -> Result<Registration, RegisterError> {
     if !is_visible(&information.client_id) {
@@ -233,12 +228,17 @@ fn accepted(
         }
         None => asked,
     };
-    let client_secret = information.client_secret.filter(|_| auth_method != AuthMethod::None);
+    let needs_secret = matches!(auth_method, AuthMethod::ClientSecretBasic | AuthMethod::ClientSecretPost);
+    // Only what we asked for can be proven: nobody but us has the key.
+    if auth_method == AuthMethod::PrivateKeyJwt && asked != auth_method {
+        return Err(RegisterError::Unsupported("client authentication that was not asked for"));
+    }
+    let client_secret = information.client_secret.filter(|_| needs_secret);
     match &client_secret {
         Some(secret) if !is_visible(secret.expose_secret()) => {
             return Err(RegisterError::Invalid("client secret"));
         }
-        None if auth_method != AuthMethod::None => return Err(RegisterError::Invalid("no client secret")),
+        None if needs_secret => return Err(RegisterError::Invalid("no client secret")),
         _ => {}
     }
     let expires_at = client_secret
@@ -252,13 +252,33 @@ fn accepted(
     if expires_at.is_some_and(|expiry| expiry <= now) {
         return Err(RegisterError::Invalid("client secret that has expired already"));
     }
-    Ok(Registration {
-        client_id: information.client_id,
-        client_secret,
-        auth_method,
-        redirect_uri: redirect_uri.to_string(),
-        expires_at,
-    })
+    let management =
+        management(&information.registration_client_uri, &information.registration_access_token, endpoint);
+    let registration =
+        Registration::new(information.client_id, client_secret, auth_method, redirect_uri.to_string());
+    Ok(Registration { expires_at, management, ..registration })
+}
+
+/// The token is shown to nobody but the server that gave it.
+fn management(uri: &Value, token: &Value, endpoint: &str) -> Option<Management> {
+    let (uri, token) = (uri.as_str()?, token.as_str()?);
+    let is_there = Url::parse(uri).ok()?.origin() == Url::parse(endpoint).ok()?.origin();
+    (is_there && is_visible(token)).then(|| Management { uri: uri.to_owned(), token: token.into() })
+}
+
+/// Ends a registration (RFC 7592 §2.3). Says whether it is gone.
+pub async fn deregister(outbound: &Outbound, policy: &AddressPolicy, management: &Management) -> bool {
+    let Ok(mut bearer) = HeaderValue::from_str(&format!("Bearer {}", management.token.expose_secret()))
+    else {
+        return false;
+    };
+    bearer.set_sensitive(true);
+    let request = Request::new(Method::DELETE, &management.uri).header(header::AUTHORIZATION, bearer);
+    match outbound.send(request, policy).await {
+        // A token that counts no more is that of a registration that is gone already.
+        Ok(response) => response.status.is_success() || matches!(response.status.as_u16(), 401 | 404),
+        Err(_) => false,
+    }
 }
 
 /// RFC 6749 appendix A: identifiers and secrets are printable ASCII.
@@ -286,10 +306,14 @@ mod tests {
 
     const REDIRECT: &str = "https://gw.example/oauth/upstream/callback/abc";
 
+    fn applicant(redirect_uri: &str) -> Applicant<'_> {
+        Applicant { redirect_uri, client_name: "Postern", client_uri: "https://gw.example", key: None }
+    }
+
     async fn registered(stub: &Stub, methods: &[&str]) -> Result<Registration, RegisterError> {
         let mut server = server(stub);
         server.auth_methods = methods.iter().map(ToString::to_string).collect();
-        register(&outbound(), &local(), &server, REDIRECT, "Postern", "https://gw.example", at(1_000)).await
+        register(&outbound(), &local(), &server, &applicant(REDIRECT), at(1_000)).await
     }
 
     async fn answered(
@@ -336,7 +360,7 @@ mod tests {
     async fn a_loopback_callback_is_a_native_application() {
         let stub = Stub::start(|_, _| Answer::json(201, r#"{"client_id":"a"}"#)).await;
         let redirect = "http://127.0.0.1:8080/oauth/upstream/callback/abc";
-        register(&outbound(), &local(), &server(&stub), redirect, "Postern", "", at(0)).await.ok().unwrap();
+        register(&outbound(), &local(), &server(&stub), &applicant(redirect), at(0)).await.ok().unwrap();
         let sent: serde_json::Value = serde_json::from_slice(&stub.seen()[0].body).unwrap();
         assert_eq!(sent["application_type"], "native");
         assert!(sent.get("client_uri").is_none());
@@ -435,9 +459,7 @@ mod tests {
             &outbound(),
             &AddressPolicy::public(),
             &server(&Stub::start(|_, _| Answer::status(201)).await),
-            REDIRECT,
-            "Postern",
-            "",
+            &applicant(REDIRECT),
             at(0),
         )
         .await;
@@ -460,12 +482,10 @@ mod tests {
 
     #[test]
     fn a_registration_survives_storage_with_its_secret() {
+        let (secret, method) = (Some("s".into()), AuthMethod::ClientSecretBasic);
         let registration = Registration {
-            client_id: "a".into(),
-            client_secret: Some("s".into()),
-            auth_method: AuthMethod::ClientSecretBasic,
-            redirect_uri: REDIRECT.into(),
             expires_at: Some(at(7)),
+            ..Registration::new("a".into(), secret, method, REDIRECT.into())
         };
         let stored = serde_json::to_string(&registration).unwrap();
         let read: Registration = serde_json::from_str(&stored).unwrap();

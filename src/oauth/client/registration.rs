@@ -6,9 +6,9 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use super::discover::AuthorizationServer;
-use super::register::{AuthMethod, RegisterError, Registration, register};
+use super::register::{Applicant, AuthMethod, RegisterError, Registration, register};
 use super::{Connector, issuer_key};
-use crate::config::{Credential, OauthCredential};
+use crate::config::{Credential, OauthCredential, TokenEndpointAuthMethod};
 use crate::route::Route;
 use crate::seal;
 use crate::store::record::{RecordError, Typed};
@@ -36,6 +36,8 @@ pub struct Document {
     grant_types: [&'static str; 2],
     response_types: [&'static str; 1],
     token_endpoint_auth_method: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    jwks_uri: Option<String>,
     application_type: &'static str,
 }
 
@@ -60,7 +62,10 @@ impl Connector {
             None => issuer.clone(),
         };
         // One at a time: concurrent first calls register once.
-        self.registering.take(&current, self.identity(route, server, &issuer, &current, configured)).await
+        let identity = self.identity(route, server, &issuer, &current, configured);
+        let (key, registration) = self.registering.take(&current, identity).await?;
+        let registration = self.with_key(&server.issuer, registration).await;
+        Ok((key, registration.map_err(|_| RegisterError::Unavailable)?))
     }
 
     /// The client that was known under `registration` at this issuer and token endpoint, as it authenticates today: a
@@ -76,7 +81,7 @@ impl Connector {
             return Ok(None);
         };
         let stored = stored.value;
-        Ok(Some(match credential {
+        let today = match credential {
             Credential::Oauth(oauth)
                 if is_issuer_of(oauth, issuer, token_endpoint)
                     && oauth.client_id.as_ref() == Some(&stored.client_id) =>
@@ -84,6 +89,7 @@ impl Connector {
                 Registration {
                     client_secret: oauth.client_secret.clone(),
                     auth_method: match (&oauth.client_secret, oauth.token_endpoint_auth_method) {
+                        (None, Some(TokenEndpointAuthMethod::PrivateKeyJwt)) => AuthMethod::PrivateKeyJwt,
                         (None, _) => AuthMethod::None,
                         (Some(_), Some(method)) => AuthMethod::from(method),
                         (Some(_), None) if stored.auth_method == AuthMethod::None => {
@@ -103,7 +109,8 @@ impl Connector {
                 }
             }
             _ => stored,
-        }))
+        };
+        self.with_key(issuer, today).await.map(Some)
     }
 
     /// The identity kept under `current` if it still serves, else one that is made and kept there. Other instances do
@@ -131,7 +138,18 @@ impl Connector {
                 Some(registration) => registration,
                 None => {
                     let policy = &route.upstream.policy;
-                    register(&self.outbound, policy, server, &redirect_uri, NAME, &self.origin, now).await?
+                    let key = match AuthMethod::for_new_client(server) {
+                        Some(AuthMethod::PrivateKeyJwt) => Some(self.client_key(&server.issuer).await),
+                        _ => None,
+                    };
+                    let key = key.transpose().map_err(|_| RegisterError::Unavailable)?;
+                    let applicant = Applicant {
+                        redirect_uri: &redirect_uri,
+                        client_name: NAME,
+                        client_uri: &self.origin,
+                        key: key.as_ref(),
+                    };
+                    register(&self.outbound, policy, server, &applicant, now).await?
                 }
             };
             let own = by_id(issuer, &registration.client_id);
@@ -226,22 +244,28 @@ impl Connector {
         if self.client_metadata_url.is_none() && !self.is_https {
             return None;
         }
+        // A document that is not ours is a public client's.
+        let auth_method = match self.client_metadata_url {
+            Some(_) => AuthMethod::None,
+            None => AuthMethod::for_document(server),
+        };
         let client_id = self.document_url(issuer);
-        server.cimd.then(|| Registration {
-            client_id,
-            client_secret: None,
-            auth_method: AuthMethod::None,
-            redirect_uri: redirect_uri.to_owned(),
-            expires_at: None,
-        })
+        server.cimd.then(|| Registration::new(client_id, None, auth_method, redirect_uri.to_owned()))
     }
 
-    /// The document for one issuer.
-    pub fn document(&self, issuer_key: &str) -> Document {
-        self.describe(
-            format!("{}/oauth/client/{issuer_key}.json", self.origin),
-            vec![self.redirect_uri(issuer_key)],
-        )
+    /// The document for one issuer: a public client, unless that issuer takes none.
+    pub async fn document(&self, issuer_key: &str) -> Result<Document, RecordError> {
+        let own_url = format!("{}/oauth/client/{issuer_key}.json", self.origin);
+        let document = self.describe(own_url, vec![self.redirect_uri(issuer_key)]);
+        let known = self.records.readable::<Registration>(issuer_key).await?;
+        Ok(match known.map(|known| known.value.auth_method) {
+            Some(method @ AuthMethod::PrivateKeyJwt) => Document {
+                token_endpoint_auth_method: method.as_str(),
+                jwks_uri: Some(format!("{}/oauth/client/{issuer_key}/jwks.json", self.origin)),
+                ..document
+            },
+            _ => document,
+        })
     }
 
     /// The document for all issuers we have dealt with: for who names it as `oauth_client.client_metadata_url`.
@@ -266,6 +290,7 @@ impl Connector {
             grant_types: ["authorization_code", "refresh_token"],
             response_types: ["code"],
             token_endpoint_auth_method: "none",
+            jwks_uri: None,
             application_type: if self.is_https { "web" } else { "native" },
         }
     }
@@ -282,13 +307,7 @@ fn configured(
         None => AuthMethod::for_configured_client(server, oauth.client_secret.is_some()),
     };
     let (client_id, client_secret) = (client_id.to_owned(), oauth.client_secret.clone());
-    Registration {
-        client_id,
-        client_secret,
-        auth_method,
-        redirect_uri: redirect_uri.to_owned(),
-        expires_at: None,
-    }
+    Registration::new(client_id, client_secret, auth_method, redirect_uri.to_owned())
 }
 
 /// Whether the configuration names this issuer. Where it leaves that to discovery, it says nothing.

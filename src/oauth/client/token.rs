@@ -13,6 +13,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
+use super::client_key::ASSERTION_TYPE;
 use super::discover::scope_list;
 use super::register::{AuthMethod, Registration, error_code};
 use crate::outbound::{self, AddressPolicy, Outbound, Request, Response};
@@ -79,7 +80,7 @@ pub async fn request(
     resource: Option<&str>,
     now: SystemTime,
 ) -> Outcome {
-    let Some(request) = token_request(endpoint, registration, grant, resource) else {
+    let Some(request) = token_request(endpoint, registration, grant, resource, now) else {
         return Outcome::Config("client credentials do not fit into a request".to_string());
     };
     match outbound.send(request, policy).await {
@@ -97,6 +98,7 @@ fn token_request(
     registration: &Registration,
     grant: Presented<'_>,
     resource: Option<&str>,
+    now: SystemTime,
 ) -> Option<Request> {
     let mut fields: Vec<(&str, &str)> = Vec::with_capacity(7);
     match grant {
@@ -111,7 +113,7 @@ fn token_request(
         }
     }
     fields.extend(resource.map(|resource| ("resource", resource)));
-    authenticated(endpoint, registration, fields)
+    authenticated(endpoint, registration, fields, now)
 }
 
 /// A form with the client's authentication added (RFC 6749 §2.3).
@@ -119,23 +121,28 @@ pub(super) fn authenticated<'a>(
     endpoint: &str,
     registration: &'a Registration,
     mut fields: Vec<(&'a str, &'a str)>,
+    now: SystemTime,
 ) -> Option<Request> {
+    let id = registration.client_id.as_str();
     let secret = registration.client_secret.as_ref().map(|secret| secret.expose_secret());
-    match (registration.auth_method, secret) {
-        (AuthMethod::None, _) => fields.push(("client_id", &registration.client_id)),
-        (AuthMethod::ClientSecretPost, Some(secret)) => {
-            fields.extend([("client_id", registration.client_id.as_str()), ("client_secret", secret)]);
+    match registration.auth_method {
+        AuthMethod::None => fields.push(("client_id", id)),
+        AuthMethod::ClientSecretPost => fields.extend([("client_id", id), ("client_secret", secret?)]),
+        AuthMethod::ClientSecretBasic => {
+            let request = Request::post_form(endpoint, &fields);
+            return Some(request.header(header::AUTHORIZATION, basic(id, secret?)?));
         }
-        (AuthMethod::ClientSecretBasic, Some(_)) => {}
-        (AuthMethod::ClientSecretPost | AuthMethod::ClientSecretBasic, None) => return None,
-    }
-    let request = Request::post_form(endpoint, &fields);
-    match (registration.auth_method, secret) {
-        (AuthMethod::ClientSecretBasic, Some(secret)) => {
-            Some(request.header(header::AUTHORIZATION, basic(&registration.client_id, secret)?))
+        AuthMethod::PrivateKeyJwt => {
+            let assertion = registration.key.as_ref()?.assertion(id, now)?;
+            let proof = [
+                ("client_id", id),
+                ("client_assertion_type", ASSERTION_TYPE),
+                ("client_assertion", assertion.expose_secret()),
+            ];
+            return Some(Request::post_form(endpoint, &[fields.as_slice(), &proof].concat()));
         }
-        _ => Some(request),
     }
+    Some(Request::post_form(endpoint, &fields))
 }
 
 /// Ends tokens that nobody wants any more (RFC 7009), as far as their server has a place for it. Best effort: what it
@@ -145,6 +152,7 @@ pub async fn revoke(
     policy: &AddressPolicy,
     registration: &Registration,
     tokens: &Tokens,
+    now: SystemTime,
 ) {
     let Some(endpoint) = &tokens.revocation_endpoint else {
         return;
@@ -154,7 +162,7 @@ pub async fn revoke(
         None => (&tokens.access_token, "access_token"),
     };
     let fields = vec![("token", token.expose_secret()), ("token_type_hint", hint)];
-    let Some(request) = authenticated(endpoint, registration, fields) else {
+    let Some(request) = authenticated(endpoint, registration, fields, now) else {
         return;
     };
     let revoked = outbound.send(request, policy).await.is_ok_and(|answer| answer.status.is_success());

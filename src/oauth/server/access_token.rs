@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64URL_NOPAD;
+use jsonwebtoken::jwk::Jwk;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use super::jwt::Jwts;
@@ -110,9 +111,9 @@ impl Keys {
         Self { jwts: Some(jwts), ..self }
     }
 
-    /// The public keys of tokens (RFC 7517 §5): none where they are sealed.
-    pub fn published(&self) -> serde_json::Value {
-        self.jwts.as_ref().map_or_else(|| serde_json::json!({"keys": []}), Jwts::published)
+    /// The public keys of tokens (RFC 7517 §4): none where they are sealed.
+    pub fn published(&self) -> Vec<Jwk> {
+        self.jwts.as_ref().map_or_else(Vec::new, Jwts::published)
     }
 
     /// Makes the token string.

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::jwk::Jwk;
 use quick_cache::sync::Cache;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
@@ -53,14 +54,14 @@ struct Ours {
 impl Jwts {
     /// `signing`: newest first, each with the moment from which on it signs.
     pub fn new(issuer: &str, signing: Vec<(SigningKey, SystemTime)>) -> Option<Self> {
-        let public = Keys::parse(&serde_json::to_vec(&published(&signing)).ok()?)?;
+        let public = Keys::parse(&serde_json::to_vec(&json!({"keys": published(&signing)})).ok()?)?;
         let is_usable = !signing.is_empty();
         let verified = Cache::new(VERIFIED);
         is_usable.then(|| Self { issuer: issuer.to_owned(), signing, public, verified })
     }
 
     /// The key set (RFC 7517 §5).
-    pub fn published(&self) -> serde_json::Value {
+    pub fn published(&self) -> Vec<Jwk> {
         published(&self.signing)
     }
 
@@ -118,7 +119,6 @@ impl Jwts {
     }
 }
 
-fn published(signing: &[(SigningKey, SystemTime)]) -> serde_json::Value {
-    let keys: Vec<_> = signing.iter().map(|(key, _)| key.public()).collect();
-    json!({"keys": keys})
+fn published(signing: &[(SigningKey, SystemTime)]) -> Vec<Jwk> {
+    signing.iter().map(|(key, _)| key.public().clone()).collect()
 }

@@ -97,13 +97,8 @@ mod tests {
     /// A connection with the tokens `a1` and `r1`: its key and what is outdated of it.
     async fn connected(bench: &Bench, stub: &Stub, user: &str, rotates: Option<bool>) -> (String, Outdated) {
         let (route, now) = (bench.route(), bench.clock.now());
-        let registration = Registration {
-            client_id: "us".into(),
-            client_secret: None,
-            auth_method: AuthMethod::None,
-            redirect_uri: "http://127.0.0.1/back".into(),
-            expires_at: None,
-        };
+        let registration =
+            Registration::new("us".into(), None, AuthMethod::None, "http://127.0.0.1/back".into());
         bench.records.put("registration", 0, &registration, HOUR).await.unwrap();
         let tokens = Tokens {
             access_token: SecretString::from("a1"),

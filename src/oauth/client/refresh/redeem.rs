@@ -254,7 +254,8 @@ impl Ends<'_> {
                 // Disconnected meanwhile: nobody wants these tokens any more, and they must not live on.
                 Ok(Committed::Gone) => {
                     event::step(Step::Tombstone, key, acquired, None);
-                    token::revoke(&connector.outbound, policy, registration, &tokens).await;
+                    let now = connector.clock.now();
+                    token::revoke(&connector.outbound, policy, registration, &tokens, now).await;
                     return connector.outcome("gone", Renewed::NeedsUser);
                 }
                 Err(error) if Instant::now() < give_up => {

@@ -12,13 +12,7 @@ const REDIRECT: &str = "https://gw.example/oauth/upstream/callback/abc";
 const RESOURCE: &str = "https://mcp.example.com";
 
 fn client(auth_method: AuthMethod, id: &str, secret: Option<&str>) -> Registration {
-    Registration {
-        client_id: id.into(),
-        client_secret: secret.map(SecretString::from),
-        auth_method,
-        redirect_uri: REDIRECT.into(),
-        expires_at: None,
-    }
+    Registration::new(id.into(), secret.map(SecretString::from), auth_method, REDIRECT.into())
 }
 
 fn response(status: u16, headers: &[(&'static str, &str)], body: &str) -> Response {

@@ -1,0 +1,134 @@
+//! How we prove ourselves without a shared secret (`private_key_jwt`, RFC 7523 §2.2): with a key of our own for each issuer,
+//! made when first needed and kept in the store, so that all instances have the same one. What is signed for one issuer
+//! proves nothing at another: neither audience nor key fit (RFC 9700 §4.8, audience injection).
+use std::time::{Duration, SystemTime};
+
+use data_encoding::BASE64URL_NOPAD;
+use jsonwebtoken::jwk::Jwk;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use super::register::{AuthMethod, Registration};
+use super::{Connector, issuer_key};
+use crate::clock::unix_seconds;
+use crate::jose::sign::{self, SigningKey};
+use crate::seal;
+use crate::store::record::{RecordError, Typed};
+use crate::store::{FOREVER, Kind};
+
+/// An assertion is for the request that it is made for.
+const LIFETIME: Duration = Duration::from_secs(60);
+/// RFC 7523 §2.2.
+pub const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// Our key at one issuer.
+#[derive(Clone)]
+pub struct ClientKey {
+    key: SigningKey,
+    /// The issuer, byte for byte.
+    audience: String,
+}
+
+/// As kept: PKCS#8 in base64url (store record).
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    #[serde(serialize_with = "crate::store::record::expose")]
+    client_key: SecretString,
+}
+
+impl Typed for Kept {
+    const KIND: Kind = Kind::Key;
+}
+
+/// RFC 7523 §3.
+#[derive(Serialize)]
+struct Claims<'a> {
+    iss: &'a str,
+    sub: &'a str,
+    aud: &'a str,
+    iat: u64,
+    exp: u64,
+    jti: &'a str,
+}
+
+impl ClientKey {
+    /// A proof that the client of this id asks, good for a minute. `None`: no randomness.
+    pub fn assertion(&self, client_id: &str, now: SystemTime) -> Option<SecretString> {
+        let iat = unix_seconds(now);
+        let jti = seal::name().ok()?;
+        let claims = Claims {
+            iss: client_id,
+            sub: client_id,
+            aud: &self.audience,
+            iat,
+            exp: iat + LIFETIME.as_secs(),
+            jti: &jti,
+        };
+        self.key.sign("JWT", &claims).map(SecretString::from)
+    }
+
+    /// The public half.
+    pub fn public(&self) -> &Jwk {
+        self.key.public()
+    }
+}
+
+impl Connector {
+    /// The registration with our key beside it, where it is proven by one.
+    pub(super) async fn with_key(
+        &self,
+        issuer: &str,
+        registration: Registration,
+    ) -> Result<Registration, RecordError> {
+        let key = match registration.auth_method {
+            AuthMethod::PrivateKeyJwt => Some(self.client_key(issuer).await?),
+            _ => None,
+        };
+        Ok(Registration { key, ..registration })
+    }
+
+    /// Our key at this issuer; the first time it is made.
+    pub(super) async fn client_key(&self, issuer: &str) -> Result<ClientKey, RecordError> {
+        let name = name_of(&issuer_key(issuer));
+        loop {
+            if let Some(kept) = self.records.get::<Kept>(&name).await? {
+                let key = read(&kept.value).ok_or(RecordError::Unreadable)?;
+                return Ok(ClientKey { key, audience: issuer.to_owned() });
+            }
+            let made = sign::generate().ok_or(RecordError::Unreadable)?;
+            let kept = Kept { client_key: BASE64URL_NOPAD.encode(&made).into() };
+            // Another instance may be faster: then its key counts.
+            self.records.put(&name, 0, &kept, FOREVER).await?;
+            tracing::info!(target: "audit", event = "client_key", issuer);
+        }
+    }
+
+    /// The public keys that one issuer, or all of them, verify our assertions with (RFC 7517 §5).
+    pub async fn client_keys(&self, of: Option<&str>) -> Result<Vec<Jwk>, RecordError> {
+        let mut names: Vec<String> = match of {
+            Some(issuer_key) => vec![issuer_key.to_owned()],
+            None => {
+                let known = self.records.scan::<Registration>().await?.into_iter();
+                let proven = known.filter(|(_, known)| known.value.auth_method == AuthMethod::PrivateKeyJwt);
+                proven.filter_map(|(name, _)| Some(name.split('/').next()?.to_owned())).collect()
+            }
+        };
+        names.sort();
+        names.dedup();
+        let mut keys = Vec::new();
+        for name in names {
+            let kept = self.records.readable::<Kept>(&name_of(&name)).await?;
+            keys.extend(kept.and_then(|kept| read(&kept.value)).map(|key| key.public().clone()));
+        }
+        Ok(keys)
+    }
+}
+
+fn name_of(issuer_key: &str) -> String {
+    format!("client/{issuer_key}")
+}
+
+fn read(kept: &Kept) -> Option<SigningKey> {
+    let der = BASE64URL_NOPAD.decode(kept.client_key.expose_secret().as_bytes()).ok()?;
+    SigningKey::from_pkcs8(&der)
+}

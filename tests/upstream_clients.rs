@@ -1,0 +1,142 @@
+//! Who we are at upstreams' authorization servers: how our client proves itself there, and what becomes of a registration
+//! that nobody needs any more.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+#![allow(clippy::disallowed_methods)]
+
+mod support;
+
+use serde_json::{Value, json};
+use support::authorization_server::AuthorizationServer;
+use support::browser::Browser;
+use support::client::Client;
+use support::gateway::{Gateway, Route};
+use support::key::verified;
+use support::ledger::RegisteredClient;
+use support::mcp::McpAnswer;
+use support::script::AuthorizationScript;
+use support::upstream::Upstream;
+
+/// Takes assertions only, and registers clients for them.
+fn by_keys_only(script: &mut AuthorizationScript) {
+    script.metadata_patch = json!({"token_endpoint_auth_methods_supported": ["private_key_jwt"]});
+}
+
+async fn whoami(gateway: &Gateway, route: &str) -> McpAnswer {
+    let client = Client::register(gateway).await;
+    let mut browser = Browser::new().through(gateway);
+    let tokens = client.sign_in(&mut browser, route).await;
+    gateway.mcp(route).bearer(&tokens.access_token).tool("whoami", json!({})).await
+}
+
+async fn document(gateway: &Gateway, path: &str) -> Value {
+    McpAnswer::of(gateway.http.get(gateway.url(path)).send().await.unwrap()).await.json()
+}
+
+fn assertions(server: &AuthorizationServer) -> Vec<String> {
+    let requests = server.requests.all();
+    requests.iter().filter_map(|request| request.form("client_assertion")).collect()
+}
+
+#[tokio::test]
+async fn sr_t21_an_assertion_is_for_one_issuer_and_so_is_its_key() {
+    let (one, other) = (Upstream::start().await, Upstream::start().await);
+    for upstream in [&one, &other] {
+        upstream.set_authorization(by_keys_only);
+    }
+    let routes = Gateway::builder().route(Route::oauth("one", &one)).route(Route::oauth("other", &other));
+    let gateway = routes.start().await;
+    for (route, upstream) in [("one", &one), ("other", &other)] {
+        assert_eq!(whoami(&gateway, route).await.tool_text(), "upstream-user", "{route}");
+        // The refresh is proven as well.
+        upstream.refuse_current_tokens();
+        assert_eq!(whoami(&gateway, route).await.tool_text(), "upstream-user", "{route}");
+        assert_eq!(upstream.authorization.refreshes(), 1, "{route}");
+    }
+    let registered = |upstream: &Upstream| {
+        upstream.authorization.ledger(|ledger| ledger.clients.values().next().unwrap().clone())
+    };
+    let (at_one, at_other) = (registered(&one), registered(&other));
+    assert_eq!((&at_one.secret, at_one.method.as_str()), (&None, "private_key_jwt"));
+    let mut seen = std::collections::HashSet::new();
+    for (own, upstream, set, foreign) in
+        [(&at_one, &one, &at_one.jwks, &at_other.jwks), (&at_other, &other, &at_other.jwks, &at_one.jwks)]
+    {
+        let shown = assertions(&upstream.authorization);
+        assert_eq!(shown.len(), 2);
+        for assertion in shown {
+            let claims = verified(set, &assertion).expect("signed by the key of this issuer");
+            assert_eq!(claims["aud"], upstream.authorization.issuer());
+            assert_eq!((claims["iss"].as_str(), claims["sub"].as_str()), (Some(&*own.id), Some(&*own.id)));
+            assert_eq!(claims["exp"].as_u64().unwrap() - claims["iat"].as_u64().unwrap(), 60);
+            assert!(seen.insert(claims["jti"].to_string()), "used twice");
+            assert_eq!(verified(foreign, &assertion), None, "worth nothing at the other one");
+        }
+    }
+    // All of them are published in one place, each without its private half.
+    let published = document(&gateway, "/oauth/jwks.json").await;
+    let keys = published["keys"].as_array().unwrap();
+    assert_eq!(keys.len(), 2);
+    assert!(keys.iter().all(|key| key.get("d").is_none() && key["use"] == "sig" && key["alg"] == "ES256"));
+}
+
+#[tokio::test]
+async fn a_key_outlives_a_restart() {
+    let upstream = Upstream::start().await;
+    upstream.set_authorization(by_keys_only);
+    let mut gateway = Gateway::before(&upstream).await;
+    whoami(&gateway, "demo").await;
+    gateway.kill9().await;
+    gateway.restart().await;
+    upstream.refuse_current_tokens();
+    assert_eq!(whoami(&gateway, "demo").await.tool_text(), "upstream-user");
+    assert_eq!((upstream.authorization.registrations(), upstream.authorization.refreshes()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_client_document_names_the_key_where_no_public_client_is_taken() {
+    let upstream = Upstream::start().await;
+    let gateway = Gateway::builder().route(Route::oauth("demo", &upstream)).tls().start().await;
+    upstream.set_authorization(|script| {
+        by_keys_only(script);
+        script.cimd = true;
+        script.roots = gateway.roots.clone();
+    });
+    assert_eq!(whoami(&gateway, "demo").await.tool_text(), "upstream-user");
+    assert_eq!(upstream.authorization.registrations(), 0);
+    let client = upstream.authorization.ledger(|ledger| ledger.clients.values().next().unwrap().clone());
+    let path = client.id.strip_prefix(&gateway.public_url).expect("our own document");
+    let published = document(&gateway, path).await;
+    assert_eq!(published["token_endpoint_auth_method"], "private_key_jwt");
+    let keys = published["jwks_uri"].as_str().unwrap().strip_prefix(&gateway.public_url).unwrap();
+    assert_eq!(document(&gateway, keys).await, client.jwks);
+    // An issuer that nobody has dealt with has no key, and its document is a public client's.
+    let stranger = document(&gateway, "/oauth/client/aaaaaaaaaaaaaaaa.json").await;
+    assert_eq!(stranger["token_endpoint_auth_method"], "none");
+    assert_eq!(document(&gateway, "/oauth/client/aaaaaaaaaaaaaaaa/jwks.json").await, json!({"keys": []}));
+}
+
+#[tokio::test]
+async fn a_client_that_the_operator_registered_is_proven_by_the_key_that_is_published() {
+    let upstream = Upstream::start().await;
+    let route = Route::oauth("demo", &upstream)
+        .with("credential.client_id", json!("by-hand"))
+        .with("credential.token_endpoint_auth_method", json!("private_key_jwt"));
+    let gateway = Gateway::builder().route(route).start().await;
+    let know = |jwks: Value| {
+        let client = RegisteredClient {
+            id: "by-hand".into(),
+            method: "private_key_jwt".into(),
+            jwks,
+            ..RegisteredClient::default()
+        };
+        upstream.authorization.ledger(|ledger| ledger.clients.insert("by-hand".into(), client));
+    };
+    know(Value::Null);
+    let client = Client::register(&gateway).await;
+    let request = client.authorization("demo");
+    let callback = Browser::new().authorize(&client.redirect_uri, &request.url()).await;
+    assert_eq!(callback.error(), Some("server_error"), "the server has no key of ours yet");
+    // Which it may read where it is published.
+    know(document(&gateway, "/oauth/jwks.json").await);
+    assert_eq!(whoami(&gateway, "demo").await.tool_text(), "upstream-user");
+}
