@@ -90,11 +90,7 @@ pub fn probe_request() -> OwnRequest {
         "jsonrpc": "2.0",
         "id": 1,
         "method": "server/discover",
-        "params": {"_meta": {
-            "io.modelcontextprotocol/protocolVersion": MIRRORED_SINCE,
-            "io.modelcontextprotocol/clientCapabilities": {},
-            "io.modelcontextprotocol/clientInfo": {"name": "postern", "version": env!("CARGO_PKG_VERSION")},
-        }},
+        "params": {"_meta": meta(MIRRORED_SINCE)},
     });
     OwnRequest {
         headers: vec![
@@ -107,10 +103,21 @@ pub fn probe_request() -> OwnRequest {
     }
 }
 
+/// What a request of revision 2026-07-28 says about who sends it.
+fn meta(revision: &str) -> serde_json::Value {
+    json!({
+        "io.modelcontextprotocol/protocolVersion": revision,
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "io.modelcontextprotocol/clientInfo": {"name": "postern", "version": env!("CARGO_PKG_VERSION")},
+    })
+}
+
 /// The same question for a server of an older revision: `tools/list` outside a session. The server may well refuse it
 /// for the missing session; what counts is whether it asks for a token first.
 pub fn session_era_probe_request() -> OwnRequest {
-    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {}});
+    // What a server of a later revision would want to see, which has refused the first question for another reason.
+    let params = json!({"_meta": meta(SESSIONS_UNTIL)});
+    let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params});
     OwnRequest {
         headers: vec![
             ("content-type", "application/json"),

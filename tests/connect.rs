@@ -365,8 +365,10 @@ async fn dynamic_registration_does_as_the_server_says() {
         let upstream = Upstream::start().await;
         upstream.set_authorization(|script| {
             script.metadata_patch = json!({"token_endpoint_auth_methods_supported": offered});
-            script.registration =
-                Some(RegistrationScript { method: given.map(str::to_owned), refusal: None });
+            script.registration = Some(RegistrationScript {
+                method: given.map(str::to_owned),
+                ..RegistrationScript::default()
+            });
         });
         gateway = gateway.route(Route::oauth(&format!("r{number}"), &upstream));
         upstreams.push(upstream);
@@ -396,6 +398,7 @@ async fn a_registration_that_is_refused_or_impossible_ends_at_the_client() {
     refused.set_authorization(|script| {
         script.registration = Some(RegistrationScript {
             method: None,
+            managed: false,
             refusal: Some((403, json!({"error": "access_denied", "error_description": "CANARY_words"}))),
         });
     });
@@ -403,12 +406,15 @@ async fn a_registration_that_is_refused_or_impossible_ends_at_the_client() {
     without.set_authorization(|script| script.registration = None);
     let broken = Upstream::start().await;
     broken.set_authorization(|script| {
-        script.registration =
-            Some(RegistrationScript { method: None, refusal: Some((201, json!({"client_id": 7}))) });
+        script.registration = Some(RegistrationScript {
+            refusal: Some((201, json!({"client_id": 7}))),
+            ..RegistrationScript::default()
+        });
     });
     let down = Upstream::start().await;
     down.set_authorization(|script| {
-        script.registration = Some(RegistrationScript { method: None, refusal: Some((503, json!({}))) });
+        script.registration =
+            Some(RegistrationScript { refusal: Some((503, json!({}))), ..RegistrationScript::default() });
     });
     let gateway = Gateway::builder()
         .route(Route::oauth("refused", &refused))

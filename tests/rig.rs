@@ -303,7 +303,8 @@ async fn a_gate_holds_the_token_endpoint() {
 async fn client_authentication_is_checked() {
     let server = AuthorizationServer::start().await;
     for method in ["client_secret_basic", "client_secret_post"] {
-        let registration = Some(RegistrationScript { method: Some(method.into()), refusal: None });
+        let registration =
+            Some(RegistrationScript { method: Some(method.into()), ..RegistrationScript::default() });
         server.set(|script| script.registration = registration);
         let (_, client) = post(&server, "/register", &json!({"redirect_uris": [CLIENT]}).to_string()).await;
         assert_eq!(client["token_endpoint_auth_method"], method);

@@ -140,3 +140,77 @@ async fn a_client_that_the_operator_registered_is_proven_by_the_key_that_is_publ
     know(document(&gateway, "/oauth/jwks.json").await);
     assert_eq!(whoami(&gateway, "demo").await.tool_text(), "upstream-user");
 }
+
+/// A route with a configured client and this profile.
+fn as_at(profile: &str, upstream: &Upstream) -> Route {
+    upstream.authorization.know_client("by-hand", None);
+    Route::oauth("demo", upstream)
+        .with("credential.client_id", json!("by-hand"))
+        .with("credential.profile", json!(profile))
+}
+
+#[tokio::test]
+async fn a_provider_that_refuses_the_resource_and_hides_pkce_is_connected_by_its_profile() {
+    let upstream = Upstream::start().await;
+    upstream.set(|script| script.challenge.scope = Some("api://files/.default".into()));
+    upstream.set_authorization(|script| script.code_challenge_methods = None);
+    let gateway = Gateway::builder().route(as_at("entra", &upstream)).start().await;
+    assert_eq!(whoami(&gateway, "demo").await.tool_text(), "upstream-user");
+    upstream.refuse_current_tokens();
+    assert_eq!(whoami(&gateway, "demo").await.tool_text(), "upstream-user");
+    let asked = upstream.authorization.requests.last_to("/authorize");
+    assert_eq!(asked.parameter("scope").as_deref(), Some("api://files/.default offline_access"));
+    assert_eq!(asked.parameter("resource"), None);
+    for grant in ["authorization_code", "refresh_token"] {
+        let requests = upstream.authorization.token_requests(grant);
+        assert_eq!(
+            requests.iter().map(|request| request.form("resource")).collect::<Vec<_>>(),
+            [None],
+            "{grant}"
+        );
+    }
+    // Without the profile that server cannot be used, and the operator hears why.
+    let gateway = Gateway::builder().route(Route::oauth("demo", &upstream)).start().await;
+    let client = Client::register(&gateway).await;
+    let request = client.authorization("demo");
+    let callback = Browser::new().authorize(&client.redirect_uri, &request.url()).await;
+    assert_eq!(callback.error(), Some("server_error"));
+    assert!(gateway.logs().iter().any(|line| line.contains("does not announce pkce")));
+}
+
+#[tokio::test]
+async fn what_a_provider_wants_for_a_refresh_token_is_sent_along_unless_the_operator_says_otherwise() {
+    for (written, sent) in [(json!({}), "consent"), (json!({"prompt": "select_account"}), "select_account")] {
+        let upstream = Upstream::start().await;
+        let route = as_at("google", &upstream).with("credential.authorization_params", written);
+        let gateway = Gateway::builder().route(route).start().await;
+        assert_eq!(whoami(&gateway, "demo").await.tool_text(), "upstream-user");
+        let asked = upstream.authorization.requests.last_to("/authorize");
+        assert_eq!(asked.parameter("access_type").as_deref(), Some("offline"));
+        assert_eq!(asked.parameter("prompt").as_deref(), Some(sent));
+    }
+}
+
+#[tokio::test]
+async fn scopes_between_commas_are_several_and_tokens_without_an_end_serve() {
+    let upstream = Upstream::start().await;
+    upstream.set(|script| script.challenge.scope = Some("repo gist".into()));
+    upstream.set_authorization(|script| {
+        script.granted_scopes = Some("gist,repo,user".into());
+        script.announces_lifetime = false;
+        script.issues_refresh_tokens = false;
+    });
+    // It publishes metadata here, where the profile's own endpoints are not.
+    let issuer = json!(upstream.authorization.issuer());
+    let route = as_at("github", &upstream).with("credential.issuer", issuer);
+    let gateway = Gateway::builder().route(route).start().await;
+    let client = Client::register(&gateway).await;
+    let tokens = client.sign_in(&mut Browser::new(), "demo").await;
+    let asked = upstream.authorization.requests.last_to("/authorize");
+    assert_eq!(asked.parameter("scope").as_deref(), Some("repo,gist"));
+    let mut granted: Vec<_> = tokens.scope.split(' ').collect();
+    granted.sort_unstable();
+    assert_eq!(granted, ["gist", "mcp:access", "repo", "user"]);
+    let answer = gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
+    assert_eq!(answer.tool_text(), "upstream-user");
+}

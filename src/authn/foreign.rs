@@ -295,7 +295,7 @@ impl Foreign {
     async fn metadata(&self, trusted: &TrustedIssuer, now: SystemTime) -> Result<Arc<Metadata>, Doubt> {
         let policy = policy(trusted);
         let fetched = async {
-            issuer_metadata::<Metadata>(&self.outbound, &policy, &trusted.issuer)
+            issuer_metadata::<Metadata>(&self.outbound, &policy, &trusted.issuer, |_| Ok(()))
                 .await
                 .inspect_err(|error| {
                     tracing::warn!(target: "postern::authn", issuer = %trusted.name, %error, "an issuer's metadata cannot be had");

@@ -10,6 +10,7 @@ use super::checked::{Checker, bare_host};
 use super::file::{self, CredentialKind, RefreshRotation, TokenEndpointAuthMethod};
 use super::login::Login;
 use super::oidc::IdentityProvider;
+use super::profile::Profile;
 use super::report::Key;
 use super::secret;
 
@@ -58,6 +59,16 @@ pub struct OauthCredential {
     pub authorization_params: BTreeMap<String, String>,
     /// `None`: unknown.
     pub refresh_rotation: Option<RefreshRotation>,
+    /// `None`: by the issuer.
+    pub profile: Option<&'static Profile>,
+}
+
+impl OauthCredential {
+    /// How the authorization server of this issuer deviates from the standards.
+    #[must_use]
+    pub fn profile_at(&self, issuer: &str) -> &'static Profile {
+        self.profile.unwrap_or_else(|| Profile::of_issuer(issuer))
+    }
 }
 
 /// Parameters of the authorization request that are Postern's own, or would change where its answer goes.
@@ -106,10 +117,6 @@ pub(super) fn check(
         return Some(Credential::Oauth(OauthCredential::default()));
     };
     let kind = written.kind.unwrap_or_default();
-    if written.profile.is_some() {
-        let write = "leave it out; write the settings the provider needs one by one";
-        check.refuse(&key.child("profile"), "this version has no profiles yet", write);
-    }
     strangers(check, key, written, kind);
     match kind {
         CredentialKind::None => Some(Credential::None),
@@ -137,6 +144,7 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("token_endpoint_auth_method", written.token_endpoint_auth_method.is_some()),
         ("authorization_params", written.authorization_params.is_some()),
         ("refresh_rotation", written.refresh_rotation.is_some()),
+        ("profile", written.profile.is_some()),
     ];
     let inject = [("provider", written.provider.is_some())];
     let inject = inject
@@ -251,6 +259,7 @@ fn oauth(
         );
     }
     auth_method(check, key, written);
+    let profile = profile(check, key, written);
     for (name, value) in [
         ("issuer", &written.issuer),
         ("authorization_endpoint", &written.authorization_endpoint),
@@ -287,18 +296,42 @@ fn oauth(
         Some(secret) => Some(secret?),
         None => None,
     };
+    // Where a provider publishes nothing, all three are known, unless one of them is written.
+    let is_elsewhere = written.issuer.is_some() || written.authorization_endpoint.is_some();
+    let is_elsewhere = is_elsewhere || written.token_endpoint.is_some();
+    let known = profile.and_then(|profile| profile.endpoints).filter(|_| !is_elsewhere);
+    let or_known = |written: &Option<String>, index: usize| {
+        written.clone().or(known.and_then(|known| known.get(index).map(ToString::to_string)))
+    };
     Some(OauthCredential {
         client_id: written.client_id.clone(),
         client_secret,
         scopes,
-        issuer: written.issuer.clone(),
-        authorization_endpoint: written.authorization_endpoint.clone(),
-        token_endpoint: written.token_endpoint.clone(),
+        issuer: or_known(&written.issuer, 0),
+        authorization_endpoint: or_known(&written.authorization_endpoint, 1),
+        token_endpoint: or_known(&written.token_endpoint, 2),
         resource: written.resource.clone(),
         token_endpoint_auth_method: written.token_endpoint_auth_method,
         authorization_params: written.authorization_params.clone().unwrap_or_default(),
         refresh_rotation: written.refresh_rotation,
+        profile,
     })
+}
+
+/// The provider that is named, if it can be used as the rest is written.
+fn profile(check: &mut Checker<'_>, key: &Key, written: &file::Credential) -> Option<&'static Profile> {
+    let name = written.profile.as_deref()?;
+    let Some(profile) = Profile::named(name) else {
+        let names: Vec<_> = Profile::names().collect();
+        let write = format!("write one of {}, or leave it out", names.join(", "));
+        check.refuse(&key.child("profile"), format!("`{name}` is no provider that is known"), write);
+        return None;
+    };
+    if profile.registered_by_hand && written.client_id.is_none() {
+        let what = format!("is missing: at {name} every application is registered by hand");
+        check.refuse(&key.child("client_id"), what, "register Postern there and write the client id it gets");
+    }
+    Some(profile)
 }
 
 /// The method must fit what there is to authenticate with.

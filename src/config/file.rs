@@ -263,8 +263,9 @@ pub(super) struct Credential {
     /// it ends the connection; then Postern waits, while the access token is good, for the instance that may have the answer. Default:
     /// Postern tries at once, which saves most, until it has seen this server end a connection for it.
     pub(super) refresh_rotation: Option<RefreshRotation>,
-    /// Not yet: a named set of settings for a provider that deviates from the standards.
-    pub(super) profile: Option<serde_json::Value>,
+    /// `oauth`: a provider that deviates from the standards: `atlassian`, `entra`, `github`, `google`, `notion` or `slack`.
+    /// Default: known by its issuer.
+    pub(super) profile: Option<String>,
 }
 
 /// Kinds of credential.
@@ -290,14 +291,14 @@ pub enum RefreshRotation {
     Strict,
 }
 
-/// Client authentication at a token endpoint (RFC 7591 §2).
+/// Client authentication at a token endpoint (RFC 7591 §2). `private_key_jwt`: by a key that Postern makes for the issuer, published at
+/// `{public_url}/oauth/jwks.json`.
 #[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
 pub enum TokenEndpointAuthMethod {
     None,
     ClientSecretBasic,
     ClientSecretPost,
-    /// By a key that Postern makes for the issuer: published at `{public_url}/oauth/jwks.json`.
     PrivateKeyJwt,
 }
 

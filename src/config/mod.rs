@@ -14,6 +14,7 @@ mod file;
 mod limits;
 mod login;
 mod oidc;
+mod profile;
 mod reload;
 mod report;
 mod route;
@@ -35,6 +36,7 @@ pub use file::{AccessLog, AccessTokenFormat, ClientAuthMethod, RefreshRotation, 
 pub use limits::Limits;
 pub use login::{Login, User};
 pub use oidc::IdentityProvider;
+pub use profile::Profile;
 pub use reload::Fixed;
 pub use report::{Key, Position, Problem, Report};
 pub use route::{Route, Upstream};

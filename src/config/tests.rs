@@ -332,13 +332,41 @@ fn a_sealing_key_may_come_from_a_command() {
 }
 
 #[test]
-fn not_there_yet_says_what_to_write() {
+fn keys_of_a_store_belong_to_its_kind() {
     one("#top", "store: {urls: [x]}", "conf.yaml:11:15: store.urls: belongs to `kind: redis`");
+}
+
+#[test]
+fn a_profile_says_what_it_needs_and_knows_what_it_can() {
     one(
         "#route",
-        "credential: {profile: {name: x}}",
-        "conf.yaml:18:27: routes[0].credential.profile: this version has no profiles yet",
+        "credential: {profile: gitlab}",
+        "conf.yaml:18:27: routes[0].credential.profile: `gitlab` is no provider that is known; write one of atlassian, entra, ",
     );
+    one(
+        "#route",
+        "credential: {profile: github}",
+        "conf.yaml:18:17: routes[0].credential.client_id: is missing: at github every application is registered by hand; register",
+    );
+    one(
+        "#route",
+        "credential: {kind: none, profile: github}",
+        "conf.yaml:18:39: routes[0].credential.profile: belongs to `kind: oauth`",
+    );
+    let oauth = |written: &str| {
+        let config =
+            good(&[("#route", &format!("credential: {{client_id: x, {written}}}"))], &Fake::default());
+        match &config.routes[0].credential {
+            Credential::Oauth(oauth) => oauth.clone(),
+            _ => panic!("another kind"),
+        }
+    };
+    let known = oauth("profile: github");
+    assert_eq!(known.issuer.as_deref(), Some("https://github.com/login/oauth"));
+    assert_eq!(known.token_endpoint.as_deref(), Some("https://github.com/login/oauth/access_token"));
+    // An Enterprise server has them elsewhere, and all of them.
+    let own = oauth("profile: github, issuer: \"https://git.example.com/login/oauth\"");
+    assert_eq!((own.authorization_endpoint, own.token_endpoint), (None, None));
 }
 
 #[test]
@@ -878,6 +906,34 @@ fn shipped_files_load_as_they_stand() {
         argon2::password_hash::phc::PasswordHash::new(demo.login.users["demo"].password_hash.expose_secret())
             .unwrap();
     argon2::PasswordVerifier::verify_password(&argon2::Argon2::default(), b"demo", &hash).unwrap();
+}
+
+#[test]
+fn examples_are_right_as_they_are() {
+    let pair = rcgen::generate_simple_self_signed(["mcp.example.com".to_owned()]).unwrap();
+    let (cert, key) = (pair.cert.pem(), pair.signing_key.serialize_pem());
+    let names = ["IDP", "GITHUB", "ENTRA", "GOOGLE", "SLACK", "ATLASSIAN"];
+    let fake = names.iter().fold(Fake::default(), |fake, name| fake.var(&format!("{name}_SECRET"), "x"));
+    let fake = fake.file("/etc/postern/tls.crt", &cert, 0o644).file("/etc/postern/tls.key", &key, 0o600);
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/examples");
+    let mut profiles = Vec::new();
+    for file in std::fs::read_dir(directory).unwrap() {
+        let path = file.unwrap().path();
+        let name = path.display().to_string();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let config = parse(&text, &name, &fake).unwrap_or_else(|report| panic!("{report}"));
+        profiles.extend(config.routes.into_iter().filter_map(|route| match route.credential {
+            Credential::Oauth(oauth) => {
+                let issuer =
+                    oauth.issuer.clone().unwrap_or_else(|| route.upstream.url.origin().ascii_serialization());
+                Some(oauth.profile_at(&issuer).name)
+            }
+            _ => None,
+        }));
+    }
+    profiles.retain(|name| *name != "standard");
+    profiles.sort_unstable();
+    assert_eq!(profiles, Profile::names().collect::<Vec<_>>(), "one example each");
 }
 
 /// Every key of the schema is named in the commented file, except those that are not there yet.

@@ -9,18 +9,15 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use dashmap::DashMap;
-use http::{HeaderValue, header};
-use secrecy::ExposeSecret;
 
-use super::window::{spread, window};
+use super::known::{Known, Token};
 use super::{Credential, Source, Unresolved};
-use crate::authn::{Caller, Reach};
-use crate::config;
+use crate::authn::Caller;
 use crate::oauth::client::refresh::{Outdated, Renewed};
 use crate::oauth::client::{Connector, connection_key};
 use crate::route::Route;
-use crate::store::record::{RecordError, Tokens};
-use crate::store::{Connection, Refusal, State};
+use crate::store::Refusal;
+use crate::store::record::RecordError;
 
 /// More grants than that and the copies are dropped and read again as needed.
 const SLOTS_MAX: usize = 100_000;
@@ -49,30 +46,6 @@ struct Slot {
     refused_at: ArcSwapOption<(Outdated, SystemTime)>,
     /// No refresh of these tokens before that moment.
     quiet: ArcSwapOption<(Outdated, SystemTime)>,
-}
-
-/// What we know of a connection.
-enum Known {
-    Unknown,
-    Absent,
-    NeedsUser { incarnation: Option<Arc<str>> },
-    Token(Token),
-}
-
-#[derive(Clone)]
-struct Token {
-    value: HeaderValue,
-    /// What it may do.
-    scopes: Vec<String>,
-    incarnation: Arc<str>,
-    generation: u64,
-    refreshable: bool,
-    /// The upstream has turned it down, at whichever instance.
-    refused: bool,
-    /// From here on a newer one is fetched in the background.
-    refresh_at: Option<SystemTime>,
-    /// From here on it is not sent any more.
-    dead_at: Option<SystemTime>,
 }
 
 // === impl Connections ===
@@ -342,65 +315,5 @@ impl Slot {
 
     fn be_quiet(&self, outdated: Outdated, until: SystemTime) {
         self.quiet.store(Some(Arc::new((outdated, until))));
-    }
-}
-
-// === impl Known ===
-
-impl Known {
-    fn of(connection: &Connection, tokens: &Tokens) -> Self {
-        let needs_user = Self::NeedsUser { incarnation: Some(connection.incarnation.as_str().into()) };
-        if connection.state == State::NeedsReauth {
-            return needs_user;
-        }
-        let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", tokens.access_token.expose_secret()))
-        else {
-            return needs_user;
-        };
-        value.set_sensitive(true);
-        let spread = spread(&connection.incarnation);
-        let window = tokens.expires_at.map(|end| window(tokens.obtained_at, end, spread));
-        Self::Token(Token {
-            value,
-            scopes: tokens.scopes.clone(),
-            incarnation: connection.incarnation.as_str().into(),
-            generation: connection.generation,
-            refreshable: tokens.refresh_token.is_some(),
-            refused: connection.refused >= connection.generation,
-            refresh_at: window.map(|(refresh_at, _)| refresh_at),
-            dead_at: window.map(|(_, dead_at)| dead_at),
-        })
-    }
-}
-
-// === impl Token ===
-
-impl Token {
-    fn outdated(&self) -> Outdated {
-        Outdated { incarnation: Arc::clone(&self.incarnation), generation: self.generation }
-    }
-
-    fn is_covered_by(&self, outdated: &Outdated) -> bool {
-        self.incarnation == outdated.incarnation && self.generation <= outdated.generation
-    }
-
-    /// A connection is shared by all clients of its user: one that was let in for less does not get more by way of another.
-    fn released(&self, caller: &Caller, route: &Route, key: &Arc<str>) -> Result<Credential, Unresolved> {
-        let is_asked = caller.reach() == Reach::Authorization
-            && matches!(route.credential, config::Credential::Oauth(_));
-        match is_asked && self.scopes.iter().any(|scope| !caller.has_scope(scope)) {
-            true => Err(Unresolved::NotConsented { scopes: self.scopes.clone() }),
-            false => Ok(self.credential(key)),
-        }
-    }
-
-    fn credential(&self, key: &Arc<str>) -> Credential {
-        let source = Source::Connection {
-            key: Arc::clone(key),
-            incarnation: Arc::clone(&self.incarnation),
-            generation: self.generation,
-            refreshable: self.refreshable,
-        };
-        Credential { header: Some((header::AUTHORIZATION, self.value.clone())), source }
     }
 }

@@ -1,6 +1,7 @@
 //! `Permit` → [`Credential`]: what is injected for this caller at this route, or what the user has to do first. One
 //! file per strategy; a route's configuration says which.
 pub mod connection;
+mod known;
 mod window;
 
 use std::sync::Arc;

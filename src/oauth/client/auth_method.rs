@@ -17,8 +17,6 @@ pub enum AuthMethod {
 }
 
 impl AuthMethod {
-    /// In the order of preference for a new client: no secret where the server can do without, and what most servers
-    /// have tried out before the rest.
     const ALL: [Self; 4] = [Self::None, Self::ClientSecretBasic, Self::ClientSecretPost, Self::PrivateKeyJwt];
 
     /// The registered name.
@@ -36,9 +34,11 @@ impl AuthMethod {
         Self::ALL.into_iter().find(|method| method.as_str() == name)
     }
 
-    /// For a new client.
+    /// For a new client: no secret where the server can do without, else what it names first. Some list a method that
+    /// only works at some of their endpoints, and none of them first.
     pub fn for_new_client(server: &AuthorizationServer) -> Option<Self> {
-        Self::ALL.into_iter().find(|method| method.is_listed(server))
+        let mut known = server.auth_methods.iter().filter_map(|name| Self::from_name(name));
+        if Self::None.is_listed(server) { Some(Self::None) } else { known.next() }
     }
 
     /// For a client that the operator registered by hand and that says nothing about its method.

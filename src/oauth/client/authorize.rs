@@ -40,7 +40,7 @@ const OWN_PARAMETERS: [&str; 8] = [
 /// The URL to send the browser to (RFC 6749 §4.1.1, RFC 7636 §4.3, RFC 8707 §2.1). A query that the endpoint already
 /// has is kept (RFC 6749 §3.1), less what would double one of our parameters.
 ///
-/// `challenge` is [`Pkce::challenge`]. `resource` goes out byte for byte, never as a re-serialised URL. Without
+/// `challenge` is [`Pkce::challenge`]. `resource` goes out byte for byte, never as a re-serialised URL, where the server may be told. Without
 /// `scopes` there is no `scope` parameter and the server decides. `extra` is from the configuration; a name that the
 /// request sets itself is ignored.
 #[expect(clippy::too_many_arguments, reason = "each is one parameter of the request")]
@@ -50,8 +50,8 @@ pub fn authorization_url(
     redirect_uri: &str,
     state: &str,
     challenge: &str,
-    resource: &str,
-    scopes: &[String],
+    resource: Option<&str>,
+    scopes: &str,
     extra: &BTreeMap<String, String>,
 ) -> String {
     let (endpoint, kept) = match server.authorization_endpoint.split_once('?') {
@@ -66,9 +66,9 @@ pub fn authorization_url(
         .append_pair("state", state)
         .append_pair("code_challenge", challenge)
         .append_pair("code_challenge_method", "S256")
-        .append_pair("resource", resource);
+        .extend_pairs(resource.map(|resource| ("resource", resource)));
     if !scopes.is_empty() {
-        query.append_pair("scope", &scopes.join(" "));
+        query.append_pair("scope", scopes);
     }
     let mut prompt = kept.split('&').any(|pair| parameter_name(pair) == "prompt");
     for (name, value) in extra {
@@ -78,7 +78,7 @@ pub fn authorization_url(
         }
     }
     // OpenID Connect Core §11: without this an OpenID provider ignores the wish for a refresh token.
-    if !prompt && scopes.iter().any(|scope| scope == "offline_access") {
+    if !prompt && scopes.split(' ').any(|scope| scope == "offline_access") {
         query.append_pair("prompt", "consent");
     }
     let separator = if kept.is_empty() { "" } else { "&" };
@@ -143,7 +143,6 @@ mod tests {
     }
 
     fn url(endpoint: &str, scopes: &[&str], extra: &[(&str, &str)]) -> String {
-        let scopes: Vec<String> = scopes.iter().map(ToString::to_string).collect();
         let extra = extra.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         authorization_url(
             &server(endpoint, true),
@@ -151,8 +150,8 @@ mod tests {
             "https://gw.example/oauth/upstream/callback/abc",
             "s t&a+te",
             "c",
-            "https://mcp.example.com",
-            &scopes,
+            Some("https://mcp.example.com"),
+            &scopes.join(" "),
             &extra,
         )
     }

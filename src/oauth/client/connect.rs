@@ -14,7 +14,7 @@ use super::prospect::Plan;
 use super::register::RegisterError;
 use super::token::{self, Outcome, Presented, TokenResponse};
 use super::{Connector, connection_key, issuer_key};
-use crate::config::Credential;
+use crate::config::{Credential, Profile};
 use crate::outbound::AddressPolicy;
 use crate::route::{Route, Table};
 use crate::seal;
@@ -109,20 +109,23 @@ impl Connector {
         let redirect_uri = self.redirect_uri(&issuer_key(&server.issuer));
         let pkce = Pkce::new(seal::random().map_err(|_| ConnectError::Unavailable)?);
         let state = seal::token().map_err(|_| ConnectError::Unavailable)?;
-        let none = BTreeMap::new();
-        let extra = match &route.credential {
-            Credential::Oauth(oauth) => &oauth.authorization_params,
-            _ => &none,
-        };
+        let profile = profile_of(route, &server.issuer);
+        let mut extra: BTreeMap<String, String> = BTreeMap::new();
+        extra.extend(
+            profile.authorization_params.iter().map(|(name, value)| (name.to_string(), value.to_string())),
+        );
+        if let Credential::Oauth(oauth) = &route.credential {
+            extra.extend(oauth.authorization_params.clone());
+        }
         let url = authorization_url(
             server,
             &registration.client_id,
             &redirect_uri,
             state.expose_secret(),
             &pkce.challenge,
-            &plan.discovered.resource,
-            &plan.scopes,
-            extra,
+            plan.discovered.resource.as_deref(),
+            &profile.join(&plan.scopes),
+            &extra,
         );
         let pending = Pending {
             route: route.name.clone(),
@@ -241,7 +244,7 @@ impl Connector {
             endpoint,
             &client,
             grant,
-            Some(&discovered.resource),
+            discovered.resource.as_deref(),
             now,
         )
         .await
@@ -258,7 +261,8 @@ impl Connector {
             Outcome::Dead => return Err(ConnectError::Token("invalid_grant".into())),
             Outcome::Config(error) => return Err(ConnectError::Token(error)),
         };
-        let tokens = tokens(response, pending, now);
+        let profile = profile_of(route, &discovered.server.issuer);
+        let tokens = tokens(response, pending, profile, now);
         let key = connection_key(&pending.user, route);
         let incarnation = self.records.connect(&key, &tokens, CONNECTION_TTL).await;
         let incarnation = incarnation.map_err(|_| ConnectError::Unavailable)?;
@@ -267,17 +271,25 @@ impl Connector {
     }
 }
 
-fn tokens(response: TokenResponse, pending: &Pending, now: SystemTime) -> Tokens {
+/// How the authorization server that this route leads to deviates from the standards.
+pub(super) fn profile_of(route: &Route, issuer: &str) -> &'static Profile {
+    match &route.credential {
+        Credential::Oauth(oauth) => oauth.profile_at(issuer),
+        _ => Profile::of_issuer(issuer),
+    }
+}
+
+fn tokens(response: TokenResponse, pending: &Pending, profile: &Profile, now: SystemTime) -> Tokens {
     let discovered = &pending.plan.discovered;
     Tokens {
         access_token: response.access_token,
         refresh_token: response.refresh_token,
         expires_at: response.expires_in.map(|lifetime| now + lifetime),
         obtained_at: now,
-        scopes: response.scope.unwrap_or_else(|| pending.plan.scopes.clone()),
+        scopes: response.scope.map_or_else(|| pending.plan.scopes.clone(), |scopes| profile.split(scopes)),
         requested_scopes: pending.plan.scopes.clone(),
         issuer: discovered.server.issuer.clone(),
-        resource: Some(discovered.resource.clone()),
+        resource: discovered.resource.clone(),
         token_endpoint: discovered.server.token_endpoint.clone(),
         revocation_endpoint: discovered.server.revocation_endpoint.clone(),
         registration: pending.registration_key.clone(),

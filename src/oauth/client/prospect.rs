@@ -237,6 +237,7 @@ fn overrides(oauth: &OauthCredential) -> Overrides {
         token_endpoint: oauth.token_endpoint.clone(),
         resource: oauth.resource.clone(),
         scopes: oauth.scopes.clone(),
+        profile: oauth.profile,
     }
 }
 

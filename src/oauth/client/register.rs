@@ -335,8 +335,8 @@ mod tests {
     async fn a_public_client_is_asked_for_where_possible() {
         for (methods, asked) in [
             (&["client_secret_basic", "none"][..], "none"),
-            (&["client_secret_post", "client_secret_basic"], "client_secret_basic"),
-            (&["private_key_jwt", "client_secret_post"], "client_secret_post"),
+            (&["client_secret_post", "client_secret_basic"], "client_secret_post"),
+            (&["tls_client_auth", "client_secret_basic", "client_secret_post"], "client_secret_basic"),
         ] {
             let stub =
                 Stub::start(|_, _| Answer::json(201, r#"{"client_id":"a","client_secret":"s"}"#)).await;
@@ -351,7 +351,7 @@ mod tests {
             assert!(sent.get("scope").is_none());
         }
         let stub = Stub::start(|_, _| Answer::status(201)).await;
-        let refused = error(registered(&stub, &["private_key_jwt"]).await);
+        let refused = error(registered(&stub, &["tls_client_auth"]).await);
         assert!(matches!(refused, RegisterError::Unsupported(_)));
         assert!(stub.seen().is_empty());
     }
@@ -360,7 +360,8 @@ mod tests {
     async fn a_loopback_callback_is_a_native_application() {
         let stub = Stub::start(|_, _| Answer::json(201, r#"{"client_id":"a"}"#)).await;
         let redirect = "http://127.0.0.1:8080/oauth/upstream/callback/abc";
-        register(&outbound(), &local(), &server(&stub), &applicant(redirect), at(0)).await.ok().unwrap();
+        let nameless = Applicant { client_uri: "", ..applicant(redirect) };
+        register(&outbound(), &local(), &server(&stub), &nameless, at(0)).await.ok().unwrap();
         let sent: serde_json::Value = serde_json::from_slice(&stub.seen()[0].body).unwrap();
         assert_eq!(sent["application_type"], "native");
         assert!(sent.get("client_uri").is_none());

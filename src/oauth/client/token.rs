@@ -253,8 +253,12 @@ fn granted(answer: Answer, wait: Option<Duration>) -> Outcome {
 /// By error code (RFC 6749 §5.2), whatever the status: servers answer `invalid_grant` with 400 and with 401.
 fn refused(error: &str, wait: Option<Duration>) -> Outcome {
     match error {
-        // The last two are GitHub's words for the same.
-        "invalid_grant" | "bad_refresh_token" | "bad_verification_code" => Outcome::Dead,
+        // The rest are GitHub's and Slack's words for the same.
+        "invalid_grant"
+        | "bad_refresh_token"
+        | "bad_verification_code"
+        | "invalid_refresh_token"
+        | "invalid_code" => Outcome::Dead,
         "invalid_client" => Outcome::UnknownClient,
         "temporarily_unavailable" | "slow_down" => Outcome::CleanTransient { retry_after: wait },
         "server_error" => Outcome::Ambiguous,

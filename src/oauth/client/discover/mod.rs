@@ -15,13 +15,14 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-use self::check::{issuer_url, origin, resource_matches, safe_url};
+use self::check::{issuer_url, origin, resource_matches, safe_url, server_metadata_urls};
 use self::document::{ResourceMetadata, ServerMetadata, fetch};
 pub(super) use self::scope::scope_list;
 use self::scope::wanted_scopes;
 pub use self::server::AuthorizationServer;
 use self::server::{belong_together, checked_server, configured_server};
 use crate::challenge::Bearer;
+use crate::config::Profile;
 use crate::outbound::{AddressPolicy, Outbound};
 
 /// For the whole walk; a slow-dripping server costs a user this much at most.
@@ -49,14 +50,23 @@ pub struct Overrides {
     pub resource: Option<String>,
     /// Taken as they are, nothing added.
     pub scopes: Option<Vec<String>>,
+    /// `None`: by the issuer.
+    pub profile: Option<&'static Profile>,
+}
+
+impl Overrides {
+    fn profile_at(&self, issuer: &str) -> &'static Profile {
+        self.profile.unwrap_or_else(|| Profile::of_issuer(issuer))
+    }
 }
 
 /// What an authorization needs to know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Discovered {
     pub server: AuthorizationServer,
-    /// As configured, else verbatim from the resource metadata, else the origin of the upstream.
-    pub resource: String,
+    /// As configured, else verbatim from the resource metadata, else the origin of the upstream. `None`: the server refuses
+    /// to be told.
+    pub resource: Option<String>,
     /// As configured, else of the challenge, else all that the resource metadata lists, else empty.
     pub scopes: Vec<String>,
 }
@@ -188,27 +198,24 @@ async fn published_server(
     issuer: &str,
 ) -> Result<AuthorizationServer, DiscoverError> {
     let url = issuer_url(issuer, target.policy)?;
-    checked_server(target, &url, issuer_metadata(outbound, target.policy, issuer).await?)
+    let is_fit = |metadata: &ServerMetadata| metadata.check(target.overrides.profile_at(issuer));
+    checked_server(target, &url, issuer_metadata(outbound, target.policy, issuer, is_fit).await?)
 }
 
 /// What an issuer says of itself (RFC 8414, OpenID Connect Discovery).
 pub trait IssuerMetadata: DeserializeOwned {
     fn issuer(&self) -> &str;
-
-    /// Whether it is good for what is wanted of it.
-    fn check(&self) -> Result<(), DiscoverError> {
-        Ok(())
-    }
 }
 
-/// Fetches the metadata of an issuer from where they may lie.
+/// Fetches the metadata of an issuer from where they may lie. `check`: whether they are good for what is wanted of them.
 pub async fn issuer_metadata<M: IssuerMetadata>(
     outbound: &Outbound,
     policy: &AddressPolicy,
     issuer: &str,
+    check: impl Fn(&M) -> Result<(), DiscoverError>,
 ) -> Result<M, DiscoverError> {
     let mut wrong = None;
-    for place in check::server_metadata_urls(&issuer_url(issuer, policy)?) {
+    for place in server_metadata_urls(&issuer_url(issuer, policy)?) {
         let Some(metadata) = fetch::<M>(outbound, policy, &place).await? else {
             continue;
         };
@@ -216,7 +223,7 @@ pub async fn issuer_metadata<M: IssuerMetadata>(
         if metadata.issuer() != issuer {
             return Err(DiscoverError::IssuerMismatch);
         }
-        match metadata.check() {
+        match check(&metadata) {
             Ok(()) => return Ok(metadata),
             // Another place may have a better one.
             Err(error) => drop(wrong.get_or_insert(error)),
@@ -235,14 +242,14 @@ async fn origin_server(
     let issuer = origin(upstream);
     let url = issuer_url(&issuer, target.policy)?;
     let mut wrong = None;
-    for place in check::server_metadata_urls(&url) {
+    for place in server_metadata_urls(&url) {
         let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? else {
             continue;
         };
         if check::without_slash(&metadata.issuer) != issuer {
             return Err(DiscoverError::IssuerMismatch);
         }
-        match metadata.check() {
+        match metadata.check(target.overrides.profile_at(&issuer)) {
             Ok(()) => return checked_server(target, &url, metadata),
             Err(error) => drop(wrong.get_or_insert(error)),
         }
@@ -285,9 +292,11 @@ fn conclude(
     };
     let own_origin = || Url::parse(target.url).map_or_else(|_| target.url.to_owned(), |url| origin(&url));
     let resource = target.overrides.resource.clone().or(published_resource).unwrap_or_else(own_origin);
+    let profile = target.overrides.profile_at(&server.issuer);
+    let resource = Some(resource).filter(|_| !profile.refuses_resource);
     let scopes = match &target.overrides.scopes {
         Some(configured) => configured.clone(),
-        None => wanted_scopes(challenge, published_scopes, &server),
+        None => wanted_scopes(challenge, published_scopes, &server, profile),
     };
     Discovered { server, resource, scopes }
 }

@@ -1,17 +1,19 @@
 //! Which scopes an authorization asks for, and what counts as a scope name at all. Pure.
 use super::AuthorizationServer;
 use crate::challenge::Bearer;
+use crate::config::Profile;
 
 /// Of a list of scopes so many are taken.
 const MOST_SCOPES: usize = 100;
 const OFFLINE_ACCESS: &str = "offline_access";
 
 /// Challenge, else published; `offline_access` only where the authorization server knows it, and never alone: a
-/// request without scopes leaves the choice to the server.
+/// request without scopes leaves the choice to the server. What the provider is known to want for a refresh token likewise.
 pub(super) fn wanted_scopes(
     challenge: Option<&Bearer>,
     published: Vec<String>,
     server: &AuthorizationServer,
+    profile: &Profile,
 ) -> Vec<String> {
     let offline_known = server.scopes_supported.iter().any(|scope| scope == OFFLINE_ACCESS);
     let challenged = scope_list(challenge.and_then(|bearer| bearer.scope.as_deref()));
@@ -25,7 +27,8 @@ pub(super) fn wanted_scopes(
     if offline_known && !scopes.is_empty() && !scopes.iter().any(|scope| scope == OFFLINE_ACCESS) {
         scopes.push(OFFLINE_ACCESS.to_string());
     }
-    scopes
+    let besides = profile.scopes.iter().map(ToString::to_string).filter(|_| !scopes.is_empty());
+    valid_scopes(scopes.clone().into_iter().chain(besides))
 }
 
 /// The names in a `scope` value, each once.

@@ -7,6 +7,7 @@ use super::check::{self, origin, safe_url, same_site};
 use super::document::ServerMetadata;
 use super::scope::valid_scopes;
 use super::{DiscoverError, IssuerMetadata, Target};
+use crate::config::Profile;
 
 /// An authorization server whose metadata was checked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,10 +57,14 @@ impl IssuerMetadata for ServerMetadata {
     fn issuer(&self) -> &str {
         &self.issuer
     }
+}
 
-    fn check(&self) -> Result<(), DiscoverError> {
-        let methods = self.code_challenge_methods_supported.as_deref().unwrap_or_default();
-        if !methods.iter().any(|method| method == "S256") {
+impl ServerMetadata {
+    /// Whether it offers what we need. `profile`: of its issuer.
+    pub(super) fn check(&self, profile: &Profile) -> Result<(), DiscoverError> {
+        let methods = self.code_challenge_methods_supported.as_deref();
+        let is_hidden = methods.is_none() && profile.hides_pkce;
+        if !is_hidden && !methods.unwrap_or_default().iter().any(|method| method == "S256") {
             return Err(DiscoverError::Unsupported("it does not announce pkce with s256"));
         }
         let grants = |grants: &Vec<String>| grants.iter().any(|grant| grant == "authorization_code");
@@ -77,7 +82,7 @@ pub(super) fn checked_server(
     metadata: ServerMetadata,
 ) -> Result<AuthorizationServer, DiscoverError> {
     let overrides = target.overrides;
-    metadata.check()?;
+    metadata.check(overrides.profile_at(&metadata.issuer))?;
     let authorization_endpoint = overrides
         .authorization_endpoint
         .clone()

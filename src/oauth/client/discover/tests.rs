@@ -86,7 +86,7 @@ async fn spec_cl_1_the_path_document_is_enough() {
     let stub = with_server(json!({})).await;
     let found = discovered(&stub).await.unwrap();
     assert_eq!(stub.paths(), [PATH_METADATA, RFC8414]);
-    assert_eq!(found.resource, stub.url("/mcp"));
+    assert_eq!(found.resource.unwrap(), stub.url("/mcp"));
     assert_eq!(found.scopes, ["a", "b"]);
     assert_eq!(found.server.issuer, stub.base());
     assert_eq!(found.server.token_endpoint, stub.url("/token"));
@@ -106,7 +106,7 @@ async fn spec_cl_1_the_root_document_comes_last_and_its_resource_stays_as_spelle
     })
     .await;
     let found = discovered(&stub).await.unwrap();
-    assert_eq!(found.resource, stub.base(), "no slash added");
+    assert_eq!(found.resource.unwrap(), stub.base(), "no slash added");
     assert!(found.scopes.is_empty());
     let asked = [PATH_METADATA, ROOT_METADATA, "/.well-known/oauth-authorization-server/tenant1"];
     assert_eq!(stub.paths(), asked);
@@ -186,7 +186,7 @@ async fn pom_21_resource_metadata_that_say_nothing_useful_are_looked_past() {
             _ => Answer::status(404),
         })
         .await;
-        assert_eq!(discovered(&stub).await.unwrap().resource, stub.url("/mcp"), "{what}");
+        assert_eq!(discovered(&stub).await.unwrap().resource.unwrap(), stub.url("/mcp"), "{what}");
         let all = [PATH_METADATA, ROOT_METADATA, RFC8414];
         let asked: Vec<&str> =
             all.into_iter().filter(|place| is_looked_past || *place != ROOT_METADATA).collect();
@@ -273,7 +273,7 @@ async fn a_configured_issuer_makes_up_for_a_list_that_is_missing() {
         with_resource(|base| json!({"resource": format!("{base}/mcp"), "scopes_supported": ["a"]})).await;
     let overrides = Overrides { issuer: Some(stub.base().into()), ..Overrides::default() };
     let found = overridden(&stub, &overrides, None).await.unwrap();
-    assert_eq!((found.resource, found.scopes), (stub.url("/mcp"), vec!["a".to_owned()]));
+    assert_eq!((found.resource.unwrap(), found.scopes), (stub.url("/mcp"), vec!["a".to_owned()]));
 }
 
 #[tokio::test]
@@ -282,7 +282,7 @@ async fn pom_23_without_resource_metadata_the_origin_is_server_and_resource() {
         let stub = serving(move |path, base| (path == place).then(|| server(base))).await;
         let found = discovered(&stub).await.unwrap();
         assert_eq!(
-            (found.server.issuer.as_str(), found.resource.as_str()),
+            (found.server.issuer.as_str(), found.resource.as_deref().unwrap()),
             (stub.base(), stub.base()),
             "{place}"
         );
@@ -293,7 +293,7 @@ async fn pom_23_without_resource_metadata_the_origin_is_server_and_resource() {
         let overrides = Overrides { issuer: Some(elsewhere.url("/as")), ..Overrides::default() };
         let found = overridden(&stub, &overrides, None).await.unwrap();
         assert_eq!(found.server.issuer, elsewhere.url("/as"), "what is configured comes first");
-        assert_eq!(found.resource, stub.base());
+        assert_eq!(found.resource.unwrap(), stub.base());
     }
 }
 
@@ -363,7 +363,7 @@ async fn a_configured_resource_vouches_for_metadata_that_names_it() {
     let overrides =
         Overrides { resource: Some("https://public.example.com/mcp".into()), ..Overrides::default() };
     let found = overridden(&stub, &overrides, None).await.unwrap();
-    assert_eq!(found.resource, "https://public.example.com/mcp");
+    assert_eq!(found.resource.unwrap(), "https://public.example.com/mcp");
 }
 
 #[tokio::test]
@@ -476,7 +476,7 @@ async fn a_configured_issuer_must_be_listed_where_there_is_a_list() {
     let unlisted = serving(|path, base| (path == RFC8414).then(|| server(base))).await;
     let overrides = Overrides { issuer: Some(unlisted.base().into()), ..Overrides::default() };
     let found = overridden(&unlisted, &overrides, None).await.unwrap();
-    assert_eq!(found.resource, unlisted.base());
+    assert_eq!(found.resource.unwrap(), unlisted.base());
     assert_eq!(unlisted.paths(), [PATH_METADATA, ROOT_METADATA, RFC8414]);
 }
 
@@ -494,7 +494,7 @@ async fn configured_endpoints_need_no_discovery() {
     assert_eq!(found.server.issuer, "https://login.example.com");
     assert_eq!(found.server.registration_endpoint, None);
     assert_eq!(found.scopes, ["read"]);
-    assert_eq!(found.resource, stub.base());
+    assert_eq!(found.resource.unwrap(), stub.base());
     let unsafe_ones = Overrides { token_endpoint: Some("http://api.example.com/t".into()), ..overrides };
     assert_eq!(overridden(&stub, &unsafe_ones, None).await, Err(DiscoverError::Refused));
 }
@@ -505,7 +505,7 @@ async fn without_resource_metadata_the_origin_is_the_authorization_server() {
     let found = discovered(&stub).await.unwrap();
     assert_eq!(stub.paths(), [PATH_METADATA, ROOT_METADATA, RFC8414]);
     assert_eq!(found.server.issuer, stub.base());
-    assert_eq!(found.resource, stub.base());
+    assert_eq!(found.resource.unwrap(), stub.base());
     let slash = serving(|path, base| {
         (path == RFC8414).then(|| {
             let mut document = server(base);

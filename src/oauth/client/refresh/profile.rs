@@ -33,7 +33,9 @@ impl Connector {
     /// Whether a second use of the refresh token would end the connection.
     pub(super) async fn is_strict(&self, route: &Route, tokens: &Tokens) -> bool {
         let configured = match &route.credential {
-            Credential::Oauth(oauth) => oauth.refresh_rotation,
+            Credential::Oauth(oauth) => {
+                oauth.refresh_rotation.or(oauth.profile_at(&tokens.issuer).refresh_rotation)
+            }
             _ => None,
         };
         match configured {

@@ -11,7 +11,7 @@ use super::{BACKOFF, LEASE, POLL, Renewed};
 use crate::config::Credential;
 use crate::failpoint;
 use crate::oauth::client::Connector;
-use crate::oauth::client::connect::CONNECTION_TTL;
+use crate::oauth::client::connect::{CONNECTION_TTL, profile_of};
 use crate::oauth::client::register::Registration;
 use crate::oauth::client::token::{self, Outcome, Presented, TokenResponse};
 use crate::route::Route;
@@ -101,6 +101,9 @@ impl Connector {
         match answer {
             Outcome::Success(response) => {
                 let policy = &route.issuer_policy;
+                let profile = profile_of(route, &tokens.issuer);
+                let response =
+                    TokenResponse { scope: response.scope.map(|scopes| profile.split(scopes)), ..response };
                 let renewed = merged(tokens, response, now);
                 ends.success(renewed, &registration, policy).await
             }
