@@ -20,6 +20,7 @@ pub mod gate;
 pub mod gateway;
 pub mod html;
 pub mod identity;
+pub mod internet;
 pub mod key;
 pub mod ledger;
 pub mod mcp;
