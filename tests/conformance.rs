@@ -1,5 +1,6 @@
 //! Holds `tests/conformance.md`, the table of security rules and their tests, to what the sources say: a test that is
-//! named there exists, a test that carries the number of a rule stands in its row, and no rule is left out.
+//! named there exists, a test that carries the number of a rule stands in its row, no rule is left out, and what Pomerium
+//! pins or gets wrong has a test of that very name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,7 +9,7 @@ use std::path::Path;
 const TABLE: &str = include_str!("conformance.md");
 
 /// Rules that must have a row: shelf, first and last number.
-const REQUIRED: [(&str, u32, u32); 12] = [
+const REQUIRED: [(&str, u32, u32); 14] = [
     ("AS-", 1, 5),
     ("AS-", 10, 22),
     ("AS-", 30, 41),
@@ -21,6 +22,8 @@ const REQUIRED: [(&str, u32, u32); 12] = [
     ("T", 49, 56),
     ("spec AS-", 1, 22),
     ("spec RS-", 1, 13),
+    ("pom ", 16, 38),
+    ("pom B", 1, 24),
 ];
 
 /// How the name of a test spells a shelf.
@@ -67,13 +70,14 @@ fn test_functions(text: &str) -> Vec<String> {
     found
 }
 
-/// The rules that a test says it proves: `sr_t10_sr_as_10_…` → T10, AS-10.
+/// The rules that a test says it proves: `sr_t10_sr_as_10_…` → T10, AS-10; `pom_24_pom_b6_…` → pom 24, pom B06.
 fn claimed(test: &str) -> Vec<String> {
     let mut rules = Vec::new();
-    for (at, _) in test.match_indices("sr_") {
-        if at > 0 && !test[..at].ends_with('_') {
-            continue;
-        }
+    let places = |prefix| {
+        let places = test.match_indices(prefix).map(|(at, _)| at);
+        places.filter(|at| *at == 0 || test[..*at].ends_with('_')).collect::<Vec<_>>()
+    };
+    for at in places("sr_") {
         for (spelled, shelf) in SHELVES {
             let Some(rest) = test[at..].strip_prefix(spelled) else { continue };
             let digits = rest.split('_').next().unwrap_or_default();
@@ -82,11 +86,25 @@ fn claimed(test: &str) -> Vec<String> {
             }
         }
     }
+    for at in places("pom_") {
+        let word = test[at..].split('_').nth(1).unwrap_or_default();
+        let (shelf, digits) = word.strip_prefix('b').map_or(("pom ", word), |digits| ("pom B", digits));
+        if (1..=2).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            rules.push(format!("{shelf}{digits:0>2}"));
+        }
+    }
     rules
 }
 
+/// What stands in a row.
+struct Row {
+    tests: BTreeSet<String>,
+    /// It says what is missing.
+    is_open: bool,
+}
+
 /// Tests by rule, and what is wrong with the rows themselves.
-fn rows(table: &str) -> (BTreeMap<String, BTreeSet<String>>, Vec<String>) {
+fn rows(table: &str) -> (BTreeMap<String, Row>, Vec<String>) {
     let (mut rows, mut wrong) = (BTreeMap::new(), Vec::new());
     for line in table.lines().filter(|line| line.starts_with('|')) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
@@ -106,7 +124,8 @@ fn rows(table: &str) -> (BTreeMap<String, BTreeSet<String>>, Vec<String>) {
         if named.is_empty() && reason.is_none() || reason.is_some_and(str::is_empty) {
             wrong.push(format!("{rule}: has neither a test nor a reason after `not yet: `"));
         }
-        if rows.insert((*rule).to_owned(), named).is_some() {
+        let row = Row { tests: named, is_open: reason.is_some() };
+        if rows.insert((*rule).to_owned(), row).is_some() {
             wrong.push(format!("{rule}: has two rows"));
         }
     }
@@ -119,14 +138,18 @@ fn violations(table: &str, tests: &BTreeSet<String>) -> Vec<String> {
         .iter()
         .flat_map(|(shelf, first, last)| (*first..=*last).map(move |number| format!("{shelf}{number:02}")));
     found.extend(required.filter(|rule| !rows.contains_key(rule)).map(|rule| format!("{rule}: has no row")));
-    for (rule, named) in &rows {
-        for test in named.iter().filter(|test| !tests.contains(*test)) {
+    for (rule, row) in &rows {
+        let is_named = row.tests.iter().any(|test| claimed(test).contains(rule));
+        if rule.starts_with("pom ") && !is_named && !row.is_open {
+            found.push(format!("{rule}: has no test of its name"));
+        }
+        for test in row.tests.iter().filter(|test| !tests.contains(*test)) {
             found.push(format!("{rule}: there is no test {test}"));
         }
     }
     for test in tests {
         for rule in claimed(test) {
-            if !rows.get(&rule).is_some_and(|named| named.contains(test)) {
+            if !rows.get(&rule).is_some_and(|row| row.tests.contains(test)) {
                 found.push(format!("{rule}: {test} is missing in its row"));
             }
         }
@@ -138,9 +161,23 @@ fn violations(table: &str, tests: &BTreeSet<String>) -> Vec<String> {
 fn names_are_read_as_they_are_meant() {
     assert_eq!(claimed("sr_t10_sr_as_10_a_page"), ["T10", "AS-10"]);
     assert_eq!(claimed("sr_rs_01_spec_rs_1_the_metadata"), ["RS-01"]);
-    for other in
-        ["sr_cl_09_x", "sr_r01_x", "sr_f26_x", "sr_s04_x", "sr_token_x", "spec_as_10_x", "no_sr", "usr_t10_x"]
-    {
+    assert_eq!(claimed("pom_24_a_document"), ["pom 24"]);
+    assert_eq!(claimed("sr_t18_pom_33_pom_b6_an_answer"), ["T18", "pom 33", "pom B06"]);
+    assert_eq!(claimed("pom_b24_a_token"), ["pom B24"]);
+    for other in [
+        "sr_cl_09_x",
+        "sr_r01_x",
+        "sr_f26_x",
+        "sr_s04_x",
+        "sr_token_x",
+        "spec_as_10_x",
+        "no_sr",
+        "usr_t10_x",
+        "pom_x",
+        "pom_b",
+        "pom_124_x",
+        "epom_24_x",
+    ] {
         assert!(claimed(other).is_empty(), "{other}: {:?}", claimed(other));
     }
     let text = "#[test]\nfn a() {}\nfn b() {}\n    #[tokio::test(flavor = \"x\")]\n    /// c\n    async fn c() {}\n#[cfg(test)]\nfn d() {}\n";
@@ -149,11 +186,14 @@ fn names_are_read_as_they_are_meant() {
 
 #[test]
 fn what_is_planted_is_found() {
-    let tests = BTreeSet::from(["sr_as_10_a".to_owned(), "b".to_owned()]);
+    let tests = BTreeSet::from(["sr_as_10_a".to_owned(), "b".to_owned(), "pom_b6_a".to_owned()]);
     let said = |table: &str| violations(table, &tests).join("\n");
     let fine = said("| AS-10 | x | `sr_as_10_a`, `b`; not yet: half of it |");
     let about = |rule: &str| fine.lines().any(|line| line.starts_with(rule));
     assert!(!about("AS-10") && about("AS-11: has no row"), "{fine}");
+    let fine = said("| pom 24 | x | `b`; not yet: its own test |\n| pom B06 | x | `pom_b6_a`, `b` |");
+    let about = |rule: &str| fine.lines().any(|line| line.starts_with(rule));
+    assert!(!about("pom 24") && !about("pom B06") && about("pom 25: has no row"), "{fine}");
     for (table, expected) in [
         ("| AS-10 | x | `sr_as_10_a`, `gone` |", "AS-10: there is no test gone"),
         ("| AS-10 | x | `b` |", "AS-10: sr_as_10_a is missing in its row"),
@@ -163,6 +203,9 @@ fn what_is_planted_is_found() {
         ("| AS-10 | | `b` |", "AS-10: does not say what is demanded"),
         ("| AS-10 | x |", "not three cells"),
         ("| AS-10 | x | `b` |\n| AS-10 | x | `b` |", "AS-10: has two rows"),
+        ("| pom 24 | x | `b` |", "pom 24: has no test of its name"),
+        ("| pom B06 | x | `b` |", "pom B06: pom_b6_a is missing in its row"),
+        ("| AS-10 | x | `b` |", "pom B24: has no row"),
     ] {
         assert!(said(table).contains(expected), "{table}: {}", said(table));
     }

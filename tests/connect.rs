@@ -219,7 +219,7 @@ async fn sr_t07_two_tabs_of_one_user_both_finish() {
 }
 
 #[tokio::test]
-async fn sr_cl_10_resource_goes_out_byte_for_byte() {
+async fn sr_cl_10_pom_29_resource_goes_out_byte_for_byte() {
     let spellings: [fn(&str) -> String; 3] = [
         |origin| origin.to_owned(),
         |origin| format!("{origin}/mcp/"),
@@ -255,7 +255,7 @@ async fn sr_cl_10_resource_goes_out_byte_for_byte() {
 }
 
 #[tokio::test]
-async fn sr_cl_13_scopes_are_of_configuration_challenge_or_metadata_in_this_order() {
+async fn sr_cl_13_pom_28_scopes_are_of_configuration_challenge_or_metadata_in_this_order() {
     struct Case {
         configured: Option<Value>,
         challenge: Option<&'static str>,
@@ -444,7 +444,7 @@ async fn a_registration_that_is_refused_or_impossible_ends_at_the_client() {
 }
 
 #[tokio::test]
-async fn a_registration_is_kept_per_issuer_over_routes_users_and_restarts() {
+async fn pom_26_a_registration_is_kept_per_issuer_over_routes_users_and_restarts() {
     let server = AuthorizationServer::start().await;
     let (one, two) = (Upstream::relying_on(&server).await, Upstream::relying_on(&server).await);
     let other = Upstream::start().await;
@@ -482,7 +482,7 @@ async fn a_registration_is_kept_per_issuer_over_routes_users_and_restarts() {
 }
 
 #[tokio::test]
-async fn concurrent_first_users_register_once() {
+async fn pom_26_concurrent_first_users_register_once() {
     let rig = Rig::new().await;
     let gate = Gate::shut();
     let server = &rig.upstream.authorization;
@@ -826,7 +826,7 @@ async fn sr_t17_an_answer_counts_once_at_its_own_address_and_undoubled() {
 }
 
 #[tokio::test]
-async fn sr_t18_an_answer_of_another_issuer_is_dropped_before_its_code_is_sent() {
+async fn sr_t18_pom_33_pom_b13_an_answer_of_another_issuer_is_dropped_before_its_code_is_sent() {
     // Announced, sent, taken.
     let absent = IssParameter::Absent;
     let wrong = |issuer: &str| IssParameter::Wrong(issuer.into());
@@ -969,7 +969,7 @@ async fn users_stay_connected_over_a_crash_and_a_restart() {
 }
 
 #[tokio::test]
-async fn sr_t26_each_world_keeps_its_tokens_and_the_log_keeps_none() {
+async fn sr_t26_pom_b23_each_world_keeps_its_tokens_and_the_log_keeps_none() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::builder()
         .route(Route::oauth("demo", &upstream))
@@ -1098,7 +1098,7 @@ async fn an_upstream_that_asks_only_later_gets_its_trip_then() {
 }
 
 #[tokio::test]
-async fn the_authorize_parameters_of_the_operator_are_added() {
+async fn pom_31_the_authorize_parameters_of_the_operator_are_added() {
     let upstream = Upstream::start().await;
     upstream.set_authorization(|script| {
         script.metadata_patch =

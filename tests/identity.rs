@@ -246,7 +246,7 @@ async fn sr_t05_a_sign_in_belongs_to_the_browser_that_began_it_and_is_good_once(
 }
 
 #[tokio::test]
-async fn sr_as_40_a_provider_that_is_away_is_an_outage_and_nobody_is_signed_out() {
+async fn sr_as_40_pom_b17_a_provider_that_is_away_is_an_outage_and_nobody_is_signed_out() {
     let provider = IdentityProvider::start().await;
     let (gateway, _upstream) = start(&provider).await;
     let mut browser = Browser::new();

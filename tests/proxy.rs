@@ -728,7 +728,7 @@ async fn sr_rs_13_an_upstream_that_refuses_what_is_configured_is_a_bad_gateway()
 }
 
 #[tokio::test]
-async fn a_refusal_of_an_upstream_that_gets_nothing_passes_on_without_its_challenge() {
+async fn pom_20_a_refusal_of_an_upstream_that_gets_nothing_passes_on_without_its_challenge() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     for status in [401, 403] {

@@ -224,7 +224,7 @@ async fn a_get_and_a_delete_are_replayed_as_well() {
 }
 
 #[tokio::test]
-async fn a_token_refused_right_after_its_refresh_is_never_used_again() {
+async fn pom_b1_a_token_refused_right_after_its_refresh_is_never_used_again() {
     let mut rig = Connected::new().await;
     assert_eq!(rig.generation().await, 1);
     let before = rig.upstream.calls_with_token().len();
@@ -802,7 +802,7 @@ async fn sr_t68_a_refresh_in_flight_does_not_undo_a_new_authorization() {
 }
 
 #[tokio::test]
-async fn a_caller_who_leaves_does_not_lose_the_answer() {
+async fn pom_b15_a_caller_who_leaves_does_not_lose_the_answer() {
     let rig = Connected::new().await;
     let gate = Gate::shut();
     rig.upstream.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));

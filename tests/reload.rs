@@ -75,7 +75,7 @@ async fn sr_f26_a_route_that_is_taken_away_is_gone_and_comes_back_with_what_was_
 }
 
 #[tokio::test]
-async fn a_server_that_takes_over_a_route_never_sees_the_tokens_of_the_one_before() {
+async fn pom_17_a_server_that_takes_over_a_route_never_sees_the_tokens_of_the_one_before() {
     let (before, after) = (Upstream::start().await, Upstream::start().await);
     let gateway = Gateway::before(&before).await;
     let (_, tokens) = sign_in(&gateway, "alice").await;

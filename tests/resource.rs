@@ -469,7 +469,7 @@ async fn sr_t50_pages_and_management_have_no_cors() {
 // === tokens ===
 
 #[tokio::test]
-async fn sr_t25_a_token_of_another_route_is_invalid() {
+async fn sr_t25_pom_b24_a_token_of_another_route_is_invalid() {
     let upstream = lone_upstream().await;
     let gateway = Gateway::builder()
         .route(Route::open("a", &upstream))

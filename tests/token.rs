@@ -9,7 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use postern::clock::Clock;
 use postern::config::ClientAuthMethod;
-use postern::oauth::client::Connector;
+use postern::oauth::client::connect::{CallbackError, ConnectError, Returning};
+use postern::oauth::client::discover::{AuthorizationServer, Discovered};
+use postern::oauth::client::prospect::Plan;
+use postern::oauth::client::{Connector, issuer_key};
 use postern::oauth::server::access_token::Keys;
 use postern::oauth::server::authenticate::Authenticated;
 use postern::oauth::server::authorize::{self, Prepared};
@@ -249,7 +252,7 @@ async fn sr_t29_what_is_wrong_with_a_redemption_is_found_before_the_code_is_spen
 }
 
 #[tokio::test]
-async fn sr_t12_of_many_redemptions_at_once_one_wins() {
+async fn sr_t12_pom_b16_of_many_redemptions_at_once_one_wins() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     let redemption = rig.client.redemption(&code, &request);
@@ -879,6 +882,48 @@ async fn sr_as_18_a_consent_page_is_good_for_ten_minutes() {
     assert_eq!(gone, Err(ConsentError::Gone));
 }
 
+#[tokio::test]
+async fn pom_32_an_authorization_under_way_at_an_upstream_is_good_for_ten_minutes() {
+    const ISSUER: &str = "https://as.example";
+    let later = Later::with(|text| {
+        text["routes"][0]["credential"] = json!({"kind": "oauth", "client_id": "by-hand"});
+    });
+    let snapshot = later.authority.snapshot();
+    let (connector, routes) = (&later.authority.connector, &snapshot.routes);
+    let begin = async || {
+        let server = AuthorizationServer {
+            issuer: ISSUER.into(),
+            authorization_endpoint: format!("{ISSUER}/authorize"),
+            token_endpoint: format!("{ISSUER}/token"),
+            registration_endpoint: None,
+            revocation_endpoint: None,
+            auth_methods: vec!["none".into()],
+            cimd: false,
+            iss_parameter: false,
+            scopes_supported: Vec::new(),
+            is_published: true,
+        };
+        let discovered = Discovered { server, resource: "https://up.example/mcp".into(), scopes: Vec::new() };
+        let plan = Plan { discovered, scopes: Vec::new() };
+        let route = routes.by_name("demo").unwrap();
+        let url = connector.begin(route, plan, "alice", "s", json!(null)).await.unwrap();
+        let url = url::Url::parse(&url).unwrap();
+        url.query_pairs().find(|(name, _)| name == "state").unwrap().1.into_owned()
+    };
+    // An answer without a code, so that nothing has to be fetched to see it taken.
+    let complete = async |state: &str| {
+        let returning = Returning { state, code: None, iss: None, error: Some("access_denied") };
+        let completed = connector.complete(routes, &issuer_key(ISSUER), &returning, "alice", "s").await;
+        completed.map(|completed| completed.outcome)
+    };
+    let (in_time, too_late) = (begin().await, begin().await);
+    later.pass(599);
+    assert!(matches!(complete(&in_time).await, Ok(Err(ConnectError::Denied))));
+    assert!(matches!(complete(&in_time).await, Err(CallbackError::Unknown)), "once");
+    later.pass(1);
+    assert!(matches!(complete(&too_late).await, Err(CallbackError::Unknown)));
+}
+
 // === one snapshot ===
 
 #[tokio::test]
@@ -913,7 +958,7 @@ async fn sr_as_05_a_local_request_is_answered_on_the_snapshot_it_came_with() {
 }
 
 #[tokio::test]
-async fn sr_as_62_a_registration_that_nobody_uses_is_forgotten() {
+async fn sr_as_62_pom_b10_a_registration_that_nobody_uses_is_forgotten() {
     let later = Later::new();
     let (authority, snapshot) = (&later.authority, later.authority.snapshot());
     let register = async |name: &str| {
@@ -939,7 +984,7 @@ async fn sr_as_62_a_registration_that_nobody_uses_is_forgotten() {
 }
 
 #[tokio::test]
-async fn sr_as_39_a_grant_ends_in_any_case() {
+async fn sr_as_39_pom_b10_a_grant_ends_in_any_case() {
     let later = Later::with(|text| text["oauth_server"]["grant_ttl"] = "3h".into());
     let pkce = Pkce::new();
     let mut tokens = later.redeem(&later.code(&pkce).await, &pkce).await.unwrap();

@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn the_endpoints_query_is_kept_but_cannot_speak_for_us() {
+    fn pom_31_the_endpoints_query_is_kept_but_cannot_speak_for_us() {
         let url = url("https://as.example.com/a?tenant=x%2Fy&client_id=evil&res%6Furce=evil", &[], &[]);
         assert!(url.contains("tenant=x%2Fy"));
         let sent = parameters(&url);
@@ -207,12 +207,26 @@ mod tests {
     }
 
     #[test]
-    fn configured_parameters_are_added_but_cannot_speak_for_us() {
+    fn pom_31_configured_parameters_are_added_but_cannot_speak_for_us() {
         let extra = [("audience", "api"), ("state", "evil"), ("scope", "evil")];
         let sent = parameters(&url("https://as.example.com/a", &[], &extra));
         assert_eq!(sent["audience"], "api");
         assert_eq!(sent["state"], "s t&a+te");
         assert!(!sent.contains_key("scope"));
+    }
+
+    #[test]
+    fn pom_31_none_of_our_parameters_can_be_set_from_elsewhere() {
+        let honest = url("https://as.example.com/a", &["read"], &[]);
+        for name in OWN_PARAMETERS {
+            let endpoint = format!("https://as.example.com/a?{name}=evil");
+            for bent in [
+                url(&endpoint, &["read"], &[]),
+                url("https://as.example.com/a", &["read"], &[(name, "evil")]),
+            ] {
+                assert_eq!(parameters(&bent), parameters(&honest), "{name}");
+            }
+        }
     }
 
     #[test]

@@ -298,3 +298,49 @@ fn tokens(response: TokenResponse, pending: &Pending, profile: &Profile, now: Sy
         rotates: None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::oauth::client::discover::Discovered;
+    use crate::oauth::client::stub::{at, server_at};
+
+    #[test]
+    fn pom_b18_what_was_granted_is_kept_and_not_what_was_asked_for() {
+        let words = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let pending = Pending {
+            route: "demo".into(),
+            upstream: "https://mcp.example.com/mcp".into(),
+            user: "alice".into(),
+            session: "s".into(),
+            plan: Plan {
+                discovered: Discovered {
+                    server: server_at("https://as.example.com"),
+                    resource: "https://mcp.example.com/mcp".into(),
+                    scopes: words("read write"),
+                },
+                scopes: words("read write"),
+            },
+            verifier: "v".into(),
+            redirect_uri: String::new(),
+            registration_key: String::new(),
+            resume: serde_json::Value::Null,
+        };
+        // RFC 6749 §5.1: a server that grants what was asked for need not say so.
+        for (said, granted) in
+            [(Some("read"), "read"), (Some("read extra"), "read extra"), (None, "read write")]
+        {
+            let response = TokenResponse {
+                access_token: "a".into(),
+                refresh_token: None,
+                expires_in: None,
+                scope: said.map(words),
+                usable: true,
+            };
+            let kept = tokens(response, &pending, at(7));
+            assert_eq!(kept.scopes, words(granted), "{said:?}");
+            assert_eq!(kept.requested_scopes, words("read write"), "{said:?}");
+        }
+    }
+}

@@ -264,6 +264,65 @@ mod tests {
     }
 
     #[test]
+    fn pom_24_a_document_is_for_this_server_when_its_path_is_the_servers_or_above_it() {
+        for (resource, upstream, matches) in [
+            ("https://api.example.com/mcp", "https://api.example.com/mcp", true),
+            ("https://api.example.com", "https://api.example.com/mcp", true),
+            ("https://api.example.com/", "https://api.example.com/mcp", true),
+            ("https://api.example.com", "https://api.example.com/", true),
+            ("https://api.example.com/", "https://api.example.com", true),
+            ("https://api.example.com/v1", "https://api.example.com/v1/mcp", true),
+            ("https://api.example.com/v1/", "https://api.example.com/v1/mcp", true),
+            ("https://api.example.com/v1", "https://api.example.com/v1/team/mcp", true),
+            ("https://api.example.com/other", "https://api.example.com/mcp", false),
+            ("https://api.example.com/mcp", "https://api.example.com/mcp2", false),
+            ("https://api.example.com/mcp2", "https://api.example.com/mcp", false),
+            ("https://api.example.com/mcp", "https://api.example.com/mcp-evil", false),
+            ("https://api.example.com/mcp/sub", "https://api.example.com/mcp", false),
+            ("https://api.example.com/mcp", "https://api.example.com", false),
+            // One slash at the end says nothing, on either side.
+            ("https://api.example.com/mcp/", "https://api.example.com/mcp", true),
+            ("https://api.example.com/mcp", "https://api.example.com/mcp/", true),
+            ("https://api.example.com/mcp/", "https://api.example.com/mcp/", true),
+            ("https://api.example.com/mcp//", "https://api.example.com/mcp", false),
+            // Scheme, host and port are one origin, however they are spelled.
+            ("http://api.example.com/mcp", "https://api.example.com/mcp", false),
+            ("https://other.example.com/mcp", "https://api.example.com/mcp", false),
+            ("https://example.com/mcp", "https://api.example.com/mcp", false),
+            ("https://API.Example.com/mcp", "https://api.example.com/mcp", true),
+            ("https://api.example.com/mcp", "https://API.Example.com/mcp", true),
+            ("HTTPS://api.example.com/mcp", "https://api.example.com/mcp", true),
+            ("https://api.example.com/MCP", "https://api.example.com/mcp", false),
+            ("https://api.example.com:443/mcp", "https://api.example.com/mcp", true),
+            ("https://api.example.com/mcp", "https://api.example.com:443/mcp", true),
+            ("https://api.example.com:443/mcp", "https://api.example.com:443/mcp", true),
+            ("http://api.example.com:80/mcp", "http://api.example.com/mcp", true),
+            ("http://api.example.com/mcp", "http://api.example.com:80/mcp", true),
+            ("https://api.example.com:8443/mcp", "https://api.example.com:8443/mcp", true),
+            ("https://api.example.com:8443/mcp", "https://api.example.com/mcp", false),
+            ("https://api.example.com/mcp", "https://api.example.com:8443/mcp", false),
+            ("https://api.example.com:80/mcp", "https://api.example.com/mcp", false),
+            ("http://api.example.com:443/mcp", "http://api.example.com/mcp", false),
+            ("https://[2001:DB8::1]:443/mcp", "https://[2001:db8::1]/mcp", true),
+            ("https://[2001:db8::2]/mcp", "https://[2001:db8::1]/mcp", false),
+            // Dot segments lead nowhere else than they lead.
+            ("https://api.example.com/a/../b", "https://api.example.com/a/mcp", false),
+            ("https://api.example.com/a/../b", "https://api.example.com/b/mcp", true),
+            ("https://api.example.com/mcp/../mcp-evil", "https://api.example.com/mcp", false),
+            ("https://api.example.com/mcp/%2e%2e/evil", "https://api.example.com/mcp", false),
+            ("https://api.example.com/mcp", "https://api.example.com/mcp/../evil", false),
+            ("", "https://api.example.com/mcp", false),
+            ("/mcp", "https://api.example.com/mcp", false),
+            ("mcp", "https://api.example.com/mcp", false),
+            ("//api.example.com/mcp", "https://api.example.com/mcp", false),
+            ("https://", "https://api.example.com/mcp", false),
+            ("not a url", "https://api.example.com/mcp", false),
+        ] {
+            assert_eq!(resource_matches(resource, &url(upstream), None), matches, "{resource} {upstream}");
+        }
+    }
+
+    #[test]
     fn sr_t57_a_hint_leads_to_the_same_host_only() {
         let upstream = url("https://mcp.example.com/mcp");
         for (hint, followed) in [

@@ -381,6 +381,61 @@ async fn spec_cl_7_another_issuer_is_refused() {
 }
 
 #[tokio::test]
+async fn pom_b12_no_document_leads_to_another_issuer_address_or_scheme() {
+    let other = with_server(json!({"issuer": "https://honest.example"})).await;
+    assert_eq!(discovered(&other).await, Err(DiscoverError::IssuerMismatch));
+    for key in ["authorization_endpoint", "token_endpoint", "registration_endpoint", "revocation_endpoint"] {
+        for (endpoint, error) in [
+            // Plain http is for hosts that the configuration names.
+            ("http://as.example.com/x", DiscoverError::Refused),
+            ("http://169.254.169.254/x", DiscoverError::Refused),
+            ("ftp://as.example.com/x", DiscoverError::Invalid("url of another scheme than https")),
+        ] {
+            let stub = with_server(json!({key: endpoint})).await;
+            assert_eq!(discovered(&stub).await, Err(error), "{key} {endpoint}");
+        }
+    }
+    // Shared, mapped, translated and tunnelled addresses are as private as the plain ones.
+    for host in [
+        "100.64.0.1",
+        "10.0.0.1",
+        "169.254.169.254",
+        "192.0.0.1",
+        "198.18.0.1",
+        "240.0.0.1",
+        "[::ffff:10.0.0.1]",
+        "[64:ff9b::a00:1]",
+        "[2002:a00:1::]",
+        "[fd00::1]",
+        "[fe80::1]",
+    ] {
+        let stub = with_resource(move |base| {
+            json!({"resource": format!("{base}/mcp"), "authorization_servers": [format!("https://{host}")]})
+        })
+        .await;
+        let refused = discovered(&stub).await;
+        assert!(
+            matches!(refused, Err(DiscoverError::Refused | DiscoverError::Invalid(_))),
+            "{host}: {refused:?}"
+        );
+    }
+    // Wherever a redirect points, nobody goes there.
+    let elsewhere = serving(|_, base| Some(resource(base))).await;
+    for moved in [PATH_METADATA, RFC8414] {
+        let target = elsewhere.url(moved);
+        let stub = Stub::start(move |seen, base| match seen.path.as_str() {
+            path if path == moved => Answer::status(302).header("location", &target),
+            PATH_METADATA => Answer::json(200, resource(base)),
+            _ => Answer::status(404),
+        })
+        .await;
+        let found = discovered(&stub).await;
+        assert!(found.is_err() || moved == PATH_METADATA, "{moved}: {found:?}");
+    }
+    assert!(elsewhere.seen().is_empty());
+}
+
+#[tokio::test]
 async fn spec_cl_8_pkce_must_be_announced() {
     for methods in [Value::Null, json!([]), json!(["plain"]), json!(["s256"])] {
         let stub = with_server(json!({"code_challenge_methods_supported": methods})).await;

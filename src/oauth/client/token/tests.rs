@@ -51,7 +51,7 @@ fn kind(outcome: &Outcome) -> &'static str {
 }
 
 #[test]
-fn json_answers_are_classified() {
+fn pom_34_json_answers_are_classified() {
     for (status, body, expected) in [
         (200, r#"{"access_token":"a","token_type":"Bearer"}"#, "success"),
         (200, r#"{"access_token":"a","token_type":"bEaReR","refresh_token":"r"}"#, "success"),
@@ -122,6 +122,52 @@ fn json_answers_are_classified() {
         (307, r#"{"error":"invalid_grant"}"#, "config"),
     ] {
         assert_eq!(kind(&json(status, body)), expected, "{status} {body}");
+    }
+}
+
+#[test]
+fn pom_b7_a_grant_is_dead_only_where_the_server_says_so() {
+    let json = [("content-type", "application/json")];
+    for status in (400..500).filter(|status| *status != 429) {
+        for (content_type, body) in [
+            ("text/html", ""),
+            ("text/html", "<h1>invalid_grant</h1>"),
+            ("text/html", r#"{"error":"invalid_grant"}"#),
+            ("application/json", ""),
+            ("application/json", r#"{"message":"invalid_grant"}"#),
+            ("application/json", r#"{"error":"slow_down"}"#),
+            ("application/json", r#"{"error":"request_timeout"}"#),
+            ("application/json", r#"{"error":"access_denied"}"#),
+        ] {
+            let answer = response(status, &[("content-type", content_type)], body);
+            let outcome = kind(&classify(&answer, at(0)));
+            assert!(matches!(outcome, "ambiguous" | "config" | "clean"), "{status} {body}: {outcome}");
+        }
+    }
+    for status in [400, 401, 403] {
+        let outcome = kind(&classify(&response(status, &json, r#"{"error":"invalid_grant"}"#), at(0)));
+        assert_eq!(outcome, "dead", "{status}");
+    }
+    // Too many requests say nothing about the one that was turned away.
+    for body in ["", r#"{"error":"invalid_grant"}"#, r#"{"error":"invalid_client"}"#] {
+        let headers = [("content-type", "application/json"), ("retry-after", "7")];
+        let limited = classify(&response(429, &headers, body), at(0));
+        let Outcome::CleanTransient { retry_after } = limited else { panic!("{limited:?}") };
+        assert_eq!(retry_after, Some(Duration::from_secs(7)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn pom_34_what_is_no_json_or_too_long_is_no_token() {
+    let form = [("content-type", "application/x-www-form-urlencoded")];
+    let outcome = classify(&response(200, &form, "access_token=a&token_type=bearer&refresh_token=r"), at(0));
+    assert_eq!(kind(&outcome), "ambiguous");
+    let long = format!(r#"{{"access_token":"a","token_type":"bearer","x":"{}"}}"#, "y".repeat(1 << 20));
+    let stub = Stub::start(move |_, _| Scripted::json(200, &long)).await;
+    assert_eq!(kind(&refreshed(&stub.url("/token"), &local()).await), "ambiguous");
+    // The grant is judged by what is said, and an outage is never its end.
+    for (status, expected) in [(400, "dead"), (500, "ambiguous"), (502, "ambiguous"), (503, "ambiguous")] {
+        assert_eq!(kind(&json(status, r#"{"error":"invalid_grant"}"#)), expected, "{status}");
     }
 }
 
