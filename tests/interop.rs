@@ -4,7 +4,8 @@
 //!
 //! The work is done by `tests/interop/run.mjs`; a test here is one of its cases: `client_registration_upstream`,
 //! `conformance_…`, `identity_oidc`, where people sign in through an identity provider, `foreign_…`, where that provider
-//! stands in our place, or `life_…`, all that happens to a client after it has signed in.
+//! stands in our place, `life_…`, all that happens to a client after it has signed in, or `upstream_…`, all that happens to
+//! a connection to a server nobody here wrote.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
@@ -36,18 +37,22 @@ macro_rules! cases {
 cases! {
     sdk1_dcr_example
     sdk1_dcr_oidc
+    sdk1_dcr_fastmcp
     sdk1_cimd_example
     sdk1_cimd_oidc
     sdk2_dcr_example
     sdk2_dcr_oidc
+    sdk2_dcr_fastmcp
     sdk2_cimd_example
     sdk2_cimd_oidc
     mcp_remote_dcr_example
     mcp_remote_dcr_oidc
+    mcp_remote_dcr_fastmcp
     mcp_remote_cimd_example
     mcp_remote_cimd_oidc
     python_dcr_example
     python_dcr_oidc
+    python_dcr_fastmcp
     python_cimd_example
     python_cimd_oidc
     conformance_authorization_server
@@ -61,6 +66,9 @@ cases! {
     life_mcp_remote
     life_python
     life_inspector
+    upstream_example
+    upstream_oidc
+    upstream_fastmcp
 }
 
 #[tokio::test]

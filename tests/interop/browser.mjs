@@ -56,21 +56,36 @@ export async function startPerson({ directory, credentials, screenshots, defer }
       // Each trip has a page of its own. It stays open: Chromium may never finish closing one that still loads.
       const page = await (await launch()).newPage();
       try {
-        return await walk(page, trip, { credentials, screenshots });
+        const load = () => page.goto(trip.url.href);
+        return await walk(page, trip, load, trip.url.searchParams.get('redirect_uri'), { credentials, screenshots });
       } catch (error) {
-        const text = await page.locator('body').innerText({ timeout: 1000 }).catch(() => '');
-        const path = [...trip.steps, `stuck at ${page.url()}`].join('\n  ');
-        throw new Error(`the browser did not come back: ${error.message}\n  ${path}\n${text.slice(0, 1000)}`);
+        throw await lost(page, trip, error);
+      }
+    },
+    /** Presses a button of a page, does what the pages after it ask until one comes back to `page`, and says what it did. */
+    async press(page, name) {
+      const trip = { steps: [], origins: new Set(), codes: new Set() };
+      const begin = () => page.getByRole('button', { name, exact: true }).click({ noWaitAfter: true });
+      try {
+        await walk(page, trip, begin, page.url(), { credentials, screenshots });
+        return trip;
+      } catch (error) {
+        throw await lost(page, trip, error);
       }
     },
   };
 }
 
-async function walk(page, trip, { credentials, screenshots }) {
-  const destination = trip.url.searchParams.get('redirect_uri');
+async function lost(page, trip, error) {
+  const text = await page.locator('body').innerText({ timeout: 1000 }).catch(() => '');
+  const path = [...trip.steps, `stuck at ${page.url()}`].join('\n  ');
+  return new Error(`the browser did not come back: ${error.message}\n  ${path}\n${text.slice(0, 1000)}`);
+}
+
+async function walk(page, trip, begin, destination, { credentials, screenshots }) {
   const journey = watch(page, destination, trip);
   let seen = journey.count();
-  page.goto(trip.url.href).catch(() => {}); // a failed load shows in the frame's URL
+  begin().catch(() => {}); // a failed load shows in the frame's URL, a failed press in a page that does not move
   await journey.moved(seen);
   for (let pages = 0; pages < MOST_PAGES && !journey.arrival(); pages++) {
     seen = journey.count();

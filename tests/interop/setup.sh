@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the interop cases need, where it is missing: the Node packages beside this file, and the Python
-# SDK in a virtual environment below target/. Safe to run from several tests at once.
+# SDK and FastMCP in a virtual environment below target/. Safe to run from several tests at once.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 target=$here/../../target

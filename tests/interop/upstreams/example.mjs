@@ -1,12 +1,13 @@
 // Upstream: the TypeScript SDK's own example server, protected by the SDK's example authorization server.
 // Opaque tokens, no refresh tokens, an issuer with a trailing slash, and no page for a person.
 import { fileURLToPath } from 'node:url';
-import { start } from '../child.mjs';
+import { start, startModule } from '../child.mjs';
 import { withFreePorts } from '../ports.mjs';
 
 const PROGRAM = fileURLToPath(
   import.meta.resolve('@modelcontextprotocol/sdk/examples/server/simpleStreamableHttp.js'),
 );
+const PROTECTED = fileURLToPath(new URL('example-server.mjs', import.meta.url));
 
 const tool = { name: 'greet', arguments: { name: 'Postern' } };
 
@@ -14,7 +15,13 @@ function check(text) {
   if (text !== 'Hello, Postern!') throw new Error(`the tool said ${JSON.stringify(text)}`);
 }
 
-export const facts = { authorizationServerTakesDocuments: false };
+export const facts = {
+  authorizationServerTakesDocuments: false,
+  givesRefreshTokens: false,
+  // To a token that it does not know it says 500, which may mean anything.
+  tellsRefusals: false,
+  revokes: false,
+};
 
 /** The same server for anybody. */
 export function startOpen({ defer }) {
@@ -29,8 +36,7 @@ export function startOpen({ defer }) {
 export function startUpstream({ defer }) {
   return withFreePorts(2, async ([port, authorizationPort]) => {
     const env = { MCP_PORT: String(port), MCP_AUTH_PORT: String(authorizationPort) };
-    // Strict: the token must have been asked for with exactly this server as its resource.
-    const child = start('example', process.execPath, [PROGRAM, '--oauth', '--oauth-strict'], { env });
+    const child = startModule('example', process.execPath, PROTECTED, { env });
     defer(() => child.stop());
     await Promise.all([
       child.line(line => line.includes(`Streamable HTTP Server listening on port ${port}`)),
@@ -41,6 +47,13 @@ export function startUpstream({ defer }) {
       issuerOrigin: `http://localhost:${authorizationPort}`,
       tool,
       check,
+      /** From now on an access token that it gives out is good for so many seconds. */
+      giveFor: seconds => child.ask({ lifetime: seconds }),
+      /** From now on nothing issued so far is good for anything. */
+      endGrants: () => child.ask({ end: true }),
+      /** What its authorization server has seen; `alive`: how many of its tokens are good. */
+      seen: () => child.ask({ report: true }),
+      log: () => child.output(),
     };
   });
 }

@@ -12,8 +12,9 @@ import { createRemoteJWKSet, decodeJwt, exportJWK, generateKeyPair, jwtVerify } 
 import { Provider } from 'oidc-provider';
 
 const SCOPE = 'mcp:tools';
-const ACCESS_TOKEN_SECONDS = 60;
-const seen = { registrations: 0, refreshes: 0, foreign: [] };
+let lifetime = 60;
+const seen = { registrations: 0, authorizations: 0, refreshes: 0, foreign: [] };
+const refreshTokens = new Set();
 
 // Both servers take any port first, because each one's documents name the other.
 async function listen() {
@@ -42,6 +43,7 @@ async function authorizationServer() {
     features: {
       devInteractions: { enabled: true },
       registration: { enabled: true },
+      revocation: { enabled: true },
       clientIdMetadataDocument: { enabled: true, ack: 'draft-02' },
       resourceIndicators: {
         enabled: true,
@@ -52,7 +54,7 @@ async function authorizationServer() {
             scope: SCOPE,
             audience: url,
             accessTokenFormat: 'jwt',
-            accessTokenTTL: ACCESS_TOKEN_SECONDS,
+            accessTokenTTL: lifetime,
             jwt: { sign: { alg: 'RS256' } },
           };
         },
@@ -60,13 +62,30 @@ async function authorizationServer() {
     },
   });
   provider.on('registration_create.success', () => seen.registrations++);
+  provider.on('authorization.success', () => seen.authorizations++);
   provider.on('grant.success', context => {
     if (context.oidc.params.grant_type === 'refresh_token') seen.refreshes++;
+    if (context.body.refresh_token) refreshTokens.add(context.body.refresh_token);
   });
   for (const event of ['authorization.error', 'grant.error', 'registration_create.error', 'server_error']) {
     provider.on(event, (_context, error) => console.log(event, reasons(error)));
   }
-  return provider.callback();
+  return provider;
+}
+
+/** The refresh tokens that it would still redeem. Access tokens are JWTs, and end by their own date. */
+async function goodRefreshTokens() {
+  const found = await Promise.all([...refreshTokens].map(token => provider.RefreshToken.find(token)));
+  return found.filter(token => token?.isValid);
+}
+
+/** What an administrator does who takes back everything that people have allowed. */
+async function endGrants() {
+  for (const { grantId } of await goodRefreshTokens()) {
+    await provider.RefreshToken.revokeByGrantId(grantId);
+    await (await provider.Grant.find(grantId)).destroy();
+  }
+  refused = new Set(known);
 }
 
 /** An error with everything that is given as its cause, on one line. */
@@ -132,12 +151,15 @@ function resourceServer() {
   return app;
 }
 
-authorization.server.on('request', await authorizationServer());
+const provider = await authorizationServer();
+authorization.server.on('request', provider.callback());
 resource.server.on('request', resourceServer());
 
-process.on('message', message => {
+process.on('message', async message => {
+  lifetime = message.lifetime ?? lifetime;
   if (message.refuse) refused = new Set(known);
-  process.send(seen);
+  if (message.end) await endGrants();
+  process.send({ ...seen, alive: (await goodRefreshTokens()).length });
 });
 process.on('disconnect', () => process.exit()); // the harness is gone
 process.send({ url, issuer });

