@@ -6,7 +6,9 @@ waits for {"returned": URL}; {NAME: {"value": ...}} answers the request {"name":
 
 import asyncio
 import json
+import os
 import sys
+import traceback
 from urllib.parse import parse_qs, urlsplit
 
 from mcp.client.auth import AuthorizationCodeResult, OAuthClientProvider
@@ -99,4 +101,13 @@ async def perform(client: Client, memory: Memory, request: dict) -> object:
     return (await client.call_tool(tool["name"], tool["arguments"])).content[0].text
 
 
-asyncio.run(serve(json.loads(sys.argv[1])))
+async def serve_or_end(settings: dict) -> None:
+    try:
+        await serve(settings)
+    except BaseException:  # the thread that waits for a line would keep the process
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+asyncio.run(serve_or_end(json.loads(sys.argv[1])))
