@@ -573,7 +573,10 @@ async fn over_plain_http_our_document_cannot_be_fetched_so_it_registers() {
 #[tokio::test]
 async fn sr_t23_a_new_authorization_server_gets_nothing_of_the_old_one() {
     let (old, new) = (AuthorizationServer::start().await, AuthorizationServer::start().await);
-    let secret = Some(RegistrationScript { method: Some("client_secret_post".into()), refusal: None });
+    let secret = Some(RegistrationScript {
+        method: Some("client_secret_post".into()),
+        ..RegistrationScript::default()
+    });
     old.set(|script| script.registration = secret.clone());
     let upstream = Upstream::relying_on(&old).await;
     let gateway = Gateway::before(&upstream).await;

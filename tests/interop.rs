@@ -1,6 +1,7 @@
 //! Clients and upstreams nobody here wrote go through the whole flow: the client signs in once, its person passes
 //! the pages in headless Chromium, and a tool of an upstream that demands its own token is called. The official
-//! conformance suite tests the authorization server, and finds the same in an MCP server with and without the gateway.
+//! conformance suite tests the authorization server, finds the same in an MCP server with and without the gateway, and takes
+//! the gateway for a client.
 //!
 //! The work is done by `tests/interop/run.mjs`; a test here is one of its cases: `client_registration_upstream`,
 //! `conformance_…`, `identity_oidc`, where people sign in through an identity provider, `foreign_…`, where that provider
@@ -58,6 +59,11 @@ cases! {
     conformance_authorization_server
     conformance_server_2025_11_25
     conformance_server_2026_07_28
+    conformance_client_2025_11_25_sdk1
+    conformance_client_2025_11_25_sdk2
+    conformance_client_2025_11_25_python
+    conformance_client_2026_07_28_sdk2
+    conformance_client_2026_07_28_python
     identity_oidc
     foreign_jwt
     foreign_opaque

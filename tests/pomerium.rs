@@ -108,6 +108,7 @@ fn know(server: &AuthorizationServer, id: &str, secret: Option<&str>) {
         secret: secret.map(str::to_owned),
         method: method.into(),
         redirect_uris: Vec::new(),
+        ..RegisteredClient::default()
     };
     server.ledger(|ledger| ledger.clients.insert(id.into(), client));
 }
@@ -355,7 +356,9 @@ async fn pom_26_a_configured_client_comes_before_a_document_and_a_document_befor
 async fn pom_26_without_a_usable_identity_nobody_is_sent_to_the_authorization_server() {
     let mut builder = Gateway::builder();
     let mut upstreams = Vec::new();
-    let answered = |status, body| Some(RegistrationScript { method: None, refusal: Some((status, body)) });
+    let answered = |status, body| {
+        Some(RegistrationScript { refusal: Some((status, body)), ..RegistrationScript::default() })
+    };
     for (name, registration) in [
         ("none", None),
         ("off", answered(403, json!({"error": "access_denied"}))),
@@ -671,7 +674,8 @@ async fn pom_b6_the_secret_of_a_registration_is_good_for_refreshes_too() {
     for method in ["client_secret_post", "client_secret_basic"] {
         let upstream = Upstream::start().await;
         upstream.set_authorization(|script| {
-            script.registration = Some(RegistrationScript { method: Some(method.into()), refusal: None });
+            script.registration =
+                Some(RegistrationScript { method: Some(method.into()), ..RegistrationScript::default() });
         });
         let mut rig = Rig::before(&upstream).await;
         let tokens = rig.sign_in("demo").await;

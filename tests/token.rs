@@ -903,8 +903,9 @@ async fn pom_32_an_authorization_under_way_at_an_upstream_is_good_for_ten_minute
             scopes_supported: Vec::new(),
             is_published: true,
         };
-        let discovered = Discovered { server, resource: "https://up.example/mcp".into(), scopes: Vec::new() };
-        let plan = Plan { discovered, scopes: Vec::new() };
+        let discovered =
+            Discovered { server, resource: Some("https://up.example/mcp".into()), scopes: Vec::new() };
+        let plan = Plan { discovered, scopes: Vec::new(), step_up: None };
         let route = routes.by_name("demo").unwrap();
         let url = connector.begin(route, plan, "alice", "s", json!(null)).await.unwrap();
         let url = url::Url::parse(&url).unwrap();

@@ -42,11 +42,11 @@ async function live(name, { binary, directory, screenshots, defer, say }) {
   try {
     await app.connect();
     expect(trips() === 1, `signing in took ${trips()} trips`);
-    expect((await scopes()) === 'mcp:access', `the first token may ${await scopes()}`);
+    expect((await scopes()) === 'mcp:access mcp:tools', `the first token may ${await scopes()}`);
 
     server.check(await app.call(server.tool));
     expect(trips() === 2, `the step-up took ${trips() - 1} trips`);
-    const both = `${TOOL_SCOPE} mcp:access`;
+    const both = `${TOOL_SCOPE} mcp:access mcp:tools`;
     expect((await scopes()) === both, `after the step-up it may ${await scopes()}`);
     say(`stepped up: ${both}`);
 

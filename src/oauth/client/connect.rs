@@ -317,10 +317,11 @@ mod tests {
             plan: Plan {
                 discovered: Discovered {
                     server: server_at("https://as.example.com"),
-                    resource: "https://mcp.example.com/mcp".into(),
+                    resource: Some("https://mcp.example.com/mcp".into()),
                     scopes: words("read write"),
                 },
                 scopes: words("read write"),
+                step_up: None,
             },
             verifier: "v".into(),
             redirect_uri: String::new(),
@@ -338,7 +339,7 @@ mod tests {
                 scope: said.map(words),
                 usable: true,
             };
-            let kept = tokens(response, &pending, at(7));
+            let kept = tokens(response, &pending, Profile::of_issuer(""), at(7));
             assert_eq!(kept.scopes, words(granted), "{said:?}");
             assert_eq!(kept.requested_scopes, words("read write"), "{said:?}");
         }

@@ -32,7 +32,7 @@ pub struct Plan {
     pub scopes: Vec<String>,
     /// What the upstream asked for in the middle of things, if that is why.
     #[serde(default)]
-    pub(super) step_up: Option<Vec<String>>,
+    pub step_up: Option<Vec<String>>,
 }
 
 /// Whether a user has to go to the upstream's authorization server.

@@ -1,6 +1,6 @@
 // The official conformance suite, run as its users run it; what it found is read from the files it leaves.
 import { readdir, readFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { start } from '../child.mjs';
 
@@ -19,12 +19,13 @@ export function startSuite(command, args, { results, defer }) {
 }
 
 /** The verdicts by scenario, from the files in `results`. */
-export async function readResults(results, prefix) {
+export async function readResults(results, prefix = '') {
   const found = new Map();
-  for (const directory of await readdir(results)) {
-    // Named by what was tested, the scenario, and when.
-    const scenario = directory.slice(prefix.length).replace(/-\d{4}-\d\d-\d\dT[\d-]+Z$/, '');
-    const checks = JSON.parse(await readFile(join(results, directory, 'checks.json'), 'utf8'));
+  for (const file of await readdir(results, { recursive: true })) {
+    if (!file.endsWith('checks.json')) continue;
+    // In a directory named by what was tested, the scenario, and when.
+    const scenario = dirname(file).slice(prefix.length).replace(/-\d{4}-\d\d-\d\dT[\d-]+Z$/, '');
+    const checks = JSON.parse(await readFile(join(results, file), 'utf8'));
     found.set(scenario, checks.filter(check => VERDICTS.includes(check.status)));
   }
   return found;

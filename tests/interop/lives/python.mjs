@@ -16,6 +16,10 @@ export class PythonApp {
     this.session = await signIn({ url, redirectUri, kept: this.#kept, authorize: person.authorize, defer });
   }
 
+  tools() {
+    return this.session.tools();
+  }
+
   call(tool) {
     return this.session.call(tool);
   }

@@ -4,6 +4,8 @@ import { startRedirect } from '../clients/redirect.mjs';
 
 /** An application around an SDK's client: when the SDK sends it to the person, it goes, and tries again. */
 export class SdkApp {
+  /** How often it sends its person to the pages for one thing. */
+  patience = 3;
   #address;
 
   constructor(parts) {
@@ -25,7 +27,7 @@ export class SdkApp {
         this.defer(() => client.close());
         return;
       } catch (error) {
-        if (tries === 3) throw error;
+        if (tries === this.patience) throw error;
         await this.#authorize(transport);
         await transport.close();
       }
@@ -33,11 +35,21 @@ export class SdkApp {
   }
 
   async call(tool) {
+    const { content } = await this.#tried(() => this.client.callTool(tool));
+    return content[0].text;
+  }
+
+  async tools() {
+    const { tools } = await this.#tried(() => this.client.listTools());
+    return tools.map(tool => tool.name);
+  }
+
+  async #tried(request) {
     for (let tries = 0; ; tries++) {
       try {
-        return (await this.client.callTool(tool)).content[0].text;
+        return await request();
       } catch (error) {
-        if (tries === 3) throw error;
+        if (tries === this.patience) throw error;
         await this.#authorize(this.transport);
       }
     }
