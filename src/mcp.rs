@@ -3,6 +3,7 @@
 //!
 //! It stands apart from the OAuth code because the proxied path reads the same headers for logs and policy. Nothing
 //! here touches a body on its way through.
+mod elicitation;
 mod message;
 
 use std::borrow::Cow;
@@ -11,6 +12,7 @@ use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
 
+pub use elicitation::{Capabilities, Elicitable};
 pub use message::{Message, Unreadable};
 
 /// `MCP-Protocol-Version`: the revision a request is written in.

@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 
 use crate::authn::AuthnError;
 use crate::challenge::Print;
-use crate::mcp::Unreadable;
+use crate::mcp::{Elicitable, Unreadable};
 use crate::origin::OriginError;
 use crate::policy::Denied;
 use crate::route::{Route, RouteError};
@@ -39,13 +39,16 @@ pub enum Failure {
     Malformed(&'static str),
     /// The user has to authorize at the upstream; the client gets there by authorizing again.
     #[error("the user has to authorize at the upstream")]
-    NeedsUser,
+    NeedsUser { page: Page },
+    /// As that, and the client leads them to the page.
+    #[error("the user has to connect to this server first")]
+    Elicit { call: Elicitable, page: Page },
     /// As that, but a program calls, which nobody can send anywhere.
     #[error("the upstream wants a user, and this program acts for none who is connected")]
     NeedsConnection,
     /// As that, but the user's client has its tokens from another authorization server: they connect on their own page.
-    #[error("connect to this server first: open {url}")]
-    NeedsPage { url: String },
+    #[error("connect to this server first: open {}", page.plain)]
+    NeedsPage { page: Page },
     /// No MCP session of this caller at this route: the client begins another one (MCP, Session Management).
     #[error("session not found")]
     NoSession,
@@ -81,6 +84,31 @@ pub enum Failure {
     UpstreamTimeout,
     #[error("the upstream cannot be reached or gave no usable answer")]
     UpstreamUnreachable,
+}
+
+/// Where a user connects to one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page {
+    /// Theirs as anybody's.
+    plain: String,
+    /// For one person: names the elicitation as well.
+    link: String,
+}
+
+impl Page {
+    pub fn new(plain: String, link: Option<String>) -> Self {
+        Self { plain, link: link.unwrap_or_default() }
+    }
+}
+
+impl Failure {
+    /// Where the user can do something about it.
+    pub fn page(&self) -> Option<&Page> {
+        match self {
+            Self::NeedsUser { page } | Self::NeedsPage { page } | Self::Elicit { page, .. } => Some(page),
+            _ => None,
+        }
+    }
 }
 
 impl From<AuthnError> for Failure {
@@ -135,6 +163,10 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
 fn body(failure: &Failure, code: &str) -> String {
     let text = failure.to_string();
     match failure {
+        Failure::Elicit { call, page } => {
+            let Page { plain, link } = page;
+            call.answer(&format!("{plain}?for={link}"), link.get(..32).unwrap_or(link), &text)
+        }
         Failure::HeaderMismatch { id } => {
             let error = serde_json::json!({"code": HEADER_MISMATCH, "message": text});
             format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#)
@@ -162,7 +194,8 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         Failure::HeaderMismatch { .. } | Failure::Malformed(_) | Failure::Unreadable(_) => {
             (StatusCode::BAD_REQUEST, "invalid_request", "malformed")
         }
-        Failure::NeedsUser => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
+        Failure::NeedsUser { .. } => (StatusCode::UNAUTHORIZED, "invalid_token", "needs_user"),
+        Failure::Elicit { .. } => (StatusCode::OK, "", "elicitation"),
         Failure::NeedsPage { .. } => (StatusCode::FORBIDDEN, "access_denied", "needs_page"),
         Failure::NeedsConnection => (StatusCode::FORBIDDEN, "access_denied", "needs_connection"),
         Failure::NoSession => (StatusCode::NOT_FOUND, "session_not_found", "no_session"),
@@ -196,7 +229,7 @@ fn challenge(failure: &Failure, route: &Route) -> Option<HeaderValue> {
     let (error, scope) = match failure {
         Failure::Authn(AuthnError::Missing) => (None, route.scope()),
         Failure::Authn(AuthnError::Malformed) => (Some("invalid_request"), route.scope()),
-        Failure::Authn(_) | Failure::Denied(Denied::Audience) | Failure::NeedsUser => {
+        Failure::Authn(_) | Failure::Denied(Denied::Audience) | Failure::NeedsUser { .. } => {
             (Some("invalid_token"), route.scope())
         }
         Failure::Denied(Denied::Scope { needed }) => (Some("insufficient_scope"), needed.join(" ")),

@@ -60,10 +60,11 @@ impl Gateway {
         };
         let path = route.upstream.target(matched.rest, head.uri.query());
         let asked = self.inspect(session, &route).await?;
-        let credential = self.credential(&caller, &route, asked.message(), None, now).await?;
         let head = session.req_header();
-        let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route)
-            .map_err(|NoSession| Failure::NoSession)?;
+        let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
+        ctx.elicitation = matches!(&session, Ok(Some(session)) if session.elicitation);
+        let credential = self.credential(&caller, &route, asked.message(), None, now).await?;
+        let session = session.map_err(|NoSession| Failure::NoSession)?;
         let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let stream = match head.method == Method::GET || listens {
             true => Some(self.streams.open(caller.subject(), &snapshot.config.limits)?),
@@ -112,12 +113,10 @@ impl Gateway {
     }
 
     /// A person is sent to the upstream's authorization server; a program can be sent nowhere.
-    pub(super) fn needs_user(&self, caller: &Caller) -> Failure {
+    pub(super) fn needs_user(&self, caller: &Caller, route: &Route) -> Failure {
         match caller.reach() {
-            Reach::Authorization => Failure::NeedsUser,
-            Reach::Page => {
-                Failure::NeedsPage { url: format!("{}/connections", self.authority.snapshot().issuer()) }
-            }
+            Reach::Authorization => Failure::NeedsUser { page: self.page_of(caller, route) },
+            Reach::Page => Failure::NeedsPage { page: self.page_of(caller, route) },
             Reach::Nobody => Failure::NeedsConnection,
         }
     }
@@ -168,7 +167,7 @@ impl Gateway {
                 // Told once more, the client may answer with a refresh: then that has to fail.
                 let incarnation = incarnation.map(|incarnation| incarnation.to_string());
                 self.remember_challenge(caller, route, Challenge::new(Vec::new(), incarnation)).await;
-                Err(self.needs_user(caller))
+                Err(self.needs_user(caller, route))
             }
         }
     }

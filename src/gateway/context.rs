@@ -42,6 +42,8 @@ pub struct Context {
     pub replacement: Option<Replacement>,
     /// The upstream's answer has no body. Belongs to one attempt.
     pub header_only: bool,
+    /// The session began with a client that opens URLs for servers.
+    pub elicitation: bool,
     pub reason: &'static str,
     /// Counts as under way until dropped.
     pub _under_way: Guard,

@@ -13,6 +13,7 @@
 //! ```
 mod admit;
 pub mod context;
+mod elicit;
 mod inspect;
 pub mod local;
 mod record;
@@ -96,6 +97,7 @@ impl ProxyHttp for Gateway {
             failure: None,
             replacement: None,
             header_only: false,
+            elicitation: false,
             reason: "ok",
             _under_way: self.in_flight.start(),
         }
@@ -128,12 +130,7 @@ impl ProxyHttp for Gateway {
                 local::answer(session, &local::preflight(session, ctx.origin.as_ref())).await?;
                 Ok(true)
             }
-            Err(failure) => {
-                let route = ctx.route.clone();
-                let reply = self.reply(&failure, route.as_deref(), session, ctx);
-                local::answer(session, &reply).await?;
-                Ok(true)
-            }
+            Err(failure) => self.refuse(failure, session, ctx).await.map(|()| true),
         }
     }
 
@@ -253,13 +250,16 @@ impl ProxyHttp for Gateway {
             Consequence::Again(error) => return Err(error),
             Consequence::Instead(failure) => failure,
         };
-        // Nothing is sent before the upstream's body has ended, so a body of unknown length is not waited for.
-        if !ctx.header_only && !screen::is_short(&upstream.headers) {
+        let failure = self.elicited(failure, session, ctx);
+        // Nothing is sent before the upstream's body has ended, so a body of unknown length is not waited for; where there is
+        // none, there is no place for ours either.
+        let has_no_place = ctx.header_only && matches!(failure, Failure::Elicit { .. });
+        if has_no_place || !ctx.header_only && !screen::is_short(&upstream.headers) {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "an answer of ours instead"));
         }
-        let route = Arc::clone(&target.route);
-        let reply = self.reply(&failure, Some(&route), session, ctx);
+        let route = ctx.route.clone();
+        let reply = self.reply(&failure, route.as_deref(), session, ctx);
         ctx.replacement = Some(Replacement::new(reply, ctx.header_only));
         Ok(())
     }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::Gateway;
 use super::context::Context;
 use crate::authn::Caller;
-use crate::mcp::{Call, SESSION_ID};
+use crate::mcp::{Call, Capabilities, SESSION_ID};
 use crate::oauth::server::access_token::Keys;
 use crate::route::Route;
 
@@ -35,7 +35,7 @@ pub struct Session {
     upstream: HeaderValue,
     /// Where it was begun: the same server process has it, if any.
     pub peer: Option<SocketAddr>,
-    /// Whether the client takes elicitations (MCP, capability negotiation).
+    /// Whether the client opens URLs for servers (MCP, Elicitation, capabilities).
     pub elicitation: bool,
 }
 
@@ -153,7 +153,7 @@ impl Opening {
         }
     }
 
-    /// Whether the client says that it takes elicitations.
+    /// Whether the client says that it opens URLs for servers.
     pub fn takes_elicitations(&self) -> bool {
         #[derive(Deserialize)]
         struct Initialize {
@@ -163,12 +163,8 @@ impl Opening {
         struct Params {
             capabilities: Capabilities,
         }
-        #[derive(Deserialize)]
-        struct Capabilities {
-            elicitation: Option<serde::de::IgnoredAny>,
-        }
         serde_json::from_slice::<Initialize>(&self.pieces.concat())
-            .is_ok_and(|initialize| initialize.params.capabilities.elicitation.is_some())
+            .is_ok_and(|initialize| initialize.params.capabilities.take_urls())
     }
 }
 
@@ -214,7 +210,8 @@ mod tests {
             text.as_bytes().chunks(7).for_each(|piece| opening.add(&Bytes::copy_from_slice(piece)));
             opening.takes_elicitations()
         };
-        assert!(says(r#"{"method":"initialize","params":{"capabilities":{"elicitation":{}}}}"#));
+        assert!(says(r#"{"method":"initialize","params":{"capabilities":{"elicitation":{"url":{}}}}}"#));
+        assert!(!says(r#"{"method":"initialize","params":{"capabilities":{"elicitation":{}}}}"#));
         assert!(!says(r#"{"method":"initialize","params":{"capabilities":{"sampling":{}}}}"#));
         assert!(!says(r#"{"method":"tools/call","params":{}}"#));
         assert!(!says("nonsense"));

@@ -78,7 +78,7 @@ impl Gateway {
                     let challenge = Challenge::new(scopes, incarnation_of(connection));
                     self.remember_challenge(&target.caller, &target.route, challenge).await;
                 }
-                Consequence::Instead(self.needs_user(&target.caller))
+                Consequence::Instead(self.needs_user(&target.caller, &target.route))
             }
             Verdict::StepUp { scopes } => {
                 let connection = target.credential.source.connection();
@@ -90,7 +90,7 @@ impl Gateway {
                 let challenge = Challenge::step_up(scopes.clone(), incarnation_of(connection));
                 self.remember_challenge(&target.caller, &target.route, challenge).await;
                 if target.caller.reach() == Reach::Page {
-                    return Consequence::Instead(self.needs_user(&target.caller));
+                    return Consequence::Instead(self.needs_user(&target.caller, &target.route));
                 }
                 Consequence::Instead(Failure::StepUp { scopes: target.caller.scopes_and(&scopes) })
             }

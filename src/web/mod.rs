@@ -11,6 +11,7 @@ mod endpoints;
 mod home;
 mod identity;
 mod limits;
+pub mod link;
 mod login;
 pub mod pages;
 mod session;
