@@ -1,6 +1,7 @@
 //! What goes on beside the requests: hearing of changes in the store, so that copies in memory follow within
-//! milliseconds, and sweeping out what has expired.
+//! milliseconds, sweeping out what has expired, and renewing what is about to.
 pub mod reload;
+pub mod renewal;
 
 use std::path::PathBuf;
 use std::sync::Arc;

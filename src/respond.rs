@@ -59,6 +59,9 @@ pub enum Failure {
     /// An upstream that is never content: nobody is sent there once more.
     #[error("the upstream asks for more than it was given, again and again; ask whoever runs it")]
     AskedTooOften,
+    /// It asks for a token that nobody gives.
+    #[error("the upstream asks for a token and does not say who gives one; ask whoever runs this gateway")]
+    UpstreamUnexplained,
     /// It refuses what its own authorization server has just issued, so that another authorization brings nothing better.
     #[error("the upstream refuses the tokens of its authorization server; ask whoever runs it")]
     UpstreamInsists,
@@ -209,6 +212,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         }
         Failure::StepUp { .. } => (StatusCode::FORBIDDEN, "insufficient_scope", "step_up"),
         Failure::AskedTooOften => (StatusCode::FORBIDDEN, "access_denied", "asked_too_often"),
+        Failure::UpstreamUnexplained => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unexplained"),
         Failure::UpstreamInsists => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_insists"),
         Failure::NoRoomForStreams => {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "no_room_for_streams")

@@ -8,9 +8,9 @@ mod support;
 use serde_json::json;
 use support::browser::Browser;
 use support::client::{Client, Tokens};
-use support::gateway::Gateway;
+use support::gateway::{Gateway, Route};
 use support::mcp::{McpAnswer, McpRequest};
-use support::script::{Answer, McpScript};
+use support::script::{Answer, McpScript, MetadataLocation, ServerMetadata};
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually};
 
@@ -230,4 +230,84 @@ async fn what_the_upstream_grants_beyond_what_was_asked_is_granted_to_who_asked(
     let tokens = rig.sign_in().await;
     assert_eq!(scopes(&tokens.scope), ["files:read", "mcp:access", "profile"]);
     assert_eq!(rig.whoami(&tokens).await.status, 200);
+}
+
+#[tokio::test]
+async fn a_refresh_brings_no_token_that_is_good_for_nothing() {
+    let mut rig = Rig::with(|script| {
+        script.challenge.scope = Some("files:read".into());
+        script.tool_scopes.insert("echo".into(), "files:write".into());
+    })
+    .await;
+    let first = rig.sign_in().await;
+    // Asking for less by name does not cost the connection, which a client uses whole.
+    let less = rig.client.refreshment(&first.refresh_token).with("scope", "mcp:access");
+    let first_client = rig.client.clone();
+    let first = rig.client.token(&less).await.tokens();
+    assert_eq!(scopes(&first.scope), ["files:read", "mcp:access"]);
+    assert_eq!(rig.whoami(&first).await.status, 200);
+    // Once the connection has outgrown the grant, every refresh fails until the user has said yes to it.
+    rig.client = Client::register(&rig.gateway).await;
+    let other = rig.sign_in().await;
+    let asked = asked_for(&rig.call(&other).tool("echo", json!({"message": "x"})).await).unwrap();
+    rig.ask_for(&asked).await;
+    rig.client = first_client;
+    for _ in 0..3 {
+        let refresh = rig.client.refresh(&first.refresh_token).await;
+        assert_eq!(refresh.error().as_deref(), Some("invalid_grant"));
+    }
+    let tokens = rig.sign_in().await;
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    rig.client.refresh(&tokens.refresh_token).await.tokens();
+    // And with the connection it shrinks again.
+    let page = rig.browser.go(&rig.gateway.url("/connections")).await.page();
+    rig.browser.press(&page, "Disconnect").await;
+    rig.client.refresh(&first.refresh_token).await.tokens();
+}
+
+#[tokio::test]
+async fn an_upstream_cannot_hand_out_what_the_operator_keeps_for_single_tools() {
+    let upstream = Upstream::start().await;
+    upstream.set(|script| script.challenge.scope = Some("files:read files:delete".into()));
+    upstream.set_authorization(|script| script.granted_scopes = Some("files:read files:delete more".into()));
+    let route = Route::oauth("demo", &upstream).with("tool_scopes", json!({"echo": ["files:delete"]}));
+    let gateway = Gateway::builder().route(route).start().await;
+    let client = Client::register(&gateway).await;
+    let mut rig = Rig { upstream, gateway, client, browser: Browser::new() };
+    let tokens = rig.sign_in().await;
+    assert_eq!(scopes(&tokens.scope), ["files:read", "mcp:access", "more"]);
+    assert_eq!(rig.whoami(&tokens).await.status, 200, "and the connection serves all the same");
+    let refused = rig.call(&tokens).tool("echo", json!({"message": "x"})).await;
+    assert_eq!(refused.status, 403, "{}", refused.body);
+    let tokens = rig.ask_for("mcp:access files:delete").await;
+    assert_eq!(rig.call(&tokens).tool("echo", json!({"message": "x"})).await.tool_text(), "x");
+}
+
+#[tokio::test]
+async fn an_upstream_that_wants_a_token_of_nobody_is_its_operators_matter() {
+    let mut rig = Rig::with(|script| {
+        script.resource_metadata.location = MetadataLocation::Nowhere;
+        script.challenge.with_metadata = false;
+    })
+    .await;
+    rig.upstream.set_authorization(|script| {
+        script.metadata = ServerMetadata::Nowhere;
+        script.registration = None;
+    });
+    let tokens = rig.sign_in().await;
+    assert_eq!(rig.visits(), 0);
+    for _ in 0..2 {
+        let answer = rig.whoami(&tokens).await;
+        assert_eq!(answer.status, 502, "{}", answer.body);
+        assert!(answer.body.contains("does not say who gives one"), "{}", answer.body);
+        assert_eq!(answer.header("www-authenticate"), None);
+    }
+    let told = |line: &String| line.contains("publishes no authorization server");
+    assert_eq!(rig.gateway.logs().iter().filter(|line| told(line)).count(), 1);
+    // Whoever comes next is told before, and not sent looking for anybody.
+    let looked = rig.upstream.requests.all().len();
+    let request = rig.client.authorization("demo");
+    let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
+    assert!(page.text().contains("does not say who gives one"), "{}", page.text());
+    assert_eq!(rig.upstream.requests.all().len(), looked);
 }

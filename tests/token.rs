@@ -11,6 +11,7 @@ use postern::clock::Clock;
 use postern::config::ClientAuthMethod;
 use postern::oauth::client::connect::{CallbackError, ConnectError, Returning};
 use postern::oauth::client::discover::{AuthorizationServer, Discovered};
+use postern::oauth::client::identity::Providers;
 use postern::oauth::client::prospect::Plan;
 use postern::oauth::client::{Connector, issuer_key};
 use postern::oauth::server::access_token::Keys;
@@ -934,7 +935,9 @@ async fn sr_as_05_a_local_request_is_answered_on_the_snapshot_it_came_with() {
         text["server"]["public_url"] = json!("https://taken.example");
         text["oauth_server"] = json!({"clients": {"dcr": {"enabled": false}}});
     });
-    let router = postern::web::router(Arc::new(later.authority), Arc::new(Metrics::new().unwrap()));
+    let providers = Arc::new(Providers::new(Outbound::new(Settings::default()).unwrap()));
+    let router =
+        postern::web::router(Arc::new(later.authority), Arc::new(Metrics::new().unwrap()), providers);
     let about = postern::web::About {
         snapshot: taken.authority.snapshot(),
 

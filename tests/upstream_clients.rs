@@ -13,8 +13,9 @@ use support::gateway::{Gateway, Route};
 use support::key::verified;
 use support::ledger::RegisteredClient;
 use support::mcp::McpAnswer;
-use support::script::AuthorizationScript;
+use support::script::{AuthorizationScript, RegistrationScript};
 use support::upstream::Upstream;
+use support::{PATIENCE, eventually, secret};
 
 /// Takes assertions only, and registers clients for them.
 fn by_keys_only(script: &mut AuthorizationScript) {
@@ -213,4 +214,59 @@ async fn scopes_between_commas_are_several_and_tokens_without_an_end_serve() {
     assert_eq!(granted, ["gist", "mcp:access", "repo", "user"]);
     let answer = gateway.mcp("demo").bearer(&tokens.access_token).tool("whoami", json!({})).await;
     assert_eq!(answer.tool_text(), "upstream-user");
+}
+
+#[tokio::test]
+async fn a_registration_goes_with_the_last_route_that_leads_there() {
+    let upstream = Upstream::start().await;
+    upstream.set_authorization(|script| {
+        script.registration = Some(RegistrationScript { managed: true, ..RegistrationScript::default() });
+    });
+    let routes =
+        Gateway::builder().route(Route::oauth("one", &upstream)).route(Route::oauth("two", &upstream));
+    let mut gateway = routes.with("oauth_client.unused_registration_ttl", json!("0s")).start().await;
+    for route in ["one", "two"] {
+        assert_eq!(whoami(&gateway, route).await.tool_text(), "upstream-user", "{route}");
+    }
+    let registered = || upstream.authorization.ledger(|ledger| ledger.clients.len());
+    assert_eq!((upstream.authorization.registrations(), registered()), (1, 1));
+    // With one of two routes nothing happens but that; what happens at all, happens at start.
+    gateway.reconfigure("routes", json!([Route::oauth("two", &upstream).document()]));
+    gateway.restart().await;
+    assert_eq!(whoami(&gateway, "two").await.tool_text(), "upstream-user");
+    assert_eq!(registered(), 1);
+    gateway.reconfigure("routes", json!([Route::open("other", &upstream).document()]));
+    gateway.restart().await;
+    eventually(PATIENCE, || async { registered() == 0 }).await;
+    // And with the route a registration comes back, as soon as the tokens of the one before are good for nothing any more.
+    gateway.reconfigure("routes", json!([Route::oauth("two", &upstream).document()]));
+    gateway.restart().await;
+    upstream.refuse_current_tokens();
+    assert_eq!(whoami(&gateway, "two").await.status, 401);
+    assert_eq!(whoami(&gateway, "two").await.tool_text(), "upstream-user");
+    assert_eq!(registered(), 1);
+}
+
+#[tokio::test]
+async fn a_secret_that_was_replaced_costs_nobody_a_connection_where_the_issuer_is_still_the_one() {
+    let upstream = Upstream::start().await;
+    let know = |secret: &str| upstream.authorization.know_client("by-hand", Some(secret));
+    let route = Route::oauth("demo", &upstream)
+        .with("credential.client_id", json!("by-hand"))
+        .with("credential.client_secret", json!({"env": "UPSTREAM_SECRET"}));
+    let (one, other) = (secret("one"), secret("other"));
+    know(&one);
+    let mut gateway = Gateway::builder().route(route).env("UPSTREAM_SECRET", &one).start().await;
+    let client = Client::register(&gateway).await;
+    let tokens = client.sign_in(&mut Browser::new(), "demo").await;
+    let call = |gateway: &Gateway| gateway.mcp("demo").bearer(&tokens.access_token);
+    assert_eq!(call(&gateway).tool("whoami", json!({})).await.status, 200);
+    know(&other);
+    gateway.set_env("UPSTREAM_SECRET", Some(&other));
+    gateway.restart().await;
+    upstream.refuse_current_tokens();
+    // The first refresh finds out, and the next one is proven by the secret of today.
+    eventually(PATIENCE, || async { call(&gateway).tool("whoami", json!({})).await.status == 200 }).await;
+    assert_eq!(upstream.authorization.requests.count("/authorize"), 1, "nobody was sent anywhere");
+    assert_eq!(upstream.authorization.refreshes(), 1);
 }

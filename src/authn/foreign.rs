@@ -293,16 +293,25 @@ impl Foreign {
     }
 
     async fn metadata(&self, trusted: &TrustedIssuer, now: SystemTime) -> Result<Arc<Metadata>, Doubt> {
-        let policy = policy(trusted);
-        let fetched = async {
-            issuer_metadata::<Metadata>(&self.outbound, &policy, &trusted.issuer, |_| Ok(()))
-                .await
-                .inspect_err(|error| {
-                    tracing::warn!(target: "postern::authn", issuer = %trusted.name, %error, "an issuer's metadata cannot be had");
-                })
-                .ok()
-        };
+        let fetched = self.fetch(trusted);
         self.metadata.get(&trusted.issuer, false, now, fetched).await.ok_or(Doubt::Unavailable)
+    }
+
+    async fn fetch(&self, trusted: &TrustedIssuer) -> Option<Metadata> {
+        issuer_metadata::<Metadata>(&self.outbound, &policy(trusted), &trusted.issuer, |_| Ok(()))
+            .await
+            .inspect_err(|error| {
+                tracing::warn!(target: "postern::authn", issuer = %trusted.name, %error, "an issuer's metadata cannot be had");
+            })
+            .ok()
+    }
+
+    /// Fetches again what is used and about to be old.
+    pub async fn renew(&self, trusted: impl Iterator<Item = &Arc<TrustedIssuer>>, now: SystemTime) {
+        for trusted in trusted {
+            self.metadata.renew(&trusted.issuer, now, self.fetch(trusted)).await;
+        }
+        self.keys.renew(now).await;
     }
 }
 

@@ -77,6 +77,8 @@ impl OauthServer {
 pub struct OauthClient {
     /// Exactly as written; `https` with a path. `None`: Postern's own documents.
     pub client_metadata_url: Option<String>,
+    /// After so long a registration that no route needs is deleted.
+    pub unused_registration_ttl: Duration,
 }
 
 /// Requests that Postern makes itself.
@@ -299,7 +301,8 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Na
 /// A client id that is a URL: https, a path, no dot segments (client ID metadata document draft, §3).
 fn oauth_client(check: &mut Checker<'_>, written: Option<file::OauthClient>) -> OauthClient {
     let key = Key::top("oauth_client").child("client_metadata_url");
-    let client_metadata_url = written.and_then(|section| section.client_metadata_url);
+    let (client_metadata_url, ttl) = written
+        .map_or((None, None), |section| (section.client_metadata_url, section.unused_registration_ttl));
     if let Some(text) = &client_metadata_url
         && let Some(url) = check.url(&key, text, false)
     {
@@ -310,7 +313,9 @@ fn oauth_client(check: &mut Checker<'_>, written: Option<file::OauthClient>) -> 
             check.refuse(&key, "contains `.` or `..` as a part of its path", example);
         }
     }
-    OauthClient { client_metadata_url }
+    let key = Key::top("oauth_client").child("unused_registration_ttl");
+    let unused_registration_ttl = check.duration(&key, ttl.as_deref(), 7 * DAY, Duration::ZERO, 3650 * DAY);
+    OauthClient { client_metadata_url, unused_registration_ttl }
 }
 
 /// Whether a path in `text` has a segment `.` or `..`, percent-encoded or not.

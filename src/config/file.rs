@@ -171,6 +171,9 @@ pub(super) struct SealingKey {
 pub(super) struct OauthClient {
     /// URL of a client metadata document that replaces Postern's own for every issuer. `https`, with a path.
     pub(super) client_metadata_url: Option<String>,
+    /// How long a registration at an upstream's authorization server is kept once no route leads there, before it is deleted
+    /// (RFC 7592). Default: `7d`.
+    pub(super) unused_registration_ttl: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -19,6 +19,8 @@ pub struct Profile {
     pub hides_pkce: bool,
     /// Parameters of the authorization request without which it gives no refresh token.
     pub authorization_params: &'static [(&'static str, &'static str)],
+    /// For `offline_access` it gives a refresh token without `prompt=consent`, with which it would ask an administrator.
+    pub needs_no_prompt: bool,
     /// Scopes that are asked for besides, wherever any are.
     pub scopes: &'static [&'static str],
     /// What stands between scopes; RFC 6749 §3.3 says a blank.
@@ -36,6 +38,7 @@ const STANDARD: Profile = Profile {
     refuses_resource: false,
     hides_pkce: false,
     authorization_params: &[],
+    needs_no_prompt: false,
     scopes: &[],
     scope_separator: ' ',
     refresh_rotation: None,
@@ -62,6 +65,7 @@ static PROFILES: [Profile; 6] = [
         ],
         registered_by_hand: true,
         refuses_resource: true,
+        needs_no_prompt: true,
         hides_pkce: true,
         scopes: &["offline_access"],
         refresh_rotation: Some(RefreshRotation::None),

@@ -829,7 +829,7 @@ fn oauth_credentials() {
         ("client_secret: {env: KEY}", "client_id: is missing"),
         (
             "client_id: a, client_secret: {env: KEY}, token_endpoint_auth_method: none",
-            "token_endpoint_auth_method: is `none`",
+            "token_endpoint_auth_method: needs no client_secret",
         ),
         (
             "client_id: a, token_endpoint_auth_method: client_secret_post",

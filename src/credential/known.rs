@@ -86,7 +86,8 @@ impl Token {
     ) -> Result<Credential, Unresolved> {
         let is_asked = caller.reach() == Reach::Authorization
             && matches!(route.credential, config::Credential::Oauth(_));
-        match is_asked && self.scopes.iter().any(|scope| !caller.has_scope(scope)) {
+        let is_missing = |scope: &String| !caller.has_scope(scope) && !route.rules.has_scope(scope);
+        match is_asked && self.scopes.iter().any(is_missing) {
             true => Err(Unresolved::NotConsented { scopes: self.scopes.clone() }),
             false => Ok(self.credential(key)),
         }

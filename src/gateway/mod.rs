@@ -65,7 +65,7 @@ const WRITE: Duration = Duration::from_secs(60);
 /// The proxy: what all requests share.
 pub struct Gateway {
     pub authority: Arc<Authority>,
-    pub foreign: Foreign,
+    pub foreign: Arc<Foreign>,
     pub connections: Arc<Connections>,
     pub resolver: Arc<Resolver>,
     pub router: Router,

@@ -61,8 +61,11 @@ impl Gateway {
                 let source = &target.credential.source;
                 let anonymous = *source == Source::Anonymous;
                 let now = self.authority.clock.now();
+                // Of a call that cannot be sent again nobody knows whether another token would do, unless there is one already.
+                let is_outdated = !refused && self.has_newer(target).await;
                 // One refusal after the other: another token is refused as well.
-                let refused = refused || !self.connections.renew_refused(&target.route, source, now).await;
+                let refused = refused
+                    || !is_outdated && !self.connections.renew_refused(&target.route, source, now).await;
                 match refused {
                     true => self.connections.refuse(source).await,
                     false => connector.unsettle(target.caller.grant()),
@@ -73,6 +76,9 @@ impl Gateway {
                     && connector.fails_trial(key, incarnation).await
                 {
                     return Consequence::Instead(Failure::UpstreamInsists);
+                }
+                if anonymous && connector.is_unexplained(&target.route) {
+                    return Consequence::Instead(Failure::UpstreamUnexplained);
                 }
                 if refused || anonymous {
                     let challenge = Challenge::new(scopes, incarnation_of(connection));

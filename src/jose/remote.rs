@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use dashmap::DashMap;
+
 use super::{Claims, Expected, JoseError, Keys};
 use crate::outbound::kept::Kept;
 use crate::outbound::{AddressPolicy, Limits, Outbound, Request};
@@ -15,6 +17,8 @@ const SETS: usize = 512;
 pub struct KeySets {
     outbound: Outbound,
     sets: Kept<Keys>,
+    /// Where they lie and by which policy, by name.
+    places: DashMap<String, (String, AddressPolicy)>,
 }
 
 /// Why a token is not accepted.
@@ -29,7 +33,7 @@ pub enum RemoteError {
 
 impl KeySets {
     pub fn new(outbound: Outbound) -> Self {
-        Self { outbound, sets: Kept::new(SETS) }
+        Self { outbound, sets: Kept::new(SETS), places: DashMap::new() }
     }
 
     /// As [`Keys::verify`], with the keys at `url`.
@@ -61,7 +65,19 @@ impl KeySets {
     ) -> Option<Arc<Keys>> {
         // Whoever may not look there must not stand in the way of whoever may.
         let name = format!("{} {url}", *policy == AddressPolicy::public());
+        if self.places.len() < SETS && !self.places.contains_key(&name) {
+            self.places.insert(name.clone(), (url.to_owned(), policy.clone()));
+        }
         self.sets.get(&name, newer, now, self.fetch(url, policy)).await
+    }
+
+    /// Fetches again what is used and about to be old.
+    pub async fn renew(&self, now: SystemTime) {
+        let places: Vec<_> =
+            self.places.iter().map(|place| (place.key().clone(), place.value().clone())).collect();
+        for (name, (url, policy)) in places {
+            self.sets.renew(&name, now, self.fetch(&url, &policy)).await;
+        }
     }
 
     async fn fetch(&self, url: &str, policy: &AddressPolicy) -> Option<Keys> {

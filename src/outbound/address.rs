@@ -26,6 +26,11 @@ impl AddressPolicy {
         Self { private_hosts: hosts.into_iter().map(|host| canonical(&host)).collect() }
     }
 
+    /// The exceptions.
+    pub fn private_hosts(&self) -> impl Iterator<Item = &str> {
+        self.private_hosts.iter().map(String::as_str)
+    }
+
     /// Whether this host is one of the exceptions. It is the name in the URL that counts, not what it resolves
     /// to, so `localhost` being allowed says nothing about `127.0.0.1`.
     pub fn allows_private(&self, host: &str) -> bool {

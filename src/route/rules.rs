@@ -27,6 +27,11 @@ impl Rules {
         tool.and_then(|tool| self.tool_scopes.get(tool)).map(Vec::as_slice).unwrap_or_default()
     }
 
+    /// Whether something here needs it.
+    pub fn has_scope(&self, scope: &str) -> bool {
+        self.scopes().any(|own| own == scope)
+    }
+
     /// Every scope that something here needs.
     pub fn scopes(&self) -> impl Iterator<Item = &String> {
         self.tool_scopes.values().flatten()

@@ -23,6 +23,7 @@ use self::admin::Admin;
 use self::listeners::{Bound, OnSockets};
 use self::reload::Reload;
 use self::shutdown::Flush;
+use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Report};
 use crate::{gateway, upstream};
@@ -108,6 +109,11 @@ pub fn run(
         reload: Arc::new(move || reload.now()),
         heard: tokio::sync::Mutex::default(),
     };
+    let renewal = Renewal {
+        authority: Arc::clone(&authority),
+        foreign: Arc::clone(&gateway.foreign),
+        providers: parts.providers,
+    };
     let mut service =
         ProxyServiceBuilder::new(&conf, gateway).name("gateway").server_options(options).build();
     let mut sockets = Vec::new();
@@ -126,6 +132,7 @@ pub fn run(
     }
     server.add_service(OnSockets::new(service, sockets));
     server.add_service(background_service("upkeep", upkeep));
+    server.add_service(background_service("renewal", renewal));
     let snapshot = authority.snapshot();
     if matches!(snapshot.config.store, config::Store::Embedded) {
         let store = Arc::clone(authority.records.store());

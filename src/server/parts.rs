@@ -19,6 +19,7 @@ use crate::config::{self, Config};
 use crate::credential::Connections;
 use crate::gateway::Gateway;
 use crate::gateway::streams::Streams;
+use crate::oauth::client::identity::Providers;
 use crate::oauth::server::access_token::Keys;
 use crate::oauth::server::token_keys::{self, KeysError};
 use crate::oauth::server::{Authority, Snapshot};
@@ -34,6 +35,7 @@ use crate::web;
 /// Everything a server is made of.
 pub struct Parts {
     pub gateway: Gateway,
+    pub providers: Arc<Providers>,
     pub in_flight: InFlight,
     /// What the store says from before anything was read on.
     pub changes: broadcast::Receiver<Change>,
@@ -79,11 +81,12 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
 
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
     let streams = Streams::new(metrics.streams.clone());
+    let providers = Arc::new(Providers::new(outbound.clone()));
     let gateway = Gateway {
-        router: web::router(Arc::clone(&authority), Arc::clone(&metrics)),
+        router: web::router(Arc::clone(&authority), Arc::clone(&metrics), Arc::clone(&providers)),
         connections: Arc::new(Connections::new(connector)),
         authority,
-        foreign: Foreign::new(outbound.clone()),
+        foreign: Arc::new(Foreign::new(outbound.clone())),
         resolver: Arc::new(Resolver::new(outbound, clock)),
         metrics,
         access,
@@ -91,7 +94,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         streams: Arc::new(streams),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
-    Ok(Parts { gateway, in_flight, changes, flush })
+    Ok(Parts { gateway, providers, in_flight, changes, flush })
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and

@@ -76,11 +76,13 @@ pub enum Kind {
     Consent,
     /// The wish that all instances read their configuration again.
     Reload,
+    /// Which routes use a registration of ours.
+    Uses,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 17] = [
+    pub const ALL: [Kind; 18] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -98,6 +100,7 @@ impl Kind {
         Kind::SignIn,
         Kind::Consent,
         Kind::Reload,
+        Kind::Uses,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -120,6 +123,7 @@ impl Kind {
             Kind::SignIn => "signin",
             Kind::Consent => "consent",
             Kind::Reload => "reload",
+            Kind::Uses => "uses",
         }
     }
 }

@@ -222,9 +222,20 @@ impl Records {
     /// Stores what a user has just authorized, under a new incarnation, which is returned.
     pub async fn connect(&self, key: &str, tokens: &Tokens, ttl: Duration) -> Result<String, RecordError> {
         let incarnation = seal::name()?;
-        let sealed = self.seal_tokens(key, &incarnation, 1, tokens)?;
-        self.store.connect(key, &incarnation, sealed, ttl).await?;
+        self.connect_as(key, &incarnation, tokens, ttl).await?;
         Ok(incarnation)
+    }
+
+    /// As [`Records::connect`], under a name that was made for it.
+    pub async fn connect_as(
+        &self,
+        key: &str,
+        incarnation: &str,
+        tokens: &Tokens,
+        ttl: Duration,
+    ) -> Result<(), RecordError> {
+        let sealed = self.seal_tokens(key, incarnation, 1, tokens)?;
+        Ok(self.store.connect(key, incarnation, sealed, ttl).await?)
     }
 
     /// Seals refreshed tokens for a commit and writes them into the journal of this instance, so that not even a crash

@@ -113,6 +113,7 @@ pub async fn connect(
             "You cannot connect here",
             "This server takes people of another sign-in service. Please sign out and come in through that one.",
         ),
+        Ok(Prospect::Unexplained) => connected(&Err(ConnectError::Unexplained)),
         Ok(Prospect::Unknown) => connected(&Err(ConnectError::Unavailable)),
         Err(error) => {
             tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");

@@ -42,8 +42,10 @@ pub async fn openid(Extension(about): Extension<About>) -> Response {
 /// RFC 7517: the keys of access tokens, where those are signed, and those that prove us to upstreams' authorization servers.
 pub async fn keys(State(web): Shared, Extension(about): Extension<About>) -> Response {
     let mut keys = about.snapshot.keys.published();
-    match web.authority.connector.client_keys(None).await {
+    match web.authority.connector.all_client_keys().await {
         Ok(ours) => keys.extend(ours),
+        // Those of access tokens are known without the store.
+        Err(_) if !keys.is_empty() => {}
         Err(_) => return later(),
     }
     document(serde_json::json!({"keys": keys}))

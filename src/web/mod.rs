@@ -52,7 +52,7 @@ pub struct Web {
     hashing: Semaphore,
     throttle: throttle::Throttle,
     limits: limits::Limits,
-    providers: Providers,
+    providers: Arc<Providers>,
     cookies: session::Cookies,
 }
 
@@ -77,13 +77,12 @@ pub fn is_local(path: &str) -> bool {
 }
 
 /// The router of everything under `server.public_url` that is not an MCP route.
-pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>) -> Router {
+pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>, providers: Arc<Providers>) -> Router {
     let snapshot = authority.snapshot();
     let public_url = &snapshot.config.server.public_url;
     let cookies = session::Cookies::new(public_url);
     // Told of a loopback host, a browser would refuse every other program on this computer that speaks plain HTTP.
     let strict = public_url.is_https() && !public_url.is_loopback();
-    let providers = Providers::new(authority.connector.outbound.clone());
     let web = Arc::new(Web {
         providers,
         authority,

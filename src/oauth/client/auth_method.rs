@@ -34,9 +34,12 @@ impl AuthMethod {
         Self::ALL.into_iter().find(|method| method.as_str() == name)
     }
 
-    /// For a new client: no secret where the server can do without, else what it names first. Some list a method that
-    /// only works at some of their endpoints, and none of them first.
-    pub fn for_new_client(server: &AuthorizationServer) -> Option<Self> {
+    /// For a new client: what the operator wants, if the server has it; no secret where it can do without, else what it names
+    /// first. Some list a method that only works at some of their endpoints, and none of them first.
+    pub fn for_new_client(server: &AuthorizationServer, wanted: Option<Self>) -> Option<Self> {
+        if let Some(wanted) = wanted.filter(|wanted| wanted.is_listed(server)) {
+            return Some(wanted);
+        }
         let mut known = server.auth_methods.iter().filter_map(|name| Self::from_name(name));
         if Self::None.is_listed(server) { Some(Self::None) } else { known.next() }
     }

@@ -7,6 +7,7 @@ use ring::digest;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::discover::AuthorizationServer;
+use crate::config::Profile;
 
 /// A PKCE pair, method S256 (RFC 7636). The verifier stays with us until the code is exchanged.
 #[derive(Clone)]
@@ -41,8 +42,8 @@ const OWN_PARAMETERS: [&str; 8] = [
 /// has is kept (RFC 6749 §3.1), less what would double one of our parameters.
 ///
 /// `challenge` is [`Pkce::challenge`]. `resource` goes out byte for byte, never as a re-serialised URL, where the server may be told. Without
-/// `scopes` there is no `scope` parameter and the server decides. `extra` is from the configuration; a name that the
-/// request sets itself is ignored.
+/// `scopes` there is no `scope` parameter and the server decides. `configured` comes before what `profile` or the endpoint's
+/// query say; a name that the request sets itself is ignored.
 #[expect(clippy::too_many_arguments, reason = "each is one parameter of the request")]
 pub fn authorization_url(
     server: &AuthorizationServer,
@@ -51,11 +52,12 @@ pub fn authorization_url(
     state: &str,
     challenge: &str,
     resource: Option<&str>,
-    scopes: &str,
-    extra: &BTreeMap<String, String>,
+    scopes: &[String],
+    profile: &Profile,
+    configured: &BTreeMap<String, String>,
 ) -> String {
     let (endpoint, kept) = match server.authorization_endpoint.split_once('?') {
-        Some((endpoint, query)) => (endpoint, without_own_parameters(query)),
+        Some((endpoint, query)) => (endpoint, without(query, configured)),
         None => (server.authorization_endpoint.as_str(), String::new()),
     };
     let mut query = form_urlencoded::Serializer::new(String::new());
@@ -68,18 +70,21 @@ pub fn authorization_url(
         .append_pair("code_challenge_method", "S256")
         .extend_pairs(resource.map(|resource| ("resource", resource)));
     if !scopes.is_empty() {
-        query.append_pair("scope", scopes);
+        query.append_pair("scope", &profile.join(scopes));
     }
-    let mut prompt = kept.split('&').any(|pair| parameter_name(pair) == "prompt");
-    for (name, value) in extra {
-        if !OWN_PARAMETERS.contains(&name.as_str()) {
-            query.append_pair(name, value);
-            prompt |= name == "prompt";
-        }
+    for (name, value) in configured.iter().filter(|(name, _)| !OWN_PARAMETERS.contains(&name.as_str())) {
+        query.append_pair(name, value);
     }
     // OpenID Connect Core §11: without this an OpenID provider ignores the wish for a refresh token.
-    if !prompt && scopes.split(' ').any(|scope| scope == "offline_access") {
-        query.append_pair("prompt", "consent");
+    let is_wish = !profile.needs_no_prompt && scopes.iter().any(|scope| scope == "offline_access");
+    let consent = is_wish.then_some(("prompt", "consent"));
+    let mut said: Vec<&str> = Vec::new();
+    for (name, value) in profile.authorization_params.iter().copied().chain(consent) {
+        let is_said = configured.contains_key(name) || said.contains(&name);
+        if !is_said && !kept.split('&').any(|pair| parameter_name(pair) == name) {
+            query.append_pair(name, value);
+            said.push(name);
+        }
     }
     let separator = if kept.is_empty() { "" } else { "&" };
     format!("{endpoint}?{kept}{separator}{}", query.finish())
@@ -101,10 +106,12 @@ pub fn check_issuer(server: &AuthorizationServer, iss: Option<&str>) -> Result<(
     }
 }
 
-fn without_own_parameters(query: &str) -> String {
+/// The query of an endpoint, less what the request or the configuration says itself.
+fn without(query: &str, configured: &BTreeMap<String, String>) -> String {
     let mut kept = String::new();
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-        if OWN_PARAMETERS.contains(&parameter_name(pair).as_str()) {
+        let name = parameter_name(pair);
+        if OWN_PARAMETERS.contains(&name.as_str()) || configured.contains_key(&name) {
             continue;
         }
         if !kept.is_empty() {
@@ -143,6 +150,7 @@ mod tests {
     }
 
     fn url(endpoint: &str, scopes: &[&str], extra: &[(&str, &str)]) -> String {
+        let scopes: Vec<String> = scopes.iter().map(ToString::to_string).collect();
         let extra = extra.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         authorization_url(
             &server(endpoint, true),
@@ -151,7 +159,8 @@ mod tests {
             "s t&a+te",
             "c",
             Some("https://mcp.example.com"),
-            &scopes.join(" "),
+            &scopes,
+            Profile::of_issuer(""),
             &extra,
         )
     }
@@ -239,6 +248,26 @@ mod tests {
             parameters(&url("https://as.example.com/a?prompt=login", &scopes, &[]))["prompt"],
             "login"
         );
+    }
+
+    #[test]
+    fn nothing_is_said_twice_whoever_says_it() {
+        let sent = |profile: &str, endpoint: &str, scopes: &[&str], configured: &[(&str, &str)]| {
+            let scopes: Vec<String> = scopes.iter().map(ToString::to_string).collect();
+            let configured =
+                configured.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            let profile = Profile::named(profile).unwrap();
+            let (server, to) = (server(endpoint, true), "https://gw.example/cb");
+            parameters(&authorization_url(&server, "c", to, "s", "c", None, &scopes, profile, &configured))
+        };
+        let google = "https://as.example.com/a?access_type=offline&prompt=consent";
+        assert_eq!(sent("google", google, &["x"], &[])["prompt"], "consent");
+        assert_eq!(sent("google", google, &["x"], &[("prompt", "login")])["prompt"], "login");
+        let atlassian = sent("atlassian", "https://as.example.com/a", &["offline_access"], &[]);
+        assert_eq!((&*atlassian["prompt"], &*atlassian["audience"]), ("consent", "api.atlassian.com"));
+        // It gives refresh tokens without, and asks an administrator with it.
+        let entra = sent("entra", "https://as.example.com/a", &["api://x/.default", "offline_access"], &[]);
+        assert!(!entra.contains_key("prompt"), "{entra:?}");
     }
 
     #[test]

@@ -183,10 +183,13 @@ impl Connector {
         if self.settled.len() >= SETTLED_MAX {
             self.settled.clear();
         }
+        // Before anything is looked at: what comes meanwhile takes it out again.
         self.settled
             .insert(grant.into(), connection.as_ref().map(|(_, incarnation)| Arc::clone(incarnation)));
-        if let Some((key, _)) = connection {
-            self.passed_trial(key).await;
+        if let Some((key, _)) = connection
+            && !self.passed_trial(key).await
+        {
+            self.settled.remove(grant);
         }
         let key = of_grant(grant);
         let settled = match self.records.get::<Challenge>(&key).await {

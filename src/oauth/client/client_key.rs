@@ -14,10 +14,12 @@ use crate::clock::unix_seconds;
 use crate::jose::sign::{self, SigningKey};
 use crate::seal;
 use crate::store::record::{RecordError, Typed};
-use crate::store::{FOREVER, Kind};
+use crate::store::{FOREVER, Kind, Put};
 
 /// An assertion is for the request that it is made for.
 const LIFETIME: Duration = Duration::from_secs(60);
+/// How long what was published counts.
+const PUBLISHED: Duration = Duration::from_secs(5);
 /// RFC 7523 §2.2.
 pub const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
@@ -91,15 +93,53 @@ impl Connector {
     pub(super) async fn client_key(&self, issuer: &str) -> Result<ClientKey, RecordError> {
         let name = name_of(&issuer_key(issuer));
         loop {
-            if let Some(kept) = self.records.get::<Kept>(&name).await? {
-                let key = read(&kept.value).ok_or(RecordError::Unreadable)?;
-                return Ok(ClientKey { key, audience: issuer.to_owned() });
-            }
+            let version = match self.records.get::<Kept>(&name).await {
+                Ok(Some(kept)) => match read(&kept.value) {
+                    Some(key) => return Ok(ClientKey { key, audience: issuer.to_owned() }),
+                    None => kept.version,
+                },
+                Ok(None) => 0,
+                // What nobody can read any more is replaced, and with it the registration that has its public half.
+                Err(RecordError::Unreadable) => {
+                    self.forget_keyed_registration(&issuer_key(issuer)).await?;
+                    self.records.store().get(Kept::KIND, &name).await?.map_or(0, |kept| kept.version)
+                }
+                Err(error) => return Err(error),
+            };
             let made = sign::generate().ok_or(RecordError::Unreadable)?;
             let kept = Kept { client_key: BASE64URL_NOPAD.encode(&made).into() };
             // Another instance may be faster: then its key counts.
-            self.records.put(&name, 0, &kept, FOREVER).await?;
-            tracing::info!(target: "audit", event = "client_key", issuer);
+            if self.records.put(&name, version, &kept, FOREVER).await? == Put::Stored {
+                tracing::info!(target: "audit", event = "client_key", issuer, replaced = version > 0);
+            }
+        }
+    }
+
+    /// One that was registered there by itself; who is a document or was registered by hand only publishes another key.
+    async fn forget_keyed_registration(&self, current: &str) -> Result<(), RecordError> {
+        let known = self.records.readable::<Registration>(current).await?.map(|known| known.value);
+        match known.is_some_and(|known| {
+            known.auth_method == AuthMethod::PrivateKeyJwt && !known.client_id.starts_with("https://")
+        }) {
+            true => self.records.remove::<Registration>(current).await,
+            false => Ok(()),
+        }
+    }
+
+    /// Those of all issuers. Anybody may ask, so the store is asked now and then only; while it does not answer, what was
+    /// known is said, if anything was.
+    pub async fn all_client_keys(&self) -> Result<Vec<Jwk>, RecordError> {
+        let now = self.clock.now();
+        let mut published = self.published_keys.lock().await;
+        if let Some((keys, _)) = published.as_ref().filter(|(_, at)| now < *at + PUBLISHED) {
+            return Ok(keys.clone());
+        }
+        match self.client_keys(None).await {
+            Ok(keys) => {
+                *published = Some((keys.clone(), now));
+                Ok(keys)
+            }
+            Err(error) => published.as_ref().map(|(keys, _)| keys.clone()).ok_or(error),
         }
     }
 

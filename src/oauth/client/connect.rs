@@ -84,6 +84,8 @@ pub enum ConnectError {
     Register(#[from] RegisterError),
     #[error("the code could not be redeemed: {0}")]
     Token(String),
+    #[error("nobody gives tokens for this upstream")]
+    Unexplained,
     #[error("the user was there several times for the same")]
     TooOften,
     #[error("out of reach just now")]
@@ -105,18 +107,25 @@ impl Connector {
         }
         let server = &plan.discovered.server;
         let registered = self.registration(route, server).await;
-        let (registration_key, registration) = registered.inspect_err(|_| self.forget_upstream(route))?;
+        let (registration_key, registration) = registered.map_err(|error| {
+            self.forget_upstream(route);
+            match !server.is_published && !error.is_transient() {
+                true => {
+                    self.nobody_gives_tokens(route);
+                    ConnectError::Unexplained
+                }
+                false => error.into(),
+            }
+        })?;
         let redirect_uri = self.redirect_uri(&issuer_key(&server.issuer));
         let pkce = Pkce::new(seal::random().map_err(|_| ConnectError::Unavailable)?);
         let state = seal::token().map_err(|_| ConnectError::Unavailable)?;
         let profile = profile_of(route, &server.issuer);
-        let mut extra: BTreeMap<String, String> = BTreeMap::new();
-        extra.extend(
-            profile.authorization_params.iter().map(|(name, value)| (name.to_string(), value.to_string())),
-        );
-        if let Credential::Oauth(oauth) = &route.credential {
-            extra.extend(oauth.authorization_params.clone());
-        }
+        let none = BTreeMap::new();
+        let configured = match &route.credential {
+            Credential::Oauth(oauth) => &oauth.authorization_params,
+            _ => &none,
+        };
         let url = authorization_url(
             server,
             &registration.client_id,
@@ -124,8 +133,9 @@ impl Connector {
             state.expose_secret(),
             &pkce.challenge,
             plan.discovered.resource.as_deref(),
-            &profile.join(&plan.scopes),
-            &extra,
+            &plan.scopes,
+            profile,
+            configured,
         );
         let pending = Pending {
             route: route.name.clone(),
@@ -264,9 +274,11 @@ impl Connector {
         let profile = profile_of(route, &discovered.server.issuer);
         let tokens = tokens(response, pending, profile, now);
         let key = connection_key(&pending.user, route);
-        let incarnation = self.records.connect(&key, &tokens, CONNECTION_TTL).await;
-        let incarnation = incarnation.map_err(|_| ConnectError::Unavailable)?;
+        let incarnation = seal::name().map_err(|_| ConnectError::Unavailable)?;
+        // First: the first call may go through before this one is back.
         self.visited(&key, &incarnation, &pending.plan).await;
+        let connected = self.records.connect_as(&key, &incarnation, &tokens, CONNECTION_TTL).await;
+        connected.map_err(|_| ConnectError::Unavailable)?;
         Ok(tokens.scopes)
     }
 }

@@ -231,6 +231,14 @@ impl Providers {
         Ok(SignedOut { provider: provider.name.clone(), user, session, id })
     }
 
+    /// Fetches again what is used and about to be old.
+    pub async fn renew(&self, providers: &[IdentityProvider], now: SystemTime) {
+        for provider in providers {
+            self.known.renew(&self.outbound, provider, &provider_policy(provider), now).await;
+        }
+        self.keys.renew(now).await;
+    }
+
     async fn metadata(
         &self,
         provider: &IdentityProvider,

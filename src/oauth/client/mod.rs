@@ -10,6 +10,7 @@ pub mod client_key;
 pub mod connect;
 pub mod discover;
 pub mod identity;
+mod manage;
 pub mod probe;
 pub mod prospect;
 pub mod provider;
@@ -18,15 +19,18 @@ pub mod register;
 pub mod registration;
 #[cfg(test)]
 mod stub;
+mod tidy;
 pub mod token;
 mod turn;
 mod visits;
 
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use data_encoding::BASE32_NOPAD;
-use tokio::sync::{Semaphore, watch};
+use jsonwebtoken::jwk::Jwk;
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use crate::clock::Clock;
 use crate::config::Config;
@@ -47,8 +51,14 @@ pub struct Connector {
     origin: String,
     is_https: bool,
     client_metadata_url: Option<String>,
+    /// How long a registration is kept that no route needs.
+    unused_registration_ttl: Duration,
     /// What upstreams have said to people who came for the first time.
     upstreams: prospect::Upstreams,
+    /// Upstreams that ask for tokens nobody gives, by place, and since when that is known.
+    unexplained: DashMap<String, SystemTime>,
+    /// Our public keys as they were last published.
+    published_keys: Mutex<Option<(Vec<Jwk>, SystemTime)>>,
     /// One registration at a time per identity wanted at an issuer.
     registering: turn::Turns,
     /// Grants of which this process knows that no upstream challenge is open, with the connection that serves them.
@@ -79,7 +89,10 @@ impl Connector {
             origin: config.server.public_url.origin().to_owned(),
             is_https: config.server.public_url.is_https(),
             client_metadata_url: config.oauth_client.client_metadata_url.clone(),
+            unused_registration_ttl: config.oauth_client.unused_registration_ttl,
             upstreams: prospect::Upstreams::default(),
+            unexplained: DashMap::new(),
+            published_keys: Mutex::default(),
             registering: turn::Turns::default(),
             settled: DashMap::new(),
             refreshing: DashMap::new(),

@@ -3,25 +3,27 @@
 //! What an upstream says is remembered for a while, so that many who come for the first time ask it once; whoever has been
 //! there before, or was sent by it, comes because something has changed, and has it asked anew.
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex;
 
-use super::discover::{DiscoverError, Discovered, Overrides, Target, discover};
+use super::discover::{AuthorizationServer, DiscoverError, Discovered, Overrides, Target, discover};
 use super::probe::{Probe, probe};
 use super::refresh::{Outdated, Renewed};
 use super::{Connector, connection_key};
 use crate::config::{Credential, OauthCredential};
-use crate::route::Route;
+use crate::route::{Route, Table};
 use crate::seal;
 use crate::store::record::{RecordError, Tokens};
 use crate::store::{Connection, State};
 
 /// How long what was discovered counts for people who come for the first time.
 const DISCOVERED: Duration = Duration::from_secs(600);
+/// So long before its end it is discovered again, where somebody has used it since.
+const AHEAD: Duration = Duration::from_secs(60);
 /// More upstreams than that are forgotten together.
 const UPSTREAMS: usize = 20_000;
 
@@ -50,6 +52,8 @@ pub enum Prospect {
     NotTheirs,
     /// The upstream is out of reach, so nobody can say.
     Unknown,
+    /// It asks for a token and does not say who gives one.
+    Unexplained,
 }
 
 /// What upstreams have said.
@@ -62,6 +66,8 @@ struct Said {
     latest: Mutex<Option<Latest>>,
     /// How often it has answered.
     count: AtomicU64,
+    /// Somebody has used what it said.
+    is_used: AtomicBool,
 }
 
 struct Latest {
@@ -81,6 +87,19 @@ enum Upstream {
     Silent,
     /// It wants a token, of these.
     Protected(Result<Arc<Discovered>, DiscoverError>),
+}
+
+impl Upstream {
+    /// Good enough to be remembered.
+    fn is_good(&self) -> bool {
+        matches!(self, Self::Protected(Ok(found)) if found.server.is_published)
+    }
+}
+
+impl Latest {
+    fn is_good(&self) -> bool {
+        self.upstream.is_good()
+    }
 }
 
 impl Upstreams {
@@ -118,7 +137,13 @@ impl Connector {
         if let (None, Some((connection, tokens))) = (&challenge, &existing)
             && self.is_usable(route, &key, connection, tokens).await
         {
-            return Ok(Prospect::Connected { scopes: tokens.scopes.clone() });
+            // A renewal may have changed them.
+            let renewed = self.records.connection(&key).await.ok().flatten();
+            let scopes = renewed.map_or_else(|| tokens.scopes.clone(), |(_, tokens)| tokens.scopes);
+            return Ok(Prospect::Connected { scopes });
+        }
+        if self.is_unexplained(route) {
+            return Ok(Prospect::Unexplained);
         }
         // Some servers ask only once a tool is called; and whoever was there before comes because something has changed.
         let has_asked = challenge.is_some() || existing.is_some();
@@ -140,6 +165,19 @@ impl Connector {
             }
         }
         Ok(Prospect::Needed(Box::new(Plan { discovered, scopes, step_up })))
+    }
+
+    /// Whether the connection may do more than these scopes say, so that a client with no others cannot use it. What cannot be
+    /// found out now is found out with the next call.
+    pub async fn has_outgrown(&self, user: &str, route: &Route, scopes: &[String]) -> bool {
+        if !matches!(route.credential, Credential::Oauth(_)) {
+            return false;
+        }
+        let found = self.records.connection(&connection_key(user, route)).await.ok().flatten();
+        let is_new = |scope: &String| !scopes.contains(scope) && !route.rules.has_scope(scope);
+        found.is_some_and(|(connection, tokens)| {
+            connection.state != State::NeedsReauth && tokens.scopes.iter().any(is_new)
+        })
     }
 
     /// Whether the connection will do, without the user: what has run out is renewed, so that a grant that is dead is found
@@ -177,10 +215,10 @@ impl Connector {
         let is_new = said.count.load(Ordering::Acquire) > before;
         if let Some(Latest { upstream: known, at, is_for_all }) = &*latest {
             // What went wrong counts for those who have waited for it, and for nobody after them.
-            let is_good = matches!(known, Upstream::Protected(Ok(found)) if found.server.is_published);
-            let is_fresh = is_good && !has_asked && self.clock.now() < *at + DISCOVERED;
+            let is_fresh = known.is_good() && !has_asked && self.clock.now() < *at + DISCOVERED;
             let is_ours = if has_asked { !matches!(known, Upstream::Open) } else { *is_for_all };
             if (is_new || is_fresh) && is_ours {
+                said.is_used.store(true, Ordering::Release);
                 return known.clone();
             }
         }
@@ -198,6 +236,61 @@ impl Connector {
             said.count.fetch_add(1, Ordering::Release);
         }
         answer
+    }
+
+    /// Discovers again what is used and about to be forgotten. Whoever comes meanwhile goes by what there is.
+    pub async fn renew_discovered(&self, routes: &Table) {
+        for route in routes.iter() {
+            let Credential::Oauth(oauth) = &route.credential else { continue };
+            let overrides = overrides(oauth);
+            let Some(said) = self.upstreams.0.get(&name_of(route, &overrides)).map(|said| Arc::clone(&said))
+            else {
+                continue;
+            };
+            let now = self.clock.now();
+            let is_due = said.latest.try_lock().is_ok_and(|latest| {
+                latest
+                    .as_ref()
+                    .is_some_and(|latest| latest.is_good() && now + AHEAD >= latest.at + DISCOVERED)
+            });
+            if !is_due || !said.is_used.swap(false, Ordering::AcqRel) {
+                continue;
+            }
+            let (upstream, is_for_all) = self.ask(route, &overrides, false).await;
+            let latest = Latest { upstream, at: self.clock.now(), is_for_all };
+            // Anything else is found out by whoever needs to know.
+            if latest.is_good() {
+                *said.latest.lock().await = Some(latest);
+            }
+        }
+    }
+
+    /// The authorization server that the upstream names now.
+    pub(super) async fn issuer_of_today(
+        &self,
+        route: &Route,
+        oauth: &OauthCredential,
+    ) -> Option<AuthorizationServer> {
+        match self.upstream(route, oauth, true).await {
+            Upstream::Protected(Ok(found)) => Some(found.server.clone()),
+            _ => None,
+        }
+    }
+
+    /// It asks for a token, names nobody who gives one, and where servers of the first revision have one there is nobody either:
+    /// for a while nobody is sent there.
+    pub fn nobody_gives_tokens(&self, route: &Route) {
+        tracing::error!(target: "postern::oauth", route = %route.name, "the upstream asks for a token and publishes no authorization server: write credential.authorization_endpoint and token_endpoint if it has one, or another credential.kind");
+        if self.unexplained.len() > UPSTREAMS {
+            self.unexplained.clear();
+        }
+        self.unexplained.insert(route.place.clone(), self.clock.now());
+    }
+
+    /// Whether that was found out of late.
+    pub fn is_unexplained(&self, route: &Route) -> bool {
+        let found = self.unexplained.get(&route.place).map(|at| *at);
+        found.is_some_and(|at| self.clock.now() < at + DISCOVERED)
     }
 
     /// What was remembered of the upstream has led nowhere.
@@ -244,4 +337,46 @@ fn overrides(oauth: &OauthCredential) -> Overrides {
 /// Whether tokens are good for something: unexpired, or renewable.
 pub(super) fn is_alive(tokens: &Tokens, now: SystemTime) -> bool {
     tokens.refresh_token.is_some() || tokens.expires_at.is_none_or(|end| end > now)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use serde_json::json;
+
+    use super::*;
+    use crate::oauth::client::stub::{Answer, Bench, Stub};
+
+    #[tokio::test]
+    async fn what_is_used_is_discovered_again_before_it_is_forgotten() {
+        let stub = Stub::start(|seen, base| match seen.path.as_str() {
+            "/.well-known/oauth-authorization-server" => Answer::json(
+                200,
+                json!({
+                    "issuer": base, "authorization_endpoint": format!("{base}/authorize"),
+                    "token_endpoint": format!("{base}/token"), "code_challenge_methods_supported": ["S256"],
+                }),
+            ),
+            "/mcp" => Answer::status(401),
+            _ => Answer::status(404),
+        })
+        .await;
+        let bench = Bench::new().lead_to(&stub.url("/mcp"));
+        let (connector, route, table) = (Arc::new(bench.connector()), bench.route(), bench.table());
+        let asked = || stub.paths().iter().filter(|path| path.as_str() == "/mcp").count();
+        let come = async |user: &str| {
+            assert!(matches!(connector.prospect(&route, user).await, Ok(Prospect::Needed(_))));
+        };
+        come("alice").await;
+        bench.clock.advance(DISCOVERED - AHEAD);
+        connector.renew_discovered(&table).await;
+        assert_eq!(asked(), 1, "nobody has come by since");
+        come("bob").await;
+        connector.renew_discovered(&table).await;
+        assert_eq!(asked(), 2);
+        // Whoever comes after the end of the first does not wait.
+        bench.clock.advance(AHEAD * 2);
+        come("carol").await;
+        assert_eq!(asked(), 2);
+    }
 }

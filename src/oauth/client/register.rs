@@ -3,16 +3,16 @@
 //! step needs to know only one kind of client.
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::StatusCode;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
-use url::Url;
 
 pub use super::auth_method::AuthMethod;
 use super::client_key::ClientKey;
 use super::discover::AuthorizationServer;
+pub use super::manage::Management;
 use crate::outbound::{self, AddressPolicy, Outbound, Request};
 
 /// Longest identifier and longest secret we keep.
@@ -29,20 +29,15 @@ pub struct Registration {
     pub redirect_uri: String,
     /// When the secret stops working; `None`: never.
     pub expires_at: Option<SystemTime>,
+    /// Since when the server has it, where it has an end.
+    #[serde(default)]
+    pub registered_at: Option<SystemTime>,
     /// Where and with what the registration is deleted (RFC 7592 §2.3), where the server has that.
     #[serde(default)]
     pub management: Option<Management>,
     /// What proves us, where that is a key. Kept on its own.
     #[serde(skip)]
     pub key: Option<ClientKey>,
-}
-
-/// RFC 7592 §3.
-#[derive(Clone, Serialize, Deserialize)]
-pub struct Management {
-    pub uri: String,
-    #[serde(serialize_with = "crate::store::record::expose")]
-    pub token: SecretString,
 }
 
 impl Registration {
@@ -59,6 +54,7 @@ impl Registration {
             auth_method,
             redirect_uri,
             expires_at: None,
+            registered_at: None,
             management: None,
             key: None,
         }
@@ -72,6 +68,12 @@ impl Registration {
         self.client_id == other.client_id
             && self.auth_method == other.auth_method
             && secret(self) == secret(other)
+    }
+
+    /// Whether three quarters of its secret's time have passed.
+    pub fn is_ending(&self, now: SystemTime) -> bool {
+        let (Some(from), Some(end)) = (self.registered_at, self.expires_at) else { return false };
+        end.duration_since(from).is_ok_and(|lifetime| now >= from + lifetime * 3 / 4)
     }
 
     /// Whether its secret still works at `now`.
@@ -109,7 +111,10 @@ impl RegisterError {
 
 /// RFC 7591 §2. No `scope`: some servers take it for the most a client may ever ask for, and a later step-up fails.
 #[derive(Serialize)]
-struct ClientMetadata<'a> {
+pub(super) struct ClientMetadata<'a> {
+    /// Of a client that there is already (RFC 7592 §2.2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_id: Option<&'a str>,
     client_name: &'a str,
     #[serde(skip_serializing_if = "str::is_empty")]
     client_uri: &'a str,
@@ -124,8 +129,8 @@ struct ClientMetadata<'a> {
 
 /// RFC 7591 §3.2.1, as far as we hold the server to it.
 #[derive(Deserialize)]
-struct ClientInformation {
-    client_id: String,
+pub(super) struct ClientInformation {
+    pub(super) client_id: String,
     #[serde(default)]
     client_secret: Option<SecretString>,
     /// Seconds since 1970, 0 for never. Any number, also as a string.
@@ -155,6 +160,8 @@ pub struct Applicant<'a> {
     pub client_uri: &'a str,
     /// For servers that want one.
     pub key: Option<&'a ClientKey>,
+    /// How to be authenticated, if that is not left to the server.
+    pub wanted: Option<AuthMethod>,
 }
 
 /// Registers a client with one redirect URI. What the server answers counts, not what was asked for.
@@ -165,14 +172,26 @@ pub async fn register(
     applicant: &Applicant<'_>,
     now: SystemTime,
 ) -> Result<Registration, RegisterError> {
-    let &Applicant { redirect_uri, client_name, client_uri, key } = applicant;
     let endpoint = server
         .registration_endpoint
         .as_deref()
         .ok_or(RegisterError::Unsupported("the server has no registration endpoint"))?;
-    let asked = AuthMethod::for_new_client(server)
+    let asked = AuthMethod::for_new_client(server, applicant.wanted)
         .ok_or(RegisterError::Unsupported("the server has no client authentication that we know"))?;
-    let metadata = ClientMetadata {
+    let metadata = metadata(None, applicant, asked);
+    let request =
+        Request::post_json(endpoint, &metadata).map_err(|_| RegisterError::Invalid("client metadata"))?;
+    accepted(ask(outbound, policy, request).await?, asked, applicant.redirect_uri, endpoint, now)
+}
+
+pub(super) fn metadata<'a>(
+    client_id: Option<&'a str>,
+    applicant: &Applicant<'a>,
+    asked: AuthMethod,
+) -> ClientMetadata<'a> {
+    let &Applicant { redirect_uri, client_name, client_uri, key, .. } = applicant;
+    ClientMetadata {
+        client_id,
         client_name,
         client_uri,
         redirect_uris: [redirect_uri],
@@ -182,9 +201,14 @@ pub async fn register(
         jwks: key.map(|key| serde_json::json!({"keys": [key.public()]})),
         // OpenID Connect Registration §2: http on loopback is what a native application has.
         application_type: if redirect_uri.starts_with("http://") { "native" } else { "web" },
-    };
-    let request =
-        Request::post_json(endpoint, &metadata).map_err(|_| RegisterError::Invalid("client metadata"))?;
+    }
+}
+
+pub(super) async fn ask(
+    outbound: &Outbound,
+    policy: &AddressPolicy,
+    request: Request,
+) -> Result<ClientInformation, RegisterError> {
     let response = outbound.send(request, policy).await.map_err(|error| match error {
         outbound::Error::Refused { .. } => RegisterError::Address,
         outbound::Error::NotSent { .. } | outbound::Error::Unknown { .. } => RegisterError::Unavailable,
@@ -192,11 +216,8 @@ pub async fn register(
         outbound::Error::Invalid { .. } => RegisterError::Invalid("not readable"),
     })?;
     match response.status {
-        StatusCode::OK | StatusCode::CREATED => {
-            let information = serde_json::from_slice(&response.body)
-                .map_err(|_| RegisterError::Invalid("not client information in json"))?;
-            accepted(information, asked, redirect_uri, endpoint, now)
-        }
+        StatusCode::OK | StatusCode::CREATED => serde_json::from_slice(&response.body)
+            .map_err(|_| RegisterError::Invalid("not client information in json")),
         StatusCode::TOO_MANY_REQUESTS => Err(RegisterError::Unavailable),
         status if status.is_server_error() => Err(RegisterError::Unavailable),
         status => Err(RegisterError::Refused(match serde_json::from_slice::<ErrorBody>(&response.body) {
@@ -206,7 +227,7 @@ pub async fn register(
     }
 }
 
-fn accepted(
+pub(super) fn accepted(
     information: ClientInformation,
     asked: AuthMethod,
     redirect_uri: &str,
@@ -252,37 +273,19 @@ fn accepted(
     if expires_at.is_some_and(|expiry| expiry <= now) {
         return Err(RegisterError::Invalid("client secret that has expired already"));
     }
-    let management =
-        management(&information.registration_client_uri, &information.registration_access_token, endpoint);
+    let management = Management::of(
+        &information.registration_client_uri,
+        &information.registration_access_token,
+        endpoint,
+    );
     let registration =
         Registration::new(information.client_id, client_secret, auth_method, redirect_uri.to_string());
-    Ok(Registration { expires_at, management, ..registration })
-}
-
-/// The token is shown to nobody but the server that gave it.
-fn management(uri: &Value, token: &Value, endpoint: &str) -> Option<Management> {
-    let (uri, token) = (uri.as_str()?, token.as_str()?);
-    let is_there = Url::parse(uri).ok()?.origin() == Url::parse(endpoint).ok()?.origin();
-    (is_there && is_visible(token)).then(|| Management { uri: uri.to_owned(), token: token.into() })
-}
-
-/// Ends a registration (RFC 7592 §2.3). Says whether it is gone.
-pub async fn deregister(outbound: &Outbound, policy: &AddressPolicy, management: &Management) -> bool {
-    let Ok(mut bearer) = HeaderValue::from_str(&format!("Bearer {}", management.token.expose_secret()))
-    else {
-        return false;
-    };
-    bearer.set_sensitive(true);
-    let request = Request::new(Method::DELETE, &management.uri).header(header::AUTHORIZATION, bearer);
-    match outbound.send(request, policy).await {
-        // A token that counts no more is that of a registration that is gone already.
-        Ok(response) => response.status.is_success() || matches!(response.status.as_u16(), 401 | 404),
-        Err(_) => false,
-    }
+    let registered_at = expires_at.map(|_| now);
+    Ok(Registration { expires_at, registered_at, management, ..registration })
 }
 
 /// RFC 6749 appendix A: identifiers and secrets are printable ASCII.
-fn is_visible(text: &str) -> bool {
+pub(super) fn is_visible(text: &str) -> bool {
     (1..=LONGEST_CREDENTIAL).contains(&text.len()) && text.bytes().all(|byte| matches!(byte, 0x20..=0x7e))
 }
 
@@ -307,7 +310,13 @@ mod tests {
     const REDIRECT: &str = "https://gw.example/oauth/upstream/callback/abc";
 
     fn applicant(redirect_uri: &str) -> Applicant<'_> {
-        Applicant { redirect_uri, client_name: "Postern", client_uri: "https://gw.example", key: None }
+        Applicant {
+            redirect_uri,
+            client_name: "Postern",
+            client_uri: "https://gw.example",
+            key: None,
+            wanted: None,
+        }
     }
 
     async fn registered(stub: &Stub, methods: &[&str]) -> Result<Registration, RegisterError> {

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
+use super::client_key::ClientKey;
 use super::discover::AuthorizationServer;
+use super::manage::deregister;
 use super::register::{Applicant, AuthMethod, RegisterError, Registration, register};
 use super::{Connector, issuer_key};
 use crate::config::{Credential, OauthCredential, TokenEndpointAuthMethod};
@@ -64,6 +66,7 @@ impl Connector {
         // One at a time: concurrent first calls register once.
         let identity = self.identity(route, server, &issuer, &current, configured);
         let (key, registration) = self.registering.take(&current, identity).await?;
+        self.note_use(route, server, &registration).await;
         let registration = self.with_key(&server.issuer, registration).await;
         Ok((key, registration.map_err(|_| RegisterError::Unavailable)?))
     }
@@ -132,23 +135,26 @@ impl Connector {
             if let Some(stored) = stored
                 && is_current(&stored, wanted.as_ref(), &redirect_uri, now)
             {
+                // Registered for nothing: another instance was faster.
+                if let Some(management) = made.and_then(|made: Registration| made.management) {
+                    deregister(&self.outbound, &route.upstream.policy, &management).await;
+                }
                 return Ok((by_id(issuer, &stored.client_id), stored));
             }
             let registration = match made.take().or_else(|| wanted.clone()) {
                 Some(registration) => registration,
                 None => {
                     let policy = &route.upstream.policy;
-                    let key = match AuthMethod::for_new_client(server) {
+                    let wanted = match &route.credential {
+                        Credential::Oauth(oauth) => oauth.token_endpoint_auth_method.map(AuthMethod::from),
+                        _ => None,
+                    };
+                    let key = match AuthMethod::for_new_client(server, wanted) {
                         Some(AuthMethod::PrivateKeyJwt) => Some(self.client_key(&server.issuer).await),
                         _ => None,
                     };
                     let key = key.transpose().map_err(|_| RegisterError::Unavailable)?;
-                    let applicant = Applicant {
-                        redirect_uri: &redirect_uri,
-                        client_name: NAME,
-                        client_uri: &self.origin,
-                        key: key.as_ref(),
-                    };
+                    let applicant = Applicant { wanted, ..self.applicant(&redirect_uri, key.as_ref()) };
                     register(&self.outbound, policy, server, &applicant, now).await?
                 }
             };
@@ -163,6 +169,14 @@ impl Connector {
             made = Some(registration);
         }
         Err(RegisterError::Unavailable)
+    }
+
+    pub(super) fn applicant<'a>(
+        &'a self,
+        redirect_uri: &'a str,
+        key: Option<&'a ClientKey>,
+    ) -> Applicant<'a> {
+        Applicant { redirect_uri, client_name: NAME, client_uri: &self.origin, key, wanted: None }
     }
 
     /// What is there, and the version to replace it by. What nobody can read any more is replaced like the rest.
@@ -209,6 +223,30 @@ impl Connector {
             }
             // Somebody has seen to it already.
             known => known.is_ok(),
+        }
+    }
+
+    /// Where the configuration has another secret for this client by now and leaves the issuer to discovery: whether the route
+    /// still leads to this one, which then gets to see it.
+    pub(super) async fn has_secret_of_today(
+        &self,
+        route: &Route,
+        issuer: &str,
+        client: &Registration,
+    ) -> bool {
+        let Credential::Oauth(oauth) = &route.credential else { return false };
+        let is_same = oauth.client_id.as_ref() == Some(&client.client_id);
+        let text =
+            |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
+        if !is_same || text(&oauth.client_secret) == text(&client.client_secret) {
+            return false;
+        }
+        match self.issuer_of_today(route, oauth).await {
+            Some(server) if server.issuer == issuer => {
+                let today = configured(oauth, &client.client_id, &server, &client.redirect_uri);
+                self.keep(&by_id(&issuer_key(issuer), &client.client_id), &today).await.is_ok()
+            }
+            _ => false,
         }
     }
 

@@ -160,8 +160,23 @@ impl Bench {
     }
 
     pub fn route(&self) -> Arc<Route> {
-        let table = Table::new(&self.config.server.public_url, &self.config.routes);
-        Arc::clone(table.by_name("demo").unwrap())
+        Arc::clone(self.table().by_name("demo").unwrap())
+    }
+
+    pub fn table(&self) -> Table {
+        Table::new(&self.config.server.public_url, &self.config.routes)
+    }
+
+    /// Its one route leads there.
+    pub fn lead_to(mut self, url: &str) -> Self {
+        let upstream = &mut self.config.routes[0].upstream;
+        (upstream.url, upstream.url_as_written) = (url.parse().unwrap(), url.to_owned());
+        self
+    }
+
+    /// There is no route at all.
+    pub fn without_routes(&self) -> Table {
+        Table::new(&self.config.server.public_url, &[])
     }
 }
 

@@ -201,7 +201,8 @@ struct Answer {
 pub fn classify(response: &Response, now: SystemTime) -> Outcome {
     let status = response.status;
     let wait = retry_after(response, now);
-    if status == StatusCode::TOO_MANY_REQUESTS {
+    // Of a request that did not arrive in time nothing was done.
+    if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT) {
         return Outcome::CleanTransient { retry_after: wait };
     }
     // With a date to come back the server says that it did not look at the request; any other 5xx may come from a

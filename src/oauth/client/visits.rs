@@ -18,11 +18,14 @@ use crate::store::{Kind, Put};
 const REMEMBERED: Duration = Duration::from_secs(3600);
 /// For so long a connection is on trial, and visits for the same scopes are counted together.
 const WINDOW: Duration = Duration::from_secs(600);
+/// Within that time the first call tells what a token is worth.
+const FIRST_CALL: Duration = Duration::from_secs(120);
 /// Step-ups per user and route, and those of them that asked for nothing new.
 const STEP_UPS: usize = 3;
 const STEP_UPS_FOR_THE_SAME: usize = 2;
-/// Visits per user, route and set of scopes.
+/// Visits per user, route and set of scopes, and for whatever scopes.
 const VISITS: usize = 3;
+const VISITS_IN_ALL: usize = 6;
 /// No rule above looks further back.
 const KEPT: usize = 16;
 /// How often a write is decided anew because somebody else was faster.
@@ -61,12 +64,17 @@ impl Visits {
     fn may_visit(&self, scopes: &[String], now: SystemTime) -> bool {
         let scopes = sorted(scopes);
         self.since(now, WINDOW).filter(|visit| visit.scopes == scopes).count() < VISITS
+            && self.since(now, WINDOW).count() < VISITS_IN_ALL
     }
 
     fn may_step_up(&self, asked: &[String], now: SystemTime) -> bool {
         let step_ups: Vec<_> =
             self.since(now, REMEMBERED).filter_map(|visit| visit.step_up.as_ref()).collect();
-        let is_old = |before: &&&Vec<String>| asked.iter().all(|scope| before.contains(scope));
+        // Who names nothing means something else each time, for all we know, but not for ever.
+        let is_old = |before: &&&Vec<String>| match asked {
+            [] => before.is_empty(),
+            asked => asked.iter().all(|scope| before.contains(scope)),
+        };
         step_ups.len() < STEP_UPS && step_ups.iter().filter(is_old).count() < STEP_UPS_FOR_THE_SAME
     }
 
@@ -88,7 +96,10 @@ impl Connector {
 
     /// The upstream refuses this connection's tokens, the last of them too. Says whether it never took one.
     pub async fn fails_trial(&self, connection: &str, incarnation: &str) -> bool {
-        let is_on_trial = self.visits(connection).await.is_on_trial(incarnation, self.clock.now());
+        // Later the token may just have come to its end.
+        let (visits, now) = (self.visits(connection).await, self.clock.now());
+        let is_on_trial =
+            visits.is_on_trial(incarnation, now) && visits.since(now, FIRST_CALL).next().is_some();
         if is_on_trial {
             self.change_visits(connection, |visits| !std::mem::replace(&mut visits.refused, true)).await;
         }
@@ -116,9 +127,9 @@ impl Connector {
         .await;
     }
 
-    /// A call went through with it.
-    pub(super) async fn passed_trial(&self, connection: &str) {
-        self.change_visits(connection, |visits| visits.on_trial.take().is_some()).await;
+    /// A call went through with it. `false`: that could not be noted.
+    pub(super) async fn passed_trial(&self, connection: &str) -> bool {
+        self.change_visits(connection, |visits| visits.on_trial.take().is_some()).await
     }
 
     /// The user has ended the connection: whatever comes now is their own doing.
@@ -134,7 +145,7 @@ impl Connector {
     }
 
     /// `change` says whether there is something to be written.
-    async fn change_visits(&self, connection: &str, change: impl Fn(&mut Visits) -> bool) {
+    async fn change_visits(&self, connection: &str, change: impl Fn(&mut Visits) -> bool) -> bool {
         let key = of_connection(connection);
         let changed = async {
             for _ in 0..TRIES {
@@ -154,7 +165,9 @@ impl Connector {
         };
         if let Err(error) = changed.await {
             tracing::warn!(target: "postern::oauth", %error, "how often a user was at an upstream is not remembered");
+            return false;
         }
+        true
     }
 }
 
@@ -200,7 +213,9 @@ mod tests {
         assert!(known.may_step_up(&scopes(&["admin"]), at(20)), "the user may have said no to it");
         let known = visits(&[(10, &["admin"], admin), (20, &["admin"], admin)]);
         assert!(!known.may_step_up(&scopes(&["admin"]), at(30)));
-        assert!(!known.may_step_up(&[], at(30)), "nothing is nothing new");
+        assert!(known.may_step_up(&[], at(30)));
+        let nameless: Option<&[&str]> = Some(&[]);
+        assert!(!visits(&[(10, &[], nameless), (20, &[], nameless)]).may_step_up(&[], at(30)));
         assert!(known.may_step_up(&scopes(&["admin", "more"]), at(30)));
         assert!(known.may_step_up(&scopes(&["admin"]), at(3615)));
         let known =
@@ -214,6 +229,10 @@ mod tests {
         assert!(!known.may_visit(&scopes(&["b", "a"]), at(30)));
         assert!(known.may_visit(&scopes(&["a"]), at(30)));
         assert!(known.may_visit(&scopes(&["a", "b"]), at(600)));
+        let each: Vec<[&str; 1]> = ["a", "b", "c", "d", "e", "f"].map(|scope| [scope]).to_vec();
+        let each: Vec<Row<'_>> = each.iter().map(|scope| (0, scope.as_slice(), None)).collect();
+        assert!(visits(&each[..5]).may_visit(&scopes(&["g"]), at(1)));
+        assert!(!visits(&each).may_visit(&scopes(&["g"]), at(1)), "another set each time is no way out");
     }
 
     #[test]

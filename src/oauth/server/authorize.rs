@@ -274,6 +274,10 @@ pub async fn prepare(
                 "This MCP server takes people of another sign-in service. Please sign out here, sign in through that one, and start again.",
             ));
         }
+        Prospect::Unexplained => {
+            let note = "The MCP server asks for a token and does not say who gives one, so it may refuse what the application asks. Whoever runs this gateway has to look.";
+            (None, Vec::new(), Some(note))
+        }
         Prospect::Unknown => {
             let note = "The MCP server does not answer just now. You may be asked to connect to it later.";
             (None, Vec::new(), Some(note))
@@ -314,7 +318,9 @@ fn granted<'a>(
 ) -> Vec<String> {
     let mut scopes = route.scopes.clone();
     let of_calls = asked.filter(|scope| route.rules.scopes().any(|known| known == *scope));
-    for scope in of_calls.chain(upstream) {
+    // What a tool needs is nothing that an upstream can hand out.
+    let theirs = upstream.iter().filter(|scope| !route.rules.has_scope(scope));
+    for scope in of_calls.chain(theirs) {
         if !scopes.contains(scope) {
             scopes.push(scope.clone());
         }

@@ -3,12 +3,16 @@
 //! Allowed, and the upstream needs an authorization of its own: the browser goes there first, and [`resume`] goes on
 //! when it is back. Otherwise, and after that, the client gets its code. The `state` for the upstream is made here,
 //! after consent and not before (MCP Security Best Practices, Confused Deputy).
+use std::sync::Arc;
+
 use super::authorize::{Browser, Flow, Request, error_redirect, issue};
 use super::refusal::Refusal;
 use super::remembered::remember;
 use super::{Authority, Snapshot};
 use crate::oauth::client::connect::ConnectError;
+use crate::oauth::client::prospect::Prospect;
 use crate::oauth::client::register::RegisterError;
+use crate::route::Route;
 use crate::seal;
 use crate::store::record::Take;
 
@@ -72,10 +76,31 @@ pub async fn decide(
     let resume = serde_json::to_value((&request, &flow.scopes)).unwrap_or_default();
     match authority.connector.begin(route, plan, &browser.user, &browser.session, resume).await {
         Ok(url) => Ok(url),
+        // It may let people in all the same; if not, its operator has been told.
+        Err(ConnectError::Unexplained) => {
+            Ok(issue(authority, snapshot, request, &browser.user, flow.scopes).await)
+        }
+        // Another of the user's clients has been there for the same meanwhile.
+        Err(ConnectError::TooOften) if is_connected(authority, route, browser, &flow.scopes).await => {
+            Ok(issue(authority, snapshot, request, &browser.user, flow.scopes).await)
+        }
         Err(error) => {
             tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot begin");
             Ok(refused(snapshot, &request, connect_refusal(&error)))
         }
+    }
+}
+
+/// Whether the user has a connection that does no more than these scopes say.
+async fn is_connected(
+    authority: &Authority,
+    route: &Arc<Route>,
+    browser: &Browser,
+    scopes: &[String],
+) -> bool {
+    match authority.connector.prospect(route, &browser.user).await {
+        Ok(Prospect::Connected { scopes: connected }) => connected.iter().all(|scope| scopes.contains(scope)),
+        _ => false,
     }
 }
 
@@ -92,7 +117,10 @@ pub async fn resume(
     Ok(match outcome {
         Ok(connected) => {
             // What its server has added on the way the user has allowed there, a moment ago.
-            let added: Vec<_> = connected.into_iter().filter(|scope| !scopes.contains(scope)).collect();
+            let rules = snapshot.routes.by_name(&request.route).map(|route| &route.rules);
+            let is_ours = |scope: &String| rules.is_some_and(|rules| rules.has_scope(scope));
+            let added = connected.into_iter().filter(|scope| !scopes.contains(scope) && !is_ours(scope));
+            let added: Vec<_> = added.collect();
             if !added.is_empty() {
                 scopes.extend(added);
                 remember(authority, &request, user, &scopes).await;

@@ -19,6 +19,7 @@ use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::clock::unix_seconds;
 use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
+use crate::route::Route;
 use crate::seal;
 use crate::store::record::{Typed, Versioned};
 use crate::store::{Kind, Put};
@@ -136,8 +137,15 @@ pub async fn refresh(
             tracing::info!(target: "audit", event = "client_changed", user = %grant.user, client = %grant.client_id);
         }
         // Some clients only ever re-authorize when a refresh fails, so while the upstream wants the user again it does.
-        if authority.connector.wants_user(id, &grant.user, route, &grant.scopes).await? {
+        let scopes = whole(scopes, &grant, route);
+        if authority.connector.wants_user(id, &grant.user, route, &scopes).await? {
             return Err(Refusal::invalid_grant("the MCP server asks the user to authorize again"));
+        }
+        // Of a connection that has outgrown the grant nothing can be used until the user says so.
+        if authority.connector.has_outgrown(&grant.user, route, &grant.scopes).await {
+            return Err(Refusal::invalid_grant(
+                "the user has to let the client use the connection as it is now",
+            ));
         }
         let next = fresh_token()?;
         let answer = mint(snapshot, id, &grant, &scopes, &next, now)?;
@@ -282,6 +290,15 @@ pub(super) fn left(snapshot: &Snapshot, grant: &Grant, now: SystemTime) -> Durat
     let settings = &snapshot.config.oauth_server;
     let end = UNIX_EPOCH + Duration::from_secs(grant.created_at) + settings.grant_ttl;
     settings.refresh_token_ttl.min(end.duration_since(now).unwrap_or_default())
+}
+
+/// What a client does without is its own; what it may do at the upstream it has whole or not at all, and none asks for by name.
+fn whole(mut scopes: Vec<String>, grant: &Grant, route: &Route) -> Vec<String> {
+    let is_ours = |scope: &String| route.scopes.contains(scope) || route.rules.has_scope(scope);
+    let theirs = grant.scopes.iter().filter(|scope| !is_ours(scope));
+    let missing: Vec<String> = theirs.filter(|scope| !scopes.contains(scope)).cloned().collect();
+    scopes.extend(missing);
+    scopes
 }
 
 /// A refresh may ask for less, never for more (RFC 6749 §6).

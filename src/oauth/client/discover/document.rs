@@ -42,6 +42,7 @@ pub(super) struct ServerMetadata {
     pub revocation_endpoint: Option<String>,
     #[serde(default)]
     pub token_endpoint_auth_methods_supported: Option<Vec<String>>,
+    pub token_endpoint_auth_signing_alg_values_supported: Option<Vec<String>>,
     #[serde(default)]
     pub code_challenge_methods_supported: Option<Vec<String>>,
     /// Absent means that codes are granted (RFC 8414 §2); an empty list means that nothing is.

@@ -291,9 +291,11 @@ fn conclude(
         None => (None, Vec::new()),
     };
     let own_origin = || Url::parse(target.url).map_or_else(|_| target.url.to_owned(), |url| origin(&url));
-    let resource = target.overrides.resource.clone().or(published_resource).unwrap_or_else(own_origin);
     let profile = target.overrides.profile_at(&server.issuer);
-    let resource = Some(resource).filter(|_| !profile.refuses_resource);
+    let found = || published_resource.unwrap_or_else(own_origin);
+    // What the operator writes is sent, whatever is known of the provider.
+    let configured = target.overrides.resource.clone();
+    let resource = configured.or_else(|| (!profile.refuses_resource).then(found));
     let scopes = match &target.overrides.scopes {
         Some(configured) => configured.clone(),
         None => wanted_scopes(challenge, published_scopes, &server, profile),

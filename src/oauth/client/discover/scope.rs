@@ -5,6 +5,8 @@ use crate::config::Profile;
 
 /// Of a list of scopes so many are taken.
 const MOST_SCOPES: usize = 100;
+/// And so many bytes of them together: tokens of ours carry them, in a header.
+const LONGEST_SCOPES: usize = 3072;
 const OFFLINE_ACCESS: &str = "offline_access";
 
 /// Challenge, else published; `offline_access` only where the authorization server knows it, and never alone: a
@@ -39,13 +41,15 @@ pub(in super::super) fn scope_list(value: Option<&str>) -> Vec<String> {
 /// RFC 6749 §3.3 names only, each once, in their order.
 pub(super) fn valid_scopes(names: impl IntoIterator<Item = String>) -> Vec<String> {
     let mut valid: Vec<String> = Vec::new();
+    let mut length = 0;
     for name in names {
         let fits = !name.is_empty() && name.bytes().all(|b| matches!(b, 0x21 | 0x23..=0x5b | 0x5d..=0x7e));
         if fits && !valid.contains(&name) {
+            length += name.len() + 1;
+            if valid.len() == MOST_SCOPES || length > LONGEST_SCOPES {
+                break;
+            }
             valid.push(name);
-        }
-        if valid.len() == MOST_SCOPES {
-            break;
         }
     }
     valid

@@ -105,6 +105,13 @@ pub(super) fn checked_server(
     {
         return Err(DiscoverError::Invalid("authorization endpoint on another site than the issuer"));
     }
+    let mut auth_methods =
+        metadata.token_endpoint_auth_methods_supported.unwrap_or_else(default_auth_methods);
+    // We sign with ES256 and nothing else.
+    let algorithms = metadata.token_endpoint_auth_signing_alg_values_supported;
+    if algorithms.is_some_and(|algorithms| !algorithms.iter().any(|algorithm| algorithm == "ES256")) {
+        auth_methods.retain(|method| method != "private_key_jwt");
+    }
     // A configured token endpoint says whose secrets these are: a server found elsewhere gets to see none of them.
     let is_foreign = overrides.token_endpoint.is_some() && overrides.issuer.is_none();
     let is_shown = |endpoint: &str| {
@@ -116,7 +123,7 @@ pub(super) fn checked_server(
         token_endpoint,
         registration_endpoint: metadata.registration_endpoint.filter(|endpoint| is_shown(endpoint)),
         revocation_endpoint: metadata.revocation_endpoint.filter(|endpoint| is_shown(endpoint)),
-        auth_methods: metadata.token_endpoint_auth_methods_supported.unwrap_or_else(default_auth_methods),
+        auth_methods,
         cimd: metadata.client_id_metadata_document_supported.unwrap_or(false),
         iss_parameter: metadata.authorization_response_iss_parameter_supported.unwrap_or(false),
         scopes_supported: valid_scopes(metadata.scopes_supported.unwrap_or_default()),

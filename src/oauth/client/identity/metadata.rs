@@ -47,16 +47,32 @@ impl Known {
         policy: &AddressPolicy,
         now: SystemTime,
     ) -> Result<Arc<Metadata>, IdentityError> {
-        let fetched = async {
-            fetch(outbound, provider, policy)
-                .await
-                .inspect_err(|why| {
-                    tracing::warn!(target: "postern::oauth", provider = %provider.name, why, "an identity provider's metadata cannot be had");
-                })
-                .ok()
-        };
+        let fetched = fetched(outbound, provider, policy);
         self.0.get(&provider.issuer, false, now, fetched).await.ok_or(IdentityError::Unavailable)
     }
+
+    pub(super) async fn renew(
+        &self,
+        outbound: &Outbound,
+        provider: &IdentityProvider,
+        policy: &AddressPolicy,
+        now: SystemTime,
+    ) {
+        self.0.renew(&provider.issuer, now, fetched(outbound, provider, policy)).await;
+    }
+}
+
+async fn fetched(
+    outbound: &Outbound,
+    provider: &IdentityProvider,
+    policy: &AddressPolicy,
+) -> Option<Metadata> {
+    fetch(outbound, provider, policy)
+        .await
+        .inspect_err(|why| {
+            tracing::warn!(target: "postern::oauth", provider = %provider.name, why, "an identity provider's metadata cannot be had");
+        })
+        .ok()
 }
 
 async fn fetch(

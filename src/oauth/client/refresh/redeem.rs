@@ -8,7 +8,6 @@ use tokio::time::Instant;
 
 use super::event::{self, Step};
 use super::{BACKOFF, LEASE, POLL, Renewed};
-use crate::config::Credential;
 use crate::failpoint;
 use crate::oauth::client::Connector;
 use crate::oauth::client::connect::{CONNECTION_TTL, profile_of};
@@ -69,7 +68,7 @@ impl Connector {
             Err(_) => return ends.transient("store", BACKOFF).await,
         };
         if !registration.is_valid(self.clock.now()) {
-            return ends.unknown_client(&route.credential, &tokens.issuer, &registration).await;
+            return ends.unknown_client(route, &tokens.issuer, &registration).await;
         }
         if asked.elapsed() > SEND_BY {
             return ends.transient("late", BACKOFF).await;
@@ -117,9 +116,7 @@ impl Connector {
                 }
                 ends.dead("dead").await
             }
-            Outcome::UnknownClient => {
-                ends.unknown_client(&route.credential, &tokens.issuer, &registration).await
-            }
+            Outcome::UnknownClient => ends.unknown_client(route, &tokens.issuer, &registration).await,
             Outcome::Config(error) => {
                 tracing::error!(target: "postern::refresh", route = %route.name, issuer = %tokens.issuer, %error, "the authorization server refuses this client: check its registration");
                 ends.transient("config", BACKOFF_CONFIG).await
@@ -196,9 +193,12 @@ impl Ends<'_> {
     }
 
     /// Where we can register anew, only the user can help, since what a client was given is good for no other one.
-    async fn unknown_client(&self, credential: &Credential, issuer: &str, client: &Registration) -> Renewed {
+    async fn unknown_client(&self, route: &Route, issuer: &str, client: &Registration) -> Renewed {
+        if self.connector.has_secret_of_today(route, issuer, client).await {
+            return self.transient("another_secret", BACKOFF).await;
+        }
         tracing::error!(target: "postern::refresh", issuer, client_id = %client.client_id, "the authorization server does not know this client: check its registration");
-        match self.connector.forget_client(credential, issuer, client).await {
+        match self.connector.forget_client(&route.credential, issuer, client).await {
             true => self.dead("unknown_client").await,
             false => self.transient("unknown_client", BACKOFF_CONFIG).await,
         }
