@@ -9,7 +9,7 @@
 //! server      sockets, TLS, services, signals                          ┐
 //! gateway     the hooks of the proxy · background  events and sweeps   │ Pingora lives here
 //! upstream    name → vetted address → peer                             ┘ and nowhere else
-//! web         our endpoints and pages as an axum router
+//! web         our endpoints and pages as an axum router · api  what they and the commands do about connections
 //!
 //!             route ─► origin ─► authn ─► policy ─► credential ─► inject ─► upstream ─► trap ─► respond
 //!             Route              Caller   Permit    Credential    headers   answer      Verdict Reply
@@ -22,6 +22,7 @@
 //! ```
 //!
 //! The client's token never goes upstream, the upstream's never comes down.
+pub mod api;
 pub mod authn;
 pub mod background;
 pub mod challenge;

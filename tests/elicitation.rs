@@ -152,3 +152,34 @@ async fn in_2026_input_is_required_until_the_user_says_no() {
     assert!(declined.body.contains("/connections/demo"), "{}", declined.body);
     assert_eq!(rig.call_of_2026(json!({}), json!({})).await.status, 401, "a client that opens no URLs");
 }
+
+#[tokio::test]
+async fn the_page_lets_its_own_user_connect_and_the_call_goes_through() {
+    let mut rig = Rig::new().await;
+    let request = rig.in_session(urls()).await;
+    let whoami = async |request: &McpRequest| request.tool("whoami", json!({})).await;
+    assert_eq!(whoami(&request).await.status, 200);
+    rig.lose_connection();
+    let url = elicitation_of_2025(&whoami(&request).await);
+    // Somebody else is told that it is none of their business, and so is whoever changes it.
+    let mut bob = Browser::of("bob");
+    let login = bob.go(&url).await.page();
+    let refused = bob.sign_in(&login).await.page();
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    assert!(refused.text().contains("This link is not for you"), "{}", refused.text());
+    let bent = url.replace("for=", "for=A");
+    assert_eq!(rig.browser.go(&bent).await.page().status, 403);
+    let other = url.replace("/connections/demo?", "/connections/other?");
+    assert_eq!(rig.browser.go(&other).await.page().status, 404);
+    // Hers: one button, and she is told that it is done. Signed out, she signs in first and comes back to it.
+    rig.browser = Browser::new();
+    let login = rig.browser.go(&url).await.page();
+    let page = rig.browser.sign_in(&login).await.page();
+    assert_eq!(page.status, 200, "{}", page.text());
+    let trips = rig.upstream.authorization.requests.count("/authorize");
+    let page = rig.browser.press(&page, "Connect").await.page();
+    assert!(page.text().contains("You can go back to your application now"), "{}", page.text());
+    assert_eq!(rig.upstream.authorization.requests.count("/authorize"), trips + 1);
+    let answer = whoami(&request).await;
+    assert_eq!(answer.tool_text(), "upstream-user", "the same session and the same token");
+}

@@ -186,7 +186,11 @@ async fn people_of_elsewhere_are_told_so() {
     );
     let page = account(&mut alice, &gateway).await;
     let page = alice.submit(&page, &page.form_to("/connections/demo/connect"), &[]).await.page();
-    assert!(page.status == 403 && page.text().contains("You cannot connect here"), "{}", page.text());
+    assert!(
+        page.status == 403 && page.text().contains("people of another sign-in service"),
+        "{}",
+        page.text()
+    );
     assert_eq!(provider.given(), 0);
 }
 

@@ -9,6 +9,7 @@ use super::{failed, println};
 use crate::background::reload;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::oauth::client::standing::{self, State as Stands};
 use crate::oauth::server::service::{self, ServiceAccount, Wanted};
 use crate::oauth::server::{block, token_keys};
 use crate::route::Table;
@@ -18,7 +19,7 @@ use crate::store::embedded::{Embedded, FILE_NAME, OpenError};
 use crate::store::export::Export;
 use crate::store::migrate::{Source, migrate as copy};
 use crate::store::record::RecordError;
-use crate::store::{Change, Kind, State, StoreError};
+use crate::store::{Change, Kind, StoreError};
 
 /// How long a check of the store may take, and what it leaves behind at most.
 const PROBE: Duration = Duration::from_secs(5);
@@ -193,7 +194,9 @@ pub fn list_connections(config: &Config, user: Option<&str>) -> ExitCode {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
                 Err(RecordError::Unreadable) => {
-                    lines.push(format!("?\t{}\tunreadable", key.get(..12).unwrap_or(&key)));
+                    // Nobody can say whose it is.
+                    let state = standing::UNREADABLE.name();
+                    lines.push(format!("?\t{}\t{state}\tunreadable", key.get(..12).unwrap_or(&key)));
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -201,13 +204,12 @@ pub fn list_connections(config: &Config, user: Option<&str>) -> ExitCode {
             if user.is_some_and(|user| user != tokens.user) {
                 continue;
             }
-            let state = match connection.state {
-                State::Active => "connected",
-                State::Refreshing => "refreshing",
-                State::Ambiguous => "answer missing",
-                State::NeedsReauth => "user has to sign in again",
-            };
-            lines.push(format!("{}\t{}\t{state}\t{}", tokens.user, tokens.route, tokens.issuer));
+            let state = parts.connector.judge(&key, &connection, &tokens).await.state;
+            let mut line = format!("{}\t{}\t{}\t{}", tokens.user, tokens.route, state.name(), tokens.issuer);
+            if let Stands::Expires(end) = state {
+                let _ = write!(line, "\t{}", humantime::format_rfc3339_seconds(end));
+            }
+            lines.push(line);
         }
         lines.sort();
         let text = if lines.is_empty() { "no connections".to_owned() } else { lines.join("\n") };

@@ -66,7 +66,7 @@ pub(super) struct Server {
     /// Form of the access log on standard output. Default: `json`.
     pub(super) access_log: Option<AccessLog>,
     /// Browser origins that may call MCP routes, like `https://inspector.example.com`. Postern's own origin always may, and with a loopback
-    /// `public_url` every loopback origin. Default: none.
+    /// `public_url` every loopback origin. Pages of those written here may have people sent back to them. Default: none.
     pub(super) allowed_origins: Option<Vec<String>>,
     /// How long running requests may go on after SIGTERM. Default: `30s`.
     pub(super) drain_timeout: Option<String>,

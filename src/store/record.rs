@@ -73,6 +73,9 @@ pub struct Tokens {
     pub expires_at: Option<SystemTime>,
     /// When the tokens were received.
     pub obtained_at: SystemTime,
+    /// When the user connected; a refresh changes nothing about it. `None`: before it was written down.
+    #[serde(default)]
+    pub connected_at: Option<SystemTime>,
     /// What the upstream granted.
     pub scopes: Vec<String>,
     /// What we asked for.

@@ -4,30 +4,19 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::Form;
-use axum::extract::{Extension, FromRequest, FromRequestParts, Path, Request, State};
+use axum::extract::{Extension, FromRequest, FromRequestParts, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin};
-use super::identity::sign_in_at;
+use super::connections::shown;
 use super::session::{Session, SignedIn};
 use super::{About, Shared, Web, moved, page, pages, see_other};
-use crate::oauth::client::connect::ConnectError;
-use crate::oauth::client::connection_key;
-use crate::oauth::client::prospect::Prospect;
+use crate::api;
 use crate::oauth::server::remembered;
 use crate::seal;
-use crate::store::State as Standing;
 use crate::store::record::RecordError;
-
-const ENDED: pages::Standing = pages::Standing::Unmet { notice: "The connection is over: connect again." };
-const ASKED: pages::Standing = pages::Standing::Unmet {
-    notice: "The server asks for you, or for more than you have allowed: connect again.",
-};
-
-/// What an authorization that was begun here comes back with.
-pub const RESUME: &str = "/connections";
 
 #[derive(Deserialize)]
 pub struct Fields {
@@ -41,13 +30,22 @@ pub struct Fields {
     /// Which session, where one is meant.
     #[serde(default)]
     session: String,
+    /// Whether to connect although that is the case already.
+    #[serde(default)]
+    pub anew: String,
+    /// Whether the form stood on the page of one server.
+    #[serde(default)]
+    pub alone: String,
+    /// Where to go afterwards.
+    #[serde(default)]
+    pub return_to: String,
 }
 
 /// Who presses a button of this page, on this page: signed in, and the form came from here.
 pub struct Acting {
-    about: About,
-    session: SignedIn,
-    fields: Fields,
+    pub about: About,
+    pub session: SignedIn,
+    pub fields: Fields,
 }
 
 impl FromRequest<Arc<Web>> for Acting {
@@ -90,75 +88,6 @@ pub async fn show(State(web): Shared, Extension(about): Extension<About>, header
     }
 }
 
-/// `POST /connections/{route}/connect`: to the upstream's authorization server, and back to this page.
-pub async fn connect(
-    State(web): Shared,
-    Path(route): Path<String>,
-    Acting { about, session, .. }: Acting,
-) -> Response {
-    let Some(route) = about.snapshot.routes.by_name(&route) else { return nothing() };
-    let (connector, user) = (&web.authority.connector, &session.browser.user);
-    match connector.prospect(route, user).await {
-        Ok(Prospect::NotNeeded | Prospect::Connected { .. }) => moved("/connections"),
-        Ok(Prospect::Needed(plan)) => {
-            let begun = connector.begin(route, *plan, user, &session.browser.session, RESUME.into()).await;
-            match begun {
-                Ok(url) => moved(&url),
-                Err(error) => connected(&Err(error)),
-            }
-        }
-        Ok(Prospect::SignIn(provider)) => moved(&sign_in_at(&provider, RESUME)),
-        Ok(Prospect::NotTheirs) => page(
-            StatusCode::FORBIDDEN,
-            "You cannot connect here",
-            "This server takes people of another sign-in service. Please sign out and come in through that one.",
-        ),
-        Ok(Prospect::Unexplained) => connected(&Err(ConnectError::Unexplained)),
-        Ok(Prospect::Unknown) => connected(&Err(ConnectError::Unavailable)),
-        Err(error) => {
-            tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
-            connected(&Err(ConnectError::Unavailable))
-        }
-    }
-}
-
-/// Back from the upstream's authorization server.
-pub fn connected(outcome: &Result<Vec<String>, ConnectError>) -> Response {
-    let Err(error) = outcome else { return see_other("/connections") };
-    tracing::info!(target: "postern::oauth", %error, "not connected");
-    let (status, message) = match error {
-        ConnectError::Denied => {
-            (StatusCode::FORBIDDEN, "Its authorization server did not allow it. You can try again any time.")
-        }
-        ConnectError::TooOften => (
-            StatusCode::TOO_MANY_REQUESTS,
-            "You were there three times in a few minutes, for the same. Please wait ten minutes, or disconnect first.",
-        ),
-        ConnectError::Unavailable => (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "The server cannot be reached just now. Please try again in a moment.",
-        ),
-        _ => (
-            StatusCode::BAD_GATEWAY,
-            "The server's authorization server cannot be used. Please tell whoever runs this gateway.",
-        ),
-    };
-    page(status, "You are not connected", message)
-}
-
-/// `POST /connections/{route}/disconnect`
-pub async fn disconnect(
-    State(web): Shared,
-    Path(route): Path<String>,
-    Acting { about, session, .. }: Acting,
-) -> Response {
-    let Some(route) = about.snapshot.routes.by_name(&route) else { return nothing() };
-    match web.authority.connector.disconnect(&session.browser.user, route).await {
-        Ok(_) => moved("/connections"),
-        Err(_) => later(),
-    }
-}
-
 /// `POST /connections/withdraw`: an application that was let in is let in no more.
 pub async fn withdraw(State(web): Shared, Acting { session, fields, .. }: Acting) -> Response {
     let user = &session.browser.user;
@@ -187,7 +116,7 @@ pub async fn end_session(State(web): Shared, Acting { session, fields, .. }: Act
     }
 }
 
-fn later() -> Response {
+pub fn later() -> Response {
     page(
         StatusCode::SERVICE_UNAVAILABLE,
         "Not just now",
@@ -195,7 +124,7 @@ fn later() -> Response {
     )
 }
 
-fn too_many() -> Response {
+pub fn too_many() -> Response {
     let mut response = page(
         StatusCode::TOO_MANY_REQUESTS,
         "Too many at once",
@@ -205,7 +134,7 @@ fn too_many() -> Response {
     response
 }
 
-fn nothing() -> Response {
+pub fn nothing() -> Response {
     page(StatusCode::NOT_FOUND, "There is no such server", "It may have been taken away meanwhile.")
 }
 
@@ -214,15 +143,8 @@ fn nothing() -> Response {
 impl Web {
     async fn account(&self, about: &About, session: &SignedIn) -> Result<String, RecordError> {
         let user = &session.browser.user;
-        let mut servers = Vec::new();
-        for route in about.snapshot.routes.iter() {
-            let standing = match route.credential.is_of_user() {
-                true => Some(self.standing(&connection_key(user, route)).await?),
-                false => None,
-            };
-            servers.push(pages::AccountServer { name: &route.name, resource: &route.resource, standing });
-        }
-        servers.sort_by_key(|server| server.name);
+        let listed = api::connections::list(&self.authority, &about.snapshot, user).await?;
+        let missing = listed.iter().filter(|listed| listed.standing.is_missing()).count();
         let now = self.authority.clock.now();
         let allowed = remembered::of_user(&self.authority, user).await?;
         let applications = allowed.into_iter().map(|allowed| pages::Application {
@@ -246,30 +168,15 @@ impl Web {
         Ok(pages::account(&pages::Account {
             csrf: &session.csrf,
             user: &session.name,
-            servers,
+            servers: listed.iter().map(shown).collect(),
+            missing,
             applications: applications.collect(),
             sessions: sessions.into_iter().map(|(_, session)| session).collect(),
         }))
     }
-
-    async fn standing(&self, key: &str) -> Result<pages::Standing, RecordError> {
-        let Some(found) = self.authority.records.store().connection(key).await? else {
-            return Ok(pages::Standing::Absent);
-        };
-        let challenge = self.authority.connector.open_challenge(key, Some(&found.incarnation)).await;
-        Ok(match found.state {
-            Standing::NeedsReauth => ENDED,
-            _ if challenge.is_some() => ASKED,
-            // Sealed with a key that is gone, it is good for nothing.
-            _ => match self.authority.records.connection(key).await {
-                Err(RecordError::Unreadable) => ENDED,
-                found => found.map(|_| pages::Standing::Connected)?,
-            },
-        })
-    }
 }
 
 /// The day, for people to read.
-fn date(time: SystemTime) -> String {
+pub fn date(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string().chars().take("2026-01-01".len()).collect()
 }

@@ -5,11 +5,12 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use serde::Deserialize;
 
-use super::account;
 use super::browser::{is_same, is_same_origin};
+use super::connections;
 use super::identity::sign_in_at;
 use super::session::SignedIn;
 use super::{About, Shared, Web, moved, page, pages, see_other, way_back};
+use crate::api::trail::Trail;
 use crate::oauth::client::connect::{CallbackError, Returning};
 use crate::oauth::server::authorize::{Prepared, Question, Refused, SIGNED_IN_AGAIN, prepare, validate};
 use crate::oauth::server::consent::{ConsentError, Decision, decide, resume};
@@ -161,8 +162,8 @@ pub async fn callback(
             });
         }
     };
-    if completed.resume == account::RESUME {
-        return account::connected(&completed.outcome);
+    if let Some(trail) = Trail::of(&completed.resume) {
+        return connections::came_back(&web, &about, &session, trail, completed.outcome).await;
     }
     match resume(&web.authority, snapshot, completed.resume, user, completed.outcome).await {
         Ok(url) => see_other(&url),

@@ -2,14 +2,16 @@
 //! print what it says; pages come from `pages`, who is at the browser from `session`.
 //!
 //! Three kinds of endpoints, three kinds of headers: documents and OAuth endpoints are open to every origin and carry
-//! no cookies, pages are for this origin alone, and everything with a secret in it is `no-store`.
+//! no cookies, pages and the JSON beside them are for this origin alone, and everything with a secret in it is `no-store`.
 mod account;
 mod authorize;
 mod browser;
+mod connections;
 mod documents;
 mod endpoints;
 mod home;
 mod identity;
+mod json;
 mod limits;
 pub mod link;
 mod login;
@@ -69,7 +71,8 @@ impl Web {
 
 /// Whether a canonical path on the public host is one of ours.
 pub fn is_local(path: &str) -> bool {
-    const OWN: [&str; 6] = ["/oauth", "/login", "/logout", "/connections", "/.well-known", "/favicon.ico"];
+    const OWN: [&str; 7] =
+        ["/oauth", "/login", "/logout", "/connections", "/api", "/.well-known", "/favicon.ico"];
     path.is_empty()
         || OWN
             .iter()
@@ -135,14 +138,14 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>, providers: Arc<P
         .route("/login/signed-out", get(identity::signed_out))
         .route("/logout", post(login::sign_out))
         .route("/connections", get(account::show))
-        .route("/connections/withdraw", post(account::withdraw))
-        .route("/connections/end-session", post(account::end_session))
-        .route("/connections/{route}/connect", post(account::connect))
-        .route("/connections/{route}/disconnect", post(account::disconnect))
+        .route("/connections/{route}", get(connections::show).post(connections::act))
+        .route("/connections/{route}/connect", post(connections::connect))
+        .route("/connections/{route}/disconnect", post(connections::disconnect))
         .route("/oauth/authorize", get(authorize::authorize))
         .route("/oauth/consent", post(authorize::consent))
         .route("/oauth/upstream/callback/{key}", get(authorize::callback))
         .route(pages::STYLE_PATH, get(style))
+        .merge(json::routes())
         .fallback(async || {
             page(StatusCode::NOT_FOUND, "There is nothing here", "The address may be misspelt.")
         })

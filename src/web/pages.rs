@@ -8,10 +8,12 @@
 //! Names, addresses and scopes come from strangers. They are shown as text only, never as a link, and without
 //! the characters that make text look like something else (see [`plain`]). Escaping is the template engine's.
 
+pub mod connections;
 mod consent;
 
 use askama::Template;
 
+use self::connections::Offer;
 pub use self::consent::{Consent, ConsentUpstream};
 
 /// The stylesheet of all pages.
@@ -98,26 +100,11 @@ struct SignedOut;
 pub struct Account<'a> {
     pub csrf: &'a str,
     pub user: &'a str,
-    pub servers: Vec<AccountServer<'a>>,
+    pub servers: Vec<connections::Server<'a>>,
+    /// How many of them wait for their user.
+    pub missing: usize,
     pub applications: Vec<Application>,
     pub sessions: Vec<Browser>,
-}
-
-pub struct AccountServer<'a> {
-    pub name: &'a str,
-    pub resource: &'a str,
-    /// `None`: nobody needs a connection there.
-    pub standing: Option<Standing>,
-}
-
-/// How a user's connection to a server stands.
-pub enum Standing {
-    Absent,
-    Connected,
-    /// It is not enough, or good for nothing any more; `notice` says so.
-    Unmet {
-        notice: &'static str,
-    },
 }
 
 /// An application that the user has let in at a server.

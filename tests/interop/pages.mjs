@@ -105,8 +105,13 @@ async function signingInAndOut(person, demo) {
   await person.look('home-signed-in', /^One door/);
   await person.press('Your connections', 'link');
   await person.look('connections', /^Your connections$/);
+  await person.open(`${demo.origin}/connections/demo`);
+  await person.look('server-connected', /^Your connection to demo$/);
+  await person.press('All your connections', 'link');
   await person.press('Disconnect demo');
   await person.look('connections-ended', /^Your connections$/);
+  await person.open(`${demo.origin}/connections/demo?return_to=/`);
+  await person.look('server-not-connected', /^Your connection to demo$/);
   await person.open(demo.origin);
   await person.press('Sign out');
   await person.look('signed-out', /^You are signed out$/);
@@ -138,7 +143,7 @@ async function deadEnds(person, demo) {
   await person.look('nothing-here', /./, 404);
 }
 
-/** A gateway with an identity provider that is away, a listed client, and a stranger whose address nobody trusts. */
+/** A gateway with an identity provider and upstreams that are away, a listed client, and a stranger whose address nobody trusts. */
 async function elsewhere(person, { binary, directory, defer }) {
   const { uri } = await startRedirect({ defer });
   const [port] = await freePorts(1);
@@ -150,13 +155,20 @@ async function elsewhere(person, { binary, directory, defer }) {
     allow_private: true,
   };
   const dashboard = { client_id: 'dashboard', client_name: 'Team dashboard', redirect_uris: [uri] };
+  const route = (name, kind) => ({
+    name,
+    path: `/${name}`,
+    upstream: { url: `http://127.0.0.1:${port}/mcp`, allow_private: true },
+    credential: { kind },
+  });
+  const routes = [route('demo', 'none'), route('files', 'oauth'), route('mail', 'oauth')];
   const gateway = await startPostern({
     binary,
     directory,
     upstreamUrl: `http://127.0.0.1:${port}/mcp`,
     credential: 'none',
     login: { local: { users: [localUser] }, oidc: [corp] },
-    more: { oauth_server: { clients: { static: [dashboard] } } },
+    more: { oauth_server: { clients: { static: [dashboard] } }, routes },
     defer,
   });
   const stranger = await register(gateway, 'https://client.example/a/rather/long/address/of/somebody');
@@ -174,6 +186,16 @@ async function elsewhere(person, { binary, directory, defer }) {
   await person.look('consent-listed-client', /^Allow “Team dashboard” to use demo\?$/);
   await person.press('Allow');
   await person.at(uri);
+  await person.open(`${gateway.origin}/connections`);
+  await person.look('connections-missing', /^Your connections$/);
+  await person.press('Connect all 2 that are missing');
+  await person.look('not-connected', /^You are not connected$/, 503);
+  await person.press('Your connections', 'link');
+  await person.look('connections-unavailable', /^Your connections$/);
+  await person.open(`${gateway.origin}/connections/files?return_to=${encodeURIComponent(uri)}`);
+  await person.look('server-unavailable', /^Your connection to files$/);
+  await person.open(`${gateway.origin}/connections/files?return_to=https://evil.example`);
+  await person.look('no-way-back', /^There is no way back to that address$/, 400);
 }
 
 /** Somebody at a keyboard. */

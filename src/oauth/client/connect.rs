@@ -298,6 +298,7 @@ fn tokens(response: TokenResponse, pending: &Pending, profile: &Profile, now: Sy
         refresh_token: response.refresh_token,
         expires_at: response.expires_in.map(|lifetime| now + lifetime),
         obtained_at: now,
+        connected_at: Some(now),
         scopes: response.scope.map_or_else(|| pending.plan.scopes.clone(), |scopes| profile.split(scopes)),
         requested_scopes: pending.plan.scopes.clone(),
         issuer: discovered.server.issuer.clone(),

@@ -2,7 +2,8 @@
 //! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out where, `register` who we
 //! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
 //! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
-//! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers, `provider` keeps the tokens that came with it.
+//! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers, `provider` keeps the tokens that came with it;
+//! `standing` says how a connection is doing.
 mod auth_method;
 pub mod authorize;
 pub mod challenged;
@@ -17,6 +18,7 @@ pub mod provider;
 pub mod refresh;
 pub mod register;
 pub mod registration;
+pub mod standing;
 #[cfg(test)]
 mod stub;
 mod tidy;

@@ -4,7 +4,7 @@
 //! there before, or was sent by it, comes because something has changed, and has it asked anew.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use dashmap::DashMap;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,9 @@ use tokio::sync::Mutex;
 use super::discover::{AuthorizationServer, DiscoverError, Discovered, Overrides, Target, discover};
 use super::probe::{Probe, probe};
 use super::refresh::{Outdated, Renewed};
+use super::standing::LastSaid;
 use super::{Connector, connection_key};
+use crate::clock::unix_seconds;
 use crate::config::{Credential, OauthCredential};
 use crate::route::{Route, Table};
 use crate::seal;
@@ -68,6 +70,8 @@ struct Said {
     count: AtomicU64,
     /// Somebody has used what it said.
     is_used: AtomicBool,
+    /// When it was asked last and did not answer, seconds since the epoch; 0: it did.
+    silent_at: AtomicU64,
 }
 
 struct Latest {
@@ -118,10 +122,29 @@ impl Connector {
         route: &Arc<Route>,
         user: &str,
     ) -> Result<Prospect, DiscoverError> {
+        self.look(route, user, false).await
+    }
+
+    /// As [`Connector::prospect`], for a user who wants to go there although what they have works. It goes on working
+    /// until something newer is there.
+    pub async fn prospect_anew(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        user: &str,
+    ) -> Result<Prospect, DiscoverError> {
+        self.look(route, user, true).await
+    }
+
+    async fn look(
+        self: &Arc<Self>,
+        route: &Arc<Route>,
+        user: &str,
+        anew: bool,
+    ) -> Result<Prospect, DiscoverError> {
         let oauth = match &route.credential {
             Credential::Oauth(oauth) => oauth,
             Credential::UpstreamInject(provider) => {
-                return Ok(self.prospect_at_provider(provider, route, user).await);
+                return Ok(self.prospect_at_provider(provider, route, user, anew).await);
             }
             Credential::None | Credential::Header { .. } => return Ok(Prospect::NotNeeded),
         };
@@ -134,7 +157,7 @@ impl Connector {
         };
         let incarnation = existing.as_ref().map(|(connection, _)| connection.incarnation.as_str());
         let challenge = self.open_challenge(&key, incarnation).await;
-        if let (None, Some((connection, tokens))) = (&challenge, &existing)
+        if let (None, Some((connection, tokens)), false) = (&challenge, &existing, anew)
             && self.is_usable(route, &key, connection, tokens).await
         {
             // A renewal may have changed them.
@@ -228,6 +251,7 @@ impl Connector {
             Upstream::Protected(Err(error)) => error.is_transient(),
             _ => false,
         };
+        said.silent_at.store(if is_outage { unix_seconds(self.clock.now()) } else { 0 }, Ordering::Release);
         let is_held =
             latest.as_ref().is_some_and(|latest| matches!(latest.upstream, Upstream::Protected(Ok(_))));
         // An outage does not take away what others can still use.
@@ -291,6 +315,22 @@ impl Connector {
     pub fn is_unexplained(&self, route: &Route) -> bool {
         let found = self.unexplained.get(&route.place).map(|at| *at);
         found.is_some_and(|at| self.clock.now() < at + DISCOVERED)
+    }
+
+    /// What the upstream of this route has said to this process of late.
+    pub(super) fn last_said(&self, route: &Route) -> LastSaid {
+        let Credential::Oauth(oauth) = &route.credential else { return LastSaid::default() };
+        let said = self.upstreams.0.get(&name_of(route, &overrides(oauth))).map(|said| Arc::clone(&said));
+        let Some(said) = said else { return LastSaid::default() };
+        let latest = said.latest.try_lock();
+        let is_open = latest.is_ok_and(|latest| {
+            latest.as_ref().is_some_and(|latest| matches!(latest.upstream, Upstream::Open))
+        });
+        let silent_at = match said.silent_at.load(Ordering::Acquire) {
+            0 => None,
+            seconds => Some(UNIX_EPOCH + Duration::from_secs(seconds)),
+        };
+        LastSaid { is_open, silent_at }
     }
 
     /// What was remembered of the upstream has led nowhere.

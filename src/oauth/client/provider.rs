@@ -51,6 +51,7 @@ impl Connector {
             refresh_token,
             expires_at: response.expires_in.map(|lifetime| now + lifetime),
             obtained_at: now,
+            connected_at: Some(now),
             scopes: response.scope.unwrap_or_else(|| scopes.clone()),
             requested_scopes: scopes,
             issuer: provider.issuer.clone(),
@@ -78,15 +79,19 @@ impl Connector {
         self.end(&key, user, &shown(provider), &provider_policy(provider), &credential).await
     }
 
-    /// Whether the user has to sign in there again, for a route that injects its tokens.
+    /// Whether the user has to sign in there again, for a route that injects its tokens; `anew`: they want to.
     pub(super) async fn prospect_at_provider(
         self: &Arc<Self>,
         provider: &IdentityProvider,
         route: &Arc<Route>,
         user: &str,
+        anew: bool,
     ) -> Prospect {
         if !provider.knows(user) {
             return Prospect::NotTheirs;
+        }
+        if anew {
+            return Prospect::SignIn(provider.name.clone());
         }
         let key = connection_key(user, route);
         let (connection, tokens) = match self.records.connection(&key).await {

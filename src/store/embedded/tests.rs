@@ -111,6 +111,7 @@ fn tokens(access: &str) -> Tokens {
         refresh_token: Some(SecretString::from(format!("refresh-{access}"))),
         expires_at: Some(clock().now() + HOUR),
         obtained_at: clock().now(),
+        connected_at: None,
         scopes: vec!["read".to_owned()],
         requested_scopes: vec!["read".to_owned(), "write".to_owned()],
         issuer: "https://as.example".to_owned(),

@@ -538,6 +538,7 @@ fn tokens(access: &str) -> Tokens {
         refresh_token: Some(format!("refresh-{access}").into()),
         expires_at: None,
         obtained_at: SystemTime::UNIX_EPOCH,
+        connected_at: None,
         scopes: Vec::new(),
         requested_scopes: Vec::new(),
         issuer: "https://as.example".to_owned(),

@@ -107,6 +107,7 @@ mod tests {
             refresh_token: Some(SecretString::from("r1")),
             expires_at: Some(now + HOUR),
             obtained_at: now,
+            connected_at: None,
             scopes: Vec::new(),
             requested_scopes: Vec::new(),
             issuer: stub.base().to_owned(),
