@@ -58,6 +58,12 @@ pub fn bearer<'a>(values: impl Iterator<Item = &'a HeaderValue>) -> Option<Beare
     best.map(|(_, bearer)| bearer)
 }
 
+/// The schemes of all challenges, as written. A stranger's text.
+pub fn schemes<'a>(values: impl Iterator<Item = &'a HeaderValue>) -> Vec<String> {
+    let read = values.filter(|value| value.len() <= VALUE_LIMIT).flat_map(read);
+    read.map(|challenge| challenge.scheme).collect()
+}
+
 const INSUFFICIENT_SCOPE: &str = "insufficient_scope";
 
 /// What an upstream's answer asks for.

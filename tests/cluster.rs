@@ -449,7 +449,9 @@ async fn sr_rs_13_a_step_up_fetched_at_one_instance_counts_at_another_before_it_
     }
     // Whatever the second one hears, it hears long after the call.
     relays[1].set(Weather::Slow(Duration::from_millis(200)));
-    client.sign_in(&mut Browser::of("alice").through(&cluster.instances[0]), "demo").await;
+    let alice = &mut Browser::of("alice").through(&cluster.instances[0]);
+    // Its user has let the client do more by that, so it is the new token that shows it.
+    let tokens = client.sign_in(alice, "demo").await;
     let echoed = cluster.call(1, &tokens).tool("echo", json!({"message": "written"})).await;
     assert_eq!(echoed.tool_text(), "written");
     assert_eq!(upstream.authorization.codes_redeemed(), 2);

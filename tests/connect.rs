@@ -1131,3 +1131,23 @@ async fn sr_t03_a_session_that_ended_meanwhile_cannot_take_the_answer() {
     assert_eq!(page.status, 403, "{}", page.text());
     assert_eq!(rig.requests_to_token_endpoint(), 0);
 }
+
+#[tokio::test]
+async fn a_thousand_first_calls_of_one_user_lead_to_one_discovery_one_registration_and_one_prompt() {
+    let mut rig = Rig::with(|upstream| upstream.set(|script| script.requires_auth = false)).await;
+    let tokens = rig.sign_in().await;
+    rig.upstream.set(|script| script.requires_auth = true);
+    let calls = futures_util::future::join_all((0..1000).map(|_| rig.whoami(&tokens))).await;
+    assert!(calls.iter().all(|answer| answer.status == 401), "all of them are led to the user");
+    let count = |rig: &Rig, path: &str| {
+        rig.upstream.requests.count(path) + rig.upstream.authorization.requests.count(path)
+    };
+    assert_eq!(count(&rig, "/register"), 0, "nothing is begun before the user is there");
+    let tokens = rig.sign_in().await;
+    for path in ["/.well-known/oauth-authorization-server", "/register", "/authorize"] {
+        assert_eq!(count(&rig, path), 1, "{path}");
+    }
+    let calls = futures_util::future::join_all((0..1000).map(|_| rig.whoami(&tokens))).await;
+    assert!(calls.iter().all(|answer| answer.status == 200));
+    assert_eq!(count(&rig, "/authorize"), 1);
+}

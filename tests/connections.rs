@@ -389,7 +389,12 @@ async fn every_state_is_told_alike_on_the_page_as_json_and_on_the_command_line()
         ("asked", "needs_sign_in", "asks for you", &["connect", "disconnect"]),
         ("connected", "connected", "Connected with your account there.", &["reconnect", "disconnect"]),
         ("ended", "needs_sign_in", "The connection is over", &["connect", "disconnect"]),
-        ("expires", "expires", "Connected with your account there until 20", &["reconnect", "disconnect"]),
+        (
+            "expires",
+            "expires",
+            "Connected with your account there. That ends at 20",
+            &["reconnect", "disconnect"],
+        ),
         ("renewal", "unavailable", "not usable just now", &["reconnect", "disconnect"]),
         ("silent", "unavailable", "did not answer", &["connect"]),
     ];

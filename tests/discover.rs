@@ -680,3 +680,20 @@ async fn sr_t22_no_redirect_is_followed() {
     }
     visit.gateway.output.assert_no_secret();
 }
+
+#[tokio::test]
+async fn sr_t60_no_proxy_of_the_environment_sees_a_request() {
+    let upstream = Upstream::start().await;
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    proxy.set_nonblocking(true).unwrap();
+    let url = format!("http://{}", proxy.local_addr().unwrap());
+    let mut builder = Gateway::builder().route(Route::oauth("demo", &upstream));
+    for name in ["HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"] {
+        builder = builder.env(name, &url);
+    }
+    let mut visit = Visit::to(builder).await;
+    visit.connects("demo").await;
+    upstream.refuse_current_tokens();
+    visit.connects("demo").await;
+    assert_eq!(proxy.accept().unwrap_err().kind(), std::io::ErrorKind::WouldBlock, "nobody came by");
+}

@@ -34,7 +34,7 @@ pub fn words(state: State) -> String {
         State::Connected => "Connected with your account there.",
         State::Expires(end) => {
             return format!(
-                "Connected with your account there until {}. Then you have to connect again, or now.",
+                "Connected with your account there. That ends at {}: connect again then, or now.",
                 minute(end)
             );
         }
@@ -68,6 +68,6 @@ mod tests {
     #[test]
     fn the_end_of_a_connection_is_said_to_the_minute() {
         let said = words(State::Expires(UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
-        assert!(said.contains("until 2023-11-14 22:13 UTC."), "{said}");
+        assert!(said.contains("ends at 2023-11-14 22:13 UTC:"), "{said}");
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: one function per command, exit codes that scripts can rely on.
 mod agent;
 mod demo;
+mod doctor;
 mod kept;
 
 use std::io::Write;
@@ -20,6 +21,20 @@ pub use agent::ROUTE as AGENT_ROUTE;
 
 /// A bad configuration (`EX_CONFIG` of sysexits.h).
 const BAD_CONFIG: u8 = 78;
+
+/// What `doctor --json` prints.
+const DOCTOR_JSON: &str = "\
+JSON: {route, steps, verdict}
+  steps    list of {step, request?, response?, facts?, decision, why, fix?}
+    step      route, address, probe, resource_metadata, server_metadata, authorization_server,
+              token_endpoint, identity, registration_endpoint or registration
+    request   {method, url}
+    response  {status or error, content_type?, length?, milliseconds,
+               www_authenticate?: {schemes, scope?, resource_metadata?, error?}}
+    facts     names and values: what was configured, published or chosen
+    decision, why, fix   text
+  verdict  {ok, summary, fixes}: ok as in the exit code; fixes: those of all steps, in order
+Nothing in it is secret; what strangers have written is cut to one short line of visible ASCII.";
 
 /// MCP gateway: clients sign in once, each user's own token reaches every MCP server behind it.
 #[derive(Parser)]
@@ -62,6 +77,24 @@ enum Command {
         /// Also a program without people: it gets a service account and calls a tool with it.
         #[arg(long)]
         agent: bool,
+    },
+    /// Walk the way to an upstream's authorization as the gateway would, and say where it ends, why, and what to change.
+    ///
+    /// Needs no running gateway and no store; changes nothing. Exit code 0 when an authorization could begin or none is
+    /// needed, 1 when not.
+    #[command(after_long_help = DOCTOR_JSON)]
+    Doctor {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// The name of the route.
+        route: String,
+        /// Where Postern would register, register for real, and delete that again where it can be done (RFC 7592).
+        #[arg(long)]
+        register: bool,
+        /// Print one JSON object; `--help` describes it.
+        #[arg(long)]
+        json: bool,
     },
     /// Keys.
     #[command(subcommand)]
@@ -221,6 +254,9 @@ pub fn main() -> ExitCode {
         Command::Reload { config } => with_config(&config, |config| kept::reload(&config)),
         Command::Schema => println(&serde_json::to_string_pretty(&config::schema()).unwrap_or_default()),
         Command::Demo { config, agent } => demo::demo(config.as_deref(), agent),
+        Command::Doctor { config, route, register, json } => {
+            with_config(&config, |config| doctor::doctor(&config, &route, register, json))
+        }
         Command::Keys(Keys::Generate) => match seal::generate() {
             Ok(key) => println(key.expose_secret()),
             Err(error) => failed(&error.to_string()),

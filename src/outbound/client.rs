@@ -21,6 +21,7 @@ use url::{Host, Url};
 use super::Error;
 use super::address::{AddressPolicy, Class, classify};
 use super::message::{Request, Response};
+use super::watch::Watch;
 
 const RESOLVE_LIMIT: Duration = Duration::from_secs(3);
 /// A name with more answers than this is tried at the first ones only; all are judged.
@@ -29,6 +30,8 @@ const ADDRESSES_TRIED: usize = 16;
 const AT_THE_DOOR: Duration = Duration::from_millis(500);
 /// Longer than any honest URL, shorter than what servers refuse.
 const URL_LIMIT: usize = 8 * 1024;
+/// Of a stranger's text in an error.
+const REASON_LIMIT: usize = 200;
 const HEADER_LIST_LIMIT: u32 = 64 * 1024;
 const USER_AGENT: &str = concat!("postern/", env!("CARGO_PKG_VERSION"));
 
@@ -56,6 +59,7 @@ pub enum SetupError {
 #[derive(Clone)]
 pub struct Outbound {
     shared: Arc<Shared>,
+    pub(super) watch: Option<Watch>,
 }
 
 struct Shared {
@@ -103,7 +107,7 @@ impl Outbound {
             .with_root_certificates(store)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self { shared: Arc::new(Shared { tls, roots, forbidden: settings.forbidden }) })
+        Ok(Self { shared: Arc::new(Shared { tls, roots, forbidden: settings.forbidden }), watch: None })
     }
 
     /// Every certificate that is trusted as a root: the system's and the configured ones.
@@ -115,7 +119,7 @@ impl Outbound {
     /// Refused when any single answer is not allowed: a name that mixes public and internal addresses is an
     /// attack or a mistake. The caller must connect to one of the returned addresses and not resolve again.
     pub async fn vet(&self, host: &str, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, Error> {
-        let target = || format!("{}:{port}", printable(host));
+        let target = || format!("{}:{port}", printable(host, REASON_LIMIT));
         let private = policy.allows_private(host);
         let bracketed =
             if host.contains(':') && !host.starts_with('[') { &format!("[{host}]") } else { host };
@@ -171,9 +175,8 @@ impl Outbound {
         })
     }
 
-    /// Sends one request and waits for its answer, of whatever status. See [`Error`] for what each failure says
-    /// about whether the request left.
-    pub async fn send(&self, request: Request, policy: &AddressPolicy) -> Result<Response, Error> {
+    /// What [`Outbound::send`] does, with nobody looking on.
+    pub(super) async fn exchange(&self, request: Request, policy: &AddressPolicy) -> Result<Response, Error> {
         let deadline = Instant::now() + request.limits.total;
         let Destination { url, host, port, target } = Destination::parse(&request.url, policy)?;
         let not_sent = |reason: String| Error::NotSent { target: target.clone(), reason };
@@ -317,13 +320,17 @@ fn root_cause(error: &reqwest::Error) -> String {
     while let Some(inner) = cause.source() {
         cause = inner;
     }
-    if cause.is::<reqwest::Error>() { "request failed".into() } else { printable(&cause.to_string()) }
+    if cause.is::<reqwest::Error>() {
+        "request failed".into()
+    } else {
+        printable(&cause.to_string(), REASON_LIMIT)
+    }
 }
 
-/// Certificates and host names are a stranger's text: one short line of visible ASCII.
-fn printable(text: &str) -> String {
+/// Certificates, host names and documents are a stranger's text: one line of visible ASCII, of so many characters.
+pub fn printable(text: &str, limit: usize) -> String {
     text.chars()
-        .take(200)
+        .take(limit)
         .map(|char| if char == ' ' || char.is_ascii_graphic() { char } else { '?' })
         .collect()
 }

@@ -501,3 +501,48 @@ async fn the_error_text_is_one_short_line() {
     let text = error.to_string();
     assert!(text.len() < 300 && text.bytes().all(|byte| (b' '..0x7f).contains(&byte)), "{text}");
 }
+
+#[tokio::test]
+async fn who_looks_on_sees_no_secret() {
+    let (address, _heads) = server(|stream| {
+        stream
+            .write_all(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 8\r\n\r\n\"canary\"",
+            )
+            .unwrap();
+    });
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&seen);
+    let watched = outbound().watched(Arc::new(move |sight| told.lock().unwrap().push(sight)));
+    let url = format!("http://{address}/place?canary");
+    let bearer = header::HeaderValue::from_static("Bearer canary");
+    for request in [
+        Request::get(&url),
+        Request::get(&url).header(header::AUTHORIZATION, bearer),
+        Request::post_form(&url, &[("refresh_token", "canary")]),
+    ] {
+        assert_eq!(watched.send(request, &loopback()).await.unwrap().body, "\"canary\"");
+    }
+    assert!(watched.send(Request::get("http://10.0.0.1/"), &loopback()).await.is_err());
+    watched.remark("step", "about", "taken", || "why".to_owned());
+    outbound().remark("step", "about", "taken", || unreachable!("nobody looks on"));
+    let seen = std::mem::take(&mut *seen.lock().unwrap());
+    let exchanges: Vec<_> = seen
+        .iter()
+        .map_while(|sight| match sight {
+            Sight::Exchange(exchange) => Some(exchange),
+            Sight::Remark(_) => None,
+        })
+        .collect();
+    assert_eq!(exchanges.len(), 4);
+    let bare = format!("http://{address}/place");
+    let urls: Vec<&str> = exchanges.iter().map(|exchange| exchange.url.as_str()).collect();
+    assert_eq!(urls, [&url, &bare, &bare, "http://10.0.0.1/"]);
+    let documents: Vec<bool> = exchanges
+        .iter()
+        .filter_map(|exchange| Some(exchange.outcome.as_ref().ok()?.document.is_some()))
+        .collect();
+    assert_eq!(documents, [true, false, false], "only what was asked for without proving anything");
+    assert!(matches!(exchanges[3].outcome, Err(Error::Refused { .. })));
+    assert!(matches!(&seen[4], Sight::Remark(remark) if remark.why == "why"));
+}

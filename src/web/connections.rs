@@ -51,6 +51,7 @@ pub async fn show(
     let user = &session.browser.user;
     let now = web.authority.clock.now();
     if !link.is_empty() && !link::is_for(&about.snapshot.keys, &link, user, &route.name, now) {
+        tracing::warn!(target: "audit", event = "link_refused", %user, route = %name, client_ip = about.client.map(tracing::field::display));
         return page(
             StatusCode::FORBIDDEN,
             "This link is not for you, or not any more",

@@ -69,6 +69,12 @@ impl ClientKey {
         self.key.sign("JWT", &claims).map(SecretString::from)
     }
 
+    /// One that nobody keeps, to try a registration with. `None`: no randomness.
+    pub fn fleeting(issuer: &str) -> Option<Self> {
+        let key = SigningKey::from_pkcs8(&sign::generate()?)?;
+        Some(Self { key, audience: issuer.to_owned() })
+    }
+
     /// The public half.
     pub fn public(&self) -> &Jwk {
         self.key.public()

@@ -1,6 +1,7 @@
 //! We are the client: upstream MCP servers have authorization servers of their own, and each user authorizes us
-//! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out where, `register` who we
-//! are there, `authorize` and `connect` send the user and take them back, `token` talks to the token endpoint,
+//! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out
+//! where, `register` who we are there (`ourselves`: as far as the configuration says it), `authorize` and `connect` send the
+//! user and take them back, `token` talks to the token endpoint,
 //! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
 //! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers, `provider` keeps the tokens that came with it;
 //! `standing` says how a connection is doing.
@@ -11,7 +12,8 @@ pub mod client_key;
 pub mod connect;
 pub mod discover;
 pub mod identity;
-mod manage;
+pub mod manage;
+pub mod ourselves;
 pub mod probe;
 pub mod prospect;
 pub mod provider;
@@ -34,6 +36,7 @@ use data_encoding::BASE32_NOPAD;
 use jsonwebtoken::jwk::Jwk;
 use tokio::sync::{Mutex, Semaphore, watch};
 
+use self::ourselves::Ourselves;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::outbound::Outbound;
@@ -49,10 +52,7 @@ pub struct Connector {
     pub outbound: Outbound,
     metrics: Arc<Metrics>,
     in_flight: InFlight,
-    /// Our own origin: where upstream authorization servers send users back to.
-    origin: String,
-    is_https: bool,
-    client_metadata_url: Option<String>,
+    ourselves: Ourselves,
     /// How long a registration is kept that no route needs.
     unused_registration_ttl: Duration,
     /// What upstreams have said to people who came for the first time.
@@ -88,9 +88,7 @@ impl Connector {
             outbound,
             metrics,
             in_flight,
-            origin: config.server.public_url.origin().to_owned(),
-            is_https: config.server.public_url.is_https(),
-            client_metadata_url: config.oauth_client.client_metadata_url.clone(),
+            ourselves: Ourselves::new(config),
             unused_registration_ttl: config.oauth_client.unused_registration_ttl,
             upstreams: prospect::Upstreams::default(),
             unexplained: DashMap::new(),
@@ -102,10 +100,9 @@ impl Connector {
         }
     }
 
-    /// Where the authorization server of this key sends users back to: one address per issuer, so that no issuer can
-    /// pass for another (RFC 9700 §4.4).
+    /// As [`Ourselves::redirect_uri`].
     pub fn redirect_uri(&self, issuer_key: &str) -> String {
-        format!("{}/oauth/upstream/callback/{issuer_key}", self.origin)
+        self.ourselves.redirect_uri(issuer_key)
     }
 }
 

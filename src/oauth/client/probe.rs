@@ -6,6 +6,9 @@ use crate::challenge::{self, Bearer, Judgement};
 use crate::mcp::{self, OwnRequest};
 use crate::outbound::{AddressPolicy, Outbound, Request, Response};
 
+/// In what is told to who looks on.
+const STEP: &str = "probe";
+
 /// What an upstream said.
 #[derive(Debug)]
 pub enum Probe {
@@ -20,10 +23,28 @@ pub enum Probe {
 /// Probes the MCP server at `url`. Revision 2026-07-28 first; a server that cannot read that (4xx) is asked once more
 /// in the words of 2025-11-25.
 pub async fn probe(outbound: &Outbound, url: &str, policy: &AddressPolicy) -> Probe {
-    match ask(outbound, url, policy, mcp::probe_request()).await {
-        (Probe::Open, true) => ask(outbound, url, policy, mcp::session_era_probe_request()).await.0,
+    let (probe, is_lost) = ask(outbound, url, policy, mcp::probe_request()).await;
+    let probe = match (probe, is_lost) {
+        (Probe::Open, true) => {
+            outbound.remark(STEP, url, "again", || {
+                "it cannot read a request of revision 2026-07-28, and gets one of 2025-11-25".to_owned()
+            });
+            ask(outbound, url, policy, mcp::session_era_probe_request()).await.0
+        }
         (probe, _) => probe,
+    };
+    match &probe {
+        Probe::Open => outbound.remark(STEP, url, "open", || "it answers without asking for a token".into()),
+        Probe::Challenged { bearer, .. } => outbound.remark(STEP, url, "challenged", || {
+            match bearer {
+                Some(_) => "it asks for a token",
+                None => "it asks for a token, without a Bearer challenge that can be read",
+            }
+            .to_owned()
+        }),
+        Probe::Unreachable(reason) => outbound.remark(STEP, url, "unavailable", || reason.clone()),
     }
+    probe
 }
 
 /// The verdict, and whether the server answered with a 4xx that has nothing to do with tokens.

@@ -17,6 +17,7 @@ use super::standing::LastSaid;
 use super::{Connector, connection_key};
 use crate::clock::unix_seconds;
 use crate::config::{Credential, OauthCredential};
+use crate::outbound::Outbound;
 use crate::route::{Route, Table};
 use crate::seal;
 use crate::store::record::{RecordError, Tokens};
@@ -84,7 +85,7 @@ struct Latest {
 
 /// What an upstream says without a credential.
 #[derive(Clone)]
-enum Upstream {
+pub enum Upstream {
     /// It asks for nothing.
     Open,
     /// It does not answer.
@@ -230,7 +231,7 @@ impl Connector {
     /// What the upstream of this route says. `has_asked`: it has asked for a token already, whatever it says now, and what
     /// is remembered of it is too old.
     async fn upstream(&self, route: &Route, oauth: &OauthCredential, has_asked: bool) -> Upstream {
-        let overrides = overrides(oauth);
+        let overrides = Overrides::from(oauth);
         let said = self.upstreams.of(&name_of(route, &overrides));
         let before = said.count.load(Ordering::Acquire);
         let mut latest = said.latest.lock().await;
@@ -245,7 +246,7 @@ impl Connector {
                 return known.clone();
             }
         }
-        let (answer, is_for_all) = self.ask(route, &overrides, has_asked).await;
+        let (answer, is_for_all) = ask(&self.outbound, route, &overrides, has_asked).await;
         let is_outage = match &answer {
             Upstream::Silent => true,
             Upstream::Protected(Err(error)) => error.is_transient(),
@@ -266,7 +267,7 @@ impl Connector {
     pub async fn renew_discovered(&self, routes: &Table) {
         for route in routes.iter() {
             let Credential::Oauth(oauth) = &route.credential else { continue };
-            let overrides = overrides(oauth);
+            let overrides = Overrides::from(oauth);
             let Some(said) = self.upstreams.0.get(&name_of(route, &overrides)).map(|said| Arc::clone(&said))
             else {
                 continue;
@@ -280,7 +281,7 @@ impl Connector {
             if !is_due || !said.is_used.swap(false, Ordering::AcqRel) {
                 continue;
             }
-            let (upstream, is_for_all) = self.ask(route, &overrides, false).await;
+            let (upstream, is_for_all) = ask(&self.outbound, route, &overrides, false).await;
             let latest = Latest { upstream, at: self.clock.now(), is_for_all };
             // Anything else is found out by whoever needs to know.
             if latest.is_good() {
@@ -320,7 +321,8 @@ impl Connector {
     /// What the upstream of this route has said to this process of late.
     pub(super) fn last_said(&self, route: &Route) -> LastSaid {
         let Credential::Oauth(oauth) = &route.credential else { return LastSaid::default() };
-        let said = self.upstreams.0.get(&name_of(route, &overrides(oauth))).map(|said| Arc::clone(&said));
+        let said =
+            self.upstreams.0.get(&name_of(route, &Overrides::from(oauth))).map(|said| Arc::clone(&said));
         let Some(said) = said else { return LastSaid::default() };
         let latest = said.latest.try_lock();
         let is_open = latest.is_ok_and(|latest| {
@@ -336,42 +338,34 @@ impl Connector {
     /// What was remembered of the upstream has led nowhere.
     pub(super) fn forget_upstream(&self, route: &Route) {
         if let Credential::Oauth(oauth) = &route.credential {
-            self.upstreams.0.remove(&name_of(route, &overrides(oauth)));
+            self.upstreams.0.remove(&name_of(route, &Overrides::from(oauth)));
         }
     }
+}
 
-    /// What it says, and whether it says so to everybody.
-    async fn ask(&self, route: &Route, overrides: &Overrides, has_asked: bool) -> (Upstream, bool) {
-        let (bearer, is_for_all) = match probe(&self.outbound, &route.upstream.url, &route.upstream.policy)
-            .await
-        {
-            Probe::Challenged { bearer, .. } => (bearer, true),
-            Probe::Open if has_asked => (None, false),
-            Probe::Open => return (Upstream::Open, true),
-            Probe::Unreachable(reason) => {
-                tracing::info!(target: "postern::oauth", route = %route.name, %reason, "upstream does not answer the probe");
-                return (Upstream::Silent, true);
-            }
-        };
-        let target = Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides };
-        let discovered = discover(&self.outbound, &target, bearer.as_ref()).await;
-        (Upstream::Protected(discovered.map(Arc::new)), is_for_all)
-    }
+/// What the upstream of this route says, and whether it says so to everybody.
+pub async fn ask(
+    outbound: &Outbound,
+    route: &Route,
+    overrides: &Overrides,
+    has_asked: bool,
+) -> (Upstream, bool) {
+    let (bearer, is_for_all) = match probe(outbound, &route.upstream.url, &route.upstream.policy).await {
+        Probe::Challenged { bearer, .. } => (bearer, true),
+        Probe::Open if has_asked => (None, false),
+        Probe::Open => return (Upstream::Open, true),
+        Probe::Unreachable(reason) => {
+            tracing::info!(target: "postern::oauth", route = %route.name, %reason, "upstream does not answer the probe");
+            return (Upstream::Silent, true);
+        }
+    };
+    let target = Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides };
+    let discovered = discover(outbound, &target, bearer.as_ref()).await;
+    (Upstream::Protected(discovered.map(Arc::new)), is_for_all)
 }
 
 fn name_of(route: &Route, overrides: &Overrides) -> String {
     seal::digest(&format!("{}\0{overrides:?}", route.place))
-}
-
-fn overrides(oauth: &OauthCredential) -> Overrides {
-    Overrides {
-        issuer: oauth.issuer.clone(),
-        authorization_endpoint: oauth.authorization_endpoint.clone(),
-        token_endpoint: oauth.token_endpoint.clone(),
-        resource: oauth.resource.clone(),
-        scopes: oauth.scopes.clone(),
-        profile: oauth.profile,
-    }
 }
 
 /// Whether tokens are good for something: unexpired, or renewable.

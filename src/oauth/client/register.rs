@@ -164,6 +164,20 @@ pub struct Applicant<'a> {
     pub wanted: Option<AuthMethod>,
 }
 
+/// Where a client registers, and the authentication that it asks for.
+pub fn place(
+    server: &AuthorizationServer,
+    wanted: Option<AuthMethod>,
+) -> Result<(&str, AuthMethod), RegisterError> {
+    let endpoint = server
+        .registration_endpoint
+        .as_deref()
+        .ok_or(RegisterError::Unsupported("the server has no registration endpoint"))?;
+    let asked = AuthMethod::for_new_client(server, wanted)
+        .ok_or(RegisterError::Unsupported("the server has no client authentication that we know"))?;
+    Ok((endpoint, asked))
+}
+
 /// Registers a client with one redirect URI. What the server answers counts, not what was asked for.
 pub async fn register(
     outbound: &Outbound,
@@ -172,12 +186,7 @@ pub async fn register(
     applicant: &Applicant<'_>,
     now: SystemTime,
 ) -> Result<Registration, RegisterError> {
-    let endpoint = server
-        .registration_endpoint
-        .as_deref()
-        .ok_or(RegisterError::Unsupported("the server has no registration endpoint"))?;
-    let asked = AuthMethod::for_new_client(server, applicant.wanted)
-        .ok_or(RegisterError::Unsupported("the server has no client authentication that we know"))?;
+    let (endpoint, asked) = place(server, applicant.wanted)?;
     let metadata = metadata(None, applicant, asked);
     let request =
         Request::post_json(endpoint, &metadata).map_err(|_| RegisterError::Invalid("client metadata"))?;

@@ -5,10 +5,10 @@ use std::time::{Duration, SystemTime};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
-use super::client_key::ClientKey;
 use super::discover::AuthorizationServer;
 use super::manage::deregister;
-use super::register::{Applicant, AuthMethod, RegisterError, Registration, register};
+use super::ourselves::{self, NAME};
+use super::register::{AuthMethod, RegisterError, Registration, register};
 use super::{Connector, issuer_key};
 use crate::config::{Credential, OauthCredential, TokenEndpointAuthMethod};
 use crate::route::Route;
@@ -16,7 +16,6 @@ use crate::seal;
 use crate::store::record::{RecordError, Typed};
 use crate::store::{Kind, Put};
 
-const NAME: &str = "Postern";
 /// Longer than any connection lives without a new authorization, which writes them anew.
 const REMEMBERED: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// How often a write is decided anew because somebody else was faster.
@@ -51,13 +50,7 @@ impl Connector {
         server: &AuthorizationServer,
     ) -> Result<(String, Registration), RegisterError> {
         let issuer = issuer_key(&server.issuer);
-        let redirect_uri = self.redirect_uri(&issuer);
-        let configured = match &route.credential {
-            Credential::Oauth(oauth) => {
-                oauth.client_id.as_ref().map(|id| configured(oauth, id, server, &redirect_uri))
-            }
-            _ => None,
-        };
+        let configured = self.ourselves.configured(&route.credential, server);
         // Which identity is in force here. Each one also stays under its own name, for the tokens issued to it.
         let current = match &configured {
             Some(registration) => by_id(&issuer, &registration.client_id),
@@ -127,7 +120,7 @@ impl Connector {
         configured: Option<Registration>,
     ) -> Result<(String, Registration), RegisterError> {
         let redirect_uri = self.redirect_uri(issuer);
-        let wanted = configured.or_else(|| self.by_document(server, issuer, &redirect_uri));
+        let wanted = configured.or_else(|| self.ourselves.by_document(server));
         let mut made = None;
         for _ in 0..TRIES {
             let now = self.clock.now();
@@ -145,16 +138,13 @@ impl Connector {
                 Some(registration) => registration,
                 None => {
                     let policy = &route.upstream.policy;
-                    let wanted = match &route.credential {
-                        Credential::Oauth(oauth) => oauth.token_endpoint_auth_method.map(AuthMethod::from),
-                        _ => None,
-                    };
+                    let wanted = ourselves::wanted(&route.credential);
                     let key = match AuthMethod::for_new_client(server, wanted) {
                         Some(AuthMethod::PrivateKeyJwt) => Some(self.client_key(&server.issuer).await),
                         _ => None,
                     };
                     let key = key.transpose().map_err(|_| RegisterError::Unavailable)?;
-                    let applicant = Applicant { wanted, ..self.applicant(&redirect_uri, key.as_ref()) };
+                    let applicant = self.ourselves.applicant(&redirect_uri, key.as_ref(), wanted);
                     register(&self.outbound, policy, server, &applicant, now).await?
                 }
             };
@@ -169,14 +159,6 @@ impl Connector {
             made = Some(registration);
         }
         Err(RegisterError::Unavailable)
-    }
-
-    pub(super) fn applicant<'a>(
-        &'a self,
-        redirect_uri: &'a str,
-        key: Option<&'a ClientKey>,
-    ) -> Applicant<'a> {
-        Applicant { redirect_uri, client_name: NAME, client_uri: &self.origin, key, wanted: None }
     }
 
     /// What is there, and the version to replace it by. What nobody can read any more is replaced like the rest.
@@ -213,7 +195,7 @@ impl Connector {
         }
         // An id that is a URL is our own document, which has one address per issuer.
         if client.client_id.starts_with("https://") {
-            return client.client_id != self.document_url(&issuer_key(issuer));
+            return client.client_id != self.ourselves.document_url(&issuer_key(issuer));
         }
         let current = issuer_key(issuer);
         match self.stored(&current).await {
@@ -243,7 +225,7 @@ impl Connector {
         }
         match self.issuer_of_today(route, oauth).await {
             Some(server) if server.issuer == issuer => {
-                let today = configured(oauth, &client.client_id, &server, &client.redirect_uri);
+                let Some(today) = self.ourselves.configured(&route.credential, &server) else { return false };
                 self.keep(&by_id(&issuer_key(issuer), &client.client_id), &today).await.is_ok()
             }
             _ => false,
@@ -266,40 +248,15 @@ impl Connector {
         put.map_err(|_| RegisterError::Unavailable)
     }
 
-    /// Where our own document for this issuer lies.
-    fn document_url(&self, issuer_key: &str) -> String {
-        let own = || format!("{}/oauth/client/{issuer_key}.json", self.origin);
-        self.client_metadata_url.clone().unwrap_or_else(own)
-    }
-
-    /// By Client ID Metadata Document, where the server takes them and ours can be fetched from outside.
-    fn by_document(
-        &self,
-        server: &AuthorizationServer,
-        issuer: &str,
-        redirect_uri: &str,
-    ) -> Option<Registration> {
-        if self.client_metadata_url.is_none() && !self.is_https {
-            return None;
-        }
-        // A document that is not ours is a public client's.
-        let auth_method = match self.client_metadata_url {
-            Some(_) => AuthMethod::None,
-            None => AuthMethod::for_document(server),
-        };
-        let client_id = self.document_url(issuer);
-        server.cimd.then(|| Registration::new(client_id, None, auth_method, redirect_uri.to_owned()))
-    }
-
     /// The document for one issuer: a public client, unless that issuer takes none.
     pub async fn document(&self, issuer_key: &str) -> Result<Document, RecordError> {
-        let own_url = format!("{}/oauth/client/{issuer_key}.json", self.origin);
+        let own_url = format!("{}/oauth/client/{issuer_key}.json", self.ourselves.origin);
         let document = self.describe(own_url, vec![self.redirect_uri(issuer_key)]);
         let known = self.records.readable::<Registration>(issuer_key).await?;
         Ok(match known.map(|known| known.value.auth_method) {
             Some(method @ AuthMethod::PrivateKeyJwt) => Document {
                 token_endpoint_auth_method: method.as_str(),
-                jwks_uri: Some(format!("{}/oauth/client/{issuer_key}/jwks.json", self.origin)),
+                jwks_uri: Some(self.ourselves.keys_url(issuer_key)),
                 ..document
             },
             _ => document,
@@ -316,36 +273,22 @@ impl Connector {
             redirect_uris.filter(|uri| uri.starts_with(&upstreams)).collect();
         redirect_uris.sort();
         redirect_uris.dedup();
-        Ok(self.describe(format!("{}/oauth/client.json", self.origin), redirect_uris))
+        Ok(self.describe(format!("{}/oauth/client.json", self.ourselves.origin), redirect_uris))
     }
 
     fn describe(&self, own_url: String, redirect_uris: Vec<String>) -> Document {
         Document {
-            client_id: self.client_metadata_url.clone().unwrap_or(own_url),
+            client_id: self.ourselves.client_metadata_url.clone().unwrap_or(own_url),
             client_name: NAME,
-            client_uri: self.origin.clone(),
+            client_uri: self.ourselves.origin.clone(),
             redirect_uris,
             grant_types: ["authorization_code", "refresh_token"],
             response_types: ["code"],
             token_endpoint_auth_method: "none",
             jwks_uri: None,
-            application_type: if self.is_https { "web" } else { "native" },
+            application_type: if self.ourselves.is_https { "web" } else { "native" },
         }
     }
-}
-
-fn configured(
-    oauth: &OauthCredential,
-    client_id: &str,
-    server: &AuthorizationServer,
-    redirect_uri: &str,
-) -> Registration {
-    let auth_method = match oauth.token_endpoint_auth_method {
-        Some(method) => AuthMethod::from(method),
-        None => AuthMethod::for_configured_client(server, oauth.client_secret.is_some()),
-    };
-    let (client_id, client_secret) = (client_id.to_owned(), oauth.client_secret.clone());
-    Registration::new(client_id, client_secret, auth_method, redirect_uri.to_owned())
 }
 
 /// Whether the configuration names this issuer. Where it leaves that to discovery, it says nothing.

@@ -121,7 +121,7 @@ impl Connector {
     }
 
     async fn renew_secret(&self, key: &str, uses: &Uses, registration: Registration, now: SystemTime) {
-        let applicant = self.applicant(&registration.redirect_uri, None);
+        let applicant = self.ourselves.applicant(&registration.redirect_uri, None, None);
         let renewed = renew_secret(&self.outbound, &uses.policy(), &registration, &applicant, now).await;
         let kept = match renewed {
             Ok(renewed) => {

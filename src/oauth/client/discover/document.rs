@@ -59,28 +59,45 @@ pub(super) struct ServerMetadata {
 /// The document at `url`, or `None` where the server says in any way that there is none: a 4xx, a redirect (not
 /// followed), a page that is not JSON, or not this document. An outage is an error, because the place behind it must not
 /// be skipped.
+///
+/// Who looks on is told of what is none; what is one is for the caller to judge.
 pub(super) async fn fetch<T: DeserializeOwned>(
     outbound: &Outbound,
     policy: &AddressPolicy,
+    step: &'static str,
     url: &str,
 ) -> Result<Option<T>, DiscoverError> {
     let mut request = Request::get(url);
     request.limits.total = FETCH_TIME;
-    let response = outbound.send(request, policy).await.map_err(|error| match error {
+    let response = outbound.send(request, policy).await;
+    let response = response.inspect_err(|error| outbound.remark_failure(step, url, error));
+    let response = response.map_err(|error| match error {
         outbound::Error::Refused { .. } => DiscoverError::Refused,
         outbound::Error::NotSent { .. } | outbound::Error::Unknown { .. } => DiscoverError::Unavailable,
         outbound::Error::TooLarge { .. } => DiscoverError::Invalid("document too large"),
         outbound::Error::Invalid { .. } => DiscoverError::Invalid("not a usable answer"),
     })?;
-    if response.status.is_server_error() || response.status == StatusCode::TOO_MANY_REQUESTS {
+    let status = response.status;
+    if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        outbound.remark(step, url, "unavailable", || {
+            format!("status {} is an outage, and nobody knows what is behind it", status.as_u16())
+        });
         return Err(DiscoverError::Unavailable);
     }
-    if response.status != StatusCode::OK || !response.is_json() {
+    if status != StatusCode::OK || !response.is_json() {
+        outbound.remark(step, url, "absent", || match status {
+            StatusCode::OK => "the answer does not say that it is json".to_owned(),
+            _ if status.is_redirection() => {
+                format!("status {}, and redirects are not followed", status.as_u16())
+            }
+            _ => format!("status {}: there is no document", status.as_u16()),
+        });
         return Ok(None);
     }
     Ok(serde_json::from_slice(&response.body)
-        .inspect_err(
-            |_| tracing::info!(target: "postern::oauth", url, "not the expected document, looking further"),
-        )
+        .inspect_err(|error| {
+            tracing::info!(target: "postern::oauth", url, "not the expected document, looking further");
+            outbound.remark(step, url, "absent", || format!("not the expected document: {error}"));
+        })
         .ok())
 }

@@ -22,13 +22,18 @@ use self::scope::wanted_scopes;
 pub use self::server::AuthorizationServer;
 use self::server::{belong_together, checked_server, configured_server};
 use crate::challenge::Bearer;
-use crate::config::Profile;
+use crate::config::{OauthCredential, Profile};
 use crate::outbound::{AddressPolicy, Outbound};
 
 /// For the whole walk; a slow-dripping server costs a user this much at most.
 const TOTAL_TIME: Duration = Duration::from_secs(10);
 /// Of a list of authorization servers so many are tried.
 const MOST_SERVERS: usize = 3;
+
+/// The steps, in what is told to who looks on.
+const RESOURCE: &str = "resource_metadata";
+const METADATA: &str = "server_metadata";
+const SERVER: &str = "authorization_server";
 
 /// The server whose authorization server is looked for.
 #[derive(Clone, Copy)]
@@ -52,6 +57,19 @@ pub struct Overrides {
     pub scopes: Option<Vec<String>>,
     /// `None`: by the issuer.
     pub profile: Option<&'static Profile>,
+}
+
+impl From<&OauthCredential> for Overrides {
+    fn from(oauth: &OauthCredential) -> Self {
+        Self {
+            issuer: oauth.issuer.clone(),
+            authorization_endpoint: oauth.authorization_endpoint.clone(),
+            token_endpoint: oauth.token_endpoint.clone(),
+            resource: oauth.resource.clone(),
+            scopes: oauth.scopes.clone(),
+            profile: oauth.profile,
+        }
+    }
 }
 
 impl Overrides {
@@ -107,9 +125,11 @@ pub async fn discover(
     target: &Target<'_>,
     challenge: Option<&Bearer>,
 ) -> Result<Discovered, DiscoverError> {
-    tokio::time::timeout(TOTAL_TIME, walk(outbound, target, challenge))
-        .await
-        .unwrap_or(Err(DiscoverError::Unavailable))
+    tokio::time::timeout(TOTAL_TIME, walk(outbound, target, challenge)).await.unwrap_or_else(|_| {
+        let seconds = TOTAL_TIME.as_secs();
+        outbound.remark(SERVER, target.url, "unavailable", || format!("not found within {seconds} seconds"));
+        Err(DiscoverError::Unavailable)
+    })
 }
 
 async fn walk(
@@ -129,7 +149,12 @@ async fn walk(
         (Some(issuer), listed) if listed.contains(issuer) => {
             published_server(outbound, target, issuer).await?
         }
-        (Some(_), _) => return Err(DiscoverError::IssuerNotListed),
+        (Some(issuer), listed) => {
+            outbound.remark(SERVER, issuer, "refused", || {
+                format!("the resource metadata list {}", listed.join(", "))
+            });
+            return Err(DiscoverError::IssuerNotListed);
+        }
         (None, []) => origin_server(outbound, target, &upstream).await?,
         (None, listed) => first_usable(outbound, target, listed).await?,
     };
@@ -143,19 +168,30 @@ async fn resource_metadata(
     upstream: &Url,
     challenge: Option<&Bearer>,
 ) -> Result<Option<ResourceMetadata>, DiscoverError> {
-    let hint = challenge
-        .and_then(|bearer| bearer.resource_metadata.clone())
-        .filter(|hint| check::may_follow(hint, upstream, target.policy));
+    let hint = challenge.and_then(|bearer| bearer.resource_metadata.clone()).filter(|hint| {
+        let may_follow = check::may_follow(hint, upstream, target.policy);
+        if !may_follow {
+            outbound.remark(RESOURCE, hint, "not_followed", || {
+                "the challenge leads to another host than the upstream's, or to what is no plain url".into()
+            });
+        }
+        may_follow
+    });
     let well_known = check::resource_metadata_urls(upstream);
     // A hint that names a well-known place is not asked twice.
     let places = hint.iter().chain(well_known.iter().filter(|url| Some(*url) != hint.as_ref()));
     // An outage where the challenge leads may hide what the well-known places do not have.
     let mut lost = None;
     for place in places {
-        let found = match fetch::<ResourceMetadata>(outbound, target.policy, place).await {
+        let found = match fetch::<ResourceMetadata>(outbound, target.policy, RESOURCE, place).await {
             Ok(Some(found)) if target.overrides.issuer.is_some() || found.names_servers() => found,
             // A document that names no authorization server is of no use, unless the operator does.
-            Ok(_) => continue,
+            Ok(found) => {
+                if found.is_some() {
+                    outbound.remark(RESOURCE, place, "skipped", || "it names no authorization server".into());
+                }
+                continue;
+            }
             // What came of a hint is not worth more than the hint: the well-known places are there all the same.
             Err(error) if Some(place) == hint.as_ref() => {
                 lost = error.is_transient().then_some(error);
@@ -165,8 +201,12 @@ async fn resource_metadata(
         };
         let configured = target.overrides.resource.as_deref();
         if !resource_matches(&found.resource, upstream, configured) {
+            outbound.remark(RESOURCE, place, "refused", || {
+                format!("it speaks for {}, and the upstream is {}", found.resource, target.url)
+            });
             return Err(DiscoverError::ResourceMismatch);
         }
+        outbound.remark(RESOURCE, place, "taken", || format!("it speaks for {}", found.resource));
         return Ok(Some(found));
     }
     lost.map_or(Ok(None), Err)
@@ -197,9 +237,15 @@ async fn published_server(
     target: &Target<'_>,
     issuer: &str,
 ) -> Result<AuthorizationServer, DiscoverError> {
-    let url = issuer_url(issuer, target.policy)?;
-    let is_fit = |metadata: &ServerMetadata| metadata.check(target.overrides.profile_at(issuer));
-    checked_server(target, &url, issuer_metadata(outbound, target.policy, issuer, is_fit).await?)
+    let found = async {
+        let url = issuer_url(issuer, target.policy)?;
+        let is_fit = |metadata: &ServerMetadata| metadata.check(target.overrides.profile_at(issuer));
+        checked_server(target, &url, issuer_metadata(outbound, target.policy, issuer, is_fit).await?)
+    };
+    found.await.inspect_err(|error| {
+        let decision = if error.is_transient() { "unavailable" } else { "refused" };
+        outbound.remark(SERVER, issuer, decision, || error.to_string());
+    })
 }
 
 /// What an issuer says of itself (RFC 8414, OpenID Connect Discovery).
@@ -216,20 +262,34 @@ pub async fn issuer_metadata<M: IssuerMetadata>(
 ) -> Result<M, DiscoverError> {
     let mut wrong = None;
     for place in server_metadata_urls(&issuer_url(issuer, policy)?) {
-        let Some(metadata) = fetch::<M>(outbound, policy, &place).await? else {
+        let Some(metadata) = fetch::<M>(outbound, policy, METADATA, &place).await? else {
             continue;
         };
         // RFC 8414 §3.3: the very same string. Somebody else's document is not looked past.
         if metadata.issuer() != issuer {
+            outbound.remark(METADATA, &place, "refused", || {
+                format!("it names the issuer {}, and {issuer} was asked for", metadata.issuer())
+            });
             return Err(DiscoverError::IssuerMismatch);
         }
-        match check(&metadata) {
+        let checked = check(&metadata);
+        remark_check(outbound, &place, &checked);
+        match checked {
             Ok(()) => return Ok(metadata),
             // Another place may have a better one.
             Err(error) => drop(wrong.get_or_insert(error)),
         }
     }
     Err(wrong.unwrap_or(DiscoverError::Unsupported("it publishes no metadata")))
+}
+
+fn remark_check(outbound: &Outbound, place: &str, checked: &Result<(), DiscoverError>) {
+    match checked {
+        Ok(()) => {
+            outbound.remark(METADATA, place, "taken", || "it is of the issuer that was asked for".into())
+        }
+        Err(error) => outbound.remark(METADATA, place, "skipped", || error.to_string()),
+    }
 }
 
 /// Revision 2025-03-26: the MCP server's origin is its authorization server, with fixed paths where it has no
@@ -243,13 +303,18 @@ async fn origin_server(
     let url = issuer_url(&issuer, target.policy)?;
     let mut wrong = None;
     for place in server_metadata_urls(&url) {
-        let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, &place).await? else {
+        let Some(metadata) = fetch::<ServerMetadata>(outbound, target.policy, METADATA, &place).await? else {
             continue;
         };
         if check::without_slash(&metadata.issuer) != issuer {
+            outbound.remark(METADATA, &place, "refused", || {
+                format!("it names the issuer {}, and {issuer} was asked for", metadata.issuer)
+            });
             return Err(DiscoverError::IssuerMismatch);
         }
-        match metadata.check(target.overrides.profile_at(&issuer)) {
+        let checked = metadata.check(target.overrides.profile_at(&issuer));
+        remark_check(outbound, &place, &checked);
+        match checked {
             Ok(()) => return checked_server(target, &url, metadata),
             Err(error) => drop(wrong.get_or_insert(error)),
         }
@@ -257,6 +322,9 @@ async fn origin_server(
     if let Some(error) = wrong {
         return Err(error);
     }
+    outbound.remark(SERVER, &issuer, "assumed", || {
+        "nothing is published: as a server of revision 2025-03-26 it has fixed paths at its origin".into()
+    });
     let overrides = target.overrides;
     let server = AuthorizationServer {
         authorization_endpoint: overrides
