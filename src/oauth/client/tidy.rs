@@ -70,12 +70,25 @@ impl Connector {
             hosts.dedup();
             let uses = Uses { issuer: server.issuer.clone(), places, hosts, gone_since: None, not_before: 0 };
             // Whoever was faster comes by again.
-            self.records.put(&key, version, &uses, FOREVER).await.map(|_| ())
+            self.records.put(&key, version, &uses, FOREVER).await?;
+            self.leave_others(&key, &route.place).await
         };
         let noted: Result<(), RecordError> = noted.await;
         if let Err(error) = noted {
             tracing::debug!(target: "postern::oauth", %error, "who uses a registration is not noted");
         }
+    }
+
+    /// An upstream that has changed its authorization server does not need the registration at the one before.
+    async fn leave_others(&self, key: &str, place: &str) -> Result<(), RecordError> {
+        for (other, found) in self.records.scan::<Uses>().await? {
+            if other != key && found.value.places.iter().any(|known| known == place) {
+                let mut uses = found.value;
+                uses.places.retain(|known| known != place);
+                self.records.put(&other, found.version, &uses, FOREVER).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Replaces secrets that are about to end, and deletes what no route needs.
@@ -288,5 +301,21 @@ mod tests {
         let over = bench.records.get::<Registration>(&by_id(&key, "c")).await.unwrap().unwrap().value;
         assert!(!over.is_valid(bench.clock.now()) && over.client_secret.is_none());
         assert!(bench.records.scan::<Uses>().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_upstream_that_changes_its_authorization_server_leaves_the_one_before() {
+        let bench = Bench::new();
+        let (before, after) = (managed(&bench).await, managed(&bench).await);
+        let connector = Arc::new(bench.connector());
+        for stub in [&before, &after] {
+            connector.registration(&bench.route(), &by_secret(stub)).await.unwrap();
+        }
+        let table = bench.table();
+        connector.tidy_registrations(&table).await;
+        bench.clock.advance(DAY * 8);
+        connector.tidy_registrations(&table).await;
+        let deleted = |stub: &Stub| stub.seen().iter().filter(|seen| seen.method == "DELETE").count();
+        assert_eq!((deleted(&before), deleted(&after)), (1, 0));
     }
 }

@@ -251,7 +251,7 @@ pub async fn prepare(
         .ok_or(Refused::Page("This MCP server is gone."))?
         .clone();
     let prospect = authority.connector.prospect(&route, &browser.user).await.map_err(|error| {
-        tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared");
+        tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared: `postern doctor` with this route says why and what to write");
         refuse(match error.is_transient() {
             true => Refusal::unavailable("the MCP server's authorization server does not answer, try again"),
             false => Refusal::server_error("the MCP server's authorization server cannot be used"),

@@ -85,7 +85,7 @@ pub async fn decide(
             Ok(issue(authority, snapshot, request, &browser.user, flow.scopes).await)
         }
         Err(error) => {
-            tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot begin");
+            tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot begin: `postern doctor` with this route says why and what to write");
             Ok(refused(snapshot, &request, connect_refusal(&error)))
         }
     }
