@@ -39,7 +39,7 @@ pub enum Failure {
     Malformed(&'static str),
     /// The user has to authorize at the upstream; the client gets there by authorizing again.
     #[error("the user has to authorize at the upstream")]
-    NeedsUser { page: Page },
+    NeedsUser { page: Option<Page> },
     /// As that, and the client leads them to the page.
     #[error("the user has to connect to this server first")]
     Elicit { call: Elicitable, page: Page },
@@ -96,11 +96,18 @@ pub struct Page {
     plain: String,
     /// For one person: names the elicitation as well.
     link: String,
+    /// Whose calls need it.
+    grant: String,
 }
 
 impl Page {
-    pub fn new(plain: String, link: Option<String>) -> Self {
-        Self { plain, link: link.unwrap_or_default() }
+    pub fn new(plain: String, link: Option<String>, grant: &str) -> Self {
+        Self { plain, link: link.unwrap_or_default(), grant: grant.to_owned() }
+    }
+
+    /// The grant whose calls need the user.
+    pub fn grant(&self) -> &str {
+        &self.grant
     }
 }
 
@@ -108,7 +115,8 @@ impl Failure {
     /// Where the user can do something about it.
     pub fn page(&self) -> Option<&Page> {
         match self {
-            Self::NeedsUser { page } | Self::NeedsPage { page } | Self::Elicit { page, .. } => Some(page),
+            Self::NeedsUser { page } => page.as_ref(),
+            Self::NeedsPage { page } | Self::Elicit { page, .. } => Some(page),
             _ => None,
         }
     }
@@ -167,7 +175,7 @@ fn body(failure: &Failure, code: &str) -> String {
     let text = failure.to_string();
     match failure {
         Failure::Elicit { call, page } => {
-            let Page { plain, link } = page;
+            let Page { plain, link, .. } = page;
             call.answer(&format!("{plain}?for={link}"), link.get(..32).unwrap_or(link), &text)
         }
         Failure::HeaderMismatch { id } => {

@@ -17,6 +17,7 @@ use support::upstream::Upstream;
 struct Rig {
     upstream: Upstream,
     gateway: Gateway,
+    client: Client,
     browser: Browser,
     tokens: Tokens,
 }
@@ -34,7 +35,7 @@ impl Rig {
         let client = Client::register(&gateway).await;
         let mut browser = Browser::new();
         let tokens = client.sign_in(&mut browser, "demo").await;
-        Rig { upstream, gateway, browser, tokens }
+        Rig { upstream, gateway, client, browser, tokens }
     }
 
     fn request(&self) -> McpRequest {
@@ -161,6 +162,8 @@ async fn the_page_lets_its_own_user_connect_and_the_call_goes_through() {
     assert_eq!(whoami(&request).await.status, 200);
     rig.lose_connection();
     let url = elicitation_of_2025(&whoami(&request).await);
+    // Nobody has to sign in at the client for it, however long it takes.
+    rig.client.refresh(&rig.tokens.refresh_token).await.tokens();
     // Somebody else is told that it is none of their business, and so is whoever changes it.
     let mut bob = Browser::of("bob");
     let login = bob.go(&url).await.page();
@@ -182,4 +185,19 @@ async fn the_page_lets_its_own_user_connect_and_the_call_goes_through() {
     assert_eq!(rig.upstream.authorization.requests.count("/authorize"), trips + 1);
     let answer = whoami(&request).await;
     assert_eq!(answer.tool_text(), "upstream-user", "the same session and the same token");
+}
+
+#[tokio::test]
+async fn whoever_was_never_there_goes_by_way_of_their_client() {
+    // It would have to be let in for the connection all the same.
+    let upstream = Upstream::open().await;
+    upstream.set(|script| script.sessions = true);
+    let gateway = Gateway::before(&upstream).await;
+    let client = Client::register(&gateway).await;
+    let mut browser = Browser::new();
+    let tokens = client.sign_in(&mut browser, "demo").await;
+    let rig = Rig { upstream, gateway, client, browser, tokens };
+    let request = rig.in_session(urls()).await;
+    rig.upstream.set(|script| script.requires_auth = true);
+    assert_eq!(request.tool("whoami", json!({})).await.status, 401);
 }

@@ -113,9 +113,13 @@ impl Gateway {
     }
 
     /// A person is sent to the upstream's authorization server; a program can be sent nowhere.
-    pub(super) fn needs_user(&self, caller: &Caller, route: &Route) -> Failure {
+    /// `is_known`: they have been there before. Whoever has not has to let their client use what comes of it, so that it is the
+    /// client's authorization that leads there and the page would be one trip more.
+    pub(super) fn needs_user(&self, caller: &Caller, route: &Route, is_known: bool) -> Failure {
         match caller.reach() {
-            Reach::Authorization => Failure::NeedsUser { page: self.page_of(caller, route) },
+            Reach::Authorization => {
+                Failure::NeedsUser { page: is_known.then(|| self.page_of(caller, route)) }
+            }
             Reach::Page => Failure::NeedsPage { page: self.page_of(caller, route) },
             Reach::Nobody => Failure::NeedsConnection,
         }
@@ -165,9 +169,10 @@ impl Gateway {
                     return Err(Failure::UpstreamInsists);
                 }
                 // Told once more, the client may answer with a refresh: then that has to fail.
-                let incarnation = incarnation.map(|incarnation| incarnation.to_string());
+                let (is_known, incarnation) =
+                    (incarnation.is_some(), incarnation.map(|name| name.to_string()));
                 self.remember_challenge(caller, route, Challenge::new(Vec::new(), incarnation)).await;
-                Err(self.needs_user(caller, route))
+                Err(self.needs_user(caller, route, is_known))
             }
         }
     }

@@ -26,7 +26,7 @@ impl Gateway {
         let now = self.authority.clock.now();
         let link = caller.user().and_then(|user| link::seal(&snapshot.keys, user, &route.name, now));
         let plain = format!("{}/connections/{}", snapshot.issuer(), route.name);
-        Page::new(plain, link)
+        Page::new(plain, link, caller.grant())
     }
 
     /// Answers a request that does not get as far as its upstream.
@@ -39,7 +39,10 @@ impl Gateway {
         let failure = match failure.page().is_some() && local::is_small(session) {
             true => {
                 let body = read(session).await;
-                elicited(failure, body.as_deref(), &session.req_header().headers, ctx.elicitation)
+                let failure =
+                    elicited(failure, body.as_deref(), &session.req_header().headers, ctx.elicitation);
+                self.let_refresh(&failure).await;
+                failure
             }
             false => failure,
         };
@@ -49,10 +52,20 @@ impl Gateway {
     }
 
     /// The same for one that was on its way: what was sent is still here, unless it was too long.
-    pub(super) fn elicited(&self, failure: Failure, session: &Session, ctx: &Context) -> Failure {
+    pub(super) async fn elicited(&self, failure: Failure, session: &Session, ctx: &Context) -> Failure {
         let sent = failure.page().and_then(|_| session.as_ref().get_retry_buffer());
         let complete = sent.filter(|_| !session.as_ref().retry_buffer_truncated());
-        elicited(failure, complete.as_deref(), &session.req_header().headers, ctx.elicitation)
+        let headers = &session.req_header().headers;
+        let failure = elicited(failure, complete.as_deref(), headers, ctx.elicitation);
+        self.let_refresh(&failure).await;
+        failure
+    }
+
+    /// Who is led to a page need not be brought by a refresh that fails, and would lose their tokens over it.
+    async fn let_refresh(&self, failure: &Failure) {
+        if let Failure::Elicit { page, .. } = failure {
+            self.authority.connector.answered_by_page(page.grant()).await;
+        }
     }
 }
 

@@ -250,7 +250,7 @@ impl ProxyHttp for Gateway {
             Consequence::Again(error) => return Err(error),
             Consequence::Instead(failure) => failure,
         };
-        let failure = self.elicited(failure, session, ctx);
+        let failure = self.elicited(failure, session, ctx).await;
         // Nothing is sent before the upstream's body has ended, so a body of unknown length is not waited for; where there is
         // none, there is no place for ours either.
         let has_no_place = ctx.header_only && matches!(failure, Failure::Elicit { .. });

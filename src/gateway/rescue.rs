@@ -41,7 +41,7 @@ impl Gateway {
             ctx.reason = "client_gone";
             return FailToProxy { error_code: 0, can_reuse_downstream: false };
         };
-        let failure = self.elicited(failure, session, ctx);
+        let failure = self.elicited(failure, session, ctx).await;
         let route = ctx.route.clone();
         let reply = self.reply(&failure, route.as_deref(), session, ctx);
         let error_code = reply.status.as_u16();

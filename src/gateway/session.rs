@@ -56,7 +56,8 @@ struct Sealed<'a> {
     #[serde(borrow)]
     r: Cow<'a, str>,
     p: Option<SocketAddr>,
-    e: bool,
+    #[serde(default)]
+    u: bool,
 }
 
 impl Session {
@@ -83,7 +84,7 @@ impl Session {
         }
         let mut upstream = HeaderValue::from_str(&read.i).map_err(|_| NoSession)?;
         upstream.set_sensitive(true);
-        Ok(Some(Self { ours: ours.clone(), upstream, peer: read.p, elicitation: read.e }))
+        Ok(Some(Self { ours: ours.clone(), upstream, peer: read.p, elicitation: read.u }))
     }
 
     /// What the upstream gets as its session id.
@@ -110,7 +111,7 @@ impl Session {
             c: caller.client().into(),
             r: route.name.as_str().into(),
             p: *peer,
-            e: *elicitation,
+            u: *elicitation,
         };
         let text = keys.wrap(CONTEXT, &serde_json::to_vec(&sealed).ok()?, now)?;
         let mut ours = HeaderValue::try_from(format!("{PREFIX}{text}")).ok()?;

@@ -84,7 +84,7 @@ impl Gateway {
                     let challenge = Challenge::new(scopes, incarnation_of(connection));
                     self.remember_challenge(&target.caller, &target.route, challenge).await;
                 }
-                Consequence::Instead(self.needs_user(&target.caller, &target.route))
+                Consequence::Instead(self.needs_user(&target.caller, &target.route, !anonymous))
             }
             Verdict::StepUp { scopes } => {
                 let connection = target.credential.source.connection();
@@ -96,7 +96,7 @@ impl Gateway {
                 let challenge = Challenge::step_up(scopes.clone(), incarnation_of(connection));
                 self.remember_challenge(&target.caller, &target.route, challenge).await;
                 if target.caller.reach() == Reach::Page {
-                    return Consequence::Instead(self.needs_user(&target.caller, &target.route));
+                    return Consequence::Instead(self.needs_user(&target.caller, &target.route, true));
                 }
                 Consequence::Instead(Failure::StepUp { scopes: target.caller.scopes_and(&scopes) })
             }

@@ -204,6 +204,18 @@ impl Connector {
         }
     }
 
+    /// The user of this grant is led to a page: its refresh need not bring them.
+    pub async fn answered_by_page(&self, grant: &str) {
+        let key = of_grant(grant);
+        let closed = match self.records.get::<Challenge>(&key).await {
+            Ok(Some(open)) if !open.value.settled => self.close(&key, open).await.map(|_| ()),
+            found => found.map(|_| ()),
+        };
+        if let Err(error) = closed {
+            tracing::debug!(target: "postern::oauth", %error, "a challenge that a page answers stays until it expires");
+        }
+    }
+
     /// Whether a refresh of `grant` should fail so that its client brings the user: true once per challenge that
     /// nobody has settled since. `granted`: the scopes that a refresh can bring; where that is all that was lacking, it does.
     pub async fn wants_user(

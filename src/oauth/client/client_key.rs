@@ -31,6 +31,13 @@ pub struct ClientKey {
     audience: String,
 }
 
+/// Our public keys as they were last looked up.
+#[derive(Default)]
+pub(super) struct Published {
+    keys: Option<Vec<Jwk>>,
+    asked: Option<SystemTime>,
+}
+
 /// As kept: PKCS#8 in base64url (store record).
 #[derive(Serialize, Deserialize)]
 struct Kept {
@@ -134,19 +141,16 @@ impl Connector {
 
     /// Those of all issuers. Anybody may ask, so the store is asked now and then only; while it does not answer, what was
     /// known is said, if anything was.
-    pub async fn all_client_keys(&self) -> Result<Vec<Jwk>, RecordError> {
+    pub async fn all_client_keys(&self) -> Option<Vec<Jwk>> {
         let now = self.clock.now();
         let mut published = self.published_keys.lock().await;
-        if let Some((keys, _)) = published.as_ref().filter(|(_, at)| now < *at + PUBLISHED) {
-            return Ok(keys.clone());
-        }
-        match self.client_keys(None).await {
-            Ok(keys) => {
-                *published = Some((keys.clone(), now));
-                Ok(keys)
+        if !published.asked.is_some_and(|at| now < at + PUBLISHED) {
+            published.asked = Some(now);
+            if let Ok(keys) = self.client_keys(None).await {
+                published.keys = Some(keys);
             }
-            Err(error) => published.as_ref().map(|(keys, _)| keys.clone()).ok_or(error),
         }
+        published.keys.clone()
     }
 
     /// The public keys that one issuer, or all of them, verify our assertions with (RFC 7517 §5).

@@ -65,8 +65,11 @@ pub async fn deregister(outbound: &Outbound, policy: &AddressPolicy, management:
     let Ok(bearer) = management.bearer() else { return false };
     let request = Request::new(Method::DELETE, &management.uri).header(header::AUTHORIZATION, bearer);
     match outbound.send(request, policy).await {
-        // A token that counts no more is that of a registration that is gone already.
-        Ok(response) => response.status.is_success() || matches!(response.status.as_u16(), 401 | 404),
+        // Who says no will say so again: the registration is gone already, or is not to be deleted. A 429 is no such answer.
+        Ok(response) => {
+            let status = response.status;
+            status.is_success() || status.is_client_error() && !matches!(status.as_u16(), 408 | 429)
+        }
         Err(_) => false,
     }
 }

@@ -33,7 +33,6 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use data_encoding::BASE32_NOPAD;
-use jsonwebtoken::jwk::Jwk;
 use tokio::sync::{Mutex, Semaphore, watch};
 
 use self::ourselves::Ourselves;
@@ -60,7 +59,7 @@ pub struct Connector {
     /// Upstreams that ask for tokens nobody gives, by place, and since when that is known.
     unexplained: DashMap<String, SystemTime>,
     /// Our public keys as they were last published.
-    published_keys: Mutex<Option<(Vec<Jwk>, SystemTime)>>,
+    published_keys: Mutex<client_key::Published>,
     /// One registration at a time per identity wanted at an issuer.
     registering: turn::Turns,
     /// Grants of which this process knows that no upstream challenge is open, with the connection that serves them.

@@ -309,12 +309,15 @@ impl Connector {
         if self.unexplained.len() > UPSTREAMS {
             self.unexplained.clear();
         }
-        self.unexplained.insert(route.place.clone(), self.clock.now());
+        self.unexplained.insert(unexplained_at(route), self.clock.now());
     }
 
     /// Whether that was found out of late.
     pub fn is_unexplained(&self, route: &Route) -> bool {
-        let found = self.unexplained.get(&route.place).map(|at| *at);
+        if self.unexplained.is_empty() {
+            return false;
+        }
+        let found = self.unexplained.get(&unexplained_at(route)).map(|at| *at);
         found.is_some_and(|at| self.clock.now() < at + DISCOVERED)
     }
 
@@ -362,6 +365,14 @@ pub async fn ask(
     let target = Target { url: &route.upstream.url, policy: &route.upstream.policy, overrides };
     let discovered = discover(outbound, &target, bearer.as_ref()).await;
     (Upstream::Protected(discovered.map(Arc::new)), is_for_all)
+}
+
+/// The route as it is configured: once it is mended, nothing is remembered of it.
+fn unexplained_at(route: &Route) -> String {
+    match &route.credential {
+        Credential::Oauth(oauth) => name_of(route, &Overrides::from(oauth)),
+        _ => route.place.clone(),
+    }
 }
 
 fn name_of(route: &Route, overrides: &Overrides) -> String {

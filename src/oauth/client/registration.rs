@@ -199,7 +199,7 @@ impl Connector {
         }
         let current = issuer_key(issuer);
         match self.stored(&current).await {
-            Ok((Some(known), _)) if known.client_id == client.client_id => {
+            Ok((Some(known), _)) if known.is_same_client(client) => {
                 tracing::warn!(target: "audit", event = "registration_lost", issuer, client_id = %client.client_id);
                 self.records.remove::<Registration>(&current).await.is_ok()
             }
@@ -208,14 +208,18 @@ impl Connector {
         }
     }
 
-    /// Where the configuration has another secret for this client by now and leaves the issuer to discovery: whether the route
-    /// still leads to this one, which then gets to see it.
+    /// Whether there is another secret for this client by now, or may be in a moment. Where the configuration has one and leaves
+    /// the issuer to discovery, the route has to lead to this one still, which then gets to see it.
     pub(super) async fn has_secret_of_today(
         &self,
         route: &Route,
         issuer: &str,
         client: &Registration,
     ) -> bool {
+        // Another instance has got another one meanwhile, or is about to.
+        if self.is_renewing(issuer).await {
+            return true;
+        }
         let Credential::Oauth(oauth) = &route.credential else { return false };
         let is_same = oauth.client_id.as_ref() == Some(&client.client_id);
         let text =
@@ -224,6 +228,8 @@ impl Connector {
             return false;
         }
         match self.issuer_of_today(route, oauth).await {
+            // Nobody can say whose secret it is: nothing is given up over that.
+            None => true,
             Some(server) if server.issuer == issuer => {
                 let Some(today) = self.ourselves.configured(&route.credential, &server) else { return false };
                 self.keep(&by_id(&issuer_key(issuer), &client.client_id), &today).await.is_ok()

@@ -8,15 +8,21 @@ use serde::{Deserialize, Serialize};
 
 use super::discover::AuthorizationServer;
 use super::manage::{deregister, renew_secret};
-use super::register::Registration;
+use super::register::{RegisterError, Registration};
 use super::registration::by_id;
-use super::{Connector, issuer_key};
+use super::{Connector, connection_key, issuer_key};
 use crate::clock::unix_seconds;
 use crate::outbound::AddressPolicy;
 use crate::route::{Route, Table};
 use crate::store::record::{RecordError, Typed, Versioned};
 use crate::store::{FOREVER, Kind, Put};
 
+/// How often a write is decided anew because somebody else was faster.
+const TRIES: usize = 4;
+/// An instance that has read its configuration later than this one gets to object.
+const OBJECTIONS: Duration = Duration::from_secs(15);
+/// How long a new secret is offered to a store that does not take it.
+const OFFERED: usize = 60;
 /// After a failure it is tried again so much later.
 const AGAIN: Duration = Duration::from_secs(600);
 
@@ -49,29 +55,33 @@ impl Connector {
         if registration.management.is_none() {
             return;
         }
+        let key = issuer_key(&server.issuer);
         let noted = async {
-            let key = issuer_key(&server.issuer);
-            let found = self.records.get::<Uses>(&key).await?;
-            let version = found.as_ref().map_or(0, |found| found.version);
-            let uses = found.map(|found| found.value);
-            if uses
-                .as_ref()
-                .is_some_and(|uses| uses.places.contains(&route.place) && uses.gone_since.is_none())
-            {
-                return Ok(());
+            for _ in 0..TRIES {
+                let found = self.records.get::<Uses>(&key).await?;
+                let version = found.as_ref().map_or(0, |found| found.version);
+                let uses = found.map(|found| found.value);
+                if uses
+                    .as_ref()
+                    .is_some_and(|uses| uses.places.contains(&route.place) && uses.gone_since.is_none())
+                {
+                    return Ok(());
+                }
+                let before = uses.as_ref();
+                let mut places = before.map(|uses| uses.places.clone()).unwrap_or_default();
+                let mut hosts = before.map(|uses| uses.hosts.clone()).unwrap_or_default();
+                places.retain(|place| *place != route.place);
+                places.push(route.place.clone());
+                hosts.extend(route.issuer_policy.private_hosts().map(str::to_owned));
+                hosts.sort();
+                hosts.dedup();
+                let uses =
+                    Uses { issuer: server.issuer.clone(), places, hosts, gone_since: None, not_before: 0 };
+                if self.records.put(&key, version, &uses, FOREVER).await? == Put::Stored {
+                    return self.leave_others(&key, &route.place).await;
+                }
             }
-            let before = uses.as_ref();
-            let mut places = before.map(|uses| uses.places.clone()).unwrap_or_default();
-            let mut hosts = before.map(|uses| uses.hosts.clone()).unwrap_or_default();
-            places.retain(|place| *place != route.place);
-            places.push(route.place.clone());
-            hosts.extend(route.issuer_policy.private_hosts().map(str::to_owned));
-            hosts.sort();
-            hosts.dedup();
-            let uses = Uses { issuer: server.issuer.clone(), places, hosts, gone_since: None, not_before: 0 };
-            // Whoever was faster comes by again.
-            self.records.put(&key, version, &uses, FOREVER).await?;
-            self.leave_others(&key, &route.place).await
+            Ok(())
         };
         let noted: Result<(), RecordError> = noted.await;
         if let Err(error) = noted {
@@ -105,7 +115,7 @@ impl Connector {
                 found.value.places.iter().any(|place| routes.iter().any(|route| route.place == *place));
             let tidied = match is_used {
                 true => self.keep_alive(&key, found).await,
-                false => self.retire(&key, found).await,
+                false => self.retire(&key, found, routes).await,
             };
             if let Err(error) = tidied {
                 tracing::debug!(target: "postern::oauth", %error, "a registration is not looked after just now");
@@ -138,12 +148,17 @@ impl Connector {
         let renewed = renew_secret(&self.outbound, &uses.policy(), &registration, &applicant, now).await;
         let kept = match renewed {
             Ok(renewed) => {
-                let own = by_id(key, &renewed.client_id);
-                // First for the tokens that this client was given, then for those to come.
-                match self.keep(&own, &renewed).await {
-                    Ok(()) => self.keep(key, &renewed).await,
-                    failed => failed,
+                // The one before may be worth nothing already, so this one is not given up.
+                let _under_way = self.in_flight.start();
+                let mut kept = self.keep_renewed(key, &renewed).await;
+                for _ in 0..OFFERED {
+                    if kept.is_ok() {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                    kept = self.keep_renewed(key, &renewed).await;
                 }
+                kept
             }
             failed => failed.map(|_| ()),
         };
@@ -154,11 +169,37 @@ impl Connector {
         }
     }
 
-    async fn retire(&self, key: &str, found: Versioned<Uses>) -> Result<(), RecordError> {
+    /// First for the tokens that this client was given, then for those to come.
+    async fn keep_renewed(&self, key: &str, renewed: &Registration) -> Result<(), RegisterError> {
+        self.keep(&by_id(key, &renewed.client_id), renewed).await?;
+        self.keep(key, renewed).await
+    }
+
+    /// Whether the secrets of this issuer may be about to change: then what it says about one of them is no verdict.
+    pub(super) async fn is_renewing(&self, issuer: &str) -> bool {
+        let uses = self.records.readable::<Uses>(&issuer_key(issuer)).await.ok().flatten();
+        uses.is_some_and(|uses| uses.value.is_waiting(self.clock.now()))
+    }
+
+    /// Whether a route that there is has connections whose tokens were given to this client.
+    async fn is_needed(&self, registration: &str, routes: &Table) -> Result<bool, RecordError> {
+        for (key, _) in self.records.store().scan(Kind::Connection).await? {
+            let Ok(Some((_, tokens))) = self.records.connection(&key).await else { continue };
+            let route = routes.by_name(&tokens.route);
+            let is_there = route.is_some_and(|route| connection_key(&tokens.user, route) == key);
+            if is_there && tokens.registration == registration {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    async fn retire(&self, key: &str, found: Versioned<Uses>, routes: &Table) -> Result<(), RecordError> {
         let (uses, now) = (found.value, self.clock.now());
         let gone = uses.gone_since.unwrap_or(unix_seconds(now));
-        let is_over = UNIX_EPOCH + Duration::from_secs(gone) + self.unused_registration_ttl <= now;
-        if !is_over && uses.gone_since.is_none() {
+        let wait = self.unused_registration_ttl.max(OBJECTIONS);
+        let is_over = UNIX_EPOCH + Duration::from_secs(gone) + wait <= now;
+        if uses.gone_since.is_none() {
             let uses = Uses { gone_since: Some(gone), ..uses };
             return self.records.put(key, found.version, &uses, FOREVER).await.map(|_| ());
         }
@@ -170,6 +211,11 @@ impl Connector {
             return Ok(());
         }
         let registration = self.records.readable::<Registration>(key).await?.map(|found| found.value);
+        if let Some(registration) = &registration
+            && self.is_needed(&by_id(key, &registration.client_id), routes).await?
+        {
+            return Ok(());
+        }
         if let Some(registration) = &registration
             && let Some(management) = &registration.management
             && !deregister(&self.outbound, &uses.policy(), management).await
@@ -191,7 +237,11 @@ impl Connector {
             self.records.remove::<Registration>(key).await?;
             tracing::info!(target: "audit", event = "deregistered_upstream", issuer = %uses.issuer, client_id = %registration.client_id);
         }
-        self.records.remove::<Uses>(key).await
+        // Unless somebody has come back meanwhile.
+        match self.records.get::<Uses>(key).await? {
+            Some(now) if now.version == found.version + 1 => self.records.remove::<Uses>(key).await,
+            _ => Ok(()),
+        }
     }
 }
 
