@@ -8,6 +8,7 @@ mod support;
 use serde_json::json;
 use support::browser::Browser;
 use support::client::{Client, Tokens};
+use support::gate::Gate;
 use support::gateway::{Gateway, Route};
 use support::mcp::{McpAnswer, McpRequest};
 use support::script::{Answer, McpScript, MetadataLocation, ServerMetadata};
@@ -310,4 +311,35 @@ async fn an_upstream_that_wants_a_token_of_nobody_is_its_operators_matter() {
     let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
     assert!(page.text().contains("does not say who gives one"), "{}", page.text());
     assert_eq!(rig.upstream.requests.all().len(), looked);
+}
+
+#[tokio::test]
+async fn a_late_refusal_says_nothing_of_the_token_that_is_there_by_now() {
+    let mut rig = Rig::with(|_| {}).await;
+    let tokens = rig.sign_in().await;
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    let first = std::mem::replace(&mut rig.client, Client::register(&rig.gateway).await);
+    let other = rig.sign_in().await;
+    assert_eq!(rig.whoami(&other).await.status, 200);
+    // Refused under a long body, so that a newer one is fetched for calls to come.
+    rig.upstream.refuse_current_tokens();
+    assert_eq!(rig.call(&tokens).post(&long_call()).await.status, 401);
+    eventually(PATIENCE, || async { rig.refreshes() == 1 }).await;
+    // While the next one is under way with that, it is refused and replaced as well.
+    let gate = Gate::shut();
+    rig.upstream.set(|script| script.gate = Some(gate.clone()));
+    let call = rig.call(&tokens);
+    let late = tokio::spawn(async move { call.post(&long_call()).await });
+    gate.wait_for(1, PATIENCE).await;
+    rig.upstream.set(|script| script.gate = None);
+    rig.upstream.refuse_current_tokens();
+    assert_eq!(rig.whoami(&other).await.status, 200);
+    assert_eq!(rig.refreshes(), 2);
+    rig.upstream.answer_next(Answer::InvalidToken);
+    gate.open();
+    assert_eq!(late.await.unwrap().status, 401);
+    // That client's refresh is not made to fail for it, and its next call goes through.
+    let tokens = first.refresh(&tokens.refresh_token).await.tokens();
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
+    assert_eq!(rig.visits(), 1);
 }

@@ -30,3 +30,22 @@ pub fn is_for(keys: &Keys, text: &str, user: &str, route: &str, now: SystemTime)
     let link = keys.unwrap(CONTEXT, text).and_then(|plain| serde_json::from_slice::<Link>(&plain).ok());
     link.is_some_and(|link| link.user == user && link.route == route && link.end > unix_seconds(now))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    #[test]
+    fn a_link_is_for_one_user_one_route_and_ten_minutes() {
+        let keys = Keys::new(&[[7; 32]]).unwrap();
+        let at = |seconds: u64| UNIX_EPOCH + Duration::from_secs(1_800_000_000 + seconds);
+        let link = seal(&keys, "alice", "demo", at(0)).unwrap();
+        assert!(is_for(&keys, &link, "alice", "demo", at(599)));
+        assert!(!is_for(&keys, &link, "bob", "demo", at(1)));
+        assert!(!is_for(&keys, &link, "alice", "other", at(1)));
+        assert!(!is_for(&keys, &link, "alice", "demo", at(600)));
+    }
+}

@@ -144,7 +144,7 @@ impl Connector {
     pub async fn all_client_keys(&self) -> Option<Vec<Jwk>> {
         let now = self.clock.now();
         let mut published = self.published_keys.lock().await;
-        if !published.asked.is_some_and(|at| now < at + PUBLISHED) {
+        if published.asked.is_none_or(|at| now >= at + PUBLISHED) {
             published.asked = Some(now);
             if let Ok(keys) = self.client_keys(None).await {
                 published.keys = Some(keys);

@@ -78,6 +78,11 @@ impl Visits {
         step_ups.len() < STEP_UPS && step_ups.iter().filter(is_old).count() < STEP_UPS_FOR_THE_SAME
     }
 
+    /// Later the token may just have come to its end.
+    fn may_fail_trial(&self, incarnation: &str, now: SystemTime) -> bool {
+        self.is_on_trial(incarnation, now) && self.since(now, FIRST_CALL).next().is_some()
+    }
+
     fn is_on_trial(&self, incarnation: &str, now: SystemTime) -> bool {
         self.on_trial.as_deref() == Some(incarnation) && self.since(now, WINDOW).next().is_some()
     }
@@ -96,10 +101,8 @@ impl Connector {
 
     /// The upstream refuses this connection's tokens, the last of them too. Says whether it never took one.
     pub async fn fails_trial(&self, connection: &str, incarnation: &str) -> bool {
-        // Later the token may just have come to its end.
         let (visits, now) = (self.visits(connection).await, self.clock.now());
-        let is_on_trial =
-            visits.is_on_trial(incarnation, now) && visits.since(now, FIRST_CALL).next().is_some();
+        let is_on_trial = visits.may_fail_trial(incarnation, now);
         if is_on_trial {
             self.change_visits(connection, |visits| !std::mem::replace(&mut visits.refused, true)).await;
         }
@@ -238,6 +241,7 @@ mod tests {
     #[test]
     fn a_trial_is_of_one_connection_and_ends() {
         let known = visits(&[(0, &[], None)]);
+        assert!(known.may_fail_trial("i", at(119)) && !known.may_fail_trial("i", at(120)));
         assert!(known.is_on_trial("i", at(599)));
         assert!(!known.is_on_trial("other", at(1)));
         assert!(!known.is_on_trial("i", at(600)));

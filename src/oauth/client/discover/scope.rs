@@ -54,3 +54,16 @@ pub(super) fn valid_scopes(names: impl IntoIterator<Item = String>) -> Vec<Strin
     }
     valid
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_scopes_is_bounded_in_number_and_in_length() {
+        assert_eq!(valid_scopes((0..200).map(|number| format!("s{number}"))).len(), MOST_SCOPES);
+        // A hundred bytes each, with what stands between them.
+        assert_eq!(valid_scopes((0..50).map(|number| format!("{number:0>99}"))).len(), LONGEST_SCOPES / 100);
+        assert!(valid_scopes(["x".repeat(LONGEST_SCOPES)]).is_empty());
+    }
+}

@@ -638,38 +638,6 @@ async fn capabilities_are_read() {
 }
 
 #[tokio::test]
-async fn assertions_are_offered_where_our_signature_is_taken() {
-    for (algorithms, methods) in [
-        (json!(null), &["private_key_jwt", "client_secret_post"][..]),
-        (json!(["RS256", "ES256"]), &["private_key_jwt", "client_secret_post"]),
-        (json!(["RS256", "PS256"]), &["client_secret_post"]),
-    ] {
-        let stub = with_server(json!({
-            "token_endpoint_auth_methods_supported": ["private_key_jwt", "client_secret_post"],
-            "token_endpoint_auth_signing_alg_values_supported": algorithms,
-        }))
-        .await;
-        assert_eq!(discovered(&stub).await.unwrap().server.auth_methods, methods, "{algorithms}");
-    }
-}
-
-#[tokio::test]
-async fn scopes_are_taken_as_far_as_a_token_of_ours_can_carry_them() {
-    let many: Vec<String> =
-        (0..90).map(|number| format!("https://api.example.com/auth/{number:0>30}")).collect();
-    let published = many.clone();
-    let stub = with_resource(move |base| {
-        let mut document = resource(base);
-        document["scopes_supported"] = json!(published);
-        document
-    })
-    .await;
-    let found = discovered(&stub).await.unwrap().scopes;
-    assert!(found.join(" ").len() <= 3072 && found.len() > 30, "{}", found.len());
-    assert_eq!(found, many[..found.len()], "the first of them");
-}
-
-#[tokio::test]
 async fn sr_t61_hostile_documents() {
     for (status, kind, body, expected) in [
         (200, "application/json", "x".repeat(300 * 1024), Some(DiscoverError::Invalid(""))),
@@ -708,4 +676,22 @@ async fn the_address_policy_has_the_first_word() {
     let target = Target { url: &url, policy: &AddressPolicy::public(), overrides: &Overrides::default() };
     assert_eq!(discover(&outbound(), &target, None).await, Err(DiscoverError::Refused));
     assert!(stub.seen().is_empty());
+}
+
+#[tokio::test]
+async fn our_key_is_shown_only_where_its_algorithm_is_taken() {
+    let both = ["private_key_jwt", "client_secret_post"];
+    for (algorithms, expected) in [
+        (json!(null), both.as_slice()),
+        (json!(["RS256", "ES256"]), &both),
+        (json!(["RS256", "PS256"]), &both[1..]),
+        (json!([]), &both[1..]),
+    ] {
+        let stub = with_server(json!({
+            "token_endpoint_auth_methods_supported": both,
+            "token_endpoint_auth_signing_alg_values_supported": algorithms,
+        }))
+        .await;
+        assert_eq!(discovered(&stub).await.unwrap().server.auth_methods, expected, "{algorithms}");
+    }
 }
