@@ -70,10 +70,10 @@ impl Registration {
             && secret(self) == secret(other)
     }
 
-    /// Whether three quarters of its secret's time have passed.
+    /// Whether three quarters of its secret's time have passed, and not all of it.
     pub fn is_ending(&self, now: SystemTime) -> bool {
         let (Some(from), Some(end)) = (self.registered_at, self.expires_at) else { return false };
-        end.duration_since(from).is_ok_and(|lifetime| now >= from + lifetime * 3 / 4)
+        now < end && end.duration_since(from).is_ok_and(|lifetime| now >= from + lifetime * 3 / 4)
     }
 
     /// Whether its secret still works at `now`.

@@ -217,7 +217,7 @@ impl Connector {
         client: &Registration,
     ) -> bool {
         // Another instance has got another one meanwhile, or is about to.
-        if self.is_renewing(issuer).await {
+        if self.is_secret_changing(issuer).await {
             return true;
         }
         let Credential::Oauth(oauth) = &route.credential else { return false };

@@ -23,6 +23,8 @@ const TRIES: usize = 4;
 const OBJECTIONS: Duration = Duration::from_secs(15);
 /// How long a new secret is offered to a store that does not take it.
 const OFFERED: usize = 60;
+/// Longer than it takes to get a new secret and to store it.
+const CHANGING: Duration = Duration::from_secs(90);
 /// After a failure it is tried again so much later.
 const AGAIN: Duration = Duration::from_secs(600);
 
@@ -38,6 +40,9 @@ struct Uses {
     gone_since: Option<u64>,
     /// Nothing is tried before that.
     not_before: u64,
+    /// Until then a secret may be about to change.
+    #[serde(default)]
+    changing_until: u64,
 }
 
 impl Typed for Uses {
@@ -75,8 +80,7 @@ impl Connector {
                 hosts.extend(route.issuer_policy.private_hosts().map(str::to_owned));
                 hosts.sort();
                 hosts.dedup();
-                let uses =
-                    Uses { issuer: server.issuer.clone(), places, hosts, gone_since: None, not_before: 0 };
+                let uses = Uses { places, hosts, ..Uses::of(&server.issuer) };
                 if self.records.put(&key, version, &uses, FOREVER).await? == Put::Stored {
                     return self.leave_others(&key, &route.place).await;
                 }
@@ -132,8 +136,11 @@ impl Connector {
         if due.is_none() && !is_back {
             return Ok(());
         }
-        let not_before = unix_seconds(now + AGAIN);
-        let uses = Uses { gone_since: None, not_before, ..uses };
+        let mut uses = Uses { gone_since: None, ..uses };
+        if due.is_some() {
+            (uses.not_before, uses.changing_until) =
+                (unix_seconds(now + AGAIN), unix_seconds(now + CHANGING));
+        }
         if self.records.put(key, found.version, &uses, FOREVER).await? == Put::Conflict {
             return Ok(());
         }
@@ -175,10 +182,10 @@ impl Connector {
         self.keep(key, renewed).await
     }
 
-    /// Whether the secrets of this issuer may be about to change: then what it says about one of them is no verdict.
-    pub(super) async fn is_renewing(&self, issuer: &str) -> bool {
+    /// Whether our secret at this issuer may be about to change: then what it says about the present one is no verdict.
+    pub(super) async fn is_secret_changing(&self, issuer: &str) -> bool {
         let uses = self.records.readable::<Uses>(&issuer_key(issuer)).await.ok().flatten();
-        uses.is_some_and(|uses| uses.value.is_waiting(self.clock.now()))
+        uses.is_some_and(|uses| uses.value.changing_until > unix_seconds(self.clock.now()))
     }
 
     /// Whether a route that there is has connections whose tokens were given to this client.
@@ -246,6 +253,11 @@ impl Connector {
 }
 
 impl Uses {
+    fn of(issuer: &str) -> Self {
+        let (issuer, places, hosts) = (issuer.to_owned(), Vec::new(), Vec::new());
+        Self { issuer, places, hosts, gone_since: None, not_before: 0, changing_until: 0 }
+    }
+
     fn policy(&self) -> AddressPolicy {
         AddressPolicy::allowing(self.hosts.iter().cloned())
     }
@@ -323,6 +335,23 @@ mod tests {
         }
         one.tidy_registrations(&table).await;
         assert_eq!(stub.seen().len(), 2);
+        // What the server says of the one before is no verdict for a moment, and one after that.
+        assert!(other.is_secret_changing(&server.issuer).await);
+        bench.clock.advance(CHANGING);
+        assert!(!other.is_secret_changing(&server.issuer).await);
+    }
+
+    #[tokio::test]
+    async fn a_secret_that_has_ended_is_asked_about_no_more() {
+        let bench = Bench::new();
+        let stub = managed(&bench).await;
+        let server = by_secret(&stub);
+        let (connector, table) = (bench.connector(), bench.table());
+        connector.registration(&bench.route(), &server).await.unwrap();
+        bench.clock.advance(DAY);
+        connector.tidy_registrations(&table).await;
+        assert_eq!(stub.seen().len(), 1, "the next authorization registers anew");
+        assert!(!connector.is_secret_changing(&server.issuer).await, "and whoever depends on it is told");
     }
 
     #[tokio::test]
