@@ -317,3 +317,29 @@ impl Slot {
         self.quiet.store(Some(Arc::new((outdated, until))));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn refusals_one_after_the_other_count_together_for_a_minute() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let tokens = |incarnation: &str, generation| Outdated { incarnation: incarnation.into(), generation };
+        let slot = Slot {
+            key: "k".into(),
+            user: "alice".into(),
+            place: "p".into(),
+            known: ArcSwap::from_pointee(Known::Unknown),
+            renewing: AtomicBool::new(false),
+            refused: ArcSwapOption::empty(),
+            refused_at: ArcSwapOption::from_pointee((tokens("i", 1), at(0))),
+            quiet: ArcSwapOption::empty(),
+        };
+        assert!(slot.was_fetched_for_a_refusal(&tokens("i", 2), at(59)));
+        assert!(!slot.was_fetched_for_a_refusal(&tokens("i", 2), at(60)), "it has served since");
+        assert!(!slot.was_fetched_for_a_refusal(&tokens("i", 1), at(1)), "the very same");
+        assert!(!slot.was_fetched_for_a_refusal(&tokens("other", 2), at(1)), "of another authorization");
+    }
+}
