@@ -2,13 +2,11 @@
 //! for servers, the answer is an elicitation instead of a challenge. Neither of them has to begin anew for it.
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::HeaderMap;
 use pingora::Result;
 use pingora::proxy::Session;
-use tokio::time::timeout;
 
 use super::context::Context;
+use super::inspect::read_ahead;
 use super::{Gateway, local};
 use crate::authn::Caller;
 use crate::mcp::{Call, Elicitable};
@@ -38,11 +36,11 @@ impl Gateway {
     ) -> Result<()> {
         let failure = match failure.page().is_some() && local::is_small(session) {
             true => {
-                let body = read(session).await;
-                let failure =
-                    elicited(failure, body.as_deref(), &session.req_header().headers, ctx.elicitation);
-                self.let_refresh(&failure).await;
-                failure
+                // What a rule has read ahead is here already.
+                let before = session.as_ref().get_retry_buffer().unwrap_or_default();
+                let rest = read_ahead(session, ARRIVAL).await;
+                let body = rest.map(|rest| [before.as_ref(), &rest].concat());
+                self.elicited_by(failure, body.as_deref(), session, ctx).await
             }
             false => failure,
         };
@@ -55,45 +53,24 @@ impl Gateway {
     pub(super) async fn elicited(&self, failure: Failure, session: &Session, ctx: &Context) -> Failure {
         let sent = failure.page().and_then(|_| session.as_ref().get_retry_buffer());
         let complete = sent.filter(|_| !session.as_ref().retry_buffer_truncated());
-        let headers = &session.req_header().headers;
-        let failure = elicited(failure, complete.as_deref(), headers, ctx.elicitation);
-        self.let_refresh(&failure).await;
-        failure
+        self.elicited_by(failure, complete.as_deref(), session, ctx).await
     }
 
-    /// Who is led to a page need not be brought by a refresh that fails, and would lose their tokens over it.
-    async fn let_refresh(&self, failure: &Failure) {
-        if let Failure::Elicit { page, .. } = failure {
-            self.authority.connector.answered_by_page(page.grant()).await;
+    async fn elicited_by(
+        &self,
+        failure: Failure,
+        body: Option<&[u8]>,
+        session: &Session,
+        ctx: &Context,
+    ) -> Failure {
+        let is_mirrored = Call::from_headers(&session.req_header().headers).is_mirrored();
+        let call = body.and_then(|body| Elicitable::read(body, is_mirrored, ctx.elicitation));
+        let (Some(call), Some(page)) = (call, failure.page().cloned()) else { return failure };
+        if call.is_declined {
+            return Failure::NeedsPage { page };
         }
+        // Who is led to a page need not be brought by a refresh that fails, and would lose their tokens over it.
+        self.authority.connector.answered_by_page(page.grant()).await;
+        Failure::Elicit { call, page }
     }
-}
-
-/// `is_declared`: the session began with the capability.
-fn elicited(failure: Failure, body: Option<&[u8]>, headers: &HeaderMap, is_declared: bool) -> Failure {
-    let is_mirrored = Call::from_headers(headers).is_mirrored();
-    let call = body.and_then(|body| Elicitable::read(body, is_mirrored, is_declared));
-    match (call, failure.page()) {
-        (Some(call), Some(page)) if call.is_declined => {
-            drop(call);
-            Failure::NeedsPage { page: page.clone() }
-        }
-        (Some(call), Some(page)) => Failure::Elicit { call, page: page.clone() },
-        _ => failure,
-    }
-}
-
-async fn read(session: &mut Session) -> Option<Vec<u8>> {
-    let mut body = Vec::new();
-    // What a rule has read ahead is here already.
-    if let Some(before) = session.as_ref().get_retry_buffer() {
-        body.extend_from_slice(&before);
-    }
-    let all = async {
-        while let Ok(Some(piece)) = session.read_request_body().await {
-            let piece: Bytes = piece;
-            body.extend_from_slice(&piece);
-        }
-    };
-    timeout(ARRIVAL, all).await.ok().map(|()| body)
 }

@@ -75,16 +75,8 @@ impl Gateway {
         }
         // What was read is sent on from there, and again.
         session.as_downstream_mut().enable_retry_buffering();
-        let mut body = Vec::new();
-        let all = async {
-            while let Some(piece) = session.read_request_body().await? {
-                body.extend_from_slice(&piece);
-            }
-            Ok::<_, Box<Error>>(())
-        };
-        if !matches!(timeout(ARRIVAL, all).await, Ok(Ok(()))) {
-            return Err(Failure::Malformed("the request body did not arrive"));
-        }
+        let body = read_ahead(session, ARRIVAL).await;
+        let body = body.ok_or(Failure::Malformed("the request body did not arrive"))?;
         read(&body, &session.req_header().headers).map(Asked::Known)
     }
 
@@ -111,6 +103,18 @@ impl Gateway {
         *body = Some(whole);
         Ok(())
     }
+}
+
+/// The rest of a request's body. `None`: it did not arrive in time.
+pub(super) async fn read_ahead(session: &mut Session, within: Duration) -> Option<Vec<u8>> {
+    let mut body = Vec::new();
+    let all = async {
+        while let Some(piece) = session.read_request_body().await? {
+            body.extend_from_slice(&piece);
+        }
+        Ok::<_, Box<Error>>(())
+    };
+    matches!(timeout(within, all).await, Ok(Ok(()))).then_some(body)
 }
 
 fn read(body: &[u8], headers: &HeaderMap) -> Result<Message, Failure> {

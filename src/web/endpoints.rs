@@ -169,7 +169,8 @@ fn authorization(headers: &HeaderMap) -> Result<Option<&str>, Refusal> {
     }
 }
 
-fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
+/// Whether the body says that it is of this type.
+pub(super) fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
     let sent = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     sent.split(';').next().is_some_and(|essence| essence.trim().eq_ignore_ascii_case(wanted))
 }

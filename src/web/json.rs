@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 
 use super::browser::{is_same, is_same_origin};
 use super::connections::{last_sign_in, page_of, status};
+use super::endpoints::is_type;
 use super::session::SignedIn;
 use super::{About, Shared, Web};
 use crate::api::connections::{Listed, list, words};
@@ -88,47 +89,50 @@ async fn one(
 
 /// `POST /api/v1/connections/connect`: several, one after the other.
 async fn several(
-    State(web): Shared,
-    Extension(about): Extension<About>,
-    Path(name): Path<String>,
+    web: Shared,
+    about: Extension<About>,
+    Path(what): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    answer(async {
-        let session = web.acts(&about, &headers).await?;
-        if name != "connect" {
-            return Err(Refusal::new(StatusCode::NOT_FOUND, "not_found", "There is nothing here."));
-        }
-        let wish = wish(&headers, &body)?;
-        if wish.routes.is_empty() {
-            return Err(invalid("routes has to name at least one route"));
-        }
-        for name in &wish.routes {
-            known(&about, name)?;
-        }
-        web.set_out(&about, &session, wish, "/connections".to_owned()).await
-    })
-    .await
+    match what.as_str() {
+        "connect" => begin(web, about, None, &headers, &body).await,
+        _ => nothing().await,
+    }
 }
 
 /// `POST /api/v1/connections/{route}/connect`
 async fn connect(
-    State(web): Shared,
-    Extension(about): Extension<About>,
+    web: Shared,
+    about: Extension<About>,
     Path(name): Path<String>,
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
+    begin(web, about, Some(name), &headers, &body).await
+}
+
+/// `route`: the one in the address, if it is about one.
+async fn begin(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    route: Option<String>,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Response {
     answer(async {
-        let session = web.acts(&about, &headers).await?;
-        known(&about, &name)?;
-        let mut wish = wish(&headers, &body)?;
-        if !wish.routes.is_empty() {
-            return Err(invalid("the route is in the address already"));
+        let session = web.acts(&about, headers).await?;
+        let wish = wish(headers, body)?;
+        let (routes, home) = match (route, wish.routes.is_empty()) {
+            (Some(name), true) => (vec![name.clone()], page_of(&name, None)),
+            (None, false) => (wish.routes.clone(), "/connections".to_owned()),
+            (Some(_), false) => return Err(invalid("the route is in the address already")),
+            (None, true) => return Err(invalid("routes has to name at least one route")),
+        };
+        for name in &routes {
+            known(&about, name)?;
         }
-        let home = page_of(&name, None);
-        wish.routes = vec![name];
-        web.set_out(&about, &session, wish, home).await
+        web.set_out(&about, &session, Wish { routes, ..wish }, home).await
     })
     .await
 }
@@ -174,9 +178,7 @@ fn wish(headers: &HeaderMap, body: &[u8]) -> Result<Wish, Refusal> {
     if body.is_empty() {
         return Ok(Wish::default());
     }
-    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim();
-    if !kind.eq_ignore_ascii_case("application/json") {
+    if !is_type(headers, "application/json") {
         let words = "The body has to be JSON, with the content type application/json.";
         return Err(Refusal::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "invalid_request", words));
     }

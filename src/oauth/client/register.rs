@@ -8,6 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
+use subtle::ConstantTimeEq;
 
 pub use super::auth_method::AuthMethod;
 use super::client_key::ClientKey;
@@ -62,12 +63,19 @@ impl Registration {
 
     /// Whether both are one client that authenticates in one way.
     pub fn is_same_client(&self, other: &Self) -> bool {
-        let secret = |registration: &Self| {
-            registration.client_secret.as_ref().map(|secret| secret.expose_secret().to_owned())
-        };
         self.client_id == other.client_id
             && self.auth_method == other.auth_method
-            && secret(self) == secret(other)
+            && self.has_secret(other.client_secret.as_ref())
+    }
+
+    /// Whether this is its secret, or it has none either.
+    pub fn has_secret(&self, other: Option<&SecretString>) -> bool {
+        match (&self.client_secret, other) {
+            (Some(own), Some(other)) => {
+                own.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
+            }
+            (own, other) => own.is_none() && other.is_none(),
+        }
     }
 
     /// Whether three quarters of its secret's time have passed, and not all of it.

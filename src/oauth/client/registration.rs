@@ -2,7 +2,6 @@
 //! and remembered per issuer (MCP Client Registration, RFC 7591). Never reused at another issuer.
 use std::time::{Duration, SystemTime};
 
-use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 
 use super::discover::AuthorizationServer;
@@ -189,9 +188,8 @@ impl Connector {
             }
             Credential::None | Credential::Header { .. } => return false,
         };
-        let text = |secret: Option<&SecretString>| secret.map(|secret| secret.expose_secret().to_owned());
         if let Some((id, secret)) = of_today {
-            return *id != client.client_id || text(secret) != text(client.client_secret.as_ref());
+            return *id != client.client_id || !client.has_secret(secret);
         }
         // An id that is a URL is our own document, which has one address per issuer.
         if client.client_id.starts_with("https://") {
@@ -222,9 +220,7 @@ impl Connector {
         }
         let Credential::Oauth(oauth) = &route.credential else { return false };
         let is_same = oauth.client_id.as_ref() == Some(&client.client_id);
-        let text =
-            |secret: &Option<SecretString>| secret.as_ref().map(|secret| secret.expose_secret().to_owned());
-        if !is_same || text(&oauth.client_secret) == text(&client.client_secret) {
+        if !is_same || client.has_secret(oauth.client_secret.as_ref()) {
             return false;
         }
         match self.issuer_of_today(route, oauth).await {
