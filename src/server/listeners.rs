@@ -9,9 +9,14 @@ use async_trait::async_trait;
 use listenfd::ListenFd;
 use pingora::server::{ListenFds, ShutdownWatch};
 use pingora::services::Service;
+use socket2::SockRef;
 
 use super::StartError;
 use crate::config::Server;
+
+/// Connections that wait to be accepted: as many as the kernel allows (`net.core.somaxconn`, 4096). The 128 of the standard
+/// library overflow as soon as that many clients come back at once, and who is dropped then tries again after a second.
+const BACKLOG: i32 = i32::MAX;
 
 /// A socket that listens.
 pub struct Bound {
@@ -40,7 +45,7 @@ pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
             .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let socket = match inherited.iter().position(|(at, _)| *at == configured) {
             Some(index) => inherited.swap_remove(index).1,
-            None => TcpListener::bind(configured).map_err(failed)?,
+            None => listen(configured).map_err(failed)?,
         };
         // Without this a worker thread would block in accept(2).
         socket.set_nonblocking(true).map_err(failed)?;
@@ -51,6 +56,12 @@ pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
         Some((address, _)) => Err(StartError::UnknownSocket(address.to_string())),
         None => Ok(bound),
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = TcpListener::bind(address)?;
+    SockRef::from(&socket).listen(BACKLOG)?;
+    Ok(socket)
 }
 
 /// What systemd or a test hands over (`sd_listen_fds(3)`).
@@ -112,5 +123,23 @@ impl<S: Service> Service for OnSockets<S> {
 
     fn listen_addresses(&self) -> Option<Vec<String>> {
         self.service.listen_addresses()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use std::net::TcpStream;
+    use std::time::Duration;
+
+    #[test]
+    fn connections_that_come_at_once_wait_their_turn() {
+        let socket = listen(([127, 0, 0, 1], 0).into()).unwrap();
+        let address = socket.local_addr().unwrap();
+        // Nobody accepts. One that finds no place would be dropped, and be tried again only after a second.
+        let connect = |_| TcpStream::connect_timeout(&address, Duration::from_millis(900));
+        let waiting: Result<Vec<_>, _> = (0..512).map(connect).collect();
+        assert_eq!(waiting.unwrap().len(), 512);
     }
 }

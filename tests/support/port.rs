@@ -1,7 +1,9 @@
 //! A port that stays ours while nobody listens on it, between two starts of a server for example.
 
+use std::io;
 use std::net::{SocketAddr, TcpListener};
 
+use socket2::SockRef;
 use tokio::net::TcpSocket;
 
 use super::{PATIENCE, eventually_some};
@@ -28,12 +30,19 @@ impl Port {
     }
 
     pub fn listen(&self) -> TcpListener {
-        TcpListener::bind(self.address()).expect("listen")
+        listen(self.address()).expect("listen")
     }
 
     /// Listens as soon as whoever listened before has ended.
     pub async fn listen_again(&self) -> TcpListener {
         let address = self.address();
-        eventually_some(PATIENCE, || async move { TcpListener::bind(address).ok() }).await
+        eventually_some(PATIENCE, || async move { listen(address).ok() }).await
     }
+}
+
+/// With room for all that come at once: a thousand callers are no storm to be told apart from a fault.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let listener = TcpListener::bind(address)?;
+    SockRef::from(&listener).listen(4096)?;
+    Ok(listener)
 }
