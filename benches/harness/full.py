@@ -1,0 +1,2 @@
+def scenes(bench, targets): return []
+def counted(*_): pass

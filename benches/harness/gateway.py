@@ -1,0 +1,88 @@
+"""Postern under test: one route, a thousand users who have each signed in and connected their own upstream."""
+
+import base64
+import functools
+import json
+import os
+
+from . import machine, peers, users
+
+
+class Gateway:
+    """Its target is there once it `serve`s and everybody has signed in."""
+
+    def __init__(self, programs, program, key, name, address, consent, more=None, log=None, tls=None, threads=1, core=machine.PROXY_CORE):
+        """`address`: of the backend. `consent`: origin of the authorization server. `log`: a file for the access log."""
+        self.programs, self.program, self.key, self.log, self.core = programs, program, key, log, core
+        port = machine.free_port()
+        self.origin = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        self.path = programs.directory / f"{key}.yaml"
+        server = {
+            "public_url": self.origin,
+            "listen": [f"127.0.0.1:{port}"],
+            "admin": "off",
+            "data_dir": str(programs.directory / f"{key}-data"),
+            "threads": threads,
+            "access_log": "json" if log else "off",
+            "drain_timeout": "1s",
+        }
+        if tls:
+            server["tls"] = {"certificates": [{"cert_file": str(tls[0]), "key_file": str(tls[1])}]}
+        credential = {
+            "kind": "oauth",
+            "client_id": "bench",
+            "token_endpoint_auth_method": "none",
+            "authorization_endpoint": f"{consent}/authorize",
+            "token_endpoint": f"{consent}/token",
+        }
+        upstream = {"url": f"http://{address}/mcp", "allow_private": True}
+        configuration = {
+            "server": server,
+            "oauth_server": {"access_token_ttl": "15m"},
+            "login": {"local": {"users": [{"username": name, "password_hash": users.PASSWORD_HASH} for name in users.NAMES]}},
+            "routes": [{"name": "bench", "path": "/mcp", "upstream": upstream, "credential": credential}],
+        }
+        self.path.write_text(json.dumps(configuration | (more or {})))  # JSON is YAML
+        url = f"{self.origin}/mcp"
+        self.target = peers.Target(key, name, url, [], None, peers.from_the_map)
+        self.serve()
+
+    def serve(self):
+        command = [self.program, "run", "--config", self.path]
+        self.target.processes = [self.programs.start(self.key, command, self.core, output=self.log)]
+
+    def restart(self):
+        self.programs.end(*self.target.processes)
+        self.serve()
+
+    def sign_everybody_in(self):
+        self.target.tokens = users.GatewayTokens(self.origin, self.target.url)
+
+
+def redis(programs):
+    """One that keeps nothing; its port."""
+    port = machine.free_port()
+    command = ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir", programs.directory]
+    programs.start("redis", command, machine.LOAD_CORE)
+    return port
+
+
+def on_redis(directory, port):
+    """What the configuration says of a shared store."""
+    key = directory / "sealing.key"
+    key.write_text(base64.b64encode(os.urandom(32)).decode())
+    key.chmod(0o600)
+    return {
+        "store": {"kind": "redis", "urls": [f"redis://127.0.0.1:{port}/0"]},
+        "sealing_keys": [{"id": "k1", "file": str(key)}],
+    }
+
+
+def certificate(directory):
+    """Files of a certificate for loopback and its key, P-256."""
+    files = directory / "tls.crt", directory / "tls.key"
+    users.openssl(
+        "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30",
+        "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-out", files[0], "-keyout", files[1],
+    )  # fmt: skip
+    return files
