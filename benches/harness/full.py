@@ -1,2 +1,80 @@
-def scenes(bench, targets): return []
-def counted(*_): pass
+"""The rows beside the main table: Postern and bare Pingora, doing the same. Each scene has its own."""
+
+import contextlib
+
+from . import gateway, load, machine, peers, users
+from .calls import CALL, call
+from .scenes import Scene
+
+SIZES = {"64k": ("bodies of 64 KiB, both ways", 64 * 1024), "1m": ("bodies of 1 MiB, both ways", 1024 * 1024)}
+
+
+def scenes(bench, is_wanted):
+    if bench.peer("bare") is None or bench.peer("backend") is None:
+        print(f"skipped: all further rows, as bare and backend are not built in {bench.peers}")
+        return
+    small = bench.body(CALL)
+
+    def called(body, **more):
+        return lambda target, seconds: load.wrk(target, body, seconds, **more)
+
+    def steady(target, seconds):
+        return load.at_rate(target, small, seconds, 1500, is_h1=False)
+
+    if any(map(is_wanted, ("tls", "h2", "h2-1500"))):
+        with beside_bare(bench, "tls", tls=gateway.certificate(bench.directory)) as targets:
+            yield Scene("tls", "TLS in front", targets, called(small))
+            yield Scene("h2", "HTTP/2 in front", targets, lambda target, seconds: load.h2(target, small, seconds))
+            yield Scene("h2-1500", "HTTP/2 in front, 1,500 requests a second", targets, steady)
+    if is_wanted("sse"):
+        with behind_both(bench, "sse") as targets:
+            yield Scene("sse", "SSE answers, ten events each", targets, called(small))
+    for key, (title, size) in SIZES.items():
+        if is_wanted(key):
+            with behind_both(bench, "big") as targets:
+                for target in targets:
+                    target.url += f"?bytes={size}"
+                yield Scene(key, title, targets, called(bench.body(call(size), key)))
+    if is_wanted("cores"):
+        if len(machine.CORES) < 4:
+            print("skipped: two cores for the proxy, as that takes four")
+            return
+        with beside_bare(bench, "cores", cores=machine.CORES[1:3]) as targets:
+            yield Scene("cores", "two cores for the proxy", targets, called(small, core=machine.CORES[3]))
+
+
+@contextlib.contextmanager
+def beside_bare(bench, key, **more):
+    """Postern and bare Pingora before the backend of the main table."""
+    made = bench.gateway(f"postern-{key}", "Postern", **more).target
+    made.key = "postern"
+    bare = peers.bare(bench.programs, bench.peer("bare"), bench.address, f"bare-{key}", **more)
+    bare.key = "bare"
+    yield [bare, made]
+    bench.programs.end(*made.processes, *bare.processes)
+
+
+@contextlib.contextmanager
+def behind_both(bench, path):
+    """Postern and bare Pingora before a path of the backend in benches/peers."""
+    made, end = signed_in_before_backend(bench, path)
+    target = made.target
+    target.key = "postern"
+    bare = peers.bare(bench.programs, bench.peer("bare"), made.address, f"bare-{path}", path=f"/{path}")
+    bare.key = "bare"
+    yield [bare, target]
+    end()
+    bench.programs.end(*bare.processes)
+
+
+def signed_in_before_backend(bench, path):
+    """A gateway before a backend that asks nobody for a token; while users sign in, somebody stands there who does.
+    And what ends both."""
+    port = machine.free_port()
+    with contextlib.ExitStack() as stack:
+        users.authorization_server(stack, port)
+        made = bench.gateway(f"postern-{path}", "Postern", f"http://127.0.0.1:{port}/{path}")
+    made.address = f"127.0.0.1:{port}"
+    command = [bench.peer("backend"), "--listen", made.address]
+    backend = bench.programs.start(f"backend-{path}", command, machine.LOAD_CORE)
+    return made, lambda: bench.programs.end(*made.target.processes, backend)

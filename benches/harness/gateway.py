@@ -1,19 +1,22 @@
 """Postern under test: one route, a thousand users who have each signed in and connected their own upstream."""
 
 import base64
-import functools
 import json
 import os
 
-from . import machine, peers, users
+from . import check, machine, peers, users
 
 
 class Gateway:
     """Its target is there once it `serve`s and everybody has signed in."""
 
-    def __init__(self, programs, program, key, name, address, consent, more=None, log=None, tls=None, threads=1, core=machine.PROXY_CORE):
-        """`address`: of the backend. `consent`: origin of the authorization server. `log`: a file for the access log."""
-        self.programs, self.program, self.key, self.log, self.core = programs, program, key, log, core
+    def __init__(
+        self, programs, program, key, name, upstream, consent,
+        more=None, log=None, tls=None, cores=(machine.PROXY_CORE,),
+    ):  # fmt: skip
+        """`upstream`: the URL of the MCP server. `consent`: origin of the authorization server. `more`: configuration.
+        `log`: a file for the access log. `tls`: files of a certificate and its key. One worker for each of `cores`."""
+        self.programs, self.program, self.key, self.log, self.cores = programs, program, key, log, cores
         port = machine.free_port()
         self.origin = f"{'https' if tls else 'http'}://127.0.0.1:{port}"
         self.path = programs.directory / f"{key}.yaml"
@@ -22,7 +25,7 @@ class Gateway:
             "listen": [f"127.0.0.1:{port}"],
             "admin": "off",
             "data_dir": str(programs.directory / f"{key}-data"),
-            "threads": threads,
+            "threads": len(cores),
             "access_log": "json" if log else "off",
             "drain_timeout": "1s",
         }
@@ -35,25 +38,34 @@ class Gateway:
             "authorization_endpoint": f"{consent}/authorize",
             "token_endpoint": f"{consent}/token",
         }
-        upstream = {"url": f"http://{address}/mcp", "allow_private": True}
+        everybody = [{"username": username, "password_hash": users.PASSWORD_HASH} for username in users.NAMES]
         configuration = {
             "server": server,
             "oauth_server": {"access_token_ttl": "15m"},
-            "login": {"local": {"users": [{"username": name, "password_hash": users.PASSWORD_HASH} for name in users.NAMES]}},
-            "routes": [{"name": "bench", "path": "/mcp", "upstream": upstream, "credential": credential}],
+            "login": {"local": {"users": everybody}},
+            "routes": [
+                {
+                    "name": "bench",
+                    "path": "/mcp",
+                    "upstream": {"url": upstream, "allow_private": True},
+                    "credential": credential,
+                }
+            ],
         }
         self.path.write_text(json.dumps(configuration | (more or {})))  # JSON is YAML
         url = f"{self.origin}/mcp"
-        self.target = peers.Target(key, name, url, [], None, peers.from_the_map)
+        self.target = peers.Target(key, name, url, [], None, peers.from_the_map, log)
         self.serve()
 
     def serve(self):
         command = [self.program, "run", "--config", self.path]
-        self.target.processes = [self.programs.start(self.key, command, self.core, output=self.log)]
+        cores = ",".join(map(str, self.cores))
+        self.target.processes = [self.programs.start(self.key, command, cores, output=self.log)]
 
     def restart(self):
         self.programs.end(*self.target.processes)
         self.serve()
+        check.wait_until_serving(self.target.url, self.target.processes)
 
     def sign_everybody_in(self):
         self.target.tokens = users.GatewayTokens(self.origin, self.target.url)

@@ -25,28 +25,29 @@ class Run:
     load_busy: float
 
 
-def wrk(target, body, seconds, connections=64):
+def wrk(target, body, seconds, connections=64, core=machine.LOAD_CORE):
     """As fast as answers come. `body`: the file with what is posted."""
     tokens = body.parent / "tokens"
     tokens.write_text("\n".join(target.tokens()))
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", CONF / "calls.lua", target.url]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", CONF / "calls.lua"]
     environment = os.environ | {"BENCH_BODY": str(body), "BENCH_TOKENS": str(tokens)}
     with machine.watched(target.processes) as cost:
-        output = loading(command, environment)
+        output = loading([*command, target.url], environment, core)
     result = next(line for line in output.splitlines() if line.startswith("RESULT ")).split()
     requests, microseconds, p50, p99, refused, broken = map(int, result[1:])
     return run(target, cost, requests, microseconds / 1e6, p50, p99, refused + broken)
 
 
-def at_rate(target, body, seconds, rate):
-    """`rate` requests a second, HTTP/1.1, of one user: h2load knows one set of headers. Each client keeps its own clock,
+def at_rate(target, body, seconds, rate, is_h1=True):
+    """`rate` requests a second, of one user: h2load knows one set of headers. Each client keeps its own clock,
     which ticks every 10 ms at best; so there are as many as it takes for one request a tick, and they start apart."""
     clients = max(32, math.ceil(rate / 90))
     log = body.parent / "h2load.log"
     log.unlink(missing_ok=True)
     total = math.ceil(rate * seconds / clients) * clients
     apart = ["-r", 1, "--rate-period", "1ms"]
-    command = ["h2load", "--h1", "-c", clients, "-n", total, "--rps", f"{rate / clients:.3f}", *apart, "--log-file", log]
+    each = ["-c", clients, "-n", total, "--rps", f"{rate / clients:.3f}", *apart]
+    command = ["h2load", *(["--h1"] if is_h1 else []), *each, "--log-file", log]
     with machine.watched(target.processes) as cost:
         loading([*command, *posting(target, body), target.url])
     return logged(target, cost, log, total)
@@ -67,8 +68,8 @@ def posting(target, body):
     return ["-d", body, *(part for name, value in headers.items() for part in ("-H", f"{name}: {value}"))]
 
 
-def loading(command, environment=None):
-    command = ["taskset", "-c", machine.LOAD_CORE, *command]
+def loading(command, environment=None, core=machine.LOAD_CORE):
+    command = ["taskset", "-c", core, *command]
     done = subprocess.run(
         list(map(str, command)), env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
     )

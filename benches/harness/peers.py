@@ -11,9 +11,16 @@ from .calls import ANSWER
 CONF = pathlib.Path(__file__).resolve().parent.parent / "conf"
 
 
+KEYS = [
+    "nginx", "nginx-header", "nginx-auth", "haproxy", "haproxy-jwt",
+    "envoy", "envoy-jwt", "envoy-jwt-cache", "envoy-ext-proc",
+]  # fmt: skip
+
+
 @dataclass
 class Target:
-    """What is measured: `tokens` gives a bearer token for each user, `arrives` what the backend must see for user k."""
+    """What is measured: `tokens` gives a bearer token for each user, `arrives` what the backend must see for user k,
+    `log` is a file that grows with every call."""
 
     key: str
     name: str
@@ -21,6 +28,7 @@ class Target:
     processes: list
     tokens: callable
     arrives: callable
+    log: pathlib.Path | None = None
 
 
 def filled(directory, name, **names):
@@ -83,9 +91,10 @@ def haproxies(programs, address, signed):
         audience=users.AUDIENCE, fixed=users.FIXED, backend=address.partition(":")[2],
     )  # fmt: skip
     process = programs.start("haproxy", ["haproxy", "-db", "-f", path], machine.PROXY_CORE)
+    plain, jwt = (f"http://127.0.0.1:{port}/mcp" for port in (plain, jwt))
     return [
-        Target("haproxy", "HAProxy, fixed header", f"http://127.0.0.1:{plain}/mcp", [process], idle_tokens, fixed),
-        Target("haproxy-jwt", "HAProxy jwt_verify RS256, map", f"http://127.0.0.1:{jwt}/mcp", [process], signed, from_the_map),
+        Target("haproxy", "HAProxy, fixed header", plain, [process], idle_tokens, fixed),
+        Target("haproxy-jwt", "HAProxy jwt_verify RS256, map", jwt, [process], signed, from_the_map),
     ]
 
 
@@ -123,12 +132,16 @@ def envoys(programs, address, signed, program, ext_proc):
     return targets
 
 
-def bare(programs, program, address, key="bare", name="bare Pingora", tls=None):
-    """Pingora that only forwards. `tls`: files of a certificate and its key."""
+def bare(
+    programs, program, address, key="bare", name="bare Pingora", path="/mcp", tls=None, cores=(machine.PROXY_CORE,)
+):
+    """Pingora that only forwards. `tls`: files of a certificate and its key. One worker for each of `cores`."""
     port = machine.free_port()
     command = [program, "--listen", f"127.0.0.1:{port}", "--upstream", address]
     if tls:
         command += ["--tls-cert", tls[0], "--tls-key", tls[1]]
-    process = programs.start(key, command, machine.PROXY_CORE)
+    if len(cores) > 1:
+        command += ["--threads", len(cores)]
+    process = programs.start(key, command, ",".join(map(str, cores)))
     scheme = "https" if tls else "http"
-    return Target(key, name, f"{scheme}://127.0.0.1:{port}/mcp", [process], idle_tokens, untouched)
+    return Target(key, name, f"{scheme}://127.0.0.1:{port}{path}", [process], idle_tokens, untouched)

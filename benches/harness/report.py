@@ -21,7 +21,9 @@ def printed(title, rows):
 
 
 def scene_table(scene, results):
-    rows = [["target", "req/s (min–max)", "CPU µs/req", "p50 µs", "p99 µs", "proxy's core", "load's core", "req/s counts", "failed"]]
+    busy = ["proxy's core", "load's core", "req/s counts"]
+    columns = ["target", "req/s (min–max)", "CPU µs/req", "p50 µs", "p99 µs", *busy, "failed"]
+    rows = [columns]
     for target in scene.targets:
         runs = results[scene.key, target.key]
         rates = [run.rate for run in runs]
@@ -47,7 +49,7 @@ def bar_table(verdicts):
         bar = verdict.bar
         sign = "≥" if bar.metric == "rate" else "≤"
         aim = "" if bar.aim is None else f"{sign} {bar.aim:g}"
-        word = "aim" if verdict.is_aim else verdict.verdict
+        word = verdict.verdict + (" (aim)" if verdict.is_aim else "")
         rows.append([bar.figure, f"{verdict.value:.2f}", f"{sign} {bar.must:g}", aim, word, verdict.note])
     return rows
 

@@ -1,11 +1,11 @@
 """What is measured: scenes, each some targets under one kind of load, round after round in turns."""
 
 import os
-import statistics
 import sys
 from dataclasses import dataclass
 
 from . import load
+from .bars import middle
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "5"))
 SECONDS = int(os.environ.get("BENCH_SECONDS", "3"))
@@ -30,6 +30,8 @@ def play(scene, results):
         for target in scene.targets[:: -1 if number % 2 else 1]:
             told(f"{scene.title}, round {number + 1}: {target.name}")
             results.setdefault((scene.key, target.key), []).append(scene.load(target, SECONDS))
+            if target.log:
+                os.truncate(target.log, 0)
     told("")
 
 
@@ -52,12 +54,8 @@ def main_scenes(targets, body, results):
         return lambda target, seconds: load.at_rate(target, body, seconds, rate)
 
     yield Scene("1500", "1,500 requests a second", pair, steady(1500))
-    if saturation := [median(results, "main", target.key, "rate") for target in pair if ("main", target.key) in results]:
-        rate = round(min(saturation) / 2)
+    if fastest := [middle(results["main", target.key], "rate") for target in pair if ("main", target.key) in results]:
+        rate = round(min(fastest) / 2)
         yield Scene("half", f"half of saturation: {rate:,} requests a second", pair, steady(rate))
     trio = chosen(targets, "postern", "bare", "nginx")
     yield Scene("512", "512 connections", trio, lambda target, seconds: load.wrk(target, body, seconds, 512))
-
-
-def median(results, scene, target, metric):
-    return statistics.median(getattr(run, metric) for run in results[scene, target])

@@ -28,7 +28,8 @@ def upstream_token(name):
 
 
 class Consenting(BaseHTTPRequestHandler):
-    """An authorization server that believes the cookie and gives every user another token."""
+    """An authorization server that believes the cookie and gives every user another token. Asked for anything
+    else it challenges, as an MCP server does."""
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
@@ -36,18 +37,21 @@ class Consenting(BaseHTTPRequestHandler):
     def do_GET(self):
         asked = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(self.path).query))
         answer = urllib.parse.urlencode({"code": self.headers["Cookie"], "state": asked["state"]})
-        self.send_response(302)
-        self.send_header("Location", f"{asked['redirect_uri']}?{answer}")
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self.answer(302, b"", {"Location": f"{asked['redirect_uri']}?{answer}"})
 
     def do_POST(self):
-        form = dict(urllib.parse.parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+        given = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if self.path != "/token":
+            self.answer(401, b"", {"WWW-Authenticate": "Bearer"})
+            return
+        form = dict(urllib.parse.parse_qsl(given))
         tokens = {"access_token": upstream_token(form["code"]), "token_type": "Bearer", "expires_in": 86400}
-        body = json.dumps(tokens).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
+        self.answer(200, json.dumps(tokens).encode(), {"Content-Type": "application/json"})
+
+    def answer(self, status, body, headers):
+        self.send_response(status)
+        for name, value in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
@@ -60,9 +64,9 @@ class Crowd(ThreadingHTTPServer):
     daemon_threads = True
 
 
-def authorization_server(stack):
-    """Its origin."""
-    server = stack.enter_context(Crowd(("127.0.0.1", 0), Consenting))
+def authorization_server(stack, port=0):
+    """Its origin, while `stack` is open."""
+    server = stack.enter_context(Crowd(("127.0.0.1", port), Consenting))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     stack.callback(server.shutdown)
     return f"http://127.0.0.1:{server.server_address[1]}"
@@ -75,7 +79,8 @@ class GatewayTokens:
         self.origin, began = origin, time.monotonic()
         self.client_id = signin.registered(origin)
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
-            self.tokens = list(pool.map(lambda name: signin.sign_in(origin, self.client_id, resource, name, PASSWORD), NAMES))
+            signed_in = lambda name: signin.sign_in(origin, self.client_id, resource, name, PASSWORD)  # noqa: E731
+            self.tokens = list(pool.map(signed_in, NAMES))
         self.live_from(began)
         self.seconds = time.monotonic() - began
 
