@@ -144,9 +144,9 @@ def main():
         print(line)
         try:
             results = measure(bench, asked.full, wanted_by(asked.only))
-        except RuntimeError as error:
+        except Exception as error:
             print(*bench.programs.last_words(), sep="\n", file=sys.stderr)
-            sys.exit(f"bench: {error}")
+            sys.exit(f"bench: {type(error).__name__}: {error}")
     verdicts = list(bars.judged(results))
     report.printed("what must hold", report.bar_table(verdicts))
     report.written(TARGET / "bench.json", line, results, verdicts)
