@@ -124,6 +124,7 @@ def of_bare(bench):
     of_idle = idle(target)
     address = f"127.0.0.1:{machine.free_port()}"
     backend = bench.programs.start("backend-bare", [bench.peer("backend"), "--listen", address], machine.LOAD_CORE)
+    check.wait_until_serving(f"http://{address}", [backend])
     other = peers.bare(bench.programs, bench.peer("bare"), address, "bare-stream", path="/stream")
     check.wait_until_serving(other.url, other.processes)
     of_stream = stream(other)

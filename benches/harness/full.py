@@ -2,7 +2,7 @@
 
 import contextlib
 
-from . import gateway, load, machine, peers, users
+from . import check, gateway, load, machine, peers, users
 from .calls import CALL, call
 from .scenes import Scene
 
@@ -50,6 +50,7 @@ def beside_bare(bench, key, **more):
     made.key = "postern"
     bare = peers.bare(bench.programs, bench.peer("bare"), bench.address, f"bare-{key}", **more)
     bare.key = "bare"
+    check.wait_until_serving(bare.url, bare.processes)
     yield [bare, made]
     bench.programs.end(*made.processes, *bare.processes)
 
@@ -62,6 +63,7 @@ def behind_both(bench, path):
     target.key = "postern"
     bare = peers.bare(bench.programs, bench.peer("bare"), made.address, f"bare-{path}", path=f"/{path}")
     bare.key = "bare"
+    check.wait_until_serving(bare.url, bare.processes)
     yield [bare, target]
     end()
     bench.programs.end(*bare.processes)
@@ -77,4 +79,5 @@ def signed_in_before_backend(bench, path):
     made.address = f"127.0.0.1:{port}"
     command = [bench.peer("backend"), "--listen", made.address]
     backend = bench.programs.start(f"backend-{path}", command, machine.LOAD_CORE)
+    check.wait_until_serving(f"http://{made.address}", [backend])
     return made, lambda: bench.programs.end(*made.target.processes, backend)

@@ -60,8 +60,8 @@ class Programs:
         self.running = [process for process in self.running if process not in processes]
 
     def last_words(self):
-        """The ends of all logs, for when something went wrong."""
-        for log in sorted(self.directory.glob("*.log")):
+        """The ends of the logs of what runs, for when something went wrong."""
+        for log in (self.directory / f"{process.name}.log" for process in self.running):
             lines = log.read_text(errors="replace").splitlines()[-5:]
             yield from [f"--- {log.name}", *lines] if lines else []
 
