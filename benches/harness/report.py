@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from . import machine, scenes
-from .bars import is_proxy_bound, judged, middle
+from .bars import is_proxy_bound, middle
 
 
 def printed(title, rows):
