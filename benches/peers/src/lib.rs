@@ -1,0 +1,3 @@
+//! What the peers share.
+pub mod listening;
+pub mod pingora_on;
