@@ -5,15 +5,19 @@
 //! client cannot have a header of ours removed by naming it in `Connection`.
 use std::net::IpAddr;
 
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::credential::Credential;
+use crate::mcp::SESSION_ID;
 use crate::route::Route;
 
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
+/// No more headers than that are added.
+const ADDED: usize = 6;
 
 /// Identity, address and routing claims that proxies are known to believe.
 const DROPPED: [&str; 19] = [
@@ -65,6 +69,27 @@ pub fn is_dropped(name: &HeaderName) -> bool {
     DROPPED.contains(&name)
         || DROPPED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || name.contains('_')
+}
+
+/// Takes out what the client may not say and puts in what we say. `session`: the upstream's id of the session it is in.
+pub fn prepare(
+    headers: &mut HeaderMap,
+    session: Option<HeaderValue>,
+    additions: impl Iterator<Item = (HeaderName, HeaderValue)>,
+) {
+    let dropped: Vec<HeaderName> = headers.keys().filter(|name| is_dropped(name)).cloned().collect();
+    for name in dropped {
+        headers.remove(name);
+    }
+    match session {
+        Some(session) => headers.insert(SESSION_ID, session),
+        // A header of a revision without sessions, which nobody has looked at.
+        None => headers.remove(SESSION_ID),
+    };
+    headers.reserve(ADDED);
+    for (name, value) in additions {
+        headers.insert(name, value);
+    }
 }
 
 /// The headers we add. The credential comes last, so that nothing else can own its name.

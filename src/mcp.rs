@@ -9,20 +9,20 @@ mod message;
 use std::borrow::Cow;
 
 use bytes::Bytes;
-use http::HeaderMap;
+use http::header::{self, AsHeaderName, HeaderMap, HeaderName};
 use serde_json::json;
 
 pub use elicitation::{Capabilities, Elicitable};
 pub use message::{Message, Unreadable};
 
 /// `MCP-Protocol-Version`: the revision a request is written in.
-pub const PROTOCOL_VERSION: &str = "mcp-protocol-version";
+pub const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
 /// `Mcp-Session-Id`: the session of revision 2025-11-25 and before.
-pub const SESSION_ID: &str = "mcp-session-id";
+pub const SESSION_ID: HeaderName = HeaderName::from_static("mcp-session-id");
 /// `Mcp-Method`: the JSON-RPC method, mirrored (2026-07-28).
-pub const METHOD: &str = "mcp-method";
+pub const METHOD: HeaderName = HeaderName::from_static("mcp-method");
 /// `Mcp-Name`: the tool, prompt or resource, mirrored (2026-07-28).
-pub const NAME: &str = "mcp-name";
+pub const NAME: HeaderName = HeaderName::from_static("mcp-name");
 /// The request whose answer goes on for as long as the client listens (2026-07-28). It comes by POST.
 pub const SUBSCRIPTION: &str = "subscriptions/listen";
 /// `Last-Event-ID`: where an interrupted event stream goes on.
@@ -63,7 +63,7 @@ impl<'a> Call<'a> {
     /// Whether the revision obliges the server to refuse a request whose headers and body differ. Without that promise
     /// the headers say nothing a policy may rest on (SEP-2243).
     pub fn is_mirrored(&self) -> bool {
-        self.revision.is_some_and(|revision| is_revision(revision) && revision >= MIRRORED_SINCE)
+        self.revision.is_some_and(mirrors)
     }
 
     /// The JSON-RPC method, where it can be trusted.
@@ -78,10 +78,19 @@ impl<'a> Call<'a> {
     }
 }
 
+/// As [`Call::is_mirrored`], for who wants to know nothing else.
+pub fn is_mirrored(headers: &HeaderMap) -> bool {
+    single(headers, PROTOCOL_VERSION).is_some_and(mirrors)
+}
+
+fn mirrors(revision: &str) -> bool {
+    is_revision(revision) && revision >= MIRRORED_SINCE
+}
+
 /// One request of our own: header lines (lower-case names) and body, to be sent by POST.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnRequest {
-    pub headers: Vec<(&'static str, &'static str)>,
+    pub headers: Vec<(HeaderName, &'static str)>,
     pub body: Bytes,
 }
 
@@ -96,8 +105,8 @@ pub fn probe_request() -> OwnRequest {
     });
     OwnRequest {
         headers: vec![
-            ("content-type", "application/json"),
-            ("accept", "application/json, text/event-stream"),
+            (header::CONTENT_TYPE, "application/json"),
+            (header::ACCEPT, "application/json, text/event-stream"),
             (PROTOCOL_VERSION, MIRRORED_SINCE),
             (METHOD, "server/discover"),
         ],
@@ -122,8 +131,8 @@ pub fn session_era_probe_request() -> OwnRequest {
     let body = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": params});
     OwnRequest {
         headers: vec![
-            ("content-type", "application/json"),
-            ("accept", "application/json, text/event-stream"),
+            (header::CONTENT_TYPE, "application/json"),
+            (header::ACCEPT, "application/json, text/event-stream"),
             (PROTOCOL_VERSION, SESSIONS_UNTIL),
         ],
         body: Bytes::from(body.to_string()),
@@ -131,7 +140,7 @@ pub fn session_era_probe_request() -> OwnRequest {
 }
 
 /// The value of a header that is there exactly once.
-fn single<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+fn single(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?.trim();
     (values.next().is_none() && !value.is_empty() && value.len() <= LONGEST_VALUE).then_some(value)
@@ -158,14 +167,14 @@ fn decoded(value: &str) -> Option<Cow<'_, str>> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-    use http::{HeaderName, HeaderValue};
+    use http::HeaderValue;
 
     use super::*;
 
-    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+    fn headers(lines: &[(HeaderName, &'static str)]) -> HeaderMap {
         let mut map = HeaderMap::new();
         for (name, value) in lines {
-            map.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            map.append(name, HeaderValue::from_static(value));
         }
         map
     }
@@ -217,14 +226,15 @@ mod tests {
     fn the_probe_is_a_complete_request_of_its_revision() {
         let request = probe_request();
         let body: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
-        let header = |name: &str| request.headers.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
-        assert_eq!(header(METHOD), body["method"].as_str());
+        let value =
+            |name: HeaderName| request.headers.iter().find(|(n, _)| *n == name).map(|(_, value)| *value);
+        assert_eq!(value(METHOD), body["method"].as_str());
         let meta = &body["params"]["_meta"];
-        assert_eq!(header(PROTOCOL_VERSION), meta["io.modelcontextprotocol/protocolVersion"].as_str());
+        assert_eq!(value(PROTOCOL_VERSION), meta["io.modelcontextprotocol/protocolVersion"].as_str());
         assert!(meta["io.modelcontextprotocol/clientCapabilities"].is_object());
         assert!(meta["io.modelcontextprotocol/clientInfo"]["name"].is_string());
-        assert!(header("accept").unwrap().contains("text/event-stream"));
-        assert_eq!(header("authorization"), None);
+        assert!(value(header::ACCEPT).unwrap().contains("text/event-stream"));
+        assert_eq!(value(header::AUTHORIZATION), None);
     }
 
     #[test]

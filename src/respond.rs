@@ -261,9 +261,22 @@ fn wants_html(headers: &HeaderMap) -> bool {
         && !accept.contains("text/event-stream")
 }
 
+/// Leaves nothing in a proxied answer that would act on the origin our pages live on, and says that it is none of them.
+pub fn isolate(headers: &mut HeaderMap) {
+    let dropped: Vec<HeaderName> = headers.keys().filter(|name| is_dropped(name)).cloned().collect();
+    for name in dropped {
+        headers.remove(name);
+    }
+    headers.reserve(ADDED);
+    headers.extend(isolation());
+    if is_attachment(headers.get_all(header::CONTENT_TYPE).iter()) {
+        headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
+    }
+}
+
 /// What a proxied answer never carries to the client: it would act on the origin our pages live on, or name somebody
 /// else's authorization server.
-pub fn is_dropped(name: &HeaderName) -> bool {
+fn is_dropped(name: &HeaderName) -> bool {
     const DROPPED: [&str; 20] = [
         "accept-ch",
         "alt-svc",
@@ -289,8 +302,11 @@ pub fn is_dropped(name: &HeaderName) -> bool {
     DROPPED.contains(&name.as_str()) || name.as_str().starts_with("access-control-")
 }
 
+/// No more headers than that are added to a proxied answer: here, for the page that may read it, and its request id.
+const ADDED: usize = 7;
+
 /// What every answer on a route carries.
-pub fn isolation() -> [(HeaderName, HeaderValue); 2] {
+fn isolation() -> [(HeaderName, HeaderValue); 2] {
     [
         (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (header::CONTENT_SECURITY_POLICY, HeaderValue::from_static("sandbox; default-src 'none'")),

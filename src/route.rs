@@ -9,7 +9,8 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use http::{HeaderName, HeaderValue};
+use http::uri::InvalidUri;
+use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 
 use crate::config::{self, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
@@ -64,6 +65,8 @@ pub struct Upstream {
     pub host_header: Option<HeaderValue>,
     /// Path of `url`, without a trailing slash unless written so.
     pub base_path: String,
+    /// `base_path`, ready-made: what nearly every request asks for.
+    base_uri: Option<Uri>,
     pub policy: AddressPolicy,
 }
 
@@ -295,13 +298,21 @@ impl Upstream {
             host_header: HeaderValue::from_str(&authority).ok(),
             authority,
             base_path: url.path().to_owned(),
+            base_uri: url.path().parse().ok(),
             policy: AddressPolicy::allowing(configured.private_hosts()),
             host,
         }
     }
 
     /// Path and query of the request to the upstream. `rest` is what lies below the route.
-    pub fn target(&self, rest: &str, query: Option<&str>) -> String {
+    pub fn target(&self, rest: &str, query: Option<&str>) -> Result<Uri, InvalidUri> {
+        match (&self.base_uri, rest, query) {
+            (Some(base), "", None) => Ok(base.clone()),
+            _ => Uri::try_from(self.below(rest, query)),
+        }
+    }
+
+    fn below(&self, rest: &str, query: Option<&str>) -> String {
         let mut target = String::with_capacity(
             self.base_path.len() + rest.len() + query.map_or(0, |query| query.len() + 1),
         );

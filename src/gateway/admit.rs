@@ -10,7 +10,7 @@ use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
 use crate::credential::{self, Credential, Unresolved};
-use crate::mcp::{Call, METHOD, Message, SUBSCRIPTION};
+use crate::mcp::{self, METHOD, Message, SUBSCRIPTION};
 use crate::oauth::client::challenged::Challenge;
 use crate::oauth::client::connection_key;
 use crate::oauth::client::refresh::Outdated;
@@ -58,7 +58,8 @@ impl Gateway {
                 authn::authenticate_foreign(&head.headers, &self.foreign, &standing, &route, now).await?
             }
         };
-        let path = route.upstream.target(matched.rest, head.uri.query());
+        let uri = route.upstream.target(matched.rest, head.uri.query());
+        let uri = uri.map_err(|_| Failure::Malformed("the request target cannot be sent on"))?;
         let asked = self.inspect(session, &route).await?;
         let head = session.req_header();
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
@@ -71,14 +72,13 @@ impl Gateway {
             false => None,
         };
         // Only a request outside of any session begins one, and only where there are sessions.
-        let may_begin = session.is_none() && head.method == Method::POST;
-        let may_begin = may_begin && !Call::from_headers(&head.headers).is_mirrored();
+        let may_begin = session.is_none() && head.method == Method::POST && !mcp::is_mirrored(&head.headers);
         ctx.target = Some(Target {
             route,
             caller,
             credential,
             asked,
-            path,
+            uri,
             session,
             _stream: stream,
             opening: may_begin.then(Opening::default),

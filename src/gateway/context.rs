@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::response::Parts;
+use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use pingora::ErrorType;
 
 use super::inspect::Asked;
@@ -57,7 +58,7 @@ pub struct Target {
     /// What is known of what the request asks for.
     pub asked: Asked,
     /// Path and query at the upstream.
-    pub path: String,
+    pub uri: Uri,
     /// The MCP session it is in.
     pub session: Option<McpSession>,
     /// Its place among the streams, if it opens one.
@@ -111,8 +112,14 @@ impl Replacement {
         Self { status: reply.status, headers: reply.headers, body, discarded: 0 }
     }
 
-    pub fn length(&self) -> usize {
-        self.body.len()
+    /// Puts its head in the place of an upstream's.
+    pub fn replace(&self, head: &mut Parts) {
+        head.status = self.status;
+        head.headers.clear();
+        for (name, value) in &self.headers {
+            head.headers.append(name.clone(), value.clone());
+        }
+        head.headers.insert(header::CONTENT_LENGTH, self.body.len().into());
     }
 
     /// What goes to the client for a piece of the upstream's body: nothing until its end, so that the upstream's

@@ -14,6 +14,7 @@
 mod admit;
 pub mod context;
 mod elicit;
+mod head;
 mod inspect;
 pub mod local;
 mod record;
@@ -30,8 +31,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use data_encoding::HEXLOWER;
+use http::{HeaderValue, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
@@ -39,11 +42,11 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
+use self::session::Session as McpSession;
 use self::streams::Streams;
 use self::verdict::Consequence;
 use crate::authn::foreign::Foreign;
 use crate::credential::Connections;
-use crate::mcp::SESSION_ID;
 use crate::oauth::server::Authority;
 use crate::respond::{self, Failure};
 use crate::telemetry::access::Log;
@@ -103,6 +106,9 @@ impl ProxyHttp for Gateway {
         }
     }
 
+    /// None: the one that Pingora brings along compresses answers, which are passed on as they come.
+    fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
+
     async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
         // Overrides what the version says, so HTTP/1.0, which has no keep-alive of its own, is left alone.
         if session.req_header().version != Version::HTTP_10 {
@@ -110,6 +116,7 @@ impl ProxyHttp for Gateway {
         }
         session.set_total_drain_timeout(Some(DRAIN));
         session.set_write_timeout(Some(WRITE));
+        head::of_request(session.req_header_mut(), |_| ());
         let sent = session.get_header(inject::REQUEST_ID).filter(|id| screen::is_request_id(id));
         ctx.request_id = sent.cloned().unwrap_or_else(|| self.new_request_id());
         Ok(())
@@ -170,26 +177,14 @@ impl ProxyHttp for Gateway {
         let Some(target) = &ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
-        let dropped: Vec<HeaderName> =
-            upstream.headers.keys().filter(|name| inject::is_dropped(name)).cloned().collect();
-        for name in &dropped {
-            upstream.remove_header(name);
-        }
-        match &target.session {
-            Some(session) => upstream.insert_header(SESSION_ID, session.to_upstream())?,
-            // A header of a revision without sessions, which nobody has looked at.
-            None => drop(upstream.remove_header(SESSION_ID)),
-        }
-        // Path and query of the matched route, and nothing of an absolute-form target.
-        let uri = target
-            .path
-            .parse()
-            .map_err(|error| Error::because(ErrorType::InvalidHTTPHeader, "upstream path", error))?;
-        upstream.set_uri(uri);
-        let client = screen::client(session);
-        for (name, value) in inject::additions(&target.route, client, &ctx.request_id, &target.credential) {
-            upstream.insert_header(name, value)?;
-        }
+        let session_id = target.session.as_ref().map(McpSession::to_upstream);
+        let additions =
+            inject::additions(&target.route, screen::client(session), &ctx.request_id, &target.credential);
+        head::of_request(upstream, |parts| {
+            inject::prepare(&mut parts.headers, session_id, additions);
+            // Path and query of the matched route, and nothing of an absolute-form target.
+            parts.uri = target.uri.clone();
+        });
         Ok(())
     }
 
@@ -272,33 +267,24 @@ impl ProxyHttp for Gateway {
     ) -> Result<()> {
         if response.status.is_informational() {
             // Early hints would act on our origin.
-            screen::remove(response, |_| true);
+            head::of_response(response, |parts| parts.headers.clear());
             return Ok(());
         }
         if session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
         if let Some(replacement) = &ctx.replacement {
-            screen::remove(response, |_| true);
-            response.set_status(replacement.status)?;
-            response.set_reason_phrase(None)?;
-            for (name, value) in &replacement.headers {
-                response.append_header(name.clone(), value.clone())?;
-            }
-            return response.insert_header(header::CONTENT_LENGTH, replacement.length());
+            head::of_response(response, |parts| replacement.replace(parts));
+            return Ok(());
         }
-        screen::remove(response, respond::is_dropped);
-        self.seal_session(response, ctx)?;
-        for (name, value) in respond::isolation() {
-            response.insert_header(name, value)?;
-        }
-        if respond::is_attachment(response.headers.get_all(header::CONTENT_TYPE).iter()) {
-            response.insert_header(header::CONTENT_DISPOSITION, "attachment")?;
-        }
-        for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
-            response.insert_header(name, value)?;
-        }
-        response.insert_header(inject::REQUEST_ID, ctx.request_id.clone())
+        head::of_response(response, |parts| {
+            let headers = &mut parts.headers;
+            respond::isolate(headers);
+            self.seal_session(headers, ctx);
+            headers.extend(ctx.origin.iter().flat_map(origin::readable));
+            headers.insert(inject::REQUEST_ID, ctx.request_id.clone());
+        });
+        Ok(())
     }
 
     fn response_body_filter(
@@ -394,7 +380,11 @@ impl ProxyHttp for Gateway {
 impl Gateway {
     fn new_request_id(&self) -> HeaderValue {
         let (process, count) = &self.request_ids;
-        let id = format!("{process}-{:x}", count.fetch_add(1, Ordering::Relaxed));
+        // A trillion of them differ.
+        let [_, _, _, counted @ ..] = count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+        let mut digits = [0; 10];
+        HEXLOWER.encode_mut(&counted, &mut digits);
+        let id = [process.as_bytes(), b"-", &digits].concat();
         HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
     }
 }

@@ -1,8 +1,8 @@
 //! What Pingora lets through and we do not: requests that two servers could read in two ways.
 use std::net::IpAddr;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderMap, HeaderValue, Method, header};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 /// More unwanted body than that is not read to its end, bytes.
@@ -58,14 +58,6 @@ pub fn is_short(headers: &HeaderMap) -> bool {
 pub fn is_request_id(id: &HeaderValue) -> bool {
     (8..=64).contains(&id.len())
         && id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
-}
-
-/// Takes headers out of an answer.
-pub fn remove(response: &mut ResponseHeader, is_unwanted: impl Fn(&HeaderName) -> bool) {
-    let names = response.headers.keys().filter(|name| is_unwanted(name));
-    for name in names.cloned().collect::<Vec<_>>() {
-        response.remove_header(&name);
-    }
 }
 
 /// The address a request came from.

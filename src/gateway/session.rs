@@ -2,25 +2,23 @@
 //! it is sealed together with whose it is: so a session belongs to one caller at one route, at every instance and without
 //! a table anywhere. It proves nothing: whoever calls is proven by their token, with every request (MCP, Session
 //! Hijacking).
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
-use pingora::Result;
-use pingora::http::ResponseHeader;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::Gateway;
 use super::context::Context;
 use crate::authn::Caller;
-use crate::mcp::{Call, Capabilities, SESSION_ID};
+use crate::mcp::{self, Capabilities, SESSION_ID};
 use crate::oauth::server::access_token::Keys;
 use crate::route::Route;
+use crate::seal::fields;
 
 /// Keeps these ciphertexts apart from access tokens, which have the same keys.
-const CONTEXT: &[u8] = b"postern mcp session 1";
+const CONTEXT: &[u8] = b"postern mcp session 2";
 /// What every session id of ours begins with.
 const PREFIX: &str = "postern_ms_";
 /// Longer ids of upstreams fit into no header once they are sealed, bytes.
@@ -43,22 +41,8 @@ pub struct Session {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoSession;
 
-/// What is sealed. Short names, since it travels with every request.
-#[derive(Serialize, Deserialize)]
-struct Sealed<'a> {
-    /// The upstream's id.
-    #[serde(borrow)]
-    i: Cow<'a, str>,
-    #[serde(borrow)]
-    s: Cow<'a, str>,
-    #[serde(borrow)]
-    c: Cow<'a, str>,
-    #[serde(borrow)]
-    r: Cow<'a, str>,
-    p: Option<SocketAddr>,
-    #[serde(default)]
-    u: bool,
-}
+/// What is sealed besides the upstream's id, subject, client, route and address: that the client opens URLs for servers.
+const ELICITATION: &str = "u";
 
 impl Session {
     /// The session that the request is in. In revisions that have none the header says nothing.
@@ -68,7 +52,7 @@ impl Session {
         caller: &Caller,
         route: &Route,
     ) -> Result<Option<Self>, NoSession> {
-        if Call::from_headers(headers).is_mirrored() {
+        if !headers.contains_key(SESSION_ID) || mcp::is_mirrored(headers) {
             return Ok(None);
         }
         let mut values = headers.get_all(SESSION_ID).iter();
@@ -78,13 +62,14 @@ impl Session {
         }
         let sealed = ours.to_str().ok().and_then(|text| text.strip_prefix(PREFIX)).ok_or(NoSession)?;
         let plain = keys.unwrap(CONTEXT, sealed).ok_or(NoSession)?;
-        let read: Sealed<'_> = serde_json::from_slice(&plain).map_err(|_| NoSession)?;
-        if read.s != caller.subject() || read.c != caller.client() || read.r != route.name {
+        let [id, subject, client, of_route, peer, more] = fields::unpack(&plain).ok_or(NoSession)?;
+        if subject != caller.subject() || client != caller.client() || of_route != route.name {
             return Err(NoSession);
         }
-        let mut upstream = HeaderValue::from_str(&read.i).map_err(|_| NoSession)?;
+        let mut upstream = HeaderValue::from_str(id).map_err(|_| NoSession)?;
         upstream.set_sensitive(true);
-        Ok(Some(Self { ours: ours.clone(), upstream, peer: read.p, elicitation: read.u }))
+        let (peer, elicitation) = (peer.parse().ok(), more == ELICITATION);
+        Ok(Some(Self { ours: ours.clone(), upstream, peer, elicitation }))
     }
 
     /// What the upstream gets as its session id.
@@ -105,15 +90,13 @@ impl Session {
         }
         let id = upstream.to_str().ok().filter(|id| id.len() <= UPSTREAM_MAX)?;
         let Begun { keys, caller, route, peer, elicitation } = begun;
-        let sealed = Sealed {
-            i: id.into(),
-            s: caller.subject().into(),
-            c: caller.client().into(),
-            r: route.name.as_str().into(),
-            p: *peer,
-            u: *elicitation,
-        };
-        let text = keys.wrap(CONTEXT, &serde_json::to_vec(&sealed).ok()?, now)?;
+        let peer = peer.map(|peer| peer.to_string()).unwrap_or_default();
+        let more = if *elicitation { ELICITATION } else { "" };
+        let plain = fields::pack(
+            [id, caller.subject(), caller.client(), route.name.as_str(), &peer, more],
+            Vec::new(),
+        )?;
+        let text = keys.wrap(CONTEXT, &plain, now)?;
         let mut ours = HeaderValue::try_from(format!("{PREFIX}{text}")).ok()?;
         ours.set_sensitive(true);
         Some(ours)
@@ -171,9 +154,9 @@ impl Opening {
 
 impl Gateway {
     /// The upstream's session id becomes one of ours.
-    pub(super) fn seal_session(&self, response: &mut ResponseHeader, ctx: &Context) -> Result<()> {
-        let (Some(target), Some(id)) = (&ctx.target, response.headers.get(SESSION_ID)) else {
-            return Ok(());
+    pub(super) fn seal_session(&self, headers: &mut HeaderMap, ctx: &Context) {
+        let (Some(target), Some(id)) = (&ctx.target, headers.get(SESSION_ID)) else {
+            return;
         };
         let known = target.session.as_ref();
         let begun = Begun {
@@ -187,13 +170,12 @@ impl Gateway {
             },
         };
         match Session::to_client(known, id, &begun, self.authority.clock.now()) {
-            Some(ours) => response.insert_header(SESSION_ID, ours),
+            Some(ours) => headers.insert(SESSION_ID, ours),
             None => {
                 tracing::warn!(target: "postern::upstream", route = %target.route.name, "the upstream's session id is too long or no text");
-                drop(response.remove_header(SESSION_ID));
-                Ok(())
+                headers.remove(SESSION_ID)
             }
-        }
+        };
     }
 }
 

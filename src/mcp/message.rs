@@ -184,7 +184,7 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             for (name, value) in lines {
-                headers.append(*name, HeaderValue::from_static(value));
+                headers.append(name, HeaderValue::from_static(value));
             }
             assert_eq!(message.is_mirrored_in(&headers), same, "{lines:?}");
         }

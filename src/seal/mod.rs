@@ -18,6 +18,7 @@ use ring::{digest, hkdf};
 use secrecy::SecretString;
 use zeroize::Zeroizing;
 
+pub mod fields;
 mod keys;
 
 pub use keys::{KeyError, SealingKey, generate, load_or_generate};

@@ -13,7 +13,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pingora::apps::HttpServerOptions;
-use pingora::listeners::TcpSocketOptions;
+use pingora::listeners::{ListenerConfig, TcpSocketOptions};
+use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
@@ -31,6 +32,10 @@ use crate::{gateway, upstream};
 /// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
 const UPSTREAM_POOL: usize = 2048;
 const H2_IDLE: Duration = Duration::from_secs(300);
+/// Buffers of a client's connection, bytes. It has them for as long as it is open, idle or not; Pingora's 64 KiB for reading
+/// are most of what an idle one costs, and its 1,460 for writing send an answer in pieces.
+const READ_BUFFER: usize = 4096;
+const WRITE_BUFFER: usize = 8192;
 
 /// Why the process cannot start. One line, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +70,9 @@ pub fn run(
     let drain_timeout = config.server.drain_timeout;
     let conf = ServerConf {
         threads: config.server.threads,
+        // Each connection stays with one thread. The run queue of a stealing one holds 256 tasks; whatever is ready beyond
+        // that waits for long (`benches/experiments.md`).
+        work_stealing: false,
         // Whole seconds, so never the first to end.
         grace_period_seconds: Some(drain_timeout.as_secs() + 1),
         graceful_shutdown_timeout_seconds: Some(1),
@@ -124,10 +132,13 @@ pub fn run(
             admin = Some(socket);
             continue;
         }
-        match tls.as_ref().filter(|_| with_tls) {
-            Some(tls) => service.add_tls_with_settings(&address, Some(sockets_options()), tls.listener()?),
-            None => service.add_tcp_with_settings(&address, sockets_options()),
-        }
+        let listener = ListenerConfig::tcp(&address)
+            .tcp_socket_options(sockets_options())
+            .l4_buffer(L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER));
+        service.add_listener(match tls.as_ref().filter(|_| with_tls) {
+            Some(tls) => listener.tls(tls.listener()?),
+            None => listener,
+        });
         sockets.push((address, socket));
     }
     server.add_service(OnSockets::new(service, sockets));

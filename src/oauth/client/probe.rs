@@ -1,6 +1,6 @@
 //! "Do you want a token?", asked of an upstream before the user is asked for anything, so that one browser trip can
 //! serve both logins. A well-formed request without credential; nothing of the answer's body is read.
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderValue, Method};
 
 use crate::challenge::{self, Bearer, Judgement};
 use crate::mcp::{self, OwnRequest};
@@ -52,7 +52,7 @@ async fn ask(outbound: &Outbound, url: &str, policy: &AddressPolicy, own: OwnReq
     let mut request = Request::new(Method::POST, url).head_only();
     request.body = Some(own.body);
     for (name, value) in own.headers {
-        request.headers.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        request.headers.insert(name, HeaderValue::from_static(value));
     }
     match outbound.send(request, policy).await {
         Ok(response) => (judged(&response), response.status.is_client_error()),

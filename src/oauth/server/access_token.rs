@@ -13,7 +13,7 @@ use jsonwebtoken::jwk::Jwk;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 
 use super::jwt::Jwts;
-use crate::seal;
+use crate::seal::{self, fields};
 
 /// What every access token begins with.
 pub const PREFIX: &str = "postern_at_";
@@ -125,10 +125,8 @@ impl Keys {
         let mut plain = Vec::with_capacity(256);
         let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
         plain.extend_from_slice(&expires.to_be_bytes());
-        for field in [claims.audience, claims.grant, claims.subject, claims.client, claims.scope] {
-            plain.extend_from_slice(&u16::try_from(field.len()).map_err(|_| SealError)?.to_be_bytes());
-            plain.extend_from_slice(field.as_bytes());
-        }
+        let fields = [claims.audience, claims.grant, claims.subject, claims.client, claims.scope];
+        let plain = fields::pack(fields, plain).ok_or(SealError)?;
         let mut token = PREFIX.to_owned();
         BASE64URL_NOPAD.encode_append(&self.encrypt(CONTEXT, plain, now).ok_or(SealError)?, &mut token);
         if token.len() > MAX_LEN { Err(SealError) } else { Ok(token) }
@@ -188,7 +186,7 @@ impl Keys {
 impl Opened {
     /// `fields`: audience, grant, subject, client, scope.
     pub(super) fn of(expires_at: SystemTime, fields: &[&str; 5]) -> Self {
-        let mut text = String::new();
+        let mut text = String::with_capacity(fields.iter().map(|field| field.len()).sum());
         let fields = fields.map(|field| {
             let start = text.len();
             text.push_str(field);
@@ -198,19 +196,9 @@ impl Opened {
     }
 
     fn read(plain: &[u8]) -> Option<Self> {
-        let (expires, mut rest) = plain.split_first_chunk::<8>()?;
-        let mut text = String::with_capacity(rest.len());
-        let mut fields: [Range<usize>; 5] = Default::default();
-        for field in &mut fields {
-            let (length, after) = rest.split_first_chunk::<2>()?;
-            let (value, after) = after.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-            let start = text.len();
-            text.push_str(std::str::from_utf8(value).ok()?);
-            *field = start..text.len();
-            rest = after;
-        }
+        let (expires, packed) = plain.split_first_chunk::<8>()?;
         let expires_at = UNIX_EPOCH.checked_add(Duration::from_secs(u64::from_be_bytes(*expires)))?;
-        rest.is_empty().then_some(Self { text, fields, expires_at })
+        Some(Self::of(expires_at, &fields::unpack(packed)?))
     }
 
     fn field(&self, index: usize) -> &str {
