@@ -41,6 +41,9 @@ struct Options {
     join: bool,
     #[arg(long, default_value_t = 2048)]
     upstream_pool: usize,
+    /// In seconds; above 900 Pingora asks tokio for the timer.
+    #[arg(long, default_value_t = 3600)]
+    read_timeout: u64,
     #[arg(long, requires = "tls_key")]
     tls_cert: Option<String>,
     #[arg(long, requires = "tls_cert")]
@@ -135,7 +138,7 @@ fn peer(options: &Options) -> HttpPeer {
     peer.options.connection_timeout = Some(Duration::from_secs(5));
     peer.options.total_connection_timeout = Some(Duration::from_secs(10));
     peer.options.idle_timeout = Some(Duration::from_secs(4));
-    peer.options.read_timeout = Some(Duration::from_secs(3600));
+    peer.options.read_timeout = Some(Duration::from_secs(options.read_timeout));
     peer.options.tcp_keepalive = Some(keepalive());
     peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
     if options.upstream_h2c {
