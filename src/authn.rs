@@ -165,10 +165,9 @@ impl Caller {
         match &self.who {
             Who::Ours(holder) => standing.holds(holder, route),
             Who::Theirs(token) => {
-                let trusts = |route: &crate::config::Route| {
-                    route.trusted_issuers.iter().any(|trusted| token.is_of(trusted))
-                };
-                let known = standing.config.routes.iter().find(|known| known.name == route.name);
+                let trusts =
+                    |route: &Arc<Route>| route.trusted_issuers.iter().any(|trusted| token.is_of(trusted));
+                let known = standing.routes.by_name(&route.name);
                 !standing.revoked.has_user(&token.subject) && known.is_some_and(trusts)
             }
         }
@@ -251,6 +250,7 @@ mod tests {
     use crate::oauth::server::access_token::{Claims, Keys};
     use crate::oauth::server::revoked::Revoked;
     use crate::oauth::server::service::Services;
+    use crate::route::Table;
     use http::HeaderValue;
     use std::time::{Duration, UNIX_EPOCH};
 
@@ -285,8 +285,9 @@ mod tests {
     }
 
     fn judged(headers: &HeaderMap, keys: &Keys, revoked: &Revoked) -> Result<Caller, AuthnError> {
-        let standing = Standing { keys, revoked, services: &Services::default(), config: &alices() };
-        authenticate(headers, &standing, now())
+        let (services, config) = (&Services::default(), &alices());
+        let routes = &Table::new(&config.server.public_url, &config.routes);
+        authenticate(headers, &Standing { keys, revoked, services, config, routes }, now())
     }
 
     /// A configuration in which Alice is a user.

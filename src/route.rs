@@ -4,9 +4,10 @@
 //! be routed as one thing and read as another. Whatever has no single meaning (escaped separators, dot segments,
 //! control bytes) is refused instead of interpreted.
 mod rules;
+mod tree;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use http::uri::InvalidUri;
@@ -15,6 +16,8 @@ use secrecy::ExposeSecret;
 
 use crate::config::{self, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
 use crate::outbound::AddressPolicy;
+
+use self::tree::Tree;
 
 pub use rules::Rules;
 
@@ -70,9 +73,11 @@ pub struct Upstream {
     pub policy: AddressPolicy,
 }
 
-/// All routes of one configuration.
+/// All routes of one configuration. No look-up costs more with more of them.
 pub struct Table {
-    by_authority: HashMap<String, Vec<Arc<Route>>>,
+    by_authority: HashMap<String, Tree>,
+    by_name: HashMap<String, Arc<Route>>,
+    places: HashSet<String>,
     public_authority: String,
     scheme: &'static str,
     default_port: u16,
@@ -103,15 +108,15 @@ impl Table {
     pub fn new(public: &PublicUrl, routes: &[config::Route]) -> Self {
         let default_port = if public.is_https() { 443 } else { 80 };
         let public_authority = public.authority().to_owned();
-        let mut by_authority: HashMap<String, Vec<Arc<Route>>> = HashMap::new();
+        let mut by_authority: HashMap<String, Tree> = HashMap::new();
+        let (mut by_name, mut places) = (HashMap::new(), HashSet::new());
         for configured in routes {
             let route = Arc::new(Route::new(public, configured));
-            by_authority.entry(route.authority.clone()).or_default().push(route);
+            places.insert(route.place.clone());
+            by_name.insert(route.name.clone(), Arc::clone(&route));
+            by_authority.entry(route.authority.clone()).or_default().insert(route);
         }
-        for routes in by_authority.values_mut() {
-            routes.sort_by_key(|route| std::cmp::Reverse(route.path.len()));
-        }
-        Self { by_authority, public_authority, scheme: public.scheme(), default_port }
+        Self { by_authority, by_name, places, public_authority, scheme: public.scheme(), default_port }
     }
 
     /// `host` of the request in the form authorities are compared in: lower case, default port left out.
@@ -152,18 +157,13 @@ impl Table {
                 RouteError::UnknownHost
             });
         };
-        let within = |route: &'a Arc<Route>| {
-            let rest = path.strip_prefix(route.path.as_str())?;
-            (rest.is_empty() || rest.starts_with('/')).then_some(Matched { route, rest })
-        };
-        routes.iter().find_map(within).ok_or(RouteError::NotFound)
+        routes.find(path).ok_or(RouteError::NotFound)
     }
 
     /// The route whose resource metadata `path` is (RFC 9728 §3.1), if it is such a path.
     pub fn metadata(&self, authority: &str, path: &str) -> Option<Result<&Arc<Route>, RouteError>> {
         let below = path.strip_prefix(RESOURCE_METADATA)?;
-        let exact = |routes: &'_ Vec<Arc<Route>>| routes.iter().position(|route| route.path == below);
-        let found = self.by_authority.get(authority).and_then(|routes| routes.get(exact(routes)?));
+        let found = self.by_authority.get(authority).and_then(|routes| routes.at(below));
         Some(found.ok_or(RouteError::NotFound))
     }
 
@@ -176,22 +176,26 @@ impl Table {
         let path = canonical_path(if path.is_empty() { "/" } else { path }).ok()?;
         let routes =
             self.by_authority.get(&*authority).filter(|_| scheme.eq_ignore_ascii_case(self.scheme))?;
-        routes.iter().find(|route| route.path == path && route.is_ours())
+        routes.at(&path).filter(|route| route.is_ours())
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
-        self.iter().find(|route| route.name == name)
+        self.by_name.get(name)
     }
 
     /// Whether a route injects this provider's tokens.
     pub fn injects(&self, provider: &IdentityProvider) -> bool {
-        let place = provider_place(&provider.issuer);
-        self.iter().any(|route| route.place == place)
+        self.has_place(&provider_place(&provider.issuer))
+    }
+
+    /// Whether a route's connections belong there.
+    pub fn has_place(&self, place: &str) -> bool {
+        self.places.contains(place)
     }
 
     /// All routes, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.by_authority.values().flatten()
+        self.by_name.values()
     }
 }
 

@@ -115,8 +115,7 @@ impl Connector {
             }
         };
         for (key, found) in known {
-            let is_used =
-                found.value.places.iter().any(|place| routes.iter().any(|route| route.place == *place));
+            let is_used = found.value.places.iter().any(|place| routes.has_place(place));
             let tidied = match is_used {
                 true => self.keep_alive(&key, found).await,
                 false => self.retire(&key, found, routes).await,

@@ -9,7 +9,7 @@ use super::service::{self, ServiceAccount, Services};
 use super::{Authority, Snapshot, machine};
 use crate::clock::unix_seconds;
 use crate::config::{Config, Machine};
-use crate::route::Route;
+use crate::route::{Route, Table};
 
 /// What there is to ask. Memory only.
 pub struct Standing<'a> {
@@ -17,6 +17,7 @@ pub struct Standing<'a> {
     pub revoked: &'a Revoked,
     pub services: &'a Services,
     pub config: &'a Config,
+    pub routes: &'a Table,
 }
 
 /// Whoever has a token that counts.
@@ -55,8 +56,8 @@ impl From<OpenError> for NoStanding {
 
 impl Authority {
     pub fn standing<'a>(&'a self, snapshot: &'a Snapshot) -> Standing<'a> {
-        let Snapshot { config, keys, .. } = snapshot;
-        Standing { keys, revoked: &self.revoked, services: &self.services, config }
+        let Snapshot { config, keys, routes } = snapshot;
+        Standing { keys, revoked: &self.revoked, services: &self.services, config, routes }
     }
 }
 
