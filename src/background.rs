@@ -117,7 +117,7 @@ impl Upkeep {
     /// Says whether the change is taken in.
     async fn follow(&self, change: Change) -> bool {
         match change {
-            // A grant changes with every refresh; it is revoked when nothing is left of it.
+            // A grant is revoked when nothing is left of it.
             Change::Of { kind: Kind::Grant, key } => {
                 match self.authority.records.store().get(Kind::Grant, &key).await {
                     Ok(Some(_)) => {}

@@ -67,7 +67,8 @@ impl<B: Backend> Store for B {
         ttl: Duration,
     ) -> Result<Put, StoreError> {
         fits(key, &value)?;
-        self.change(kind, key, move |found, now| change::put(found, now, expected, value.clone(), ttl)).await
+        let decide = move |found, now| change::put(found, now, kind, expected, value.clone(), ttl);
+        self.change(kind, key, decide).await
     }
 
     async fn take(&self, kind: Kind, key: &str) -> Result<Taken, StoreError> {

@@ -6,7 +6,9 @@ use std::time::{Duration, SystemTime};
 
 use super::lease::next_fence;
 use super::row::{Body, Row, Tombstone, end};
-use super::{Acquired, Claim, Committed, Connection, Put, Refusal, Release, Released, StoreError, Taken};
+use super::{
+    Acquired, Claim, Committed, Connection, Kind, Put, Refusal, Release, Released, StoreError, Taken,
+};
 
 /// The row as a store has found it; a damaged one is an error that some operations get over.
 pub type Found = Result<Option<Row>, StoreError>;
@@ -37,7 +39,14 @@ impl<T> Decision<T> {
 }
 
 /// See [`super::Store::put`].
-pub fn put(found: Found, now: SystemTime, expected: u64, value: Vec<u8>, ttl: Duration) -> Decided<Put> {
+pub fn put(
+    found: Found,
+    now: SystemTime,
+    kind: Kind,
+    expected: u64,
+    value: Vec<u8>,
+    ttl: Duration,
+) -> Decided<Put> {
     let present = match found?.map(|row| row.body) {
         None => Some(0),
         Some(Body::Record { version, spent: false, .. }) => Some(version),
@@ -47,7 +56,9 @@ pub fn put(found: Found, now: SystemTime, expected: u64, value: Vec<u8>, ttl: Du
         return Decision::nothing(Put::Conflict);
     }
     let body = Body::Record { version: expected.saturating_add(1), spent: false, value };
-    Decision::save(Put::Stored, Row { expires_millis: end(now, ttl), body }, true)
+    // A grant changes with every refresh, and nobody has a copy of it: all that others need to hear of is its end.
+    let tell = kind != Kind::Grant || expected == 0;
+    Decision::save(Put::Stored, Row { expires_millis: end(now, ttl), body }, tell)
 }
 
 /// What every decision returns.

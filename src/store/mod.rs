@@ -323,8 +323,8 @@ pub trait Store: Send + Sync {
         refusal: Refusal,
     ) -> Result<bool, StoreError>;
 
-    /// Hears of every change from now on, of all instances. A receiver that lags has to look at
-    /// everything again.
+    /// Hears of every change from now on, of all instances, unless it is a grant's that goes on. A receiver that lags
+    /// has to look at everything again.
     fn subscribe(&self) -> broadcast::Receiver<Change>;
 
     /// Whether the store reads and writes now.

@@ -329,6 +329,10 @@ pub(crate) async fn changes_are_told(bed: Bed) {
     bed.put("a", 0, "one").await;
     bed.put("a", 0, "conflict").await;
     bed.store.remove(Kind::Session, "a").await.unwrap();
+    // Refreshed twice, which is no news, and ended.
+    for version in 0..3 {
+        bed.store.put(Kind::Grant, "g", version, b"grant".to_vec(), HOUR).await.unwrap();
+    }
     bed.store.tombstone(Kind::Grant, "g", HOUR).await.unwrap();
     bed.connect("inc").await;
     let fence = bed.own("one", 1).await;
@@ -342,7 +346,7 @@ pub(crate) async fn changes_are_told(bed: Bed) {
 
     // Those of one key come in order, those of different keys in any.
     let mut heard = Vec::new();
-    while heard.len() < 9 {
+    while heard.len() < 10 {
         match changes.recv().await.unwrap() {
             Change::Of { kind, key } => heard.push((kind, key)),
             Change::Missed => panic!("nothing was missed"),
@@ -351,7 +355,10 @@ pub(crate) async fn changes_are_told(bed: Bed) {
     // Connect, commit, refuse, connect, release.
     let mut expected = vec![(Kind::Connection, "c".to_owned()); 5];
     expected.extend([(Kind::Session, "a"), (Kind::Session, "a")].map(|(kind, key)| (kind, key.to_owned())));
-    expected.extend([(Kind::Grant, "g"), (Kind::Session, "end")].map(|(kind, key)| (kind, key.to_owned())));
+    expected.extend(
+        [(Kind::Grant, "g"), (Kind::Grant, "g"), (Kind::Session, "end")]
+            .map(|(kind, key)| (kind, key.to_owned())),
+    );
     heard.sort();
     expected.sort();
     assert_eq!(heard, expected);
