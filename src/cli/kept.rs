@@ -278,7 +278,7 @@ pub fn list_users(config: &Config) -> ExitCode {
         let lines: Vec<String> = names
             .into_iter()
             .map(|name| {
-                let state = if blocked.iter().any(|user| user == name) { "blocked" } else { "active" };
+                let state = if blocked.contains(name) { "blocked" } else { "active" };
                 format!("{name}\t{state}")
             })
             .collect();

@@ -19,7 +19,7 @@ use crate::route::Route;
 use crate::store::Refusal;
 use crate::store::record::RecordError;
 
-/// More grants than that and the copies are dropped and read again as needed.
+/// More grants or connections than that and the copies are dropped and read again as needed.
 const SLOTS_MAX: usize = 100_000;
 const RETRY: Duration = Duration::from_secs(1);
 /// Tokens that are refused one after the other within that time are all refused.
@@ -174,25 +174,28 @@ impl Connections {
 
     /// `None`: a program that acts for no user.
     fn slot(&self, caller: &Caller, route: &Route) -> Option<Arc<Slot>> {
-        let user = caller.user()?;
-        if let Some(slot) = self.by_grant.get(caller.grant())
+        Some(self.slot_of(caller.grant(), caller.user()?, route))
+    }
+
+    fn slot_of(&self, grant: &str, user: &str, route: &Route) -> Arc<Slot> {
+        if let Some(slot) = self.by_grant.get(grant)
             && slot.is_at(user, route)
         {
-            return Some(Arc::clone(&slot));
+            return Arc::clone(&slot);
         }
-        if self.by_grant.len() > SLOTS_MAX {
+        if self.by_grant.len().max(self.by_key.len()) >= SLOTS_MAX {
             self.forget_all();
         }
         let key = connection_key(user, route);
         let slot = Arc::clone(
             &self.by_key.entry(key.as_str().into()).or_insert_with(|| Slot::new(&key, user, route)),
         );
-        self.by_grant.insert(caller.grant().into(), Arc::clone(&slot));
+        self.by_grant.insert(grant.into(), Arc::clone(&slot));
         // A slot that is found by grant alone would hear of nothing any more.
         if !self.by_key.contains_key(key.as_str()) {
-            self.by_grant.remove(caller.grant());
+            self.by_grant.remove(grant);
         }
-        Some(slot)
+        slot
     }
 
     async fn load(&self, slot: &Slot) -> Result<Arc<Known>, Unresolved> {
@@ -322,6 +325,7 @@ impl Slot {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
+    use crate::oauth::client::stub::Bench;
 
     #[test]
     fn refusals_one_after_the_other_count_together_for_a_minute() {
@@ -341,5 +345,22 @@ mod tests {
         assert!(!slot.was_fetched_for_a_refusal(&tokens("i", 2), at(60)), "it has served since");
         assert!(!slot.was_fetched_for_a_refusal(&tokens("i", 1), at(1)), "the very same");
         assert!(!slot.was_fetched_for_a_refusal(&tokens("other", 2), at(1)), "of another authorization");
+    }
+
+    #[test]
+    fn no_number_of_grants_or_connections_takes_more_room_than_the_bound() {
+        let bench = Bench::new();
+        let (connections, route) = (Connections::new(Arc::new(bench.connector())), bench.route());
+        let held = || connections.by_grant.len().max(connections.by_key.len());
+        let many = if std::env::var_os("POSTERN_SOAK").is_some() { 1_000_000 } else { 2 * SLOTS_MAX + 1 };
+        for number in 0..many {
+            connections.slot_of(&format!("grant {number}"), "alice", &route);
+            assert!(held() <= SLOTS_MAX);
+        }
+        // One program that acts for everybody.
+        for number in 0..many {
+            connections.slot_of("grant", &number.to_string(), &route);
+            assert!(held() <= SLOTS_MAX);
+        }
     }
 }

@@ -25,7 +25,7 @@ use crate::clock::Clock;
 const FILE_NAME: &str = "journal.jsonl";
 /// Older entries have long been replicated.
 const KEPT: Duration = Duration::from_secs(600);
-/// Entries after which the file is written anew without the old ones.
+/// Entries after which the file is written anew without the old ones; more of them where so many are not old.
 const REWRITE: usize = 2_000;
 
 /// Tokens on their way into the store.
@@ -70,6 +70,7 @@ struct Written {
     file: File,
     lines: Vec<Line>,
     in_file: usize,
+    rewrite_at: usize,
 }
 
 impl Journal {
@@ -85,7 +86,8 @@ impl Journal {
         let mut lines: Vec<Line> = lines.collect();
         forget(&mut lines, clock.now());
         let file = rewrite(&path, &lines).map_err(named)?;
-        let written = Mutex::new(Written { file, in_file: lines.len(), lines });
+        let (in_file, rewrite_at) = (lines.len(), rewrite_at(lines.len()));
+        let written = Mutex::new(Written { file, lines, in_file, rewrite_at });
         Ok(Self(Some(Arc::new(Inner { path, clock, written }))))
     }
 
@@ -130,16 +132,22 @@ impl Inner {
         text.push(b'\n');
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         written.lines.push(line);
-        if written.in_file >= REWRITE {
+        if written.in_file >= written.rewrite_at {
             forget(&mut written.lines, self.clock.now());
             written.file = rewrite(&self.path, &written.lines)?;
             written.in_file = written.lines.len();
+            written.rewrite_at = rewrite_at(written.in_file);
             return Ok(());
         }
         written.in_file += 1;
         written.file.write_all(&text)?;
         written.file.sync_data()
     }
+}
+
+/// So that writing anew costs each entry no more than its own writing did, however many are kept.
+fn rewrite_at(kept: usize) -> usize {
+    REWRITE.max(2 * kept)
 }
 
 fn forget(lines: &mut Vec<Line>, now: SystemTime) {
@@ -165,7 +173,7 @@ fn rewrite(path: &Path, lines: &[Line]) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
     use std::time::UNIX_EPOCH;
 
     use super::*;
@@ -231,6 +239,21 @@ mod tests {
         assert_eq!(keys(&journal), ["new"]);
         drop(journal);
         assert_eq!(keys(&Journal::open(directory.path(), clock).unwrap()), ["new"]);
+    }
+
+    #[tokio::test]
+    async fn a_file_full_of_what_is_not_old_is_seldom_written_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let journal = Journal::open(directory.path(), clock()).unwrap();
+        let file = || std::fs::metadata(directory.path().join(FILE_NAME)).unwrap().ino();
+        let (mut before, mut rewritten) = (file(), 0);
+        for number in 0..2 * REWRITE {
+            journal.note(commit(&number.to_string())).await;
+            rewritten += usize::from(file() != before);
+            before = file();
+        }
+        assert_eq!(rewritten, 1);
+        assert_eq!(journal.entries().len(), 2 * REWRITE);
     }
 
     #[tokio::test]

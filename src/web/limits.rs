@@ -3,9 +3,10 @@
 //! The bounds per address are wide, because a whole company may sit behind one; what holds all addresses together is the
 //! bound on everybody. Whoever meets one hears when to come again, and nothing that is in use makes room.
 use std::net::{IpAddr, Ipv6Addr};
-use std::num::NonZeroU32;
 
-use governor::{DefaultDirectRateLimiter, DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
+
+use crate::oauth::server::quota::{Each, per_second};
 
 /// Registrations that are kept for a day although nobody has used them.
 const PER_ADDRESS: Quota = per_second(1, 1_000);
@@ -15,37 +16,23 @@ const SIGN_INS: Quota = per_second(2, 600);
 const ALL_SIGN_INS: Quota = per_second(200, 20_000);
 /// Authorizations under way, of one user; each is kept for ten minutes.
 const PER_USER: Quota = per_second(1, 100);
-/// So many addresses or users, and those that have been quiet are forgotten.
-const KEYS: usize = 10_000;
 
 /// The limits of one instance.
 pub struct Limits {
-    address: DefaultKeyedRateLimiter<IpAddr>,
+    address: Each<IpAddr>,
     everybody: DefaultDirectRateLimiter,
-    user: DefaultKeyedRateLimiter<String>,
-    sign_in: DefaultKeyedRateLimiter<IpAddr>,
+    user: Each<String>,
+    sign_in: Each<IpAddr>,
     sign_ins: DefaultDirectRateLimiter,
-}
-
-const fn per_second(rate: u32, burst: u32) -> Quota {
-    let (rate, burst) = (positive(rate), positive(burst));
-    Quota::per_second(rate).allow_burst(burst)
-}
-
-const fn positive(number: u32) -> NonZeroU32 {
-    match NonZeroU32::new(number) {
-        Some(number) => number,
-        None => NonZeroU32::MIN,
-    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            address: RateLimiter::keyed(PER_ADDRESS),
+            address: Each::of(PER_ADDRESS),
             everybody: RateLimiter::direct(BY_EVERYBODY),
-            user: RateLimiter::keyed(PER_USER),
-            sign_in: RateLimiter::keyed(SIGN_INS),
+            user: Each::of(PER_USER),
+            sign_in: Each::of(SIGN_INS),
             sign_ins: RateLimiter::direct(ALL_SIGN_INS),
         }
     }
@@ -54,28 +41,19 @@ impl Default for Limits {
 impl Limits {
     /// Whether one more registration from this address is kept.
     pub fn registration(&self, address: Option<IpAddr>) -> bool {
-        forget_quiet(&self.address);
-        let known = address.is_none_or(|address| self.address.check_key(&network(address)).is_ok());
+        let known = address.is_none_or(|address| self.address.admits(&network(address)));
         known && self.everybody.check().is_ok()
     }
 
     /// Whether one more sign-in at a provider may begin from this address.
     pub fn sign_in(&self, address: Option<IpAddr>) -> bool {
-        forget_quiet(&self.sign_in);
-        let known = address.is_none_or(|address| self.sign_in.check_key(&network(address)).is_ok());
+        let known = address.is_none_or(|address| self.sign_in.admits(&network(address)));
         known && self.sign_ins.check().is_ok()
     }
 
     /// Whether this user may begin one more authorization, or do anything else that costs as much.
     pub fn authorization(&self, user: &str) -> bool {
-        forget_quiet(&self.user);
-        self.user.check_key(&user.to_owned()).is_ok()
-    }
-}
-
-fn forget_quiet<K: Clone + std::hash::Hash + Eq>(limiter: &DefaultKeyedRateLimiter<K>) {
-    if limiter.len() > KEYS {
-        limiter.retain_recent();
+        self.user.admits(&user.to_owned())
     }
 }
 

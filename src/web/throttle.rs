@@ -70,4 +70,15 @@ mod tests {
         throttle.succeeded("alice", here);
         assert_eq!(throttle.left("alice", here, UNIX_EPOCH), None);
     }
+
+    #[test]
+    fn no_number_of_names_takes_more_room_than_the_bound() {
+        let throttle = Throttle::default();
+        for number in 0..PAIRS + 500 {
+            throttle.failed(&number.to_string(), None, UNIX_EPOCH);
+        }
+        assert_eq!(throttle.0.len(), PAIRS);
+        throttle.failed("alice", None, UNIX_EPOCH + WINDOW);
+        assert_eq!(throttle.0.len(), 1, "those that are over made room");
+    }
 }

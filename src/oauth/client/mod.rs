@@ -22,7 +22,7 @@ pub mod register;
 pub mod registration;
 pub mod standing;
 #[cfg(test)]
-mod stub;
+pub(crate) mod stub;
 mod tidy;
 pub mod token;
 mod turn;
@@ -66,7 +66,7 @@ pub struct Connector {
     settled: DashMap<Box<str>, Option<Arc<str>>>,
     /// Refreshes under way in this process, by connection.
     refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
-    /// Who may refresh at an issuer: as many as the configuration and the upstreams name.
+    /// Who may refresh at an issuer.
     turns: DashMap<String, Arc<Semaphore>>,
 }
 

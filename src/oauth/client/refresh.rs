@@ -32,6 +32,8 @@ const POLL_MAX: Duration = Duration::from_millis(250);
 const BACKOFF: Duration = Duration::from_secs(2);
 /// Refreshes that one authorization server gets from this instance at once; the rest waits in line.
 const PER_ISSUER: usize = 32;
+/// So many issuers, and those where nobody waits are forgotten: upstreams may name new ones without end.
+const ISSUERS: usize = 10_000;
 
 /// What came of a refresh.
 #[derive(Clone)]
@@ -180,6 +182,9 @@ impl Connector {
 
     /// A place among those that ask this authorization server, first come, first served.
     async fn turn(&self, issuer: &str) -> Option<OwnedSemaphorePermit> {
+        if self.turns.len() >= ISSUERS {
+            self.turns.retain(|_, turns| Arc::strong_count(turns) > 1);
+        }
         let turns = {
             let entry = self.turns.entry(issuer.to_owned());
             Arc::clone(&entry.or_insert_with(|| Arc::new(Semaphore::new(PER_ISSUER))))
@@ -215,5 +220,25 @@ struct Landing<'a> {
 impl Drop for Landing<'_> {
     fn drop(&mut self) {
         self.connector.refreshing.remove(self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::oauth::client::stub::Bench;
+
+    #[tokio::test]
+    async fn issuers_that_nobody_waits_for_are_forgotten() {
+        let connector = Bench::new().connector();
+        let kept = connector.turn("https://busy.example").await.unwrap();
+        for number in 0..3 * ISSUERS {
+            drop(connector.turn(&format!("https://{number}.example")).await.unwrap());
+            assert!(connector.turns.len() <= ISSUERS);
+        }
+        let busy = connector.turns.get("https://busy.example").unwrap();
+        assert_eq!(busy.available_permits(), PER_ISSUER - 1);
+        drop(kept);
     }
 }

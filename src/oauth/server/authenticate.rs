@@ -1,16 +1,16 @@
 //! Client authentication at our endpoints (RFC 6749 §2.3): by the one method that the client has registered, and by no
 //! other, so that a weaker proof never stands in for a stronger one.
-use std::num::NonZeroU32;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use data_encoding::BASE64;
-use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
+use governor::Quota;
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use url::Url;
 
 use super::client::{Authentication, Client, ClientError};
 use super::params::Params;
+use super::quota::{Each, per_second};
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::config::ClientAuthMethod;
@@ -22,24 +22,15 @@ use crate::store::record::Typed;
 use crate::store::{Kind, Put};
 
 /// Assertions of one client: many, for a busy program, but not any number.
-const ASSERTIONS: Quota = Quota::per_second(positive(20)).allow_burst(positive(500));
-/// So many clients, and those that have been quiet are forgotten.
-const CLIENTS: usize = 10_000;
+const ASSERTIONS: Quota = per_second(20, 500);
 const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 /// An assertion is made for one request; what is good for longer is refused.
 const ASSERTION_MAX: Duration = Duration::from_secs(600);
 const UNKNOWN: Refusal = Refusal::invalid_client("the client is not known here, or has not proven who it is");
 
-const fn positive(number: u32) -> NonZeroU32 {
-    match NonZeroU32::new(number) {
-        Some(number) => number,
-        None => NonZeroU32::MIN,
-    }
-}
-
 /// How many assertions each client has shown.
-pub fn assertions() -> DefaultKeyedRateLimiter<String> {
-    RateLimiter::keyed(ASSERTIONS)
+pub fn assertions() -> Each<String> {
+    Each::of(ASSERTIONS)
 }
 
 /// A client that has proven who it is, as far as its registration asks for it.
@@ -208,10 +199,7 @@ impl Authority {
             return Err(UNKNOWN);
         }
         // Each is remembered for a while, so nobody gets any number of them.
-        if self.assertions.len() > CLIENTS {
-            self.assertions.retain_recent();
-        }
-        if self.assertions.check_key(&client.id).is_err() {
+        if !self.assertions.admits(&client.id) {
             return Err(Refusal::too_many("too many assertions at once, try again in a minute"));
         }
         let key = seal::digest(&format!("{}\0{id}", client.id));

@@ -2,6 +2,7 @@
 //! unblocked. What they are connected to stays, so that nobody has to consent anew after a mistake.
 //!
 //! The record's key is the user's name, so that a lost sealing key lets nobody back in.
+use std::collections::HashSet;
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,6 @@ pub async fn unblock(records: &Records, user: &str) -> Result<bool, RecordError>
 }
 
 /// Everybody who is blocked.
-pub async fn blocked(records: &Records) -> Result<Vec<String>, StoreError> {
+pub async fn blocked(records: &Records) -> Result<HashSet<String>, StoreError> {
     Ok(records.store().scan(Kind::Block).await?.into_iter().map(|(user, _)| user).collect())
 }

@@ -14,6 +14,7 @@ pub mod jwt;
 pub mod machine;
 pub mod metadata;
 pub mod params;
+pub mod quota;
 pub mod redirect;
 pub mod refusal;
 pub mod register;
@@ -27,7 +28,6 @@ pub mod token_keys;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use governor::DefaultKeyedRateLimiter;
 use tokio::sync::Notify;
 
 use crate::clock::Clock;
@@ -52,7 +52,7 @@ pub struct Authority {
     pub connector: Arc<Connector>,
     pub documents: client::document::Documents,
     pub key_sets: KeySets,
-    assertions: DefaultKeyedRateLimiter<String>,
+    assertions: quota::Each<String>,
     pub revoked: revoked::Revoked,
     pub services: service::Services,
     /// Another configuration may want other keys of tokens: somebody who can read the store is to look.

@@ -1,6 +1,7 @@
 //! What no longer counts, whatever unexpired access tokens still say: grants that were revoked, clients that were deleted,
 //! users who are blocked.
 //! A copy in memory of what the store says, fed by its events, so that a request asks nobody.
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -58,7 +59,7 @@ impl Revoked {
     }
 
     /// These users are blocked, and nobody else.
-    pub fn block_only(&self, users: Vec<String>) {
+    pub fn block_only(&self, users: HashSet<String>) {
         self.0.users.retain(|user| users.contains(user));
         users.into_iter().for_each(|user| self.block(user));
     }
@@ -92,7 +93,7 @@ mod tests {
         assert!(!revoked.has_user("alice"));
         revoked.block("alice".into());
         revoked.block("bob".into());
-        revoked.block_only(vec!["bob".into(), "carol".into()]);
+        revoked.block_only(["bob".to_owned(), "carol".to_owned()].into());
         assert!(!revoked.has_user("alice") && revoked.has_user("bob") && revoked.has_user("carol"));
         revoked.unblock("bob");
         assert!(!revoked.has_user("bob"));

@@ -2,6 +2,7 @@
 //! it is taken back or its time is over, at the routes it was made for and nowhere else.
 //!
 //! All accounts are in memory, by the digests of their tokens; a copy of the store that its events keep true.
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -111,8 +112,8 @@ impl Services {
     /// Looks at all of them again.
     pub async fn read(&self, records: &Records) -> Result<(), RecordError> {
         let accounts = records.scan::<ServiceAccount>().await?;
-        let is_there = |digest: &String| accounts.iter().any(|(_, account)| account.value.digest == *digest);
-        self.0.retain(|digest, _| is_there(digest));
+        let there: HashSet<_> = accounts.iter().map(|(_, account)| account.value.digest.as_str()).collect();
+        self.0.retain(|digest, _| there.contains(digest.as_str()));
         accounts.into_iter().for_each(|(_, account)| self.insert(account.value));
         Ok(())
     }
