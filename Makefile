@@ -47,7 +47,7 @@ bench-programs: tools-bench
 # A failing run leaves its report all the same.
 soak: tools-test
 	@mkdir -p $(TARGET)
-	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test cluster --test kept --test model --test clients --test connect --test identity --test streams -- --nocapture 2>&1 \
+	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test bounds --test restart --test cluster --test kept --test model --test clients --test connect --test identity --test streams -- --nocapture 2>&1 \
 	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
 	@echo "the whole report: $(TARGET)/soak.log"
 
