@@ -126,15 +126,15 @@ async fn a_flood_of_names_tokens_and_sessions_leaves_nothing_in_memory() {
         .route(Route::oauth("demo", &upstream))
         .with("server.access_log", json!("off"))
         .env("RUST_LOG", "warn,postern::server=info")
-        .start()
-        .await;
-    gateway.stop().await;
+        .prepare();
     let file = gateway.config_file();
     let create =
         ["service-accounts", "create", "flood", "--route", "open", "--config", file.to_str().unwrap()];
+    // Before the first start, too.
     let made = run(&create, &[]).await;
     assert_eq!(made.code, Some(0), "{}", made.stderr);
-    gateway.restart().await;
+    gateway.spawn();
+    gateway.ready().await;
     let host = gateway.public_url.strip_prefix("http://").unwrap().to_owned();
     let door = Door { address: gateway.address, host, token: made.stdout.trim().to_owned() };
     let mut after = Vec::new();

@@ -51,9 +51,10 @@ fn on_store<E: ToString>(
     }
 }
 
-/// Whether the store belongs to a running Postern.
+/// Whether the store belongs to a running Postern. One that is not there yet is not made: its sealing key comes first.
 fn is_in_use(config: &Config) -> bool {
     matches!(config.store, config::Store::Embedded)
+        && config.server.data_dir.join(FILE_NAME).exists()
         && matches!(Embedded::open(&config.server.data_dir, Clock::system()), Err(OpenError::InUse { .. }))
 }
 
