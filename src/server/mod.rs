@@ -27,6 +27,7 @@ use self::shutdown::Flush;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Report};
+use crate::upstream::joined::Joining;
 use crate::{gateway, upstream};
 
 /// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
@@ -122,8 +123,11 @@ pub fn run(
         foreign: Arc::clone(&gateway.foreign),
         providers: parts.providers,
     };
-    let mut service =
-        ProxyServiceBuilder::new(&conf, gateway).name("gateway").server_options(options).build();
+    let mut service = ProxyServiceBuilder::new(&conf, gateway)
+        .name("gateway")
+        .custom(Joining::default(), Arc::new(|_, _, _| Box::pin(std::future::ready(None))))
+        .server_options(options)
+        .build();
     let mut sockets = Vec::new();
     let mut admin = None;
     for Bound { socket, address, actual, tls: with_tls, is_admin } in bound {

@@ -1,3 +1,4 @@
 //! Name → vetted address → peer: where a request really goes.
+pub mod joined;
 pub mod peer;
 pub mod resolve;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 
+use super::joined;
 use crate::route::Route;
 
 const CONNECT: Duration = Duration::from_secs(5);
@@ -32,7 +33,9 @@ pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     peer.options.read_timeout = Some(SILENCE);
     peer.options.tcp_keepalive = Some(keepalive());
     peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
-    if upstream.tls {
+    if !upstream.tls {
+        peer.options.alpn = joined::alpn();
+    } else {
         peer.options.alpn = ALPN::H2H1;
         peer.options.max_h2_streams = STREAMS_PER_CONNECTION;
         peer.options.h2_ping_interval = Some(Duration::from_secs(30));

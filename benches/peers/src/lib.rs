@@ -1,4 +1,3 @@
 //! What the peers share.
-pub mod joined;
 pub mod listening;
 pub mod pingora_on;

@@ -1,11 +1,9 @@
 //! Pingora that only forwards, with the settings of the gateway: what is left between the two is the gateway's own work.
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use clap::{ArgAction, Parser, ValueEnum};
-use peers::joined::{self, Joining};
 use peers::listening::listen;
 use peers::pingora_on::{self, On};
 use pingora::Result;
@@ -36,9 +34,6 @@ struct Options {
     /// HTTP/2 without TLS to the upstream.
     #[arg(long)]
     upstream_h2c: bool,
-    /// Header and body of a POST in one write.
-    #[arg(long)]
-    join: bool,
     #[arg(long, default_value_t = 2048)]
     upstream_pool: usize,
     /// In seconds; above 900 Pingora asks tokio for the timer.
@@ -145,9 +140,6 @@ fn peer(options: &Options) -> HttpPeer {
         peer.options.alpn = ALPN::H2;
         peer.options.max_h2_streams = 100;
     }
-    if options.join {
-        peer.options.alpn = joined::alpn();
-    }
     peer
 }
 
@@ -170,7 +162,6 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let mut http = HttpServerOptions::default();
     http.h2_idle_timeout = Some(Duration::from_secs(300));
     let mut service = ProxyServiceBuilder::new(&server.configuration, Forward(peer(&options)))
-        .custom(Joining::new(None), Arc::new(|_, _, _| Box::pin(std::future::ready(None))))
         .server_options(http)
         .build();
     service.add_listener(options.listener(address)?);

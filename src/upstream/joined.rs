@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::Result;
+use pingora_core::connectors::TransportConnector;
 use pingora_core::connectors::http::custom::{Connection, Connector};
-use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::{ALPN, CustomALPN};
 use pingora_core::protocols::{
@@ -28,11 +28,12 @@ pub fn alpn() -> ALPN {
     ALPN::Custom(CustomALPN::new(b"joined".to_vec()))
 }
 
+/// Makes such connections.
 pub struct Joining(TransportConnector);
 
-impl Joining {
-    pub fn new(options: Option<ConnectorOptions>) -> Self {
-        Self(TransportConnector::new(options))
+impl Default for Joining {
+    fn default() -> Self {
+        Self(TransportConnector::new(None))
     }
 }
 
@@ -115,7 +116,10 @@ impl AsyncWrite for Joined {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.held.is_empty() { Pin::new(&mut this.stream).poll_flush(cx) } else { Poll::Ready(Ok(())) }
+        match this.held.is_empty() {
+            true => Pin::new(&mut this.stream).poll_flush(cx),
+            false => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
