@@ -132,12 +132,19 @@ def envoys(programs, address, signed, program, ext_proc):
     return targets
 
 
+# Buffers and scheduling as src/server/mod.rs has them.
+AS_POSTERN = ("--read-buffer", "2048", "--write-buffer", "2048", "--work-stealing", "false")
+
+
 def bare(
     programs, program, address, key="bare", name="bare Pingora", path="/mcp", tls=None, cores=(machine.PROXY_CORE,)
 ):
-    """Pingora that only forwards. `tls`: files of a certificate and its key. One worker for each of `cores`."""
+    """Pingora that only forwards, with Postern's settings unless it is the one of the examples. `tls`: files of a
+    certificate and its key. One worker for each of `cores`."""
     port = machine.free_port()
     command = [program, "--listen", f"127.0.0.1:{port}", "--upstream", address]
+    if key != "bare-examples":
+        command += AS_POSTERN
     if tls:
         command += ["--tls-cert", tls[0], "--tls-key", tls[1]]
     if len(cores) > 1:

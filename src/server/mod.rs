@@ -35,8 +35,8 @@ const UPSTREAM_POOL: usize = 2048;
 const H2_IDLE: Duration = Duration::from_secs(300);
 /// Buffers of a client's connection, bytes. It has them for as long as it is open, idle or not; Pingora's 64 KiB for reading
 /// are most of what an idle one costs, and its 1,460 for writing send an answer in pieces.
-const READ_BUFFER: usize = 4096;
-const WRITE_BUFFER: usize = 8192;
+const READ_BUFFER: usize = 2048;
+const WRITE_BUFFER: usize = 2048;
 
 /// Why the process cannot start. One line, and what to do about it.
 #[derive(Debug, thiserror::Error)]

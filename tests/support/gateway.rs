@@ -84,6 +84,7 @@ pub struct Builder {
     environment: Vec<(String, String)>,
     tls: bool,
     one_of_many: Option<SocketAddr>,
+    under: Vec<String>,
 }
 
 impl Builder {
@@ -112,6 +113,12 @@ impl Builder {
     /// Listens there, and is called `localhost`, as others on the same port of other loopback addresses are.
     pub fn one_of_many(mut self, address: SocketAddr) -> Self {
         self.one_of_many = Some(address);
+        self
+    }
+
+    /// Starts it by way of another program, that watches it.
+    pub fn under(mut self, command: &[String]) -> Self {
+        self.under = command.to_vec();
         self
     }
 
@@ -189,6 +196,7 @@ impl Builder {
             output: Output::default(),
             directory,
             environment: self.environment,
+            under: self.under,
             port,
             listener: Some(listener),
             process: None,
@@ -218,6 +226,8 @@ pub struct Gateway {
     pub output: Output,
     directory: TempDir,
     environment: Vec<(String, String)>,
+    /// What the program is started by.
+    under: Vec<String>,
     /// Keeps the address between two starts.
     port: Port,
     listener: Option<TcpListener>,
@@ -276,7 +286,8 @@ impl Gateway {
     pub fn spawn(&mut self) {
         let listener = self.listener.take().expect("a listener");
         let mut command = Command::new("sh");
-        command.args(["-c", HAND_OVER, PROGRAM, "run", "--config"]).arg(self.config_file());
+        command.args(["-c", HAND_OVER]).args(&self.under);
+        command.args([PROGRAM, "run", "--config"]).arg(self.config_file());
         command.current_dir(self.directory.path()).stdin(Stdio::from(OwnedFd::from(listener)));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.started_at_line = self.output.len();
