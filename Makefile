@@ -38,6 +38,7 @@ bench: bench-programs
 
 bench-full: bench-programs
 	python3 benches/run.py --full $(TARGET)/release/postern $(TARGET)/peers/release
+	python3 benches/callgrind.py $(TARGET)/release/postern $(TARGET)/peers/release
 	$(CARGO) bench --locked --bench store
 
 bench-programs: tools-bench

@@ -49,6 +49,7 @@ needs_of_bench() {
   need h2load nghttp2-client
   need redis-server
   need openssl
+  need valgrind
   need python3
   if ! python3 -m pip --version >/dev/null 2>&1; then missing+=(python3-pip); fi
   need taskset util-linux
