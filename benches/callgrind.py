@@ -41,6 +41,7 @@ ORIGINS = {
 }
 REST = "C library"
 COLD = ["serde_json", "store"]
+HOOK = r"postern::gateway::Gateway as pingora_proxy::proxy_trait::ProxyHttp>::(\w+)::\{\{closure\}\}$"
 ALLOCATING = r"(mi_)?([mcz]alloc|realloc)(_aligned)?|posix_memalign|aligned_alloc"
 
 
@@ -48,7 +49,8 @@ class Counted:
     """What callgrind wrote of some calls, for one of them."""
 
     def __init__(self, path, calls):
-        self.instructions, self.called = collections.Counter(), collections.Counter()
+        # Instructions by file, how often a function was called, and what it took with all that it called.
+        self.instructions, self.called, self.within = (collections.Counter() for _ in range(3))
         names, file, callee, is_inclusive = {}, None, None, False
         for line in path.read_text(errors="replace").splitlines():
             key, _, value = line.partition("=")
@@ -63,8 +65,11 @@ class Counted:
                 self.called[callee] += int(value.split()[0]) / calls
                 is_inclusive = True
             elif line[:1] in tuple("0123456789+-*"):
-                if not is_inclusive:  # else it is what the callee took, which has lines of its own
-                    self.instructions[file] += int(line.split()[1]) / calls
+                instructions = int(line.split()[1]) / calls
+                if is_inclusive:  # the callee has lines of its own
+                    self.within[callee] += instructions
+                else:
+                    self.instructions[file] += instructions
                 is_inclusive = False
 
     def total(self):
@@ -75,6 +80,13 @@ class Counted:
         for file, instructions in self.instructions.items():
             fits = (origin for origin, pattern in ORIGINS.items() if re.search(pattern, file))
             found[next(fits, REST)] += instructions
+        return found
+
+    def by_hook(self):
+        found = collections.Counter()
+        for name, instructions in self.within.items():
+            if hook := re.search(HOOK, name):
+                found[hook[1]] += instructions
         return found
 
     def allocations(self):
@@ -163,6 +175,12 @@ def rows(ours, bare):
         yield row(f"– {origin}", both[0][origin], both[1][origin])
 
 
+def hooks(ours):
+    yield ["hook, with all that it calls", "instructions"]
+    for hook, instructions in ours.by_hook().most_common():
+        yield [hook, f"{instructions:,.0f}"]
+
+
 def main():
     os.environ["PATH"] += ":/usr/sbin:/sbin"  # where Debian keeps servers
     if absent := [name for name in PROGRAMS if shutil.which(name) is None]:
@@ -171,9 +189,15 @@ def main():
     (first, ours), (_, bare) = measured(postern, directory / "bare")
     table = list(rows(ours, bare))
     report.printed(f"counted by callgrind, {CALLS:,} calls of one user over one connection", table)
+    report.printed("what of it the gateway's hooks take", list(hooks(ours)))
     counts = [("postern", ours), ("postern-first", first), ("bare", bare)]
     figures = {
-        name: {"instructions": one.total(), "allocations": one.allocations(), "by_origin": one.by_origin()}
+        name: {
+            "instructions": one.total(),
+            "allocations": one.allocations(),
+            "by_origin": one.by_origin(),
+            "by_hook": one.by_hook(),
+        }
         for name, one in counts
     }
     TARGET.mkdir(exist_ok=True)
