@@ -9,6 +9,7 @@ there are more with every restart; figures in target/growth.json. `--draw`: only
 GROWTH_USERS (10000), GROWTH_ROUNDS (3), GROWTH_SECONDS (1).
 """
 
+import collections
 import contextlib
 import json
 import os
@@ -20,6 +21,7 @@ import time
 
 from harness import check, gateway, load, machine, peers, users
 from harness.calls import CALL
+from harness.signin import connection
 
 HERE = pathlib.Path(__file__).resolve().parent
 FIGURES = HERE.parent / "target" / "growth.json"
@@ -50,9 +52,8 @@ class Growth:
         print(f"{USERS} users have signed in, {time.monotonic() - began:.0f} s", flush=True)
 
     def warm(self, callers, connections):
-        """A first call of each, which does not count."""
-        with contextlib.suppress(RuntimeError):
-            self.cost(callers, connections, 1)
+        """A first call of each, which does not count and costs several times as much."""
+        self.cost(callers, connections, 1 + callers // 2_000)
 
     def cost(self, callers, connections, seconds=SECONDS):
         """CPU microseconds of a request."""
@@ -60,8 +61,16 @@ class Growth:
         self.postern.target.tokens = lambda: tokens
         run = load.wrk(self.postern.target, self.body, seconds, connections)
         if run.failed:
-            raise RuntimeError(f"{callers} users, {connections} connections: {run.failed} calls failed")
+            answers = collections.Counter(map(self.answer, tokens))
+            raise RuntimeError(f"{callers} users, {connections} connections: {run.failed} calls failed; now {answers}")
         return run.cpu
+
+    def answer(self, token):
+        """What one call gets: the status and, of what is refused, the body."""
+        asking = connection(self.postern.target.url)
+        with contextlib.closing(asking):
+            status, body = check.posted(asking, "/mcp", token, CALL)
+        return status, "" if status == 200 else body[:200]
 
     def with_routes(self, count):
         """The one that is called, and others; of the users those who call, since a configuration has an end."""
