@@ -1,6 +1,5 @@
 //! A start costs what is configured. What users have in a shared store is not read before they call: not their connections,
-//! not their grants. Counted in commands and bytes, so that no slow machine makes it fail. (The embedded store reads its file
-//! at every start, to check it.)
+//! not their grants. Counted in commands and bytes, so that no slow machine makes it fail.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
@@ -10,10 +9,11 @@ use std::time::Duration;
 
 use postern::clock::Clock;
 use postern::config::{self, Process};
+use postern::store::embedded::{Embedded, FILE_NAME};
 use postern::store::redis::Redis as RedisStore;
 use postern::store::{Kind, Store};
 use support::cluster::{Shared, address_of, store_at};
-use support::gateway::Route;
+use support::gateway::{Gateway, Route};
 use support::redis::Redis;
 use support::upstream::Upstream;
 
@@ -74,4 +74,32 @@ async fn a_start_on_redis_asks_for_nothing_that_users_have() {
     );
     assert_eq!(starts[1].0, starts[0].0);
     assert!(starts[1].1 < starts[0].1 + SPARE, "{starts:?}");
+}
+
+/// What a crash has left is read as a whole once more, to check it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_on_a_file_that_was_closed_reads_nothing_that_users_have() {
+    let upstream = Upstream::open().await;
+    let mut gateway = Gateway::before(&upstream).await;
+    let mut starts = Vec::new();
+    for is_filled in [false, true] {
+        gateway.stop().await;
+        if is_filled {
+            fill(&Embedded::open(&gateway.data_dir(), Clock::system()).unwrap()).await;
+        }
+        gateway.restart().await;
+        starts.push(bytes_read(&gateway));
+    }
+    gateway.kill9().await;
+    gateway.restart().await;
+    starts.push(bytes_read(&gateway));
+    let size = std::fs::metadata(gateway.data_dir().join(FILE_NAME)).unwrap().len();
+    println!("{} connections and as many grants, {size} bytes; read at starts: {starts:?}", many());
+    assert!(starts[1] < starts[0] + SPARE, "{starts:?}");
+    assert!(starts[2] > starts[0] + SEALED.len() as u64 * 2 * many() as u64, "{starts:?}");
+}
+
+fn bytes_read(gateway: &Gateway) -> u64 {
+    let counters = std::fs::read_to_string(format!("/proc/{}/io", gateway.process_id())).unwrap();
+    counters.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
 }

@@ -101,10 +101,12 @@ pub fn run(
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let flush = Flush::new(parts.flush);
+    let store = Arc::clone(parts.gateway.authority.records.store());
     let draining = shutdown::watch(
         server.watch_execution_phase(),
         parts.in_flight.clone(),
         drain_timeout,
+        Arc::clone(&store),
         flush.clone(),
     );
     let mut options = HttpServerOptions::default();
@@ -159,6 +161,7 @@ pub fn run(
         server.add_service(background_service("admin", endpoints));
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
+    store.close();
     flush.now();
     Ok(())
 }

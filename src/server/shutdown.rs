@@ -12,6 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{broadcast, oneshot};
 use tracing_appender::non_blocking::WorkerGuard;
 
+use crate::store::Store;
 use crate::telemetry::InFlight;
 
 const POLL: Duration = Duration::from_millis(10);
@@ -93,6 +94,7 @@ pub fn watch(
     mut phases: broadcast::Receiver<ExecutionPhase>,
     in_flight: InFlight,
     drain_timeout: Duration,
+    store: Arc<dyn Store>,
     flush: Flush,
 ) -> Arc<AtomicBool> {
     let draining = Arc::new(AtomicBool::new(false));
@@ -108,6 +110,7 @@ pub fn watch(
                 Ok(ExecutionPhase::ShutdownGracePeriod) => {
                     flag.store(true, Ordering::Relaxed);
                     drain(&in_flight, drain_timeout);
+                    store.close();
                     end(&flush);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}

@@ -50,6 +50,9 @@ pub trait Backend: Send + Sync {
 
     /// See [`Store::sweep`].
     fn expire(&self) -> impl Future<Output = Result<usize, StoreError>> + Send;
+
+    /// See [`Store::close`].
+    fn end(&self) {}
 }
 
 #[async_trait]
@@ -204,6 +207,10 @@ impl<B: Backend> Store for B {
 
     async fn sweep(&self) -> Result<usize, StoreError> {
         self.expire().await
+    }
+
+    fn close(&self) {
+        self.end();
     }
 }
 

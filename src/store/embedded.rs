@@ -14,6 +14,7 @@ use super::row::Row;
 use super::{Change, Kind, StoreError};
 use crate::clock::Clock;
 
+mod closed;
 mod file;
 mod rows;
 
@@ -35,7 +36,7 @@ pub struct Embedded {
 }
 
 impl Embedded {
-    /// Opens or creates the store in `data_dir`. Blocks, and reads the whole file to check it.
+    /// Opens or creates the store in `data_dir`. Blocks, and reads the whole file to check it unless it is as it was closed.
     pub fn open(data_dir: &Path, clock: Clock) -> Result<Embedded, OpenError> {
         let file = DatabaseFile::open(data_dir, clock.clone())?;
         Ok(Embedded { file, opened: clock.now(), changes: broadcast::Sender::new(CHANGES) })
@@ -80,6 +81,10 @@ impl Backend for Embedded {
         self.file.read(move |view| view.scan(kind)).await
     }
 
+    async fn list_tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
+        self.file.read(move |view| view.tombstones(kind)).await
+    }
+
     /// One process at a time has the file.
     fn alone_since(&self) -> Option<SystemTime> {
         Some(self.opened)
@@ -91,6 +96,10 @@ impl Backend for Embedded {
 
     async fn check(&self) -> Result<(), StoreError> {
         self.file.ready().await
+    }
+
+    fn end(&self) {
+        self.file.close();
     }
 
     async fn expire(&self) -> Result<usize, StoreError> {

@@ -332,4 +332,7 @@ pub trait Store: Send + Sync {
 
     /// Deletes what has expired; says how many records. Where the store expires on its own: 0.
     async fn sweep(&self) -> Result<usize, StoreError>;
+
+    /// The process ends: nothing more is read or written. Blocks. What is not closed is found as after a crash.
+    fn close(&self);
 }

@@ -19,6 +19,7 @@ use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, Stora
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::StoreError;
+use super::closed::Closed;
 use super::rows::{self, Rows, View, unavailable};
 use crate::clock::Clock;
 use crate::seal;
@@ -60,6 +61,8 @@ pub struct DatabaseFile {
     shared: Arc<Shared>,
     queue: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
+    /// Where the file is one.
+    note: Option<Closed>,
 }
 
 struct Shared {
@@ -70,6 +73,8 @@ struct Shared {
     database: RwLock<Option<Database>>,
     /// Set by a failed write until one succeeds.
     failing: AtomicBool,
+    /// For good.
+    closed: AtomicBool,
 }
 
 impl DatabaseFile {
@@ -78,16 +83,21 @@ impl DatabaseFile {
         let path = data_dir.join(FILE_NAME);
         let io_error = |error: io::Error| OpenError::Io { path: path.clone(), reason: error.to_string() };
         DirBuilder::new().recursive(true).mode(0o700).create(data_dir).map_err(io_error)?;
+        let note = Closed::of(&path);
         let database = match fs::exists(&path).map_err(io_error)? {
-            true => reopen(&path)?,
+            true if note.holds() => trusted(&path).or_else(|_| examined(&path))?,
+            true => examined(&path)?,
             false => create(data_dir, &path)?,
         };
+        note.remove().map_err(io_error)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(io_error)?;
         let reopen = {
             let path = path.clone();
             move || reopen(&path)
         };
-        DatabaseFile::start(path, database, reopen, clock)
+        let mut file = DatabaseFile::start(path, database, reopen, clock)?;
+        file.note = Some(note);
+        Ok(file)
     }
 
     /// Serves an open database, wherever it lies. `path` is its name in messages.
@@ -104,6 +114,7 @@ impl DatabaseFile {
             reopen: Box::new(reopen),
             database: RwLock::new(Some(database)),
             failing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         });
         let (queue, jobs) = mpsc::channel(QUEUE);
         let writer = {
@@ -113,7 +124,7 @@ impl DatabaseFile {
                 .spawn(move || shared.write_all(jobs))
                 .map_err(io_error)?
         };
-        Ok(DatabaseFile { shared, queue: Some(queue), writer: Some(writer) })
+        Ok(DatabaseFile { shared, queue: Some(queue), writer: Some(writer), note: None })
     }
 
     /// Runs `change` in a transaction and returns once that is durable. `then` runs right before, and
@@ -149,6 +160,16 @@ impl DatabaseFile {
         looked.unwrap_or_else(|_| Err(unavailable("reading the database file failed")))
     }
 
+    /// Closes the file for good, after the transaction under way, and notes that it is whole.
+    pub fn close(&self) {
+        let is_whole = !self.shared.closed.swap(true, Ordering::Relaxed) && self.shared.close();
+        if let Some(note) = self.note.as_ref().filter(|_| is_whole)
+            && let Err(error) = note.write()
+        {
+            tracing::warn!(%error, "the next start will check the whole store");
+        }
+    }
+
     /// Whether changes can be made; after a failure, by making one.
     pub async fn ready(&self) -> Result<(), StoreError> {
         let shared = Arc::clone(&self.shared);
@@ -167,6 +188,7 @@ impl Drop for DatabaseFile {
             // A writer that panicked has nothing more to say.
             let _ = writer.join();
         }
+        self.close();
     }
 }
 
@@ -190,6 +212,9 @@ impl Shared {
                 Ok(Err(failure)) => failure,
                 Err(_) => "the database gave up".to_owned(),
             };
+            if self.closed.load(Ordering::Relaxed) {
+                return;
+            }
             tracing::error!(path = %self.path.display(), reason = %failure, "writing to the store failed");
             self.failing.store(true, Ordering::Relaxed);
             self.close();
@@ -232,6 +257,9 @@ impl Shared {
 
     fn open_again(&self) -> Result<(), String> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if self.closed.load(Ordering::Relaxed) {
+            return Err("closed".to_owned());
+        }
         if database.is_none() {
             *database = Some((self.reopen)().map_err(|error| error.to_string())?);
             tracing::info!(path = %self.path.display(), "store opened again");
@@ -239,8 +267,10 @@ impl Shared {
         Ok(())
     }
 
-    fn close(&self) {
-        *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Says whether the file is whole on disk.
+    fn close(&self) -> bool {
+        let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+        database.is_some_and(|database| database.close().is_ok())
     }
 
     fn view(&self) -> Result<View, StoreError> {
@@ -252,7 +282,7 @@ impl Shared {
         }
         let database = guard.as_ref().ok_or_else(|| unavailable("the database file is closed"))?;
         let transaction = database.begin_read().map_err(unavailable)?;
-        View::open(&transaction, self.clock.now())
+        View::open(transaction, self.clock.now())
     }
 }
 
@@ -288,8 +318,23 @@ pub fn begin(path: &Path, database: &Database) -> Result<(), OpenError> {
     transaction.commit().map_err(|error| damaged(path, error))
 }
 
+/// Opens what somebody else may have written, an earlier version perhaps.
+fn examined(path: &Path) -> Result<Database, OpenError> {
+    let database = reopen(path)?;
+    let mut transaction = database.begin_write().map_err(|error| damaged(path, error))?;
+    transaction.set_two_phase_commit(true);
+    rows::list_tombstones(&transaction).map_err(|error| damaged(path, error))?;
+    transaction.commit().map_err(|error| damaged(path, error))?;
+    Ok(database)
+}
+
 fn reopen(path: &Path) -> Result<Database, OpenError> {
     opened(path, |builder| builder.open(path))
+}
+
+/// Opens it without a look at every page.
+fn trusted(path: &Path) -> Result<Database, OpenError> {
+    opened(path, |mut builder| builder.set_check_integrity_on_open(false).open(path))
 }
 
 /// Opens a database as this store sets it up. `path` is its name in messages.

@@ -1,6 +1,7 @@
-//! The tables of the database: records by key, and an index of when they end.
+//! The tables of the database: records by key, an index of when they end, and one of those that are tombstones, which are
+//! read at every start.
 //!
-//! Both change in one transaction, so the index never points at what is not there.
+//! All change in one transaction, so no index ever points at what is not there.
 
 use std::time::SystemTime;
 
@@ -9,11 +10,13 @@ use redb::{
     WriteTransaction,
 };
 
-use super::super::row::{self, Row};
+use super::super::row::{self, Body, Row};
 use super::super::{Kind, StoreError};
 
 const RECORDS: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
 const EXPIRY: TableDefinition<'static, &[u8], ()> = TableDefinition::new("expiry");
+/// With the end of each.
+const TOMBSTONES: TableDefinition<'static, &[u8], u64> = TableDefinition::new("tombstones");
 /// Written when readiness is asked for after a failure. No kind's prefix matches it.
 const PROBE_KEY: &[u8] = b"\0probe";
 
@@ -21,6 +24,7 @@ const PROBE_KEY: &[u8] = b"\0probe";
 pub struct Rows<'txn> {
     records: Table<'txn, &'static [u8], &'static [u8]>,
     expiry: Table<'txn, &'static [u8], ()>,
+    tombstones: Table<'txn, &'static [u8], u64>,
     /// The time of this transaction.
     pub now: SystemTime,
     now_millis: u64,
@@ -34,6 +38,7 @@ impl<'txn> Rows<'txn> {
         Ok(Rows {
             records: transaction.open_table(RECORDS)?,
             expiry: transaction.open_table(EXPIRY)?,
+            tombstones: transaction.open_table(TOMBSTONES)?,
             now,
             now_millis: row::millis(now),
             changed: false,
@@ -71,6 +76,13 @@ impl<'txn> Rows<'txn> {
             Err(error) => return Err(note(&mut self.failure, error)),
         };
         self.forget_expiry(before.filter(|before| *before != row.expires_millis), &row_key)?;
+        let listed = match row.body {
+            Body::Tombstone(_) => self.tombstones.insert(row_key.as_slice(), row.expires_millis),
+            _ => self.tombstones.remove(row_key.as_slice()),
+        };
+        if let Err(error) = listed {
+            return Err(note(&mut self.failure, error));
+        }
         let expiry_key = row::expiry_key(row.expires_millis, &row_key);
         match self.expiry.insert(expiry_key.as_slice(), ()) {
             Ok(_) => Ok(()),
@@ -108,6 +120,9 @@ impl<'txn> Rows<'txn> {
             Err(error) => return Err(note(&mut self.failure, error)),
         };
         self.changed |= existed;
+        if let Err(error) = self.tombstones.remove(row_key) {
+            return Err(note(&mut self.failure, error));
+        }
         self.forget_expiry(expires, row_key)
     }
 
@@ -133,15 +148,16 @@ impl<'txn> Rows<'txn> {
 
 /// The records at one moment.
 pub struct View {
+    transaction: ReadTransaction,
     records: ReadOnlyTable<&'static [u8], &'static [u8]>,
     now_millis: u64,
 }
 
 impl View {
     /// The records as the transaction sees them, at `now`.
-    pub fn open(transaction: &ReadTransaction, now: SystemTime) -> Result<View, StoreError> {
+    pub fn open(transaction: ReadTransaction, now: SystemTime) -> Result<View, StoreError> {
         let records = transaction.open_table(RECORDS).map_err(unavailable)?;
-        Ok(View { records, now_millis: row::millis(now) })
+        Ok(View { transaction, records, now_millis: row::millis(now) })
     }
 
     /// The row under this key, unless it has expired.
@@ -171,12 +187,44 @@ impl View {
         }
         Ok(rows)
     }
+
+    /// The keys of a kind that are tombstones.
+    pub fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
+        let prefix = row::prefix(kind);
+        let tombstones = self.transaction.open_table(TOMBSTONES).map_err(unavailable)?;
+        let mut keys = Vec::new();
+        for entry in ReadableTable::range(&tombstones, prefix.as_slice()..).map_err(unavailable)? {
+            let (row_key, expires_millis) = entry.map_err(unavailable)?;
+            let Some(key) = row_key.value().strip_prefix(prefix.as_slice()) else {
+                break;
+            };
+            if self.now_millis < expires_millis.value() {
+                keys.push(String::from_utf8_lossy(key).into_owned());
+            }
+        }
+        Ok(keys)
+    }
 }
 
 /// Makes the tables in a new database.
 pub fn create_tables(transaction: &WriteTransaction) -> Result<(), TableError> {
     transaction.open_table(RECORDS)?;
     transaction.open_table(EXPIRY)?;
+    transaction.open_table(TOMBSTONES)?;
+    Ok(())
+}
+
+/// Makes the index of tombstones anew: earlier versions know nothing of it.
+pub fn list_tombstones(transaction: &WriteTransaction) -> Result<(), TableError> {
+    transaction.delete_table(TOMBSTONES)?;
+    let records = transaction.open_table(RECORDS)?;
+    let mut tombstones = transaction.open_table(TOMBSTONES)?;
+    for entry in records.iter()? {
+        let (row_key, bytes) = entry?;
+        if let Ok(Row { expires_millis, body: Body::Tombstone(_) }) = Row::decode(bytes.value()) {
+            tombstones.insert(row_key.value(), expires_millis)?;
+        }
+    }
     Ok(())
 }
 

@@ -30,6 +30,8 @@ mod story;
 use disk::Disk;
 
 const HOUR: Duration = Duration::from_secs(3600);
+/// Old kernels tell the times of files apart by some milliseconds.
+const TICK: Duration = Duration::from_millis(20);
 
 fn bed() -> Bed {
     let data_dir = tempfile::tempdir().unwrap();
@@ -182,7 +184,67 @@ async fn the_file_is_private_and_shows_no_secret() {
     assert!(bytes.windows(5).any(|window| window == b"flow\0"));
     let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!((mode(&data_dir), mode(&path)), (0o700, 0o600));
-    assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 1);
+    assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 2, "and the note that it is closed");
+}
+
+#[test]
+fn a_file_is_trusted_only_as_it_was_closed() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let path = data_dir.path().join(FILE_NAME);
+    let closed = closed::Closed::of(&path);
+    let store = Embedded::open(data_dir.path(), clock()).unwrap();
+    assert!(!closed.holds(), "a crash leaves no note");
+    drop(store);
+    assert!(closed.holds());
+    // Another file with the same content, as a restored backup is.
+    let bytes = std::fs::read(&path).unwrap();
+    std::fs::rename(&path, data_dir.path().join("other")).unwrap();
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(!closed.holds());
+    drop(Embedded::open(data_dir.path(), clock()).unwrap());
+    assert!(closed.holds());
+    // The same file, changed where only the check looks.
+    std::thread::sleep(TICK);
+    let mut changed = std::fs::read(&path).unwrap();
+    let at = changed.windows(7).rposition(|window| window == b"records").unwrap();
+    changed[at] ^= 1;
+    std::fs::write(&path, &changed).unwrap();
+    let error = Embedded::open(data_dir.path(), clock()).err().unwrap();
+    assert!(matches!(error, OpenError::Damaged { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_closed_store_does_nothing_more() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let store = Embedded::open(data_dir.path(), clock()).unwrap();
+    store.put(Kind::Flow, "a", 0, vec![1], HOUR).await.unwrap();
+    store.close();
+    assert!(store.get(Kind::Flow, "a").await.is_err());
+    assert!(store.put(Kind::Flow, "b", 0, vec![1], HOUR).await.is_err());
+    let again = Embedded::open(data_dir.path(), clock()).unwrap();
+    drop(store);
+    assert!(!closed::Closed::of(&data_dir.path().join(FILE_NAME)).holds(), "it is open");
+    assert!(again.get(Kind::Flow, "a").await.unwrap().is_some());
+}
+
+#[tokio::test]
+async fn what_an_earlier_version_ended_stays_ended() {
+    let data_dir = tempfile::tempdir().unwrap();
+    {
+        let store = Embedded::open(data_dir.path(), clock()).unwrap();
+        store.put(Kind::Grant, "kept", 0, vec![1], HOUR).await.unwrap();
+        store.tombstone(Kind::Grant, "ended", HOUR).await.unwrap();
+    }
+    std::thread::sleep(TICK);
+    {
+        let database = Database::open(data_dir.path().join(FILE_NAME)).unwrap();
+        let transaction = database.begin_write().unwrap();
+        let tombstones = redb::TableDefinition::<&[u8], u64>::new("tombstones");
+        assert!(transaction.delete_table(tombstones).unwrap(), "it did not have that");
+        transaction.commit().unwrap();
+    }
+    let store = Embedded::open(data_dir.path(), clock()).unwrap();
+    assert_eq!(store.tombstones(Kind::Grant).await.unwrap(), ["ended"]);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! A damaged file (F24): it is refused, or what it shows is right; and a damaged row is never somebody else's.
 //!
-//! On opening, the database checks every page that it uses. What it cannot notice, a row that was changed and has a right
-//! checksum, the sealing of values does. One bit nobody checks, see [`UNDOES`].
+//! On opening a file that is not as it was closed, the database checks every page that it uses. What it cannot notice, a
+//! row that was changed and has a right checksum, the sealing of values does. One bit nobody checks, see [`UNDOES`].
 
 use redb::{Builder, Database, TableDefinition};
 
