@@ -2,7 +2,7 @@
 #   make demo    everything in one process on loopback; prints what to paste into an MCP client
 #   make test    all tests, those with other people's clients and servers included
 #   make bench   what a call costs, beside bare Pingora, nginx, HAProxy and Envoy; ten minutes, besides building
-#   make bench-full   the same with every row, and what the stores cost; an hour at most; see benches/README.md
+#   make bench-full   the same with every row, and what stores and stages cost; an hour at most; see benches/README.md
 #   make soak    the long forms of the failure tests, 30 minutes at most; leaves a report in target/soak.log
 #   make lint    formatting and clippy
 #   make clean   removes what was built
@@ -39,7 +39,7 @@ bench: bench-programs
 bench-full: bench-programs
 	python3 benches/run.py --full $(TARGET)/release/postern $(TARGET)/peers/release
 	python3 benches/callgrind.py $(TARGET)/release/postern $(TARGET)/peers/release
-	$(CARGO) bench --locked --bench store
+	$(CARGO) bench --locked --bench store --bench stages
 
 bench-programs: tools-bench
 	$(CARGO) build --release --locked
