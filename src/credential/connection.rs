@@ -68,12 +68,12 @@ impl Connections {
             return Ok(Credential { header: None, source: Source::Anonymous });
         };
         if let Some(refused) = refused {
-            self.mark_refused(&slot, refused).await;
+            Box::pin(self.mark_refused(&slot, refused)).await;
         }
         let mut known = slot.known.load_full();
         // What needs the user is looked at again each time: the user may have been there, and the news be under way.
         if matches!(*known, Known::Unknown | Known::NeedsUser { .. }) {
-            known = self.load(&slot).await?;
+            known = Box::pin(self.load(&slot)).await?;
         }
         match &*known {
             Known::Absent => Ok(Credential { header: None, source: Source::Anonymous }),
@@ -83,7 +83,7 @@ impl Connections {
             }
             Known::Token(token) => {
                 if slot.has_refused(token) || token.dead_at.is_some_and(|end| now >= end) {
-                    return self.renewed(&slot, caller, route, &known, token, now).await;
+                    return Box::pin(self.renewed(&slot, caller, route, &known, token, now)).await;
                 }
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
                     self.renew_ahead(&slot, route, token.outdated(), now);

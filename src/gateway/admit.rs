@@ -6,6 +6,7 @@ use http::Method;
 use pingora::proxy::Session;
 
 use super::context::{Context, Target};
+use super::inspect::Asked;
 use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
@@ -55,12 +56,17 @@ impl Gateway {
         let caller = match route.is_ours() {
             true => authn::authenticate(&head.headers, &standing, now)?,
             false => {
-                authn::authenticate_foreign(&head.headers, &self.foreign, &standing, &route, now).await?
+                let proven =
+                    authn::authenticate_foreign(&head.headers, &self.foreign, &standing, &route, now);
+                Box::pin(proven).await?
             }
         };
         let uri = route.upstream.target(matched.rest, head.uri.query());
         let uri = uri.map_err(|_| Failure::Malformed("the request target cannot be sent on"))?;
-        let asked = self.inspect(session, &route).await?;
+        let asked = match route.rules.need_message() {
+            true => Box::pin(self.inspect(session)).await?,
+            false => Asked::Anything,
+        };
         let head = session.req_header();
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
         ctx.elicitation = matches!(&session, Ok(Some(session)) if session.elicitation);
@@ -148,17 +154,23 @@ impl Gateway {
     ) -> Result<Credential, Failure> {
         let permit = match policy::permit(caller, route, message) {
             Ok(permit) => permit,
-            Err(denied) => return Err(self.denied(caller, route, denied).await),
+            Err(denied) => return Err(Box::pin(self.denied(caller, route, denied)).await),
         };
-        let resolved = credential::resolve(&self.connections, &permit, refused, now).await;
-        match resolved {
+        match credential::resolve(&self.connections, &permit, refused, now).await {
             Ok(credential) => Ok(credential),
-            Err(Unresolved::Unavailable { retry_after }) => Err(Failure::Unavailable { retry_after }),
-            Err(Unresolved::NotConsented { scopes }) => {
+            Err(unresolved) => Err(Box::pin(self.unresolved(caller, route, unresolved)).await),
+        }
+    }
+
+    /// What a caller is told for whom there is no credential.
+    async fn unresolved(&self, caller: &Caller, route: &Arc<Route>, unresolved: Unresolved) -> Failure {
+        match unresolved {
+            Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
+            Unresolved::NotConsented { scopes } => {
                 let needed = caller.scopes_and(&scopes);
-                Err(self.denied(caller, route, Denied::Scope { needed }).await)
+                self.denied(caller, route, Denied::Scope { needed }).await
             }
-            Err(Unresolved::NeedsUser { incarnation }) => {
+            Unresolved::NeedsUser { incarnation } => {
                 if let (Some(user), Some(incarnation)) = (caller.user(), &incarnation)
                     && self
                         .authority
@@ -166,13 +178,13 @@ impl Gateway {
                         .has_failed_trial(&connection_key(user, route), incarnation)
                         .await
                 {
-                    return Err(Failure::UpstreamInsists);
+                    return Failure::UpstreamInsists;
                 }
                 // Told once more, the client may answer with a refresh: then that has to fail.
                 let (is_known, incarnation) =
                     (incarnation.is_some(), incarnation.map(|name| name.to_string()));
                 self.remember_challenge(caller, route, Challenge::new(Vec::new(), incarnation)).await;
-                Err(self.needs_user(caller, route, is_known))
+                self.needs_user(caller, route, is_known)
             }
         }
     }

@@ -16,7 +16,6 @@ use super::{Gateway, local};
 use crate::mcp::Message;
 use crate::policy;
 use crate::respond::Failure;
-use crate::route::Route;
 
 /// The longest body that is held back, bytes.
 const HELD_MAX: usize = 1024 * 1024;
@@ -64,9 +63,9 @@ impl Held {
 }
 
 impl Gateway {
-    /// Reads the request's body as far as the route's rules need it.
-    pub(super) async fn inspect(&self, session: &mut Session, route: &Route) -> Result<Asked, Failure> {
-        if !route.rules.need_message() || session.as_downstream_mut().is_body_empty() {
+    /// Reads the body of a request at a route whose rules need it.
+    pub(super) async fn inspect(&self, session: &mut Session) -> Result<Asked, Failure> {
+        if session.as_downstream_mut().is_body_empty() {
             return Ok(Asked::Anything);
         }
         require_json(&session.req_header().headers)?;

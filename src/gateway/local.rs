@@ -1,4 +1,6 @@
 //! The bridge to the axum router: our own endpoints are answered from inside `request_filter`.
+use std::sync::Arc;
+
 use axum::Router;
 use axum::body::Body;
 use bytes::Bytes;
@@ -10,12 +12,41 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use tower::ServiceExt as _;
 
+use super::admit::Admitted;
+use super::context::Context;
+use super::{Gateway, screen};
 use crate::origin;
-use crate::respond::Reply;
+use crate::respond::{Failure, Reply};
 use crate::web::About;
 
 /// The largest body of a local request, bytes. None of ours comes near.
 const BODY_MAX: usize = 64 * 1024;
+
+impl Gateway {
+    /// Answers a request that does not go on to an upstream.
+    pub(super) async fn answer(
+        &self,
+        admitted: Result<Admitted, Failure>,
+        session: &mut Session,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        match admitted {
+            Ok(Admitted::Proxied) => Ok(()),
+            Ok(Admitted::Local { path, authority }) => {
+                let client = screen::client(session);
+                let about = About { snapshot: Arc::clone(&ctx.snapshot), authority, client };
+                serve(session, &self.router, &path, about).await?;
+                ctx.reason = "local";
+                Ok(())
+            }
+            Ok(Admitted::Preflight) => {
+                ctx.reason = "preflight";
+                answer(session, &preflight(session, ctx.origin.as_ref())).await
+            }
+            Err(failure) => self.refuse(failure, session, ctx).await,
+        }
+    }
+}
 
 /// Hands the request to the router and streams its answer. `path` is canonical.
 pub async fn serve(session: &mut Session, router: &Router, path: &str, about: About) -> Result<()> {

@@ -23,6 +23,15 @@ pub(super) enum Consequence {
 }
 
 impl Gateway {
+    /// Whether an answer that passes says nothing that is not known: this grant's challenge is settled, or it has none.
+    pub(super) fn is_old_news(&self, target: &Target, success: bool) -> bool {
+        let source = &target.credential.source;
+        let is_of_user = !matches!(source, Source::None | Source::Fixed);
+        !success
+            || !is_of_user
+            || self.authority.connector.is_settled(target.caller.grant(), source.incarnation())
+    }
+
     /// `replayable`: the request can and may be sent once more.
     pub(super) async fn carry_out(
         &self,
@@ -45,11 +54,10 @@ impl Gateway {
         }
         match verdict {
             Verdict::Pass => {
-                let (grant, source) = (target.caller.grant(), &target.credential.source);
-                let is_of_user = !matches!(source, Source::None | Source::Fixed);
-                if success && is_of_user && !connector.is_settled(grant, source.incarnation()) {
+                if !self.is_old_news(target, success) {
+                    let source = &target.credential.source;
                     self.connections.accepted(source);
-                    connector.settle(grant, source.connection()).await;
+                    connector.settle(target.caller.grant(), source.connection()).await;
                 }
                 Consequence::Pass
             }

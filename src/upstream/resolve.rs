@@ -63,7 +63,7 @@ impl Resolver {
                 return entry.one(begun_at).ok_or_else(|| no_address(route));
             }
         }
-        self.look_up(route, begun_at).await
+        Box::pin(self.look_up(route, begun_at)).await
     }
 
     /// No connection to the address came about: from now on the next one is used.
