@@ -268,7 +268,9 @@ pub fn isolate(headers: &mut HeaderMap) {
         headers.remove(name);
     }
     headers.reserve(ADDED);
-    headers.extend(isolation());
+    for (name, value) in isolation() {
+        headers.insert(name, value);
+    }
     if is_attachment(headers.get_all(header::CONTENT_TYPE).iter()) {
         headers.insert(header::CONTENT_DISPOSITION, HeaderValue::from_static("attachment"));
     }

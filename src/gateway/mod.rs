@@ -280,7 +280,9 @@ impl ProxyHttp for Gateway {
             let headers = &mut parts.headers;
             respond::isolate(headers);
             self.seal_session(headers, ctx);
-            headers.extend(ctx.origin.iter().flat_map(origin::readable));
+            for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
+                headers.insert(name, value);
+            }
             headers.insert(inject::REQUEST_ID, ctx.request_id.clone());
         });
         Ok(())
