@@ -60,7 +60,7 @@ pub(super) struct Server {
     pub(super) admin: Option<String>,
     /// Directory of the embedded store and of generated keys. Created with mode 0700. Default: `./postern-data`.
     pub(super) data_dir: Option<PathBuf>,
-    /// Worker threads of the proxy. Default: as many as the machine has processors.
+    /// Worker threads of the proxy; a connection stays with one of them. Default: as many as the machine has processors.
     #[schemars(range(min = 1))]
     pub(super) threads: Option<usize>,
     /// Form of the access log on standard output. Default: `json`.
