@@ -1,8 +1,8 @@
 //! Pingora as its examples build it: every default, the system's allocator, only the pool large enough for the load.
 use std::net::SocketAddr;
 
-use async_trait::async_trait;
 use clap::Parser;
+use peers::forward::Forward;
 use peers::listening::listen;
 use peers::pingora_on::{self, On};
 use pingora::prelude::*;
@@ -16,26 +16,14 @@ struct Options {
     upstream: SocketAddr,
 }
 
-struct Forward(SocketAddr);
-
-#[async_trait]
-impl ProxyHttp for Forward {
-    type CTX = ();
-
-    fn new_ctx(&self) {}
-
-    async fn upstream_peer(&self, _session: &mut Session, _ctx: &mut ()) -> Result<Box<HttpPeer>> {
-        Ok(Box::new(HttpPeer::new(self.0, false, String::new())))
-    }
-}
-
 fn main() -> std::io::Result<()> {
     let options = Options::parse();
     let (socket, address) = listen(options.listen)?;
     let conf = ServerConf { upstream_keepalive_pool_size: 512, ..ServerConf::default() };
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
-    let mut service = http_proxy_service(&server.configuration, Forward(options.upstream));
+    let peer = HttpPeer::new(options.upstream, false, String::new());
+    let mut service = http_proxy_service(&server.configuration, Forward(peer));
     service.add_tcp(&address.to_string());
     server.add_service(On {
         service: Some(service),

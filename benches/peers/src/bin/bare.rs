@@ -2,8 +2,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use clap::{ArgAction, Parser, ValueEnum};
+use peers::forward::Forward;
 use peers::listening::listen;
 use peers::pingora_on::{self, On};
 use pingora::Result;
@@ -11,7 +11,6 @@ use pingora::apps::HttpServerOptions;
 use pingora::listeners::tls::TlsSettings;
 use pingora::listeners::{L4BufferSettings, ListenerConfig, TcpSocketOptions};
 use pingora::protocols::TcpKeepalive;
-use pingora::proxy::{ProxyHttp, Session};
 use pingora::server::Server;
 use pingora::server::configuration::ServerConf;
 use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
@@ -115,19 +114,6 @@ impl Options {
     }
 }
 
-struct Forward(HttpPeer);
-
-#[async_trait]
-impl ProxyHttp for Forward {
-    type CTX = ();
-
-    fn new_ctx(&self) {}
-
-    async fn upstream_peer(&self, _session: &mut Session, _ctx: &mut ()) -> Result<Box<HttpPeer>> {
-        Ok(Box::new(self.0.clone()))
-    }
-}
-
 fn peer(options: &Options) -> HttpPeer {
     let mut peer = HttpPeer::new(options.upstream, false, options.upstream.ip().to_string());
     peer.options.connection_timeout = Some(Duration::from_secs(5));
@@ -161,9 +147,8 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     server.bootstrap();
     let mut http = HttpServerOptions::default();
     http.h2_idle_timeout = Some(Duration::from_secs(300));
-    let mut service = ProxyServiceBuilder::new(&server.configuration, Forward(peer(&options)))
-        .server_options(http)
-        .build();
+    let mut service =
+        ProxyServiceBuilder::new(&server.configuration, Forward(peer(&options))).server_options(http).build();
     service.add_listener(options.listener(address)?);
     server.add_service(On {
         service: Some(service),
