@@ -35,6 +35,7 @@ pub mod failpoint;
 pub mod gateway;
 pub mod inject;
 pub mod jose;
+pub mod map;
 pub mod mcp;
 pub mod oauth;
 pub mod origin;

@@ -7,7 +7,8 @@ mod rules;
 mod tree;
 
 use std::borrow::Cow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
 use http::uri::InvalidUri;
@@ -15,6 +16,7 @@ use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 
 use crate::config::{self, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
+use crate::map::Map;
 use crate::outbound::AddressPolicy;
 
 use self::tree::Tree;
@@ -60,6 +62,8 @@ pub struct Upstream {
     /// As configured, for discovery and for people.
     pub url: String,
     pub host: String,
+    /// A hash of `host`: connections are used again for the same name alone.
+    pub group: u64,
     pub port: u16,
     pub tls: bool,
     /// What the `Host` header says: host, and port unless it is the scheme's own.
@@ -75,8 +79,8 @@ pub struct Upstream {
 
 /// All routes of one configuration. No look-up costs more with more of them.
 pub struct Table {
-    by_authority: HashMap<String, Tree>,
-    by_name: HashMap<String, Arc<Route>>,
+    by_authority: Map<String, Tree>,
+    by_name: Map<String, Arc<Route>>,
     places: HashSet<String>,
     public_authority: String,
     scheme: &'static str,
@@ -108,8 +112,8 @@ impl Table {
     pub fn new(public: &PublicUrl, routes: &[config::Route]) -> Self {
         let default_port = if public.is_https() { 443 } else { 80 };
         let public_authority = public.authority().to_owned();
-        let mut by_authority: HashMap<String, Tree> = HashMap::new();
-        let (mut by_name, mut places) = (HashMap::new(), HashSet::new());
+        let mut by_authority: Map<String, Tree> = Map::default();
+        let (mut by_name, mut places) = (Map::default(), HashSet::new());
         for configured in routes {
             let route = Arc::new(Route::new(public, configured));
             places.insert(route.place.clone());
@@ -251,6 +255,22 @@ impl Route {
     }
 }
 
+/// Whether a path is canonical at first sight, as nearly all are: nothing in it has a second meaning.
+fn is_plain(raw: &str) -> bool {
+    let is_safe = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let mut last = None;
+    for byte in raw.bytes() {
+        match (last, byte) {
+            (None, b'/') => {}
+            (Some(last), b'/') if last != b'/' => {}
+            (Some(_), byte) if is_safe(byte) => {}
+            _ => return false,
+        }
+        last = Some(byte);
+    }
+    last.is_some_and(|last| last != b'/')
+}
+
 /// As [`Route::place`], for the connections that hold an identity provider's tokens.
 pub fn provider_place(issuer: &str) -> String {
     format!("\0{issuer}")
@@ -290,6 +310,8 @@ impl Upstream {
     fn new(configured: &config::Upstream) -> Self {
         let url = &configured.url;
         let host = configured.host();
+        let mut group = DefaultHasher::new();
+        host.hash(&mut group);
         let tls = url.scheme() == "https";
         let authority = match url.port() {
             Some(port) => format!("{}:{port}", url.host_str().unwrap_or_default()),
@@ -305,6 +327,7 @@ impl Upstream {
             base_uri: url.path().parse().ok(),
             policy: AddressPolicy::allowing(configured.private_hosts()),
             host,
+            group: group.finish(),
         }
     }
 
@@ -336,6 +359,9 @@ impl Upstream {
 /// bytes above ASCII, every percent escape that hides a separator, a dot, a control byte or another percent sign, and
 /// escapes that are not UTF-8.
 pub fn canonical_path(raw: &str) -> Result<Cow<'_, str>, RouteError> {
+    if is_plain(raw) {
+        return Ok(Cow::Borrowed(raw));
+    }
     if !raw.starts_with('/')
         || raw.bytes().any(|byte| !(0x21..0x7f).contains(&byte) || matches!(byte, b'\\' | b'#' | b'?'))
     {

@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use dashmap::DashMap;
 
 use super::known::{Known, Token};
 use super::{Credential, Source, Unresolved};
 use crate::authn::Caller;
+use crate::map::Shared;
 use crate::oauth::client::refresh::{Outdated, Renewed};
 use crate::oauth::client::{Connector, connection_key};
 use crate::route::Route;
@@ -28,8 +28,8 @@ const INSISTENCE: Duration = Duration::from_secs(60);
 /// Connections in memory.
 pub struct Connections {
     connector: Arc<Connector>,
-    by_grant: DashMap<Box<str>, Arc<Slot>>,
-    by_key: DashMap<Box<str>, Arc<Slot>>,
+    by_grant: Shared<Box<str>, Arc<Slot>>,
+    by_key: Shared<Box<str>, Arc<Slot>>,
 }
 
 struct Slot {
@@ -52,7 +52,7 @@ struct Slot {
 
 impl Connections {
     pub fn new(connector: Arc<Connector>) -> Self {
-        Self { connector, by_grant: DashMap::new(), by_key: DashMap::new() }
+        Self { connector, by_grant: Shared::default(), by_key: Shared::default() }
     }
 
     /// `refused`: tokens that the upstream has just turned down.

@@ -18,6 +18,7 @@ mod admit;
 pub mod context;
 mod elicit;
 mod head;
+mod hook;
 mod inspect;
 pub mod local;
 mod record;
@@ -45,6 +46,7 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED, Replacement};
+use self::hook::{Hook, done, failed};
 use self::inspect::Asked;
 use self::session::Session as McpSession;
 use self::streams::Streams;
@@ -87,14 +89,15 @@ pub struct Gateway {
 
 #[async_trait]
 impl ProxyHttp for Gateway {
-    type CTX = Context;
+    /// In a box: Pingora moves it from future to future, and holds room for it in each.
+    type CTX = Box<Context>;
 
     #[expect(
         clippy::disallowed_methods,
         reason = "how long a request took is measured, nothing is decided by it"
     )]
-    fn new_ctx(&self) -> Context {
-        Context {
+    fn new_ctx(&self) -> Box<Context> {
+        Box::new(Context {
             started: std::time::Instant::now(),
             request_id: HeaderValue::from_static("-"),
             snapshot: self.authority.snapshot(),
@@ -108,13 +111,17 @@ impl ProxyHttp for Gateway {
             elicitation: false,
             reason: "ok",
             _under_way: self.in_flight.start(),
-        }
+        })
     }
 
     /// None: the one that Pingora brings along compresses answers, which are passed on as they come.
     fn init_downstream_modules(&self, _modules: &mut HttpModules) {}
 
-    async fn early_request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<()> {
+    fn early_request_filter<'g: 'h, 's: 'h, 'c: 'h, 'h>(
+        &'g self,
+        session: &'s mut Session,
+        ctx: &'c mut Box<Context>,
+    ) -> Hook<'h> {
         // Overrides what the version says, so HTTP/1.0, which has no keep-alive of its own, is left alone.
         if session.req_header().version != Version::HTTP_10 {
             session.set_keepalive(Some(KEEPALIVE_SECONDS));
@@ -124,17 +131,17 @@ impl ProxyHttp for Gateway {
         head::of_request(session.req_header_mut(), |_| ());
         let sent = session.get_header(inject::REQUEST_ID).filter(|id| screen::is_request_id(id));
         ctx.request_id = sent.cloned().unwrap_or_else(|| self.new_request_id());
-        Ok(())
+        done()
     }
 
-    async fn request_filter(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, ctx: &mut Box<Context>) -> Result<bool> {
         match self.admit(session, ctx).await {
             Ok(Admitted::Proxied) => Ok(false),
             admitted => Box::pin(self.answer(admitted, session, ctx)).await.map(|()| true),
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Box<Context>) -> Result<Box<HttpPeer>> {
         ctx.attempts += 1;
         ctx.header_only = false;
         let Some(target) = &mut ctx.target else {
@@ -161,14 +168,14 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    async fn upstream_request_filter(
-        &self,
-        session: &mut Session,
-        upstream: &mut RequestHeader,
-        ctx: &mut Context,
-    ) -> Result<()> {
+    fn upstream_request_filter<'g: 'h, 's: 'h, 'u: 'h, 'c: 'h, 'h>(
+        &'g self,
+        session: &'s mut Session,
+        upstream: &'u mut RequestHeader,
+        ctx: &'c mut Box<Context>,
+    ) -> Hook<'h> {
         let Some(target) = &ctx.target else {
-            return Err(Error::explain(ANSWERED, "no target"));
+            return failed(Error::explain(ANSWERED, "no target"));
         };
         let session_id = target.session.as_ref().map(McpSession::to_upstream);
         let additions =
@@ -178,7 +185,7 @@ impl ProxyHttp for Gateway {
             // Path and query of the matched route, and nothing of an absolute-form target.
             parts.uri = target.uri.clone();
         });
-        Ok(())
+        done()
     }
 
     async fn request_body_filter(
@@ -186,7 +193,7 @@ impl ProxyHttp for Gateway {
         session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Context,
+        ctx: &mut Box<Context>,
     ) -> Result<()> {
         let Some(target) = &mut ctx.target else {
             return Ok(());
@@ -204,22 +211,22 @@ impl ProxyHttp for Gateway {
         })
     }
 
-    async fn adjust_upstream_modules(
-        &self,
-        _session: &mut Session,
-        _upstream: &ResponseHeader,
+    fn adjust_upstream_modules<'g: 'h, 's: 'h, 'u: 'h, 'c: 'h, 'h>(
+        &'g self,
+        _session: &'s mut Session,
+        _upstream: &'u ResponseHeader,
         end: bool,
-        ctx: &mut Context,
-    ) -> Result<()> {
+        ctx: &'c mut Box<Context>,
+    ) -> Hook<'h> {
         ctx.header_only = end;
-        Ok(())
+        done()
     }
 
     async fn upstream_response_filter(
         &self,
         session: &mut Session,
         upstream: &mut ResponseHeader,
-        ctx: &mut Context,
+        ctx: &mut Box<Context>,
     ) -> Result<()> {
         let Some(target) = &mut ctx.target else {
             return Ok(());
@@ -258,34 +265,30 @@ impl ProxyHttp for Gateway {
         Ok(())
     }
 
-    async fn response_filter(
-        &self,
-        session: &mut Session,
-        response: &mut ResponseHeader,
-        ctx: &mut Context,
-    ) -> Result<()> {
-        if response.status.is_informational() {
-            // Early hints would act on our origin.
-            head::of_response(response, |parts| parts.headers.clear());
-            return Ok(());
-        }
-        if session.is_process_shutting_down() {
+    fn response_filter<'g: 'h, 's: 'h, 'r: 'h, 'c: 'h, 'h>(
+        &'g self,
+        session: &'s mut Session,
+        response: &'r mut ResponseHeader,
+        ctx: &'c mut Box<Context>,
+    ) -> Hook<'h> {
+        let is_informational = response.status.is_informational();
+        if !is_informational && session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
-        if let Some(replacement) = &ctx.replacement {
-            head::of_response(response, |parts| replacement.replace(parts));
-            return Ok(());
-        }
-        head::of_response(response, |parts| {
-            let headers = &mut parts.headers;
-            respond::isolate(headers);
-            self.seal_session(headers, ctx);
-            for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
-                headers.insert(name, value);
+        head::of_response(response, |parts| match &ctx.replacement {
+            // Early hints would act on our origin.
+            _ if is_informational => parts.headers.clear(),
+            Some(replacement) => replacement.replace(parts),
+            None => {
+                respond::isolate(&mut parts.headers);
+                self.seal_session(&mut parts.headers, ctx);
+                for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
+                    parts.headers.insert(name, value);
+                }
+                parts.headers.insert(inject::REQUEST_ID, ctx.request_id.clone());
             }
-            headers.insert(inject::REQUEST_ID, ctx.request_id.clone());
         });
-        Ok(())
+        done()
     }
 
     fn response_body_filter(
@@ -293,7 +296,7 @@ impl ProxyHttp for Gateway {
         _session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
-        ctx: &mut Context,
+        ctx: &mut Box<Context>,
     ) -> Result<Option<Duration>> {
         if ctx.target.as_mut().is_some_and(|target| !self.is_still_admitted(target)) {
             return Err(Error::explain(ErrorType::InternalError, "access was taken back"));
@@ -309,7 +312,7 @@ impl ProxyHttp for Gateway {
         &self,
         _session: &mut Session,
         _peer: &HttpPeer,
-        ctx: &mut Context,
+        ctx: &mut Box<Context>,
         mut error: Box<Error>,
     ) -> Box<Error> {
         if let Some(target) = &ctx.target {
@@ -324,7 +327,7 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        _ctx: &mut Context,
+        _ctx: &mut Box<Context>,
         reused: bool,
     ) -> Box<Error> {
         let complete = !session.as_ref().retry_buffer_truncated();
@@ -343,20 +346,25 @@ impl ProxyHttp for Gateway {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, ctx: &mut Context) -> FailToProxy {
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        ctx: &mut Box<Context>,
+    ) -> FailToProxy {
         self.rescue(session, error, ctx).await
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Context) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, ctx: &mut Box<Context>) {
         self.record(session, error, ctx);
     }
 
     /// Pingora's default has the query in it, where codes and states travel.
-    fn request_summary(&self, session: &Session, _ctx: &Context) -> String {
+    fn request_summary(&self, session: &Session, _ctx: &Box<Context>) -> String {
         format!("{} {}", session.req_header().method, session.req_header().uri.path())
     }
 
-    fn suppress_error_log(&self, _session: &Session, ctx: &Context, error: &Error) -> bool {
+    fn suppress_error_log(&self, _session: &Session, ctx: &Box<Context>, error: &Error) -> bool {
         // Pingora's line would quote the answer that could not be read, cookies and all.
         let is_expected = *error.esource() == ErrorSource::Downstream || error.etype() == &ANSWERED;
         let is_unreadable = !is_expected && error.root_etype() == &ErrorType::InvalidHTTPHeader;
@@ -370,7 +378,7 @@ impl ProxyHttp for Gateway {
     fn suppress_proxy_warn_log(
         &self,
         _session: &Session,
-        _ctx: &Context,
+        _ctx: &Box<Context>,
         error: &Error,
         _kind: ProxyWarnLogContext,
     ) -> bool {

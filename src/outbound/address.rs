@@ -5,13 +5,15 @@
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
 /// The hosts that may be private and may speak plain http. Everything else is public and https.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
-    private_hosts: HashSet<String>,
+    /// Shared, so that clones compare by one look.
+    private_hosts: Arc<HashSet<String>>,
 }
 
 impl AddressPolicy {
@@ -23,7 +25,8 @@ impl AddressPolicy {
     /// As [`public`](Self::public), except for these host names or address literals (no port; brackets and
     /// case do not matter): they may use http and addresses of [`Class::Private`].
     pub fn allowing(hosts: impl IntoIterator<Item = String>) -> Self {
-        Self { private_hosts: hosts.into_iter().map(|host| canonical(&host)).collect() }
+        let private_hosts: HashSet<_> = hosts.into_iter().map(|host| canonical(&host)).collect();
+        Self { private_hosts: Arc::new(private_hosts) }
     }
 
     /// The exceptions.

@@ -1,16 +1,16 @@
 //! The routes of one host by the segments of their paths. A look-up walks down the path of the request, so its cost is
 //! the depth of what is configured and not the number of routes.
-use std::collections::HashMap;
 use std::iter::successors;
 use std::sync::Arc;
 
 use super::{Matched, Route};
+use crate::map::Map;
 
 /// A path and everything below it.
 #[derive(Default)]
 pub struct Tree {
     route: Option<Arc<Route>>,
-    below: HashMap<Box<str>, Tree>,
+    below: Map<Box<str>, Tree>,
 }
 
 impl Tree {

@@ -11,13 +11,20 @@ pub fn pack<'f>(fields: impl IntoIterator<Item = &'f str>, mut into: Vec<u8>) ->
 }
 
 /// The `N` fields that were packed. `None`: it is something else.
-pub fn unpack<const N: usize>(mut packed: &[u8]) -> Option<[&str; N]> {
+pub fn unpack<const N: usize>(packed: &[u8]) -> Option<[&str; N]> {
     let mut fields = [""; N];
+    for (field, bytes) in fields.iter_mut().zip(unpack_bytes::<N>(packed)?) {
+        *field = std::str::from_utf8(bytes).ok()?;
+    }
+    Some(fields)
+}
+
+/// The same for whoever looks himself whether they are text.
+pub fn unpack_bytes<const N: usize>(mut packed: &[u8]) -> Option<[&[u8]; N]> {
+    let mut fields = [&[][..]; N];
     for field in &mut fields {
         let (length, rest) = packed.split_first_chunk::<2>()?;
-        let (value, rest) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-        *field = std::str::from_utf8(value).ok()?;
-        packed = rest;
+        (*field, packed) = rest.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
     }
     packed.is_empty().then_some(fields)
 }

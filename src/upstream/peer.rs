@@ -1,5 +1,4 @@
 //! The one constructor of Pingora peers, so that none is without a vetted address, a server name and time-outs.
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -24,9 +23,7 @@ pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     let upstream = &route.upstream;
     // An empty server name would switch certificate verification off; a route's host is never empty.
     let mut peer = HttpPeer::new(address, upstream.tls, upstream.host.clone());
-    let mut group = DefaultHasher::new();
-    upstream.host.hash(&mut group);
-    peer.group_key = group.finish();
+    peer.group_key = upstream.group;
     peer.options.connection_timeout = Some(CONNECT);
     peer.options.total_connection_timeout = Some(CONNECT_TLS);
     peer.options.idle_timeout = Some(IDLE);

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
-use dashmap::DashMap;
-
 use crate::clock::Clock;
+use crate::map::Shared;
 use crate::outbound::{self, AddressPolicy, Outbound};
 use crate::route::{Route, Table, Upstream};
 
@@ -20,7 +19,7 @@ const STALE: Duration = Duration::from_secs(600);
 pub struct Resolver {
     outbound: Outbound,
     clock: Clock,
-    known: DashMap<String, Arc<Entry>>,
+    known: Shared<String, Arc<Entry>>,
 }
 
 struct Entry {
@@ -36,7 +35,7 @@ struct Entry {
 
 impl Resolver {
     pub fn new(outbound: Outbound, clock: Clock) -> Self {
-        Self { outbound, clock, known: DashMap::new() }
+        Self { outbound, clock, known: Shared::default() }
     }
 
     /// The address of the route's upstream: of several the first, in the order of the name service (RFC 6724), until

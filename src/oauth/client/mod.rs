@@ -38,6 +38,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use self::ourselves::Ourselves;
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::map::Shared;
 use crate::outbound::Outbound;
 use crate::route::Route;
 use crate::seal;
@@ -63,7 +64,7 @@ pub struct Connector {
     /// One registration at a time per identity wanted at an issuer.
     registering: turn::Turns,
     /// Grants of which this process knows that no upstream challenge is open, with the connection that serves them.
-    settled: DashMap<Box<str>, Option<Arc<str>>>,
+    settled: Shared<Box<str>, Option<Arc<str>>>,
     /// Refreshes under way in this process, by connection.
     refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
     /// Who may refresh at an issuer.
@@ -93,7 +94,7 @@ impl Connector {
             unexplained: DashMap::new(),
             published_keys: Mutex::default(),
             registering: turn::Turns::default(),
-            settled: DashMap::new(),
+            settled: Shared::default(),
             refreshing: DashMap::new(),
             turns: DashMap::new(),
         }

@@ -115,7 +115,7 @@ impl Jwts {
         let audience = audiences.next().filter(|_| audiences.next().is_none()).ok_or(OpenError::Foreign)?;
         let expires_at = UNIX_EPOCH + Duration::from_secs(claims.exp);
         let fields = [audience, &ours.grant, &claims.sub, &ours.client_id, &ours.scope];
-        Ok(Opened::of(expires_at, &fields))
+        Opened::of(expires_at, fields.map(str::as_bytes)).ok_or(OpenError::Foreign)
     }
 }
 
