@@ -41,7 +41,7 @@ ORIGINS = {
 }
 REST = "C library"
 COLD = ["serde_json", "store"]
-HOOK = r"postern::gateway::Gateway as pingora_proxy::proxy_trait::ProxyHttp>::(\w+)::\{\{closure\}\}$"
+HOOK = r"postern::gateway::Gateway as pingora_proxy::proxy_trait::ProxyHttp>::(\w+)(::\{\{closure\}\})?$"
 ALLOCATING = r"(mi_)?([mcz]alloc|realloc)(_aligned)?|posix_memalign|aligned_alloc"
 
 

@@ -18,8 +18,11 @@ use crate::oauth::server::grant::REMEMBER_REVOKED;
 use crate::oauth::server::{Authority, block, token_keys};
 use crate::store::record::RecordError;
 use crate::store::{Change, Kind, Store, export};
+use crate::upstream::idle::Idle;
 
 const SWEEP: Duration = Duration::from_secs(60);
+/// How long a connection nobody has asked for may be kept beyond its time.
+const CLOSE: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(250);
 
 /// Keeps copies in memory true to the store, and the store free of what has expired.
@@ -32,6 +35,7 @@ pub struct Upkeep {
     pub reload: Arc<dyn Fn() + Send + Sync>,
     /// Which wish for that was heard last.
     pub heard: Mutex<Option<u64>>,
+    pub idle: Idle,
 }
 
 #[async_trait]
@@ -42,7 +46,10 @@ impl BackgroundService for Upkeep {
         let copies = changes.resubscribe();
         // What was read before is followed by nobody.
         self.connections.forget_all();
-        tokio::join!(self.follow_copies(copies), self.follow_all(&mut changes));
+        tokio::select! {
+            () = self.close_idle() => {}
+            _ = async { tokio::join!(self.follow_copies(copies), self.follow_all(&mut changes)) } => {}
+        }
     }
 }
 
@@ -77,6 +84,14 @@ impl BackgroundService for Exporting {
 }
 
 impl Upkeep {
+    async fn close_idle(&self) {
+        let mut close = tokio::time::interval(CLOSE);
+        loop {
+            close.tick().await;
+            self.idle.sweep();
+        }
+    }
+
     /// Copies that are read again by whoever needs them: nothing is asked here, so nothing holds this up.
     async fn follow_copies(&self, mut changes: broadcast::Receiver<Change>) {
         loop {

@@ -47,6 +47,28 @@ fn serve(mut stream: TcpStream, number: usize, is_end: fn(&[u8]) -> bool, tell: 
     }
 }
 
+/// An upstream that answers one request per connection; at a second it closes. It tells the method of each.
+fn closing() -> (String, Receiver<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    let (tell, told) = channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (mut stream, tell) = (stream.unwrap(), tell.clone());
+            thread::spawn(move || {
+                let mut request = [0; 65536];
+                for answer in [Some(ANSWER), None] {
+                    let Ok(length @ 1..) = stream.read(&mut request) else { return };
+                    let method = request[..length].split(|byte| *byte == b' ').next().unwrap();
+                    tell.send(String::from_utf8(method.to_vec()).unwrap()).unwrap();
+                    answer.into_iter().for_each(|answer| stream.write_all(answer).unwrap());
+                }
+            });
+        }
+    });
+    (url, told)
+}
+
 async fn gateway(url: &str) -> Gateway {
     Gateway::builder().route(Route::to("demo", url, json!({"kind": "none"}))).start().await
 }
@@ -131,4 +153,31 @@ async fn a_body_in_chunks_arrives_whole() {
         let text: String = body.map(|line| String::from_utf8_lossy(line).trim().to_owned()).collect();
         assert!(text.contains("the") && text.contains("body"), "{text}");
     }
+}
+
+/// The connection was just being closed: what may be sent twice is sent again, and nothing else is.
+#[tokio::test]
+async fn a_connection_closed_at_the_next_request_costs_no_stream_and_repeats_no_call() {
+    const TIMES: usize = 20;
+    let (url, told) = closing();
+    let gateway = gateway(&url).await;
+    let (mut connection, head) = client(&gateway, "content-length: 8\r\n").await;
+    let get = head.replace("POST", "GET").replace("content-length: 8\r\n", "");
+    for _ in 0..TIMES {
+        connection.send(get.clone()).await;
+        assert_eq!(connection.response(PATIENCE).await.unwrap().status, 200);
+    }
+    let seen = told.try_iter().filter(|method| method == "GET").count();
+    assert!(seen > TIMES, "{seen}: no connection was used twice");
+    let mut failed = 0;
+    for _ in 0..TIMES {
+        // After a failure the client's connection is closed.
+        let mut connection = RawConnection::open(gateway.address).await;
+        connection.send(format!("{head}the body")).await;
+        let status = connection.response(PATIENCE).await.unwrap().status;
+        assert!(status == 200 || status == 502, "{status}");
+        failed += usize::from(status == 502);
+    }
+    assert_eq!(told.try_iter().filter(|method| method == "POST").count(), TIMES);
+    assert!(failed > 0, "no connection was used twice");
 }

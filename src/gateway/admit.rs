@@ -50,7 +50,7 @@ impl Gateway {
         if head.method == Method::OPTIONS {
             return Ok(Admitted::Preflight);
         }
-        let now = self.authority.clock.now();
+        let now = ctx.arrived;
         let revoked = self.authority.revoked.count();
         let standing = self.authority.standing(&snapshot);
         let caller = match route.is_ours() {

@@ -1,7 +1,7 @@
 //! What one request carries from hook to hook.
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http::response::Parts;
@@ -28,6 +28,8 @@ pub const ANSWERED: ErrorType = ErrorType::Custom("AnsweredByGateway");
 /// One request, from its arrival to its line in the log.
 pub struct Context {
     pub started: Instant,
+    /// The same by the clock on the wall.
+    pub arrived: SystemTime,
     pub request_id: HeaderValue,
     /// Taken once; everything about this request is decided on it.
     pub snapshot: Arc<Snapshot>,
@@ -37,6 +39,8 @@ pub struct Context {
     /// The origin that may read the answer.
     pub origin: Option<HeaderValue>,
     pub attempts: u32,
+    /// The upstream's connection is older than the request. Belongs to one attempt.
+    pub reused: bool,
     /// Why there will be no upstream answer.
     pub failure: Option<Failure>,
     /// What the client gets in place of the upstream's answer.

@@ -28,6 +28,7 @@ mod session;
 pub mod streams;
 mod verdict;
 
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -36,28 +37,27 @@ use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use http::{HeaderValue, StatusCode, Version};
+use http::{HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
+use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
-use self::context::{ANSWERED, Context, REFRESHED, Replacement};
+use self::context::{ANSWERED, Context, REFRESHED};
 use self::hook::{Hook, done, failed};
 use self::inspect::Asked;
 use self::session::Session as McpSession;
 use self::streams::Streams;
-use self::verdict::Consequence;
 use crate::authn::foreign::Foreign;
 use crate::credential::Connections;
 use crate::oauth::server::Authority;
 use crate::respond::{self, Failure};
 use crate::telemetry::access::Log;
 use crate::telemetry::{InFlight, Metrics};
-use crate::trap::{self, Verdict};
 use crate::upstream::{peer, resolve::Resolver};
 use crate::{inject, origin};
 
@@ -99,12 +99,14 @@ impl ProxyHttp for Gateway {
     fn new_ctx(&self) -> Box<Context> {
         Box::new(Context {
             started: std::time::Instant::now(),
+            arrived: self.authority.clock.now(),
             request_id: HeaderValue::from_static("-"),
             snapshot: self.authority.snapshot(),
             route: None,
             target: None,
             origin: None,
             attempts: 0,
+            reused: false,
             failure: None,
             replacement: None,
             header_only: false,
@@ -168,6 +170,21 @@ impl ProxyHttp for Gateway {
         }
     }
 
+    /// Pingora takes a connection for a new one that was not in its own pool.
+    fn connected_to_upstream<'g: 'h, 's: 'h, 'p: 'h, 'd: 'h, 'c: 'h, 'h>(
+        &'g self,
+        _session: &'s mut Session,
+        reused: bool,
+        _peer: &'p HttpPeer,
+        _descriptor: RawFd,
+        digest: Option<&'d Digest>,
+        ctx: &'c mut Box<Context>,
+    ) -> Hook<'h> {
+        let lowest = digest.and_then(|digest| digest.timing_digest.first()?.as_ref());
+        ctx.reused = reused || lowest.is_some_and(|layer| layer.established_ts < ctx.arrived);
+        done()
+    }
+
     fn upstream_request_filter<'g: 'h, 's: 'h, 'u: 'h, 'c: 'h, 'h>(
         &'g self,
         session: &'s mut Session,
@@ -228,41 +245,7 @@ impl ProxyHttp for Gateway {
         upstream: &mut ResponseHeader,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
-        let Some(target) = &mut ctx.target else {
-            return Ok(());
-        };
-        if upstream.status == StatusCode::SWITCHING_PROTOCOLS {
-            // Nobody asked for it: `Upgrade` never gets past us.
-            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "protocol switched unasked").into_up());
-        }
-        if upstream.status.is_informational() {
-            return Ok(());
-        }
-        let replayable = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
-        let refreshed = target.refused.is_some();
-        let source = &target.credential.source;
-        let verdict = trap::judge(upstream.status, &upstream.headers, source, refreshed, replayable);
-        let success = upstream.status.is_success();
-        if verdict == Verdict::Pass && self.is_old_news(target, success) {
-            return Ok(());
-        }
-        let failure = match Box::pin(self.carry_out(verdict, target, success, replayable)).await {
-            Consequence::Pass => return Ok(()),
-            Consequence::Again(error) => return Err(error),
-            Consequence::Instead(failure) => failure,
-        };
-        let failure = Box::pin(self.elicited(failure, session, ctx)).await;
-        // Nothing is sent before the upstream's body has ended, so a body of unknown length is not waited for; where there is
-        // none, there is no place for ours either.
-        let has_no_place = ctx.header_only && matches!(failure, Failure::Elicit { .. });
-        if has_no_place || !ctx.header_only && !screen::is_short(&upstream.headers) {
-            ctx.failure = Some(failure);
-            return Err(Error::explain(ANSWERED, "an answer of ours instead"));
-        }
-        let route = ctx.route.clone();
-        let reply = self.reply(&failure, route.as_deref(), session, ctx);
-        ctx.replacement = Some(Replacement::new(reply, ctx.header_only));
-        Ok(())
+        self.judge(session, upstream, ctx).await
     }
 
     fn response_filter<'g: 'h, 's: 'h, 'r: 'h, 'c: 'h, 'h>(
@@ -327,8 +310,8 @@ impl ProxyHttp for Gateway {
         _peer: &HttpPeer,
         session: &mut Session,
         mut error: Box<Error>,
-        _ctx: &mut Box<Context>,
-        reused: bool,
+        ctx: &mut Box<Context>,
+        _reused: bool,
     ) -> Box<Error> {
         let complete = !session.as_ref().retry_buffer_truncated();
         // What Pingora has decided may be sent again was not carried out: a stream refused, or a connection that said
@@ -341,7 +324,7 @@ impl ProxyHttp for Gateway {
         } else if !complete || !session.req_header().method.is_idempotent() {
             error.set_retry(false);
         } else {
-            error.retry.decide_reuse(reused);
+            error.retry.decide_reuse(ctx.reused);
         }
         error
     }

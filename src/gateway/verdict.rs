@@ -1,20 +1,23 @@
 //! What the trap decided, carried out.
 use std::sync::Arc;
 
-use pingora::Error;
+use http::StatusCode;
+use pingora::http::ResponseHeader;
+use pingora::proxy::Session;
+use pingora::{Error, ErrorType, Result};
 
-use super::Gateway;
-use super::context::{REFRESHED, Target};
+use super::context::{ANSWERED, Context, REFRESHED, Replacement, Target};
+use super::{Gateway, TRIES, screen};
 use crate::authn::{Caller, Reach};
 use crate::config::Credential;
 use crate::credential::Source;
 use crate::oauth::client::challenged::Challenge;
 use crate::respond::Failure;
 use crate::route::Route;
-use crate::trap::Verdict;
+use crate::trap::{self, Verdict};
 
 /// What follows for the request.
-pub(super) enum Consequence {
+enum Consequence {
     Pass,
     /// The same request again, with another token.
     Again(Box<Error>),
@@ -23,8 +26,52 @@ pub(super) enum Consequence {
 }
 
 impl Gateway {
+    /// What becomes of the upstream's answer, seen its head.
+    pub(super) async fn judge(
+        &self,
+        session: &mut Session,
+        upstream: &ResponseHeader,
+        ctx: &mut Context,
+    ) -> Result<()> {
+        let Some(target) = &mut ctx.target else {
+            return Ok(());
+        };
+        if upstream.status == StatusCode::SWITCHING_PROTOCOLS {
+            // Nobody asked for it: `Upgrade` never gets past us.
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "protocol switched unasked").into_up());
+        }
+        if upstream.status.is_informational() {
+            return Ok(());
+        }
+        let replayable = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
+        let refreshed = target.refused.is_some();
+        let source = &target.credential.source;
+        let verdict = trap::judge(upstream.status, &upstream.headers, source, refreshed, replayable);
+        let success = upstream.status.is_success();
+        if verdict == Verdict::Pass && self.is_old_news(target, success) {
+            return Ok(());
+        }
+        let failure = match Box::pin(self.carry_out(verdict, target, success, replayable)).await {
+            Consequence::Pass => return Ok(()),
+            Consequence::Again(error) => return Err(error),
+            Consequence::Instead(failure) => failure,
+        };
+        let failure = Box::pin(self.elicited(failure, session, ctx)).await;
+        // Nothing is sent before the upstream's body has ended, so a body of unknown length is not waited for; where there is
+        // none, there is no place for ours either.
+        let has_no_place = ctx.header_only && matches!(failure, Failure::Elicit { .. });
+        if has_no_place || !ctx.header_only && !screen::is_short(&upstream.headers) {
+            ctx.failure = Some(failure);
+            return Err(Error::explain(ANSWERED, "an answer of ours instead"));
+        }
+        let route = ctx.route.clone();
+        let reply = self.reply(&failure, route.as_deref(), session, ctx);
+        ctx.replacement = Some(Replacement::new(reply, ctx.header_only));
+        Ok(())
+    }
+
     /// Whether an answer that passes says nothing that is not known: this grant's challenge is settled, or it has none.
-    pub(super) fn is_old_news(&self, target: &Target, success: bool) -> bool {
+    fn is_old_news(&self, target: &Target, success: bool) -> bool {
         let source = &target.credential.source;
         let is_of_user = !matches!(source, Source::None | Source::Fixed);
         !success
@@ -33,7 +80,7 @@ impl Gateway {
     }
 
     /// `replayable`: the request can and may be sent once more.
-    pub(super) async fn carry_out(
+    async fn carry_out(
         &self,
         verdict: Verdict,
         target: &mut Target,

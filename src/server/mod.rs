@@ -27,6 +27,7 @@ use self::shutdown::Flush;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Report};
+use crate::upstream::idle::Idle;
 use crate::upstream::joined::Joining;
 use crate::{gateway, upstream};
 
@@ -113,12 +114,14 @@ pub fn run(
     options.h2_idle_timeout = Some(H2_IDLE);
     let gateway = parts.gateway;
     let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
+    let idle = Idle::new(authority.clock.clone());
     let upkeep = Upkeep {
         authority: Arc::clone(&authority),
         connections: Arc::clone(&gateway.connections),
         changes: tokio::sync::Mutex::new(parts.changes),
         reload: Arc::new(move || reload.now()),
         heard: tokio::sync::Mutex::default(),
+        idle: idle.clone(),
     };
     let renewal = Renewal {
         authority: Arc::clone(&authority),
@@ -127,7 +130,7 @@ pub fn run(
     };
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
-        .custom(Joining::default(), Arc::new(|_, _, _| Box::pin(std::future::ready(None))))
+        .custom(Joining::new(idle), Arc::new(|_, _, _| Box::pin(std::future::ready(None))))
         .server_options(options)
         .build();
     let mut sockets = Vec::new();
