@@ -113,6 +113,12 @@ pub fn watch(
                     store.close();
                     end(&flush);
                 }
+                // Pingora would end its workers one after the other, and one that still accepts while the one that listens has
+                // ended spins on the error for ever.
+                Ok(ExecutionPhase::ShutdownRuntimes) => {
+                    store.close();
+                    end(&flush);
+                }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
             }
