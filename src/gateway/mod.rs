@@ -66,7 +66,7 @@ pub const TRIES: u32 = 5;
 /// Of them, how many may be spent on connections that do not come about.
 const CONNECTS: u32 = 3;
 /// Idle client connections are closed after that long.
-const KEEPALIVE_SECONDS: u64 = 75;
+pub const KEEPALIVE_SECONDS: u64 = 75;
 /// How long an unread request body may take to arrive once it is answered.
 const DRAIN: Duration = Duration::from_secs(5);
 /// A client that reads nothing for so long is gone.

@@ -3,6 +3,8 @@
 //! name only.
 mod admin;
 pub mod foundation;
+mod kept;
+mod lean;
 mod listeners;
 mod parts;
 mod reload;
@@ -34,10 +36,10 @@ use crate::{gateway, upstream};
 /// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
 const UPSTREAM_POOL: usize = 2048;
 const H2_IDLE: Duration = Duration::from_secs(300);
-/// Buffers of a client's connection, bytes. It has them for as long as it is open, idle or not; Pingora's 64 KiB for reading
-/// are most of what an idle one costs, and its 1,460 for writing send an answer in pieces.
-const READ_BUFFER: usize = 2048;
-const WRITE_BUFFER: usize = 2048;
+/// Buffers under TLS, which reads into one of its own and writes record by record, so that those of an answer go out together.
+/// A connection has them for as long as it is open; without TLS it needs none (`lean`).
+const TLS_BUFFERS: L4BufferSettings = L4BufferSettings { read: Some(0), write: Some(2048) };
+const NO_BUFFERS: L4BufferSettings = L4BufferSettings { read: Some(0), write: Some(0) };
 
 /// Why the process cannot start. One line, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +114,8 @@ pub fn run(
     );
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
+    // All that is not HTTP/2 is served by `kept`, in a task of its own: the one it came in has room for handshakes and HTTP/2.
+    options.force_custom = true;
     let gateway = parts.gateway;
     let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
     let idle = Idle::new(authority.clock.clone());
@@ -130,7 +134,13 @@ pub fn run(
     };
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
-        .custom(Joining::new(idle), Arc::new(|_, _, _| Box::pin(std::future::ready(None))))
+        .custom(
+            Joining::new(idle),
+            Arc::new(|proxy, stream, shutdown| {
+                tokio::spawn(kept::serve(proxy, stream, shutdown.clone()));
+                Box::pin(std::future::ready(None))
+            }),
+        )
         .server_options(options)
         .build();
     let mut sockets = Vec::new();
@@ -143,7 +153,7 @@ pub fn run(
         }
         let listener = ListenerConfig::tcp(&address)
             .tcp_socket_options(sockets_options())
-            .l4_buffer(L4BufferSettings::new(READ_BUFFER, WRITE_BUFFER));
+            .l4_buffer(if with_tls { TLS_BUFFERS } else { NO_BUFFERS });
         service.add_listener(match tls.as_ref().filter(|_| with_tls) {
             Some(tls) => listener.tls(tls.listener()?),
             None => listener,

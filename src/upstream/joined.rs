@@ -28,6 +28,7 @@ use pingora_core::protocols::{
 use pingora_core::upstreams::peer::Peer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::held::Held;
 use super::idle::{Idle, Place};
 
 const NO_SOCKET: UniqueIDType = -1;
@@ -64,7 +65,7 @@ impl Connector for Joining {
         };
         let idle = self.idle.clone();
         let stream = Some(stream);
-        let joined = Joined { stream, idle, place, held: Vec::new(), sent: 0, asked: false };
+        let joined = Joined { stream, idle, place, held: Held::default(), asked: false };
         Ok((Connection::Stream(Box::new(joined)), false))
     }
 
@@ -88,9 +89,8 @@ struct Joined {
     stream: Option<Stream>,
     idle: Idle,
     place: Place,
-    /// A header that waits for its body; `sent` bytes of it are on their way.
-    held: Vec<u8>,
-    sent: usize,
+    /// A header that waits for its body.
+    held: Held,
     /// Whether an answer was asked for meanwhile.
     asked: bool,
 }
@@ -108,24 +108,10 @@ impl Joined {
 
     /// Sends what is held and `more`; says how much of `more` was taken.
     fn poll_send(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(stream) = &mut self.stream else {
-            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
-        };
-        while self.sent < self.held.len() {
-            let held = self.held.get(self.sent..).unwrap_or_default();
-            let parts = [IoSlice::new(held), IoSlice::new(more)];
-            let written = ready!(Pin::new(&mut *stream).poll_write_vectored(cx, &parts))?;
-            if written == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            if let Some(of_more) = written.checked_sub(held.len()) {
-                self.held.clear();
-                self.sent = 0;
-                return Poll::Ready(Ok(of_more));
-            }
-            self.sent += written;
+        match &mut self.stream {
+            Some(stream) => self.held.poll_send(stream, cx, &[IoSlice::new(more)]),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
-        Poll::Ready(Ok(0))
     }
 }
 
@@ -143,7 +129,7 @@ impl AsyncWrite for Joined {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         if this.held.is_empty() && is_header_of_post(bytes) {
-            this.held.extend_from_slice(bytes);
+            this.held.hold(bytes);
             this.asked = false;
             return Poll::Ready(Ok(bytes.len()));
         }
