@@ -16,6 +16,7 @@ use crate::clock::Clock;
 
 mod closed;
 mod file;
+mod glance;
 mod rows;
 
 pub use file::{FILE_NAME, OpenError};
@@ -45,8 +46,11 @@ impl Embedded {
 
 impl Backend for Embedded {
     async fn load(&self, kind: Kind, key: &str) -> Found {
+        if let Some(found) = self.file.glance(|view, now| view.load(kind, key, now)) {
+            return Ok(found);
+        }
         let key = key.to_owned();
-        self.file.read(move |view| view.load(kind, &key)).await
+        self.file.read(move |view, now| view.load(kind, &key, now)).await
     }
 
     async fn change<T: Send + 'static>(
@@ -78,11 +82,11 @@ impl Backend for Embedded {
     }
 
     async fn list(&self, kind: Kind) -> Result<Vec<(String, Row)>, StoreError> {
-        self.file.read(move |view| view.scan(kind)).await
+        self.file.read(move |view, now| view.scan(kind, now)).await
     }
 
     async fn list_tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
-        self.file.read(move |view| view.tombstones(kind)).await
+        self.file.read(move |view, now| view.tombstones(kind, now)).await
     }
 
     /// One process at a time has the file.

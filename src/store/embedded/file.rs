@@ -1,8 +1,9 @@
 //! The database file and the one thread that writes it.
 //!
 //! Changes queue up for the writer, which puts what is waiting into one transaction: one flush to
-//! disk serves them all, and no change is answered before it is durable. Reads go beside it on the
-//! runtime's blocking threads. After a failed write the file is opened again, because the database
+//! disk serves them all, and no change is answered before it is durable. Then there is a new view of the
+//! records; whoever reads has the last one, and waits for no change. What is in memory is read at once, anything else
+//! on the runtime's blocking threads. After a failed write the file is opened again, because the database
 //! answers nothing more once its disk has failed it, and a full disk gets space again.
 
 use std::collections::VecDeque;
@@ -14,12 +15,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::thread::JoinHandle;
+use std::time::SystemTime;
 
+use arc_swap::ArcSwapOption;
 use redb::{Builder, Database, DatabaseError, Durability, ReadableDatabase, StorageError};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::StoreError;
 use super::closed::Closed;
+use super::glance::{self, Pages};
 use super::rows::{self, Rows, View, unavailable};
 use crate::clock::Clock;
 use crate::seal;
@@ -71,6 +75,8 @@ struct Shared {
     reopen: Box<Reopen>,
     /// Empty between a failure and the next successful opening.
     database: RwLock<Option<Database>>,
+    /// The records after the last change that is durable. There where the database is.
+    view: ArcSwapOption<View>,
     /// Set by a failed write until one succeeds.
     failing: AtomicBool,
     /// For good.
@@ -112,6 +118,7 @@ impl DatabaseFile {
             path: path.clone(),
             clock,
             reopen: Box::new(reopen),
+            view: ArcSwapOption::new(Some(seen(&database).map_err(|error| damaged(&path, error))?)),
             database: RwLock::new(Some(database)),
             failing: AtomicBool::new(false),
             closed: AtomicBool::new(false),
@@ -153,11 +160,19 @@ impl DatabaseFile {
     /// Runs `look` on the state after all answered changes.
     pub async fn read<T: Send + 'static>(
         &self,
-        look: impl FnOnce(&View) -> Result<T, StoreError> + Send + 'static,
+        look: impl FnOnce(&View, SystemTime) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
-        let looked = tokio::task::spawn_blocking(move || shared.view().and_then(|view| look(&view))).await;
+        let look = move || look(&*shared.view()?, shared.clock.now());
+        let looked = tokio::task::spawn_blocking(look).await;
         looked.unwrap_or_else(|_| Err(unavailable("reading the database file failed")))
+    }
+
+    /// As [`DatabaseFile::read`], at once. `None` where it takes more than a look into memory, or fails.
+    pub fn glance<T>(&self, look: impl FnOnce(&View, SystemTime) -> Result<T, StoreError>) -> Option<T> {
+        let view = self.shared.view.load();
+        let view = view.as_ref()?;
+        glance::glance(|| look(view, self.shared.clock.now()))?.ok()
     }
 
     /// Closes the file for good, after the transaction under way, and notes that it is whole.
@@ -177,7 +192,7 @@ impl DatabaseFile {
             if shared.failing.load(Ordering::Relaxed) { rows.probe() } else { Ok(()) }
         };
         self.write(probe, |()| {}).await?;
-        self.read(|_| Ok(())).await
+        self.read(|_, _| Ok(())).await
     }
 }
 
@@ -248,6 +263,7 @@ impl Shared {
         };
         if changed {
             transaction.commit().map_err(|error| error.to_string())?;
+            self.view.store(Some(seen(database)?));
             self.failing.store(false, Ordering::Relaxed);
             Ok(())
         } else {
@@ -261,7 +277,9 @@ impl Shared {
             return Err("closed".to_owned());
         }
         if database.is_none() {
-            *database = Some((self.reopen)().map_err(|error| error.to_string())?);
+            let opened = (self.reopen)().map_err(|error| error.to_string())?;
+            self.view.store(Some(seen(&opened)?));
+            *database = Some(opened);
             tracing::info!(path = %self.path.display(), "store opened again");
         }
         Ok(())
@@ -269,21 +287,27 @@ impl Shared {
 
     /// Says whether the file is whole on disk.
     fn close(&self) -> bool {
-        let database = self.database.write().unwrap_or_else(PoisonError::into_inner).take();
+        let database = {
+            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+            self.view.store(None);
+            database.take()
+        };
         database.is_some_and(|database| database.close().is_ok())
     }
 
-    fn view(&self) -> Result<View, StoreError> {
-        let mut guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        if guard.is_none() {
-            drop(guard);
-            self.open_again().map_err(unavailable)?;
-            guard = self.database.read().unwrap_or_else(PoisonError::into_inner);
+    fn view(&self) -> Result<Arc<View>, StoreError> {
+        if let Some(view) = self.view.load_full() {
+            return Ok(view);
         }
-        let database = guard.as_ref().ok_or_else(|| unavailable("the database file is closed"))?;
-        let transaction = database.begin_read().map_err(unavailable)?;
-        View::open(transaction, self.clock.now())
+        self.open_again().map_err(unavailable)?;
+        self.view.load_full().ok_or_else(|| unavailable("the database file is closed"))
     }
+}
+
+/// The records as they are now.
+fn seen(database: &Database) -> Result<Arc<View>, String> {
+    let transaction = database.begin_read().map_err(|error| error.to_string())?;
+    View::open(transaction).map(Arc::new).map_err(|error| error.to_string())
 }
 
 fn create(data_dir: &Path, path: &Path) -> Result<Database, OpenError> {
@@ -292,16 +316,21 @@ fn create(data_dir: &Path, path: &Path) -> Result<Database, OpenError> {
     // The database cannot open a file whose first initialisation was cut short, so it is made beside
     // and linked into place whole. The lock belongs to the file, under whichever name.
     let beside = data_dir.join(format!("{FILE_NAME}.{unique}"));
-    OpenOptions::new().write(true).create_new(true).mode(0o600).open(&beside).map_err(io_error)?;
-    let made = builder().create(&beside).map_err(|error| named(path, error)).and_then(|database| {
-        begin(path, &database)?;
-        match fs::hard_link(&beside, path) {
-            Ok(()) => File::open(data_dir).and_then(|dir| dir.sync_all()).map(|()| Some(database)),
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
-            Err(error) => Err(error),
-        }
-        .map_err(io_error)
-    });
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create_new(true).mode(0o600);
+    let file = options.open(&beside).map_err(io_error)?;
+    let made = Pages::of(file)
+        .and_then(|pages| builder().create_with_backend(pages))
+        .map_err(|error| named(path, error))
+        .and_then(|database| {
+            begin(path, &database)?;
+            match fs::hard_link(&beside, path) {
+                Ok(()) => File::open(data_dir).and_then(|dir| dir.sync_all()).map(|()| Some(database)),
+                Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(None),
+                Err(error) => Err(error),
+            }
+            .map_err(io_error)
+        });
     let removed = fs::remove_file(&beside);
     match made? {
         Some(database) => removed.map(|()| database).map_err(io_error),
@@ -329,12 +358,21 @@ fn examined(path: &Path) -> Result<Database, OpenError> {
 }
 
 fn reopen(path: &Path) -> Result<Database, OpenError> {
-    opened(path, |builder| builder.open(path))
+    opened(path, |builder| builder.create_with_backend(pages(path)?))
 }
 
 /// Opens it without a look at every page.
 fn trusted(path: &Path) -> Result<Database, OpenError> {
-    opened(path, |mut builder| builder.set_check_integrity_on_open(false).open(path))
+    opened(path, |mut builder| builder.set_check_integrity_on_open(false).create_with_backend(pages(path)?))
+}
+
+/// The pages of a file that has some: an empty one is no store that begins.
+fn pages(path: &Path) -> Result<Pages, DatabaseError> {
+    let file = OpenOptions::new().read(true).write(true).open(path)?;
+    match file.metadata()?.len() {
+        0 => Err(StorageError::Io(io::Error::new(ErrorKind::InvalidData, "the file is empty")).into()),
+        _ => Pages::of(file),
+    }
 }
 
 /// Opens a database as this store sets it up. `path` is its name in messages.

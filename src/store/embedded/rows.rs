@@ -146,31 +146,30 @@ impl<'txn> Rows<'txn> {
     }
 }
 
-/// The records at one moment.
+/// The records after one transaction.
 pub struct View {
     transaction: ReadTransaction,
     records: ReadOnlyTable<&'static [u8], &'static [u8]>,
-    now_millis: u64,
 }
 
 impl View {
-    /// The records as the transaction sees them, at `now`.
-    pub fn open(transaction: ReadTransaction, now: SystemTime) -> Result<View, StoreError> {
-        let records = transaction.open_table(RECORDS).map_err(unavailable)?;
-        Ok(View { transaction, records, now_millis: row::millis(now) })
+    /// The records as the transaction sees them.
+    pub fn open(transaction: ReadTransaction) -> Result<View, TableError> {
+        let records = transaction.open_table(RECORDS)?;
+        Ok(View { transaction, records })
     }
 
-    /// The row under this key, unless it has expired.
-    pub fn load(&self, kind: Kind, key: &str) -> Result<Option<Row>, StoreError> {
+    /// The row under this key, unless it has expired by `now`.
+    pub fn load(&self, kind: Kind, key: &str, now: SystemTime) -> Result<Option<Row>, StoreError> {
         let found =
             ReadableTable::get(&self.records, row::row_key(kind, key).as_slice()).map_err(unavailable)?;
         let row = found.map(|found| Row::decode(found.value())).transpose()?;
-        Ok(row.filter(|row| self.now_millis < row.expires_millis))
+        Ok(row.filter(|row| row::millis(now) < row.expires_millis))
     }
 
     /// All rows of a kind with their keys, without the expired. A damaged row is logged and left out.
-    pub fn scan(&self, kind: Kind) -> Result<Vec<(String, Row)>, StoreError> {
-        let prefix = row::prefix(kind);
+    pub fn scan(&self, kind: Kind, now: SystemTime) -> Result<Vec<(String, Row)>, StoreError> {
+        let (prefix, now_millis) = (row::prefix(kind), row::millis(now));
         let mut rows = Vec::new();
         for entry in ReadableTable::range(&self.records, prefix.as_slice()..).map_err(unavailable)? {
             let (row_key, bytes) = entry.map_err(unavailable)?;
@@ -178,9 +177,7 @@ impl View {
                 break;
             };
             match (std::str::from_utf8(key), Row::decode(bytes.value())) {
-                (Ok(key), Ok(row)) if self.now_millis < row.expires_millis => {
-                    rows.push((key.to_owned(), row))
-                }
+                (Ok(key), Ok(row)) if now_millis < row.expires_millis => rows.push((key.to_owned(), row)),
                 (Ok(_), Ok(_)) => {}
                 _ => tracing::error!(kind = kind.name(), "damaged record left out"),
             }
@@ -189,8 +186,8 @@ impl View {
     }
 
     /// The keys of a kind that are tombstones.
-    pub fn tombstones(&self, kind: Kind) -> Result<Vec<String>, StoreError> {
-        let prefix = row::prefix(kind);
+    pub fn tombstones(&self, kind: Kind, now: SystemTime) -> Result<Vec<String>, StoreError> {
+        let (prefix, now_millis) = (row::prefix(kind), row::millis(now));
         let tombstones = self.transaction.open_table(TOMBSTONES).map_err(unavailable)?;
         let mut keys = Vec::new();
         for entry in ReadableTable::range(&tombstones, prefix.as_slice()..).map_err(unavailable)? {
@@ -198,7 +195,7 @@ impl View {
             let Some(key) = row_key.value().strip_prefix(prefix.as_slice()) else {
                 break;
             };
-            if self.now_millis < expires_millis.value() {
+            if now_millis < expires_millis.value() {
                 keys.push(String::from_utf8_lossy(key).into_owned());
             }
         }

@@ -279,3 +279,29 @@ async fn a_change_is_made_though_its_caller_has_gone() {
     assert_eq!(changes.recv().await.unwrap(), Change::Of { kind: Kind::Flow, key: "a".to_owned() });
     assert!(store.get(Kind::Flow, "a").await.unwrap().is_some());
 }
+
+#[tokio::test]
+async fn what_is_not_in_memory_is_read_beside_and_harms_nothing() {
+    let (disk, store) = on_new_disk(clock());
+    let records = records_in(store);
+    for number in 0..200 {
+        records.put(&format!("n{number}"), 0, &note("text"), HOUR).await.unwrap();
+    }
+    drop(records);
+    let cold = file::opened(Path::new("disk"), |mut builder| {
+        builder.set_check_integrity_on_open(false).create_with_backend(disk.clone())
+    });
+    let store = start(cold.unwrap(), reopen_on(&disk), clock()).unwrap();
+    let is_seen = |key: &str| {
+        let seen = store.file.glance(|view, now| view.load(Kind::Flow, key, now));
+        seen.is_some_and(|row| row.is_some())
+    };
+    assert!(!is_seen("n100"));
+    assert!(store.get(Kind::Flow, "n100").await.unwrap().is_some());
+    assert!(is_seen("n100"));
+    store.put(Kind::Flow, "new", 0, b"value".to_vec(), HOUR).await.unwrap();
+    assert!(is_seen("new"), "what was written stays in memory");
+    store.close();
+    assert!(!is_seen("new"));
+    assert!(store.get(Kind::Flow, "new").await.is_err());
+}

@@ -5,6 +5,8 @@
 //! in another order, sectors of a write without their neighbours. Lengths change in order, as a file system's journal
 //! has it. After a *failed* flush the same holds for what it was to flush, even after later flushes: the system shows
 //! such pages to readers and does not write them again.
+//!
+//! The system has none of it in memory: whoever reads from it waits.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -12,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use redb::StorageBackend;
 
+use super::super::glance;
 use super::story::Dice;
 
 /// What a disk writes whole or not at all.
@@ -175,6 +178,7 @@ impl StorageBackend for Disk {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        glance::about_to_wait();
         let inside = self.inside();
         let offset = offset as usize;
         let found = inside.bytes.get(offset..offset + out.len()).ok_or(ErrorKind::UnexpectedEof)?;
