@@ -120,6 +120,8 @@ impl Connections {
     pub fn accepted(&self, source: &Source) {
         if let Source::Connection { key, .. } = source
             && let Some(slot) = self.by_key.get(&**key)
+            // To replace something takes a look at what every thread is reading.
+            && slot.refused_at.load().is_some()
         {
             slot.refused_at.store(None);
         }
