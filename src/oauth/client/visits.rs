@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::Connector;
 use super::prospect::Plan;
 use crate::clock::unix_seconds;
-use crate::store::record::{RecordError, Typed};
+use crate::store::record::{RecordError, Typed, Versioned};
 use crate::store::{Kind, Put};
 
 /// For so long a visit counts as a step-up.
@@ -35,10 +35,16 @@ const TRIES: usize = 4;
 #[derive(Default, Serialize, Deserialize)]
 struct Visits {
     visits: Vec<Visit>,
-    /// The connection that came of the last one, until the upstream has taken its token.
-    on_trial: Option<String>,
+}
+
+/// The connection that came of the last visit, until the upstream has taken its token (store record). Of its own: after
+/// that the first call of every token looks for it, and what is not there need not be opened.
+#[derive(Serialize, Deserialize)]
+struct Trial {
+    incarnation: String,
+    /// Seconds since the epoch.
+    began_at: u64,
     /// The upstream has refused it instead.
-    #[serde(default)]
     refused: bool,
 }
 
@@ -53,6 +59,10 @@ struct Visit {
 }
 
 impl Typed for Visits {
+    const KIND: Kind = Kind::Challenge;
+}
+
+impl Typed for Trial {
     const KIND: Kind = Kind::Challenge;
 }
 
@@ -77,14 +87,20 @@ impl Visits {
         };
         step_ups.len() < STEP_UPS && step_ups.iter().filter(is_old).count() < STEP_UPS_FOR_THE_SAME
     }
+}
 
+impl Trial {
     /// Later the token may just have come to its end.
-    fn may_fail_trial(&self, incarnation: &str, now: SystemTime) -> bool {
-        self.is_on_trial(incarnation, now) && self.since(now, FIRST_CALL).next().is_some()
+    fn may_fail(&self, incarnation: &str, now: SystemTime) -> bool {
+        self.is_of(incarnation, FIRST_CALL, now)
     }
 
-    fn is_on_trial(&self, incarnation: &str, now: SystemTime) -> bool {
-        self.on_trial.as_deref() == Some(incarnation) && self.since(now, WINDOW).next().is_some()
+    fn is_under_way(&self, incarnation: &str, now: SystemTime) -> bool {
+        self.is_of(incarnation, WINDOW, now)
+    }
+
+    fn is_of(&self, incarnation: &str, window: Duration, now: SystemTime) -> bool {
+        self.incarnation == incarnation && UNIX_EPOCH + Duration::from_secs(self.began_at) + window > now
     }
 }
 
@@ -101,44 +117,82 @@ impl Connector {
 
     /// The upstream refuses this connection's tokens, the last of them too. Says whether it never took one.
     pub async fn fails_trial(&self, connection: &str, incarnation: &str) -> bool {
-        let (visits, now) = (self.visits(connection).await, self.clock.now());
-        let is_on_trial = visits.may_fail_trial(incarnation, now);
-        if is_on_trial {
-            self.change_visits(connection, |visits| !std::mem::replace(&mut visits.refused, true)).await;
+        let Some(Versioned { value: trial, version, .. }) = self.trial(connection).await else {
+            return false;
+        };
+        let is_on_trial = trial.may_fail(incarnation, self.clock.now());
+        if is_on_trial && !trial.refused {
+            let refused = Trial { refused: true, ..trial };
+            // A conflict: it has passed, or another instance says the same.
+            if let Err(error) = self.records.put(&of_trial(connection), version, &refused, WINDOW).await {
+                not_remembered(&error);
+            }
         }
         is_on_trial
     }
 
     /// Whether [`Connector::fails_trial`] has said so of late.
     pub async fn has_failed_trial(&self, connection: &str, incarnation: &str) -> bool {
-        let visits = self.visits(connection).await;
-        visits.refused && visits.is_on_trial(incarnation, self.clock.now())
+        let trial = self.trial(connection).await;
+        trial.is_some_and(|found| {
+            found.value.refused && found.value.is_under_way(incarnation, self.clock.now())
+        })
     }
 
     /// The user was there, and this connection came of it.
     pub(super) async fn visited(&self, connection: &str, incarnation: &str, plan: &Plan) {
-        let now = self.clock.now();
-        self.change_visits(connection, |visits| {
-            let visit =
-                Visit { at: unix_seconds(now), scopes: sorted(&plan.scopes), step_up: plan.step_up.clone() };
+        let at = unix_seconds(self.clock.now());
+        let visited = self.change_visits(connection, |visits| {
+            let visit = Visit { at, scopes: sorted(&plan.scopes), step_up: plan.step_up.clone() };
             visits.visits.push(visit);
             let surplus = visits.visits.len().saturating_sub(KEPT);
             visits.visits.drain(..surplus);
-            (visits.on_trial, visits.refused) = (Some(incarnation.to_owned()), false);
             true
-        })
-        .await;
+        });
+        let trial = Trial { incarnation: incarnation.to_owned(), began_at: at, refused: false };
+        let (_, begun) = tokio::join!(visited, self.begin_trial(connection, &trial));
+        begun.unwrap_or_else(|error| not_remembered(&error));
+    }
+
+    async fn begin_trial(&self, connection: &str, trial: &Trial) -> Result<(), RecordError> {
+        let key = of_trial(connection);
+        for _ in 0..TRIES {
+            // Whatever was there, readable or not, is of an earlier connection.
+            let before = self.records.store().get(Trial::KIND, &key).await?;
+            let version = before.map_or(0, |before| before.version);
+            if self.records.put(&key, version, trial, WINDOW).await? == Put::Stored {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// A call went through with it. `false`: that could not be noted.
     pub(super) async fn passed_trial(&self, connection: &str) -> bool {
-        self.change_visits(connection, |visits| visits.on_trial.take().is_some()).await
+        let ended = self.end_trial(connection).await;
+        if let Err(error) = &ended {
+            not_remembered(error);
+        }
+        ended.is_ok()
+    }
+
+    async fn end_trial(&self, connection: &str) -> Result<(), RecordError> {
+        let key = of_trial(connection);
+        match self.records.store().get(Trial::KIND, &key).await? {
+            Some(_) => self.records.remove::<Trial>(&key).await,
+            None => Ok(()),
+        }
     }
 
     /// The user has ended the connection: whatever comes now is their own doing.
     pub(super) async fn forget_visits(&self, connection: &str) {
         let is_known = |visits: &mut Visits| !std::mem::take(visits).visits.is_empty();
-        self.change_visits(connection, is_known).await;
+        tokio::join!(self.change_visits(connection, is_known), self.passed_trial(connection));
+    }
+
+    /// As [`Connector::visits`].
+    async fn trial(&self, connection: &str) -> Option<Versioned<Trial>> {
+        self.records.readable::<Trial>(&of_trial(connection)).await.ok().flatten()
     }
 
     /// Without the store nobody is sent anywhere, so what it does not say stands in nobody's way.
@@ -148,7 +202,7 @@ impl Connector {
     }
 
     /// `change` says whether there is something to be written.
-    async fn change_visits(&self, connection: &str, change: impl Fn(&mut Visits) -> bool) -> bool {
+    async fn change_visits(&self, connection: &str, change: impl Fn(&mut Visits) -> bool) {
         let key = of_connection(connection);
         let changed = async {
             for _ in 0..TRIES {
@@ -166,16 +220,20 @@ impl Connector {
             }
             Ok(())
         };
-        if let Err(error) = changed.await {
-            tracing::warn!(target: "postern::oauth", %error, "how often a user was at an upstream is not remembered");
-            return false;
-        }
-        true
+        changed.await.unwrap_or_else(|error| not_remembered(&error));
     }
+}
+
+fn not_remembered(error: &RecordError) {
+    tracing::warn!(target: "postern::oauth", %error, "how often a user was at an upstream is not remembered");
 }
 
 fn of_connection(connection: &str) -> String {
     format!("visits/{connection}")
+}
+
+fn of_trial(connection: &str) -> String {
+    format!("trial/{connection}")
 }
 
 fn sorted(scopes: &[String]) -> Vec<String> {
@@ -206,7 +264,7 @@ mod tests {
             scopes: scopes(asked_for),
             step_up: step_up.map(scopes),
         };
-        Visits { visits: of.iter().map(visit).collect(), on_trial: Some("i".to_owned()), refused: false }
+        Visits { visits: of.iter().map(visit).collect() }
     }
 
     #[test]
@@ -240,10 +298,10 @@ mod tests {
 
     #[test]
     fn a_trial_is_of_one_connection_and_ends() {
-        let known = visits(&[(0, &[], None)]);
-        assert!(known.may_fail_trial("i", at(119)) && !known.may_fail_trial("i", at(120)));
-        assert!(known.is_on_trial("i", at(599)));
-        assert!(!known.is_on_trial("other", at(1)));
-        assert!(!known.is_on_trial("i", at(600)));
+        let trial = Trial { incarnation: "i".to_owned(), began_at: 0, refused: false };
+        assert!(trial.may_fail("i", at(119)) && !trial.may_fail("i", at(120)));
+        assert!(trial.is_under_way("i", at(599)));
+        assert!(!trial.is_under_way("other", at(1)));
+        assert!(!trial.is_under_way("i", at(600)));
     }
 }
