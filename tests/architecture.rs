@@ -25,7 +25,7 @@ const FLOORS: &[&[&str]] = &[
     &["oauth::client"],
     &["route", "mcp", "challenge", "origin"],
     &["store", "outbound", "seal", "jose", "telemetry", "config"],
-    &["clock", "failpoint"],
+    &["clock", "failpoint", "map"],
 ];
 
 /// Outside the floors: who may name them, and what they may name.

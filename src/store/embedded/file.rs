@@ -164,8 +164,8 @@ impl DatabaseFile {
     ) -> Result<T, StoreError> {
         let shared = Arc::clone(&self.shared);
         let look = move || look(&*shared.view()?, shared.clock.now());
-        let looked = tokio::task::spawn_blocking(look).await;
-        looked.unwrap_or_else(|_| Err(unavailable("reading the database file failed")))
+        let failed = |_| Err(unavailable("reading the database file failed"));
+        tokio::task::spawn_blocking(look).await.unwrap_or_else(failed)
     }
 
     /// As [`DatabaseFile::read`], at once. `None` where it takes more than a look into memory, or fails.
@@ -287,19 +287,15 @@ impl Shared {
 
     /// Says whether the file is whole on disk.
     fn close(&self) -> bool {
-        let database = {
-            let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-            self.view.store(None);
-            database.take()
-        };
-        database.is_some_and(|database| database.close().is_ok())
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        self.view.store(None);
+        database.take().is_some_and(|database| database.close().is_ok())
     }
 
     fn view(&self) -> Result<Arc<View>, StoreError> {
-        if let Some(view) = self.view.load_full() {
-            return Ok(view);
+        if self.view.load().is_none() {
+            self.open_again().map_err(unavailable)?;
         }
-        self.open_again().map_err(unavailable)?;
         self.view.load_full().ok_or_else(|| unavailable("the database file is closed"))
     }
 }
@@ -358,21 +354,14 @@ fn examined(path: &Path) -> Result<Database, OpenError> {
 }
 
 fn reopen(path: &Path) -> Result<Database, OpenError> {
-    opened(path, |builder| builder.create_with_backend(pages(path)?))
+    opened(path, |builder| builder.create_with_backend(Pages::at(path)?))
 }
 
 /// Opens it without a look at every page.
 fn trusted(path: &Path) -> Result<Database, OpenError> {
-    opened(path, |mut builder| builder.set_check_integrity_on_open(false).create_with_backend(pages(path)?))
-}
-
-/// The pages of a file that has some: an empty one is no store that begins.
-fn pages(path: &Path) -> Result<Pages, DatabaseError> {
-    let file = OpenOptions::new().read(true).write(true).open(path)?;
-    match file.metadata()?.len() {
-        0 => Err(StorageError::Io(io::Error::new(ErrorKind::InvalidData, "the file is empty")).into()),
-        _ => Pages::of(file),
-    }
+    opened(path, |mut builder| {
+        builder.set_check_integrity_on_open(false).create_with_backend(Pages::at(path)?)
+    })
 }
 
 /// Opens a database as this store sets it up. `path` is its name in messages.

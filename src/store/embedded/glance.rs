@@ -7,13 +7,14 @@
 //! while it reads a page, and nobody hears of a panic.
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, IoSliceMut};
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, IoSliceMut};
 use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::Path;
 
 use redb::backends::FileBackend;
-use redb::{BackendError, DatabaseError, StorageBackend};
+use redb::{BackendError, DatabaseError, StorageBackend, StorageError};
 use rustix::io::{ReadWriteFlags, preadv2};
 
 thread_local! {
@@ -46,6 +47,15 @@ pub struct Pages {
 }
 
 impl Pages {
+    /// Of a file that has some: an empty one is no store that begins.
+    pub fn at(path: &Path) -> Result<Pages, DatabaseError> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        match file.metadata()?.len() {
+            0 => Err(StorageError::Io(io::Error::new(ErrorKind::InvalidData, "the file is empty")).into()),
+            _ => Pages::of(file),
+        }
+    }
+
     /// Of a file that is open for reading and writing.
     pub fn of(file: File) -> Result<Pages, DatabaseError> {
         Ok(Pages { file: file.try_clone()?, backend: FileBackend::new(file)? })
