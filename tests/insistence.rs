@@ -303,6 +303,7 @@ async fn an_upstream_that_wants_a_token_of_nobody_is_its_operators_matter() {
         assert!(answer.body.contains("does not say who gives one"), "{}", answer.body);
         assert_eq!(answer.header("www-authenticate"), None);
     }
+    rig.gateway.output.shows("publishes no authorization server").await;
     let told = |line: &String| line.contains("publishes no authorization server");
     assert_eq!(rig.gateway.logs().iter().filter(|line| told(line)).count(), 1);
     // Whoever comes next is told before, and not sent looking for anybody.

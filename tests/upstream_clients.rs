@@ -176,7 +176,7 @@ async fn a_provider_that_refuses_the_resource_and_hides_pkce_is_connected_by_its
     let request = client.authorization("demo");
     let callback = Browser::new().authorize(&client.redirect_uri, &request.url()).await;
     assert_eq!(callback.error(), Some("server_error"));
-    assert!(gateway.logs().iter().any(|line| line.contains("does not announce pkce")));
+    gateway.output.shows("does not announce pkce").await;
 }
 
 #[tokio::test]

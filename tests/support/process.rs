@@ -37,6 +37,15 @@ impl Output {
         })
     }
 
+    /// Waits until there are `count` lines of JSON such as `wanted`.
+    #[track_caller]
+    pub fn has(&self, count: usize, wanted: impl Fn(&serde_json::Value) -> bool) -> impl Future<Output = ()> {
+        eventually(PATIENCE, move || {
+            let has = self.records().iter().filter(|line| wanted(line)).count() == count;
+            async move { has }
+        })
+    }
+
     /// Lines that are JSON, parsed.
     pub fn records(&self) -> Vec<serde_json::Value> {
         lock(&self.0).iter().filter_map(|line| serde_json::from_str(line).ok()).collect()
