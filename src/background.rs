@@ -33,7 +33,7 @@ pub struct Upkeep {
     pub changes: Mutex<broadcast::Receiver<Change>>,
     /// Reads the configuration again.
     pub reload: Arc<dyn Fn() + Send + Sync>,
-    /// Which wish for that was heard last.
+    /// Which wish for that was heard last. `None`: the store could not be asked when the file was read.
     pub heard: Mutex<Option<u64>>,
     pub idle: Idle,
 }

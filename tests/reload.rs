@@ -239,6 +239,22 @@ async fn sr_rs_06_a_changed_route_counts_at_every_instance_within_a_second() {
     assert_eq!(reloads(&cluster.instances[1], "ok").await, 0);
 }
 
+/// Its file changed after it was read and before the store could be asked.
+#[tokio::test]
+async fn an_instance_that_starts_without_the_store_reads_its_file_again_when_it_is_back() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let (mut cluster, relays) = Cluster::behind_relays(2, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    relays[1].set(Weather::Down);
+    cluster.instances[1].restart_unready().await;
+    let moved = [Route::oauth("demo", &upstream).with("path", json!("/moved"))];
+    cluster.instances.iter().for_each(|instance| instance.reconfigure("routes", routes(&moved)));
+    let file = cluster.instances[0].config_file();
+    assert_eq!(run(&["reload", "--config", file.to_str().unwrap()], &[]).await.code, Some(0));
+    relays[1].set(Weather::Fair);
+    eventually(PATIENCE, async || whoami(&cluster.instances[1], &tokens).await.status == 404).await;
+}
+
 #[tokio::test]
 async fn a_lone_instance_is_told_by_a_signal() {
     let upstream = Upstream::open().await;

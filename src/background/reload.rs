@@ -27,8 +27,8 @@ pub async fn ask(records: &Records) -> Result<(), RecordError> {
     }
 }
 
-/// How often it was asked for.
-async fn version(records: &Records) -> Result<u64, RecordError> {
+/// How often it was asked for. Whoever starts looks at once: what is asked for from then on, their file may not have had.
+pub async fn version(records: &Records) -> Result<u64, RecordError> {
     Ok(records.store().get(Kind::Reload, KEY).await?.map_or(0, |wish| wish.version))
 }
 
@@ -42,10 +42,7 @@ impl Upkeep {
                 return false;
             }
         };
-        let mut heard = self.heard.lock().await;
-        // Whoever has just started has just read it.
-        let before = heard.replace(now).unwrap_or(now);
-        if before != now {
+        if self.heard.lock().await.replace(now) != Some(now) {
             let reload = std::sync::Arc::clone(&self.reload);
             if tokio::task::spawn_blocking(move || reload()).await.is_err() {
                 tracing::error!("reading the configuration again was cut off");

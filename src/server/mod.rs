@@ -124,7 +124,7 @@ pub fn run(
         connections: Arc::clone(&gateway.connections),
         changes: tokio::sync::Mutex::new(parts.changes),
         reload: Arc::new(move || reload.now()),
-        heard: tokio::sync::Mutex::default(),
+        heard: tokio::sync::Mutex::new(parts.wish),
         idle: idle.clone(),
     };
     let renewal = Renewal {

@@ -14,7 +14,7 @@ use tracing_appender::non_blocking::WorkerGuard;
 use super::StartError;
 use super::foundation::Foundation;
 use crate::authn::foreign::Foreign;
-use crate::background::read_revoked;
+use crate::background::{read_revoked, reload};
 use crate::config::{self, Config};
 use crate::credential::Connections;
 use crate::gateway::Gateway;
@@ -39,6 +39,8 @@ pub struct Parts {
     pub in_flight: InFlight,
     /// What the store says from before anything was read on.
     pub changes: broadcast::Receiver<Change>,
+    /// Which wish to read the configuration again was there already.
+    pub wish: Option<u64>,
     /// Writes out the rest of the access log when dropped.
     pub flush: Option<WorkerGuard>,
 }
@@ -65,7 +67,9 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let authority = Arc::new(Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot));
     let reading =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| other(&error))?;
+    let mut wish = None;
     let keys = reading.block_on(async {
+        wish = Some(reload::version(&authority.records).await.map_err(KeysError::from)?);
         read_revoked(&authority).await.map_err(KeysError::from)?;
         token_keys::load(&authority.records, &config).await
     });
@@ -94,7 +98,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         streams: Arc::new(streams),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
-    Ok(Parts { gateway, providers, in_flight, changes, flush })
+    Ok(Parts { gateway, providers, in_flight, changes, wish, flush })
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and
