@@ -29,12 +29,10 @@ use self::shutdown::Flush;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Report};
-use crate::upstream::idle::Idle;
+use crate::upstream::idle::{self, Idle};
 use crate::upstream::joined::Joining;
 use crate::{gateway, upstream};
 
-/// Idle connections to upstreams that are kept: as many as are ever busy at once, or the pool only churns.
-const UPSTREAM_POOL: usize = 2048;
 const H2_IDLE: Duration = Duration::from_secs(300);
 /// Buffers under TLS, which reads into one of its own and writes record by record, so that those of an answer go out together.
 /// A connection has them for as long as it is open; without TLS it needs none (`lean`).
@@ -80,7 +78,7 @@ pub fn run(
         // Whole seconds, so never the first to end.
         grace_period_seconds: Some(drain_timeout.as_secs() + 1),
         graceful_shutdown_timeout_seconds: Some(1),
-        upstream_keepalive_pool_size: UPSTREAM_POOL,
+        upstream_keepalive_pool_size: idle::MOST,
         upgrade_sock: config.server.data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
         ca_file: parts::ca_bundle(&config)?,
         max_retries: gateway::TRIES as usize,

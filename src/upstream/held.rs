@@ -9,7 +9,7 @@ use tokio::io::AsyncWrite;
 /// What is sent at once with what is held: a chunk is three.
 const PARTS: usize = 4;
 
-/// `sent` of the bytes are on their way.
+/// `sent` of the bytes are on their way. What has been sent takes no memory.
 #[derive(Debug, Default)]
 pub struct Held {
     bytes: Vec<u8>,
@@ -20,6 +20,12 @@ impl Held {
     /// With room for `room` bytes, before there are more.
     pub fn with_room(room: usize) -> Self {
         Self { bytes: Vec::with_capacity(room), sent: 0 }
+    }
+
+    /// How many bytes it holds memory for.
+    #[cfg(test)]
+    pub fn room(&self) -> usize {
+        self.bytes.capacity()
     }
 
     pub fn len(&self) -> usize {
@@ -56,8 +62,7 @@ impl Held {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             if let Some(of_more) = written.checked_sub(held.len()) {
-                self.bytes.clear();
-                self.sent = 0;
+                *self = Self::default();
                 return Poll::Ready(Ok(of_more));
             }
             self.sent += written;

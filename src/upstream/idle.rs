@@ -15,8 +15,8 @@ use super::peer::IDLE;
 use crate::clock::Clock;
 use crate::map::Shared;
 
-/// As many as are ever busy at once, or connections are only made to be closed.
-const MOST: usize = 2048;
+/// Idle connections that are kept: as many as are ever busy at once, or they are only made to be closed.
+pub const MOST: usize = 2048;
 
 /// Where a connection leads. The address besides the hash of all that matters, so that no two places are taken for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -73,7 +73,7 @@ pub enum OpenError {
 #[error("access token could not be sealed")]
 pub struct SealError;
 
-/// Base64url as every request brings it: this takes a tenth of what [`BASE64URL_NOPAD`] takes, and as that it refuses what
+/// Base64url as every request brings it: this takes a third of what [`BASE64URL_NOPAD`] takes, and as that it refuses what
 /// could be written in another way.
 fn decode(encoded: &str) -> Option<Vec<u8>> {
     base64_simd::URL_SAFE_NO_PAD.decode_to_vec(encoded).ok()
