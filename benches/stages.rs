@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use postern::authn::foreign::Foreign;
 use postern::authn::{Caller, authenticate, authenticate_foreign};
 use postern::config::{self, Config, Process};
-use postern::credential::{Connections, Credential};
+use postern::credential::{Ask, Connections, Credential, Credentials};
 use postern::jose::sign::{self, SigningKey};
 use postern::mcp::{self, Message};
 use postern::oauth::client::connection_key;
@@ -31,7 +31,7 @@ use postern::store::record::Tokens;
 use postern::telemetry::Metrics;
 use postern::upstream::peer::peer;
 use postern::upstream::resolve::Resolver;
-use postern::{credential, inject, origin, policy, respond, trap};
+use postern::{inject, origin, policy, respond, trap};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -160,7 +160,7 @@ struct Gateway {
     now: SystemTime,
     snapshot: Arc<Snapshot>,
     authority: Authority,
-    connections: Connections,
+    credentials: Credentials,
     resolver: Arc<Resolver>,
     metrics: Arc<Metrics>,
     route: Arc<Route>,
@@ -213,7 +213,7 @@ impl Gateway {
             now,
             snapshot: Arc::new(snapshot.clone()),
             authority: Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot),
-            connections: Connections::new(connector),
+            credentials: Credentials { connections: Arc::new(Connections::new(connector)) },
             resolver: Arc::new(Resolver::new(outbound.clone(), clock)),
             metrics,
             route,
@@ -228,8 +228,8 @@ impl Gateway {
         runtime.block_on(gateway.resolver.address(&gateway.route, None)).unwrap();
         let caller = gateway.caller(&head(&gateway.token));
         let permit = policy::permit(&caller, &gateway.route, None).unwrap();
-        let first = credential::resolve(&gateway.connections, &permit, None, now);
-        assert!(runtime.block_on(first).unwrap().source.connection().is_some());
+        let ask = Ask { permit: &permit, refused: None, now };
+        assert!(runtime.block_on(gateway.credentials.resolve(&ask)).unwrap().source.connection().is_some());
         gateway
     }
 
@@ -245,7 +245,8 @@ impl Gateway {
     }
 
     fn credential(&self, permit: &Permit<'_>) -> Credential {
-        at_once(credential::resolve(&self.connections, permit, None, self.now)).unwrap()
+        let ask = Ask { permit, refused: None, now: self.now };
+        at_once(self.credentials.resolve(&ask)).unwrap()
     }
 
     fn address(&self) -> std::net::SocketAddr {

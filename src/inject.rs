@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
-use crate::credential::Credential;
+use crate::credential::{Credential, Put};
 use crate::mcp::SESSION_ID;
 use crate::route::Route;
 
@@ -106,7 +106,10 @@ pub fn additions(
         route.forwarded_host.clone().map(|host| (FORWARDED_HOST, host)),
         Some((FORWARDED_PROTO, proto)),
         Some((REQUEST_ID, request_id.clone())),
-        credential.header.clone(),
+        match &credential.put {
+            Put::Nothing => None,
+            Put::Header(name, value) => Some((name.clone(), value.clone())),
+        },
     ]
     .into_iter()
     .flatten()

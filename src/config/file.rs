@@ -3,6 +3,7 @@
 //! The comments on fields are written for users: they become the descriptions of the JSON schema.
 //! Nothing here has `Debug`, so that no value can slip into a log.
 
+mod credential;
 mod login;
 mod oauth_server;
 mod trusted;
@@ -13,6 +14,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(super) use credential::{Credential, CredentialKind};
+pub use credential::{RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
 pub(super) use oauth_server::{Cimd, OauthServer, SigningKey, StaticClient};
@@ -226,83 +229,6 @@ pub(super) struct Upstream {
     pub(super) allow_private: Option<bool>,
     /// Other hosts that the upstream may lead to (its authorization server, say), for which the same is allowed. Names without port. Default: none.
     pub(super) allow_hosts: Option<Vec<String>>,
-}
-
-/// What is put into requests to the upstream. Which keys belong here depends on `kind`.
-#[derive(Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Credential {
-    /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: the access token that the user's identity
-    /// provider gave when they signed in here. `header`: one fixed header. `none`: nothing. Default: `oauth`.
-    pub(super) kind: Option<CredentialKind>,
-    /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
-    /// `offline_access` in that entry.
-    pub(super) provider: Option<String>,
-    /// `header`: name of the header.
-    pub(super) name: Option<String>,
-    /// `header`: the secret.
-    pub(super) value: Option<Secret>,
-    /// `header`: text around the secret, like `Bearer {value}`. Default: `{value}`.
-    pub(super) format: Option<String>,
-    /// `oauth`: client id at the upstream's authorization server. Default: a client metadata document, or registration.
-    pub(super) client_id: Option<String>,
-    /// `oauth`: secret of `client_id`.
-    pub(super) client_secret: Option<Secret>,
-    /// `oauth`: scopes to ask the upstream for. Default: what the upstream names.
-    pub(super) scopes: Option<Vec<String>>,
-    /// `oauth`: the upstream's authorization server. Default: what discovery finds.
-    pub(super) issuer: Option<String>,
-    /// `oauth`: authorization endpoint, in place of the discovered one. Together with `token_endpoint`, nothing is discovered.
-    pub(super) authorization_endpoint: Option<String>,
-    /// `oauth`: token endpoint, in place of the discovered one. Together with `authorization_endpoint`, nothing is discovered.
-    pub(super) token_endpoint: Option<String>,
-    /// `oauth`: resource indicator (RFC 8707), sent exactly as written. Default: what the upstream's metadata says.
-    pub(super) resource: Option<String>,
-    /// `oauth`: how Postern authenticates at the token endpoint. Default: what the authorization server supports.
-    pub(super) token_endpoint_auth_method: Option<TokenEndpointAuthMethod>,
-    /// `oauth`: further parameters of the authorization request, like `{access_type: offline}`. Default: none.
-    pub(super) authorization_params: Option<BTreeMap<String, String>>,
-    /// `oauth`: what the authorization server does about a refresh token that comes a second time, because an answer got lost. `strict`:
-    /// it ends the connection; then Postern waits, while the access token is good, for the instance that may have the answer. Default:
-    /// Postern tries at once, which saves most, until it has seen this server end a connection for it.
-    pub(super) refresh_rotation: Option<RefreshRotation>,
-    /// `oauth`: a provider that deviates from the standards: `atlassian`, `entra`, `github`, `google`, `notion` or `slack`.
-    /// Default: known by its issuer.
-    pub(super) profile: Option<String>,
-}
-
-/// Kinds of credential.
-#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum CredentialKind {
-    #[default]
-    Oauth,
-    UpstreamInject,
-    Header,
-    None,
-}
-
-/// How an authorization server takes a refresh token that was used before.
-#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum RefreshRotation {
-    /// Refresh tokens are good until revoked.
-    None,
-    /// The token before is good for a while.
-    Grace,
-    /// A token that comes twice ends the connection.
-    Strict,
-}
-
-/// Client authentication at a token endpoint (RFC 7591 §2). `private_key_jwt`: by a key that Postern makes for the issuer, published at
-/// `{public_url}/oauth/jwks.json`.
-#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub enum TokenEndpointAuthMethod {
-    None,
-    ClientSecretBasic,
-    ClientSecretPost,
-    PrivateKeyJwt,
 }
 
 /// Where a secret is read from: one of `env`, `file`, `credential`. A line break at the end is dropped.

@@ -120,13 +120,9 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
         }
         let upstream = upstream(check, &key.child("upstream"), &entry.upstream);
         let private = upstream.as_ref().map(Upstream::private_hosts).unwrap_or_default();
-        let credential = credential::check(
-            check,
-            &key.child("credential"),
-            entry.credential.as_ref(),
-            &private,
-            around.login,
-        );
+        let beside = credential::Around { private: &private, login: around.login };
+        let credential =
+            credential::check(check, &key.child("credential"), entry.credential.as_ref(), &beside);
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
         let tool_scopes = tool_scopes(check, &key.child("tool_scopes"), entry.tool_scopes.iter().flatten());
         if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)

@@ -774,7 +774,7 @@ fn injected_tokens_come_from_a_provider_that_there_is() {
             "kind: upstream_inject",
             "credential.provider: is missing; write the `name` of an entry of `login.oidc`",
         ),
-        ("kind: upstream_inject, provider: \"\"", "credential.provider: `` is no identity provider"),
+        ("kind: upstream_inject, provider: \"\"", "credential.provider: is empty; write the `name`"),
         ("kind: upstream_inject, provider: other", "credential.provider: `other` is no identity provider"),
         ("kind: upstream_inject, provider: corp, scopes: [x]", "credential.scopes: belongs to `kind: oauth`"),
         ("kind: none, provider: corp", "credential.provider: belongs to `kind: upstream_inject`"),

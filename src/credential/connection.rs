@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::{ArcSwap, ArcSwapOption};
 
 use super::known::{Known, Token};
-use super::{Credential, Source, Unresolved};
+use super::{Ask, Credential, Source, Unresolved};
 use crate::authn::Caller;
 use crate::map::Shared;
 use crate::oauth::client::refresh::{Outdated, Renewed};
@@ -55,19 +55,13 @@ impl Connections {
         Self { connector, by_grant: Shared::default(), by_key: Shared::default() }
     }
 
-    /// `refused`: tokens that the upstream has just turned down.
-    pub(super) async fn resolve(
-        &self,
-        caller: &Caller,
-        route: &Arc<Route>,
-        refused: Option<&Outdated>,
-        now: SystemTime,
-    ) -> Result<Credential, Unresolved> {
+    pub(super) async fn resolve(&self, ask: &Ask<'_>) -> Result<Credential, Unresolved> {
+        let (caller, route, now) = (ask.permit.caller(), ask.permit.route(), ask.now);
         // Nobody's connection: the upstream may do without.
         let Some(slot) = self.slot(caller, route) else {
-            return Ok(Credential { header: None, source: Source::Anonymous });
+            return Ok(Credential::anonymous());
         };
-        if let Some(refused) = refused {
+        if let Some(refused) = ask.refused {
             Box::pin(self.mark_refused(&slot, refused)).await;
         }
         let mut known = slot.known.load_full();
@@ -76,7 +70,7 @@ impl Connections {
             known = Box::pin(self.load(&slot)).await?;
         }
         match &*known {
-            Known::Absent => Ok(Credential { header: None, source: Source::Anonymous }),
+            Known::Absent => Ok(Credential::anonymous()),
             Known::Unknown => Err(Unresolved::NeedsUser { incarnation: None }),
             Known::NeedsUser { incarnation } => {
                 Err(Unresolved::NeedsUser { incarnation: incarnation.clone() })

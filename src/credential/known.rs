@@ -6,7 +6,7 @@ use http::{HeaderValue, header};
 use secrecy::ExposeSecret;
 
 use super::window::{spread, window};
-use super::{Credential, Source, Unresolved};
+use super::{Credential, Put, Source, Unresolved};
 use crate::authn::{Caller, Reach};
 use crate::config;
 use crate::oauth::client::refresh::Outdated;
@@ -100,6 +100,6 @@ impl Token {
             generation: self.generation,
             refreshable: self.refreshable,
         };
-        Credential { header: Some((header::AUTHORIZATION, self.value.clone())), source }
+        Credential { put: Put::Header(header::AUTHORIZATION, self.value.clone()), source }
     }
 }

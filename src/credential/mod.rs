@@ -12,14 +12,34 @@ use http::{HeaderName, HeaderValue};
 use crate::config;
 use crate::oauth::client::refresh::Outdated;
 use crate::policy::Permit;
+use crate::route::Route;
 
 pub use connection::Connections;
 
+/// All that credentials come from.
+pub struct Credentials {
+    pub connections: Arc<Connections>,
+}
+
+/// A permitted call that wants a credential.
+pub struct Ask<'a> {
+    pub permit: &'a Permit<'a>,
+    /// What the upstream has just turned down: something newer is wanted.
+    pub refused: Option<&'a Outdated>,
+    pub now: SystemTime,
+}
+
 /// What goes upstream.
 pub struct Credential {
-    /// Ready-made and marked sensitive, so that no log prints it.
-    pub header: Option<(HeaderName, HeaderValue)>,
+    pub put: Put,
     pub source: Source,
+}
+
+/// What is done to a request.
+pub enum Put {
+    Nothing,
+    /// Ready-made and marked sensitive, so that no log prints it.
+    Header(HeaderName, HeaderValue),
 }
 
 /// Where a credential came from: what a refusal of it means.
@@ -80,27 +100,41 @@ impl Source {
     }
 }
 
-/// The credential for the permitted call. `refused`: the tokens that the upstream has just turned down.
-pub async fn resolve(
-    connections: &Connections,
-    permit: &Permit<'_>,
-    refused: Option<&Outdated>,
-    now: SystemTime,
-) -> Result<Credential, Unresolved> {
-    let route = permit.route();
-    match &route.credential {
-        config::Credential::None => Ok(Credential { header: None, source: Source::None }),
-        config::Credential::Header { .. } => {
-            Ok(Credential { header: route.fixed.clone(), source: Source::Fixed })
-        }
-        config::Credential::Oauth(_) => connections.resolve(permit.caller(), route, refused, now).await,
-        config::Credential::UpstreamInject(_) => {
-            let resolved = connections.resolve(permit.caller(), route, refused, now).await?;
-            match resolved.source {
-                // The upstream is never called for somebody who has no token.
-                Source::Anonymous => Err(Unresolved::NeedsUser { incarnation: None }),
-                _ => Ok(resolved),
+// === impl Credentials ===
+
+impl Credentials {
+    /// The credential for the permitted call.
+    pub async fn resolve(&self, ask: &Ask<'_>) -> Result<Credential, Unresolved> {
+        let route = ask.permit.route();
+        match &route.credential {
+            config::Credential::None => Ok(Credential { put: Put::Nothing, source: Source::None }),
+            config::Credential::Header { .. } => Ok(Credential::fixed(route)),
+            config::Credential::Oauth(_) => self.connections.resolve(ask).await,
+            config::Credential::UpstreamInject(_) => {
+                let resolved = self.connections.resolve(ask).await?;
+                match resolved.source {
+                    // The upstream is never called for somebody who has no token.
+                    Source::Anonymous => Err(Unresolved::NeedsUser { incarnation: None }),
+                    _ => Ok(resolved),
+                }
             }
         }
+    }
+}
+
+// === impl Credential ===
+
+impl Credential {
+    fn fixed(route: &Route) -> Self {
+        let put = match &route.fixed {
+            Some((name, value)) => Put::Header(name.clone(), value.clone()),
+            None => Put::Nothing,
+        };
+        Self { put, source: Source::Fixed }
+    }
+
+    /// Nobody's.
+    fn anonymous() -> Self {
+        Self { put: Put::Nothing, source: Source::Anonymous }
     }
 }

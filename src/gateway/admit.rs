@@ -10,7 +10,7 @@ use super::inspect::Asked;
 use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
-use crate::credential::{self, Credential, Unresolved};
+use crate::credential::{Ask, Credential, Unresolved};
 use crate::mcp::{self, METHOD, Message, SUBSCRIPTION};
 use crate::oauth::client::challenged::Challenge;
 use crate::oauth::client::connection_key;
@@ -156,7 +156,7 @@ impl Gateway {
             Ok(permit) => permit,
             Err(denied) => return Err(Box::pin(self.denied(caller, route, denied)).await),
         };
-        match credential::resolve(&self.connections, &permit, refused, now).await {
+        match self.credentials.resolve(&Ask { permit: &permit, refused, now }).await {
             Ok(credential) => Ok(credential),
             Err(unresolved) => Err(Box::pin(self.unresolved(caller, route, unresolved)).await),
         }

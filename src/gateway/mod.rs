@@ -53,7 +53,7 @@ use self::inspect::Asked;
 use self::session::Session as McpSession;
 use self::streams::Streams;
 use crate::authn::foreign::Foreign;
-use crate::credential::Connections;
+use crate::credential::Credentials;
 use crate::oauth::server::Authority;
 use crate::respond::{self, Failure};
 use crate::telemetry::access::Log;
@@ -76,7 +76,7 @@ const WRITE: Duration = Duration::from_secs(60);
 pub struct Gateway {
     pub authority: Arc<Authority>,
     pub foreign: Arc<Foreign>,
-    pub connections: Arc<Connections>,
+    pub credentials: Credentials,
     pub resolver: Arc<Resolver>,
     pub router: Router,
     pub metrics: Arc<Metrics>,

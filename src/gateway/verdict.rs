@@ -103,7 +103,7 @@ impl Gateway {
             Verdict::Pass => {
                 if !self.is_old_news(target, success) {
                     let source = &target.credential.source;
-                    self.connections.accepted(source);
+                    self.credentials.connections.accepted(source);
                     connector.settle(target.caller.grant(), source.connection()).await;
                 }
                 Consequence::Pass
@@ -120,9 +120,10 @@ impl Gateway {
                 let is_outdated = !refused && self.has_newer(target).await;
                 // One refusal after the other: another token is refused as well.
                 let refused = refused
-                    || !is_outdated && !self.connections.renew_refused(&target.route, source, now).await;
+                    || !is_outdated
+                        && !self.credentials.connections.renew_refused(&target.route, source, now).await;
                 match refused {
-                    true => self.connections.refuse(source).await,
+                    true => self.credentials.connections.refuse(source).await,
                     false => connector.unsettle(target.caller.grant()),
                 }
                 let connection = source.connection();
@@ -168,7 +169,7 @@ impl Gateway {
 
     /// Whether the user has been at the upstream's since, maybe by way of another instance.
     async fn has_newer(&self, target: &Target) -> bool {
-        self.connections.has_newer(&target.caller, &target.route, &target.credential.source).await
+        self.credentials.connections.has_newer(&target.caller, &target.route, &target.credential.source).await
     }
 
     /// The next authorization asks for its scopes as well, and the grant's next refresh brings the user.

@@ -119,7 +119,7 @@ pub fn run(
     let idle = Idle::new(authority.clock.clone());
     let upkeep = Upkeep {
         authority: Arc::clone(&authority),
-        connections: Arc::clone(&gateway.connections),
+        connections: Arc::clone(&gateway.credentials.connections),
         changes: tokio::sync::Mutex::new(parts.changes),
         reload: Arc::new(move || reload.now()),
         heard: tokio::sync::Mutex::new(parts.wish),
