@@ -16,7 +16,7 @@ use futures_util::FutureExt;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use postern::authn::foreign::Foreign;
 use postern::authn::{Caller, authenticate, authenticate_foreign};
-use postern::config::{self, Config, Process};
+use postern::config::{self, AuditLog, Config, Process};
 use postern::credential::{Ask, Connections, Credential, Credentials};
 use postern::jose::sign::{self, SigningKey};
 use postern::mcp::{self, Message};
@@ -29,6 +29,7 @@ use postern::seal::fields;
 use postern::server::foundation::Foundation;
 use postern::store::record::Tokens;
 use postern::telemetry::Metrics;
+use postern::telemetry::audit::Lines;
 use postern::upstream::peer::peer;
 use postern::upstream::resolve::Resolver;
 use postern::{inject, origin, policy, respond, trap};
@@ -213,7 +214,10 @@ impl Gateway {
             now,
             snapshot: Arc::new(snapshot.clone()),
             authority: Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot),
-            credentials: Credentials { connections: Arc::new(Connections::new(connector)) },
+            credentials: Credentials {
+                connections: Arc::new(Connections::new(connector)),
+                audit: Arc::new(Lines::new(AuditLog::Changes).0),
+            },
             resolver: Arc::new(Resolver::new(outbound.clone(), clock)),
             metrics,
             route,
@@ -228,7 +232,7 @@ impl Gateway {
         runtime.block_on(gateway.resolver.address(&gateway.route, None)).unwrap();
         let caller = gateway.caller(&head(&gateway.token));
         let permit = policy::permit(&caller, &gateway.route, None).unwrap();
-        let ask = Ask { permit: &permit, refused: None, now };
+        let ask = Ask { permit: &permit, refused: None, request_id: &gateway.request_id, now };
         assert!(runtime.block_on(gateway.credentials.resolve(&ask)).unwrap().source.connection().is_some());
         gateway
     }
@@ -245,7 +249,7 @@ impl Gateway {
     }
 
     fn credential(&self, permit: &Permit<'_>) -> Credential {
-        let ask = Ask { permit, refused: None, now: self.now };
+        let ask = Ask { permit, refused: None, request_id: &self.request_id, now: self.now };
         at_once(self.credentials.resolve(&ask)).unwrap()
     }
 

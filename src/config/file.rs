@@ -68,6 +68,9 @@ pub(super) struct Server {
     pub(super) threads: Option<usize>,
     /// Form of the access log on standard output. Default: `json`.
     pub(super) access_log: Option<AccessLog>,
+    /// What the audit log on standard error says of credentials: `all` of each that a call was given, `changes` of those that were fetched,
+    /// renewed or refused. Default: `all`; without an access log `changes`.
+    pub(super) audit_log: Option<AuditLog>,
     /// Browser origins that may call MCP routes, like `https://inspector.example.com`. Postern's own origin always may, and with a loopback
     /// `public_url` every loopback origin. Pages of those written here may have people sent back to them. Default: none.
     pub(super) allowed_origins: Option<Vec<String>>,
@@ -98,6 +101,14 @@ pub enum AccessLog {
     Off,
     Json,
     Text,
+}
+
+/// How much the audit log says.
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum AuditLog {
+    All,
+    Changes,
 }
 
 #[derive(Deserialize, JsonSchema)]

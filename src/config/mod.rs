@@ -32,7 +32,9 @@ use std::path::Path;
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine};
 pub use credential::{Credential, OauthCredential};
-pub use file::{AccessLog, AccessTokenFormat, ClientAuthMethod, RefreshRotation, TokenEndpointAuthMethod};
+pub use file::{
+    AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, RefreshRotation, TokenEndpointAuthMethod,
+};
 pub use limits::Limits;
 pub use login::{Login, User};
 pub use oidc::IdentityProvider;

@@ -9,7 +9,7 @@ use rustls::sign::CertifiedKey;
 use url::{Host, Url};
 
 use super::checked::Checker;
-use super::file::{self, AccessLog};
+use super::file::{self, AccessLog, AuditLog};
 use super::report::Key;
 use super::tls;
 
@@ -28,6 +28,7 @@ pub struct Server {
     /// At least 1.
     pub threads: usize,
     pub access_log: AccessLog,
+    pub audit_log: AuditLog,
     /// Origins as browsers send them (RFC 6454 §6.2): lower case, no default port, no slash.
     pub allowed_origins: Vec<String>,
     /// The longest time that running requests get after SIGTERM.
@@ -140,6 +141,9 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
     );
     let allowed_origins =
         origins(check, &key.child("allowed_origins"), written.allowed_origins.as_deref().unwrap_or_default());
+    let access_log = written.access_log.unwrap_or(AccessLog::Json);
+    // Who wants no line for each call gets none.
+    let usual = if access_log == AccessLog::Off { AuditLog::Changes } else { AuditLog::All };
     Some(Server {
         public_url: public_url?,
         listen,
@@ -147,7 +151,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         admin,
         data_dir,
         threads,
-        access_log: written.access_log.unwrap_or(AccessLog::Json),
+        access_log,
+        audit_log: written.audit_log.unwrap_or(usual),
         allowed_origins,
         drain_timeout,
     })

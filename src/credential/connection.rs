@@ -18,6 +18,7 @@ use crate::oauth::client::{Connector, connection_key};
 use crate::route::Route;
 use crate::store::Refusal;
 use crate::store::record::RecordError;
+use crate::telemetry::audit::Act;
 
 /// More grants or connections than that and the copies are dropped and read again as needed.
 const SLOTS_MAX: usize = 100_000;
@@ -59,7 +60,7 @@ impl Connections {
         let (caller, route, now) = (ask.permit.caller(), ask.permit.route(), ask.now);
         // Nobody's connection: the upstream may do without.
         let Some(slot) = self.slot(caller, route) else {
-            return Ok(Credential::anonymous());
+            return Ok(Credential::nothing(Source::Anonymous));
         };
         if let Some(refused) = ask.refused {
             Box::pin(self.mark_refused(&slot, refused)).await;
@@ -70,7 +71,7 @@ impl Connections {
             known = Box::pin(self.load(&slot)).await?;
         }
         match &*known {
-            Known::Absent => Ok(Credential::anonymous()),
+            Known::Absent => Ok(Credential::nothing(Source::Anonymous)),
             Known::Unknown => Err(Unresolved::NeedsUser { incarnation: None }),
             Known::NeedsUser { incarnation } => {
                 Err(Unresolved::NeedsUser { incarnation: incarnation.clone() })
@@ -82,7 +83,7 @@ impl Connections {
                 if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
                     self.renew_ahead(&slot, route, token.outdated(), now);
                 }
-                token.released(caller, route, &slot.key)
+                token.released(caller, route, &slot.key, Act::Inject)
             }
         }
     }
@@ -228,7 +229,7 @@ impl Connections {
             Renewed::Tokens(tokens) => match &*slot.replace(before, Known::of(&tokens.0, &tokens.1)) {
                 Known::Token(newer) if newer.is_covered_by(&outdated) => Err(needs_user()),
                 Known::Token(newer) if newer.dead_at.is_none_or(|end| now < end) => {
-                    newer.released(caller, route, &slot.key)
+                    newer.released(caller, route, &slot.key, Act::Refresh)
                 }
                 Known::Token(_) => Err(Unresolved::Unavailable { retry_after: RETRY }),
                 _ => Err(needs_user()),

@@ -13,6 +13,7 @@ use crate::oauth::client::refresh::Outdated;
 use crate::route::Route;
 use crate::store::record::Tokens;
 use crate::store::{Connection, State};
+use crate::telemetry::audit::Act;
 
 /// What we know of a connection.
 pub(super) enum Known {
@@ -83,23 +84,24 @@ impl Token {
         caller: &Caller,
         route: &Route,
         key: &Arc<str>,
+        act: Act,
     ) -> Result<Credential, Unresolved> {
         let is_asked = caller.reach() == Reach::Authorization
             && matches!(route.credential, config::Credential::Oauth(_));
         let is_missing = |scope: &String| !caller.has_scope(scope) && !route.rules.has_scope(scope);
         match is_asked && self.scopes.iter().any(is_missing) {
             true => Err(Unresolved::NotConsented { scopes: self.scopes.clone() }),
-            false => Ok(self.credential(key)),
+            false => Ok(self.credential(key, act)),
         }
     }
 
-    fn credential(&self, key: &Arc<str>) -> Credential {
+    fn credential(&self, key: &Arc<str>, act: Act) -> Credential {
         let source = Source::Connection {
             key: Arc::clone(key),
             incarnation: Arc::clone(&self.incarnation),
             generation: self.generation,
             refreshable: self.refreshable,
         };
-        Credential { put: Put::Header(header::AUTHORIZATION, self.value.clone()), source }
+        Credential { put: Put::Header(header::AUTHORIZATION, self.value.clone()), source, act }
     }
 }

@@ -13,12 +13,14 @@ use crate::config;
 use crate::oauth::client::refresh::Outdated;
 use crate::policy::Permit;
 use crate::route::Route;
+use crate::telemetry::audit::{self, Act, Outcome, Resolution};
 
 pub use connection::Connections;
 
 /// All that credentials come from.
 pub struct Credentials {
     pub connections: Arc<Connections>,
+    pub audit: Arc<dyn audit::Sink>,
 }
 
 /// A permitted call that wants a credential.
@@ -26,6 +28,7 @@ pub struct Ask<'a> {
     pub permit: &'a Permit<'a>,
     /// What the upstream has just turned down: something newer is wanted.
     pub refused: Option<&'a Outdated>,
+    pub request_id: &'a HeaderValue,
     pub now: SystemTime,
 }
 
@@ -33,6 +36,8 @@ pub struct Ask<'a> {
 pub struct Credential {
     pub put: Put,
     pub source: Source,
+    /// How it was got.
+    pub act: Act,
 }
 
 /// What is done to a request.
@@ -73,6 +78,16 @@ pub enum Unresolved {
 }
 
 impl Source {
+    /// For logs.
+    fn name(&self) -> &'static str {
+        match self {
+            Source::None => "none",
+            Source::Fixed => "fixed",
+            Source::Anonymous => "anonymous",
+            Source::Connection { .. } => "connection",
+        }
+    }
+
     /// Of the connection it came from, if it came from one.
     pub fn incarnation(&self) -> Option<&str> {
         match self {
@@ -100,14 +115,55 @@ impl Source {
     }
 }
 
+impl Unresolved {
+    /// What would have to be done.
+    fn act(&self) -> Act {
+        match self {
+            Unresolved::NeedsUser { .. } | Unresolved::NotConsented { .. } => Act::Connect,
+            Unresolved::Unavailable { .. } => Act::Refresh,
+        }
+    }
+
+    /// For logs.
+    fn reason(&self) -> &'static str {
+        match self {
+            Unresolved::NeedsUser { incarnation: None } => "not_connected",
+            Unresolved::NeedsUser { incarnation: Some(_) } => "connection_ended",
+            Unresolved::NotConsented { .. } => "not_consented",
+            Unresolved::Unavailable { .. } => "unavailable",
+        }
+    }
+}
+
 // === impl Credentials ===
 
 impl Credentials {
-    /// The credential for the permitted call.
+    /// The credential for the permitted call. It is told to the audit log once, whatever comes of it.
     pub async fn resolve(&self, ask: &Ask<'_>) -> Result<Credential, Unresolved> {
+        let resolved = self.of(ask).await;
+        let (act, outcome, reason) = match &resolved {
+            Ok(credential) => (credential.act, Outcome::Ok, credential.source.name()),
+            Err(unresolved) => (unresolved.act(), Outcome::Failed, unresolved.reason()),
+        };
+        let (caller, route) = (ask.permit.caller(), ask.permit.route());
+        self.audit.resolution(&Resolution {
+            at: ask.now,
+            act,
+            outcome,
+            reason,
+            strategy: route.credential.word(),
+            route: &route.name,
+            user: caller.user(),
+            client: caller.client(),
+            request_id: ask.request_id.to_str().unwrap_or_default(),
+        });
+        resolved
+    }
+
+    async fn of(&self, ask: &Ask<'_>) -> Result<Credential, Unresolved> {
         let route = ask.permit.route();
         match &route.credential {
-            config::Credential::None => Ok(Credential { put: Put::Nothing, source: Source::None }),
+            config::Credential::None => Ok(Credential::nothing(Source::None)),
             config::Credential::Header { .. } => Ok(Credential::fixed(route)),
             config::Credential::Oauth(_) => self.connections.resolve(ask).await,
             config::Credential::UpstreamInject(_) => {
@@ -130,11 +186,10 @@ impl Credential {
             Some((name, value)) => Put::Header(name.clone(), value.clone()),
             None => Put::Nothing,
         };
-        Self { put, source: Source::Fixed }
+        Self { put, source: Source::Fixed, act: Act::Inject }
     }
 
-    /// Nobody's.
-    fn anonymous() -> Self {
-        Self { put: Put::Nothing, source: Source::Anonymous }
+    fn nothing(source: Source) -> Self {
+        Self { put: Put::Nothing, source, act: Act::Inject }
     }
 }

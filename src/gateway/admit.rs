@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::Method;
+use http::{HeaderValue, Method};
 use pingora::proxy::Session;
 
 use super::context::{Context, Target};
@@ -70,7 +70,8 @@ impl Gateway {
         let head = session.req_header();
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
         ctx.elicitation = matches!(&session, Ok(Some(session)) if session.elicitation);
-        let credential = self.credential(&caller, &route, asked.message(), None, now).await?;
+        let credential =
+            self.credential(&caller, &route, asked.message(), None, (&ctx.request_id, now)).await?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
         let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let stream = match head.method == Method::GET || listens {
@@ -109,11 +110,12 @@ impl Gateway {
     }
 
     /// The credential again, newer than the one that was refused.
-    pub(super) async fn renew(&self, target: &mut Target) -> Result<(), Failure> {
+    pub(super) async fn renew(&self, target: &mut Target, request_id: &HeaderValue) -> Result<(), Failure> {
         let now = self.authority.clock.now();
         let refused = target.refused.as_ref();
         let message = target.asked.message();
-        target.credential = self.credential(&target.caller, &target.route, message, refused, now).await?;
+        target.credential =
+            self.credential(&target.caller, &target.route, message, refused, (request_id, now)).await?;
         target.again = false;
         Ok(())
     }
@@ -150,13 +152,13 @@ impl Gateway {
         route: &Arc<Route>,
         message: Option<&Message>,
         refused: Option<&Outdated>,
-        now: SystemTime,
+        (request_id, now): (&HeaderValue, SystemTime),
     ) -> Result<Credential, Failure> {
         let permit = match policy::permit(caller, route, message) {
             Ok(permit) => permit,
             Err(denied) => return Err(Box::pin(self.denied(caller, route, denied)).await),
         };
-        match self.credentials.resolve(&Ask { permit: &permit, refused, now }).await {
+        match self.credentials.resolve(&Ask { permit: &permit, refused, request_id, now }).await {
             Ok(credential) => Ok(credential),
             Err(unresolved) => Err(Box::pin(self.unresolved(caller, route, unresolved)).await),
         }

@@ -151,7 +151,7 @@ impl ProxyHttp for Gateway {
         };
         target.begin();
         if target.again
-            && let Err(failure) = Box::pin(self.renew(target)).await
+            && let Err(failure) = Box::pin(self.renew(target, &ctx.request_id)).await
         {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "no newer token"));

@@ -29,6 +29,7 @@ use crate::seal;
 use crate::store::Change;
 use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
+use crate::telemetry::audit::Lines;
 use crate::upstream::resolve::Resolver;
 use crate::web;
 
@@ -41,8 +42,8 @@ pub struct Parts {
     pub changes: broadcast::Receiver<Change>,
     /// Which wish to read the configuration again was there already.
     pub wish: Option<u64>,
-    /// Writes out the rest of the access log when dropped.
-    pub flush: Option<WorkerGuard>,
+    /// Write out the rest of the logs when dropped.
+    pub flush: Vec<WorkerGuard>,
 }
 
 /// Opens the store and builds everything on it. `admin`: a socket that outgoing requests never reach.
@@ -52,7 +53,8 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         Foundation::lay(&config, true, admin)?;
     let store = Arc::clone(records.store());
     let changes = store.subscribe();
-    let (access, flush) = Log::new(config.server.access_log);
+    let (access, access_flush) = Log::new(config.server.access_log);
+    let (audit, audit_flush) = Lines::new(config.server.audit_log);
     if outbound.roots().is_empty() {
         tracing::warn!(
             "no certificate authorities are installed: https upstreams cannot be reached; install ca-certificates"
@@ -88,7 +90,10 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let providers = Arc::new(Providers::new(outbound.clone()));
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics), Arc::clone(&providers)),
-        credentials: Credentials { connections: Arc::new(Connections::new(connector)) },
+        credentials: Credentials {
+            connections: Arc::new(Connections::new(connector)),
+            audit: Arc::new(audit),
+        },
         authority,
         foreign: Arc::new(Foreign::new(outbound.clone())),
         resolver: Arc::new(Resolver::new(outbound, clock)),
@@ -98,6 +103,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         streams: Arc::new(streams),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
+    let flush = access_flush.into_iter().chain([audit_flush]).collect();
     Ok(Parts { gateway, providers, in_flight, changes, wish, flush })
 }
 

@@ -19,17 +19,17 @@ const POLL: Duration = Duration::from_millis(10);
 /// An answer over HTTP/2 is written by its connection, a moment after the request that made it has ended.
 const LINGER: Duration = Duration::from_millis(100);
 
-/// Writes out the rest of the access log: whichever way the process ends.
+/// Writes out the rest of the logs: whichever way the process ends.
 #[derive(Clone)]
-pub struct Flush(Arc<Mutex<Option<WorkerGuard>>>);
+pub struct Flush(Arc<Mutex<Vec<WorkerGuard>>>);
 
 impl Flush {
-    pub fn new(guard: Option<WorkerGuard>) -> Self {
-        Self(Arc::new(Mutex::new(guard)))
+    pub fn new(guards: Vec<WorkerGuard>) -> Self {
+        Self(Arc::new(Mutex::new(guards)))
     }
 
     pub fn now(&self) {
-        drop(self.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 

@@ -1,6 +1,7 @@
 //! What is seen from outside: counters, the access log, the audit log. Names and values that get here are chosen by
 //! us or bounded; no token, code, cookie or query string ever does.
 pub mod access;
+pub mod audit;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

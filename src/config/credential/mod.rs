@@ -42,6 +42,18 @@ pub(super) struct Around<'a> {
 }
 
 impl Credential {
+    /// The kind, as it is written.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        let kind = match self {
+            Self::None => CredentialKind::None,
+            Self::Header { .. } => CredentialKind::Header,
+            Self::Oauth(_) => CredentialKind::Oauth,
+            Self::UpstreamInject(_) => CredentialKind::UpstreamInject,
+        };
+        kind.word()
+    }
+
     /// Whether each user has one of their own, and has to be there in person to get it.
     #[must_use]
     pub fn is_of_user(&self) -> bool {

@@ -1,0 +1,103 @@
+//! The audit log: which credential was asked for by whom, and what came of it. What happens once and changes something (a
+//! sign-in, a consent, a revocation) is written where it happens, as events of the target `audit`.
+//!
+//! An event consists of words of ours and of names: there is no field that a token could get into.
+use std::io::Write;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+
+use crate::config::AuditLog;
+
+/// Takes what happened. It is called on the path of a request: a sink that waits holds the request up.
+pub trait Sink: Send + Sync {
+    /// One for each time that a permitted call asked for its credential.
+    fn resolution(&self, resolution: &Resolution<'_>);
+}
+
+/// What was done to give a permitted call its credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Act {
+    /// It was there.
+    Inject,
+    /// It was fetched.
+    Acquire,
+    /// A newer one was fetched in place of one that is expired or refused.
+    Refresh,
+    /// The user has to do something first.
+    Connect,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    Ok,
+    /// The call does without, and is answered by us.
+    Failed,
+}
+
+/// A permitted call, and what became of its credential.
+#[derive(Debug, Clone, Serialize)]
+pub struct Resolution<'a> {
+    #[serde(skip)]
+    pub at: SystemTime,
+    pub act: Act,
+    pub outcome: Outcome,
+    /// What kind of credential it is, or why there is none.
+    pub reason: &'static str,
+    /// As in `credential.kind`.
+    pub strategy: &'static str,
+    pub route: &'a str,
+    /// Whose credential it is. `None`: the caller is a program that acts for nobody.
+    pub user: Option<&'a str>,
+    pub client: &'a str,
+    /// That of the access log's line.
+    pub request_id: &'a str,
+}
+
+/// JSON lines on standard error, like the rest of the log. A full buffer is waited for: nothing is lost.
+pub struct Lines {
+    writer: NonBlocking,
+    log: AuditLog,
+}
+
+#[derive(Serialize)]
+struct Line<'a, T> {
+    timestamp: String,
+    level: &'static str,
+    event: &'static str,
+    #[serde(flatten)]
+    what: &'a T,
+    target: &'static str,
+}
+
+// === impl Lines ===
+
+impl Lines {
+    /// The sink, and the guard that writes out the rest when it is dropped.
+    pub fn new(log: AuditLog) -> (Self, WorkerGuard) {
+        let (writer, flush) = NonBlockingBuilder::default().lossy(false).finish(std::io::stderr());
+        (Self { writer, log }, flush)
+    }
+
+    fn write(&self, at: SystemTime, event: &'static str, what: &impl Serialize) {
+        let timestamp = humantime::format_rfc3339_micros(at).to_string();
+        let line = Line { timestamp, level: "INFO", event, what, target: "audit" };
+        let mut text = serde_json::to_vec(&line).unwrap_or_default();
+        text.push(b'\n');
+        if let Err(error) = self.writer.clone().write_all(&text) {
+            tracing::error!(%error, "the audit log cannot be written");
+        }
+    }
+}
+
+impl Sink for Lines {
+    fn resolution(&self, resolution: &Resolution<'_>) {
+        let is_usual = (resolution.act, resolution.outcome) == (Act::Inject, Outcome::Ok);
+        if self.log == AuditLog::All || !is_usual {
+            self.write(resolution.at, "credential", resolution);
+        }
+    }
+}
