@@ -14,6 +14,9 @@ use support::cookies::{Jar, Site};
 use support::gate::Gate;
 use support::gateway::listening_address;
 use support::html::{escape, forms, meta_refresh, text, unescape};
+use support::identity::IdentityProvider;
+use support::identity::exchange::{self as exchanges, ACCESS_TOKEN, EXCHANGE, ID_TOKEN, JWT, JWT_BEARER};
+use support::key::Key;
 use support::mcp::{Event, McpRequest};
 use support::params::{Params, Pkce};
 use support::raw::{RawConnection, exchange};
@@ -549,4 +552,106 @@ async fn the_authorization_server_reads_client_documents() {
         documents.publish_document("/wrong.json", &json!({"client_id": "x", "redirect_uris": [CLIENT]}));
     let client = Direct { id: wrong, ..client };
     assert!(matches!(Browser::new().go(&client.url()).await, Arrival::Page(page) if page.status == 400));
+}
+
+/// Asks the provider for a token for other tokens; `shown`: how the client proves itself.
+async fn exchange_at(
+    provider: &IdentityProvider,
+    shown: &[(&str, &str)],
+    fields: &[(&str, &str)],
+) -> (u16, Value) {
+    let mut request = http_client(&[]).post(format!("{}/token", provider.issuer));
+    let mut body = form_urlencoded::Serializer::new(String::new());
+    body.extend_pairs(fields);
+    match shown {
+        [("authorization", value)] => request = request.header("authorization", *value),
+        pairs => {
+            body.extend_pairs(pairs);
+        }
+    }
+    let answer = request.body(body.finish()).send().await.unwrap();
+    let status = answer.status().as_u16();
+    (status, serde_json::from_slice(&answer.bytes().await.unwrap()).unwrap())
+}
+
+#[tokio::test]
+async fn the_provider_exchanges_what_is_right_and_nothing_else() {
+    let (provider, key) = (IdentityProvider::start().await, Key::new("gateway"));
+    let secret = "a secret/+ ";
+    provider.set(|script| {
+        script.exchanges.secret = secret.into();
+        script.exchanges.keys = key.set();
+        script.exchanges.gateway = "https://gw".into();
+        script.exchanges.audiences = vec!["files".into(), "mail".into()];
+    });
+    let encode = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+    let basic =
+        format!("Basic {}", data_encoding::BASE64.encode(format!("gateway:{}", encode(secret)).as_bytes()));
+    let basic = [("authorization", basic.as_str())];
+    let own = [("grant_type", "client_credentials"), ("scope", "read")];
+    let (status, answer) = exchange_at(&provider, &basic, &own).await;
+    assert_eq!((status, answer["access_token"].as_str()), (200, Some(exchanges::name(1).as_str())));
+    assert!(answer.get("issued_token_type").is_none(), "that is said of exchanges only");
+    // The way to prove oneself is one, and so is the secret.
+    let post = [("client_id", "gateway"), ("client_secret", secret)];
+    assert_eq!(exchange_at(&provider, &post, &own).await.0, 401);
+    provider.set(|script| script.exchanges.method = "client_secret_post");
+    assert_eq!(exchange_at(&provider, &post, &own).await.0, 200);
+    assert_eq!(exchange_at(&provider, &basic, &own).await.0, 401);
+    assert_eq!(
+        exchange_at(&provider, &[("client_id", "gateway"), ("client_secret", "x")], &own).await.0,
+        401
+    );
+    provider.set(|script| script.exchanges.method = "private_key_jwt");
+    let assertion = key.assertion("gateway", &provider.issuer);
+    let proof = [("client_id", "gateway"), ("client_assertion", assertion.as_str())];
+    assert_eq!(exchange_at(&provider, &proof, &own).await.0, 200);
+    let forged = Key::new("gateway").assertion("gateway", &provider.issuer);
+    assert_eq!(exchange_at(&provider, &[("client_assertion", forged.as_str())], &own).await.0, 401);
+    let elsewhere = key.assertion("gateway", "https://elsewhere");
+    assert_eq!(exchange_at(&provider, &[("client_assertion", elsewhere.as_str())], &own).await.0, 401);
+    assert_eq!((provider.exchanged().len(), provider.exchanges()), (3, 8));
+
+    // Whose token it is says the one that is shown.
+    let access = provider.access_token("anybody", &json!({}));
+    let id = provider.access_token("postern", &json!({"sub": "4712"}));
+    let ours = key
+        .sign(&json!({"iss": "https://gw", "sub": "alice", "aud": provider.issuer, "exp": u64::MAX >> 12}));
+    for (token, kind, whose) in
+        [(&access, ACCESS_TOKEN, "4711"), (&id, ID_TOKEN, "4712"), (&ours, JWT, "alice")]
+    {
+        let fields = [
+            ("grant_type", EXCHANGE),
+            ("subject_token", token.as_str()),
+            ("subject_token_type", kind),
+            ("audience", "files"),
+            ("audience", "mail"),
+            ("resource", "https://files.example"),
+        ];
+        let (status, answer) = exchange_at(&provider, &proof, &fields).await;
+        assert_eq!((status, answer["issued_token_type"].as_str()), (200, Some(ACCESS_TOKEN)), "{answer}");
+        let given = provider.exchanged().pop().unwrap();
+        assert_eq!((given.subject.as_str(), given.audience.len(), given.resource.len()), (whose, 2, 1));
+    }
+    let refused = async |fields: &[(&str, &str)]| {
+        let (status, answer) = exchange_at(&provider, &proof, fields).await;
+        assert_eq!(status, 400, "{answer}");
+        answer["error"].as_str().unwrap().to_owned()
+    };
+    let subject =
+        |token, kind| [("grant_type", EXCHANGE), ("subject_token", token), ("subject_token_type", kind)];
+    assert_eq!(refused(&subject("access-1", ACCESS_TOKEN)).await, "invalid_grant", "never given");
+    assert_eq!(refused(&subject(&access, ID_TOKEN)).await, "invalid_grant", "for another audience");
+    assert_eq!(refused(&subject(&access, "urn:x")).await, "invalid_request");
+    let wrong = [&subject(&access, ACCESS_TOKEN)[..], &[("audience", "wallet")]].concat();
+    assert_eq!(refused(&wrong).await, "invalid_target");
+    let on_behalf =
+        [("grant_type", JWT_BEARER), ("assertion", access.as_str()), ("requested_token_use", "on_behalf_of")];
+    assert_eq!(exchange_at(&provider, &proof, &on_behalf).await.0, 200);
+    let with_resource = [&on_behalf[..], &[("resource", "https://files.example")]].concat();
+    assert_eq!(refused(&with_resource).await, "invalid_request");
+    let actor =
+        [&subject(&access, ACCESS_TOKEN)[..], &[("actor_token", &ours), ("actor_token_type", JWT)]].concat();
+    assert_eq!(exchange_at(&provider, &proof, &actor).await.0, 200);
+    assert_eq!(provider.exchanged().pop().unwrap().actor.as_deref(), Some("alice"));
 }

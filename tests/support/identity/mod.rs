@@ -1,7 +1,7 @@
 //! A scripted identity provider (OpenID Connect): signs in whoever the test says, without asking, and lies where it is told
 //! to.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,10 +10,17 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
 use super::answers::{error, json_answer};
+use super::gate::{Gate, pass};
 use super::key::Key;
 use super::received::{Received, Requests};
 use super::server::Server;
 use super::{lock, random_hex};
+
+pub mod exchange;
+mod token;
+
+use exchange::{Exchanged, Exchanges};
+use token::{Code, Tokens};
 
 pub const CLIENT: &str = "postern";
 
@@ -43,6 +50,12 @@ pub struct Script {
     pub introspected: HashMap<String, Value>,
     /// Everything is answered 503.
     pub down: bool,
+    /// Refreshes bring an ID token as well.
+    pub id_token_on_refresh: bool,
+    /// What is done about requests for exchanged tokens and a client's own.
+    pub exchanges: Exchanges,
+    /// Where those wait.
+    pub exchange_gate: Option<Gate>,
 }
 
 pub struct IdentityProvider {
@@ -51,20 +64,6 @@ pub struct IdentityProvider {
     pub server: Server,
     script: Arc<Mutex<Script>>,
     tokens: Arc<Mutex<Tokens>>,
-}
-
-/// What was given: access tokens `access-1`, `access-2`, …, and which refresh tokens are good.
-#[derive(Default)]
-struct Tokens {
-    given: usize,
-    live: HashSet<String>,
-}
-
-#[derive(Clone)]
-struct Code {
-    nonce: String,
-    challenge: String,
-    redirect_uri: String,
 }
 
 impl IdentityProvider {
@@ -83,6 +82,9 @@ impl IdentityProvider {
             userinfo_status: 200,
             introspected: HashMap::new(),
             down: false,
+            id_token_on_refresh: false,
+            exchanges: Exchanges::default(),
+            exchange_gate: None,
         }));
         let requests = Requests::default();
         let codes: Arc<Mutex<HashMap<String, Code>>> = Arc::default();
@@ -90,8 +92,12 @@ impl IdentityProvider {
         let (said, seen, given) = (script.clone(), requests.clone(), tokens.clone());
         let server = Server::start(move |request, _| {
             seen.add(request.clone());
-            let answer = answer(&request, &lock(&said), &codes, &mut lock(&given));
-            async move { answer }
+            let (said, codes, given) = (said.clone(), codes.clone(), given.clone());
+            async move {
+                let gate = lock(&said).exchange_gate.clone().filter(|_| exchange::is_one(&request));
+                pass(&gate).await;
+                answer(&request, &lock(&said), &codes, &mut lock(&given))
+            }
         })
         .await;
         IdentityProvider { issuer: format!("http://{}", server.address), requests, server, script, tokens }
@@ -100,6 +106,16 @@ impl IdentityProvider {
     /// How many access tokens were given.
     pub fn given(&self) -> usize {
         lock(&self.tokens).given
+    }
+
+    /// What was given for other tokens, and to clients for themselves, in that order.
+    pub fn exchanged(&self) -> Vec<Exchanged> {
+        lock(&self.tokens).exchanged.clone()
+    }
+
+    /// How often the token endpoint was asked for such tokens, whatever it answered.
+    pub fn exchanges(&self) -> usize {
+        self.requests.matching(exchange::is_one).len()
     }
 
     /// No refresh token is good any more.
@@ -154,21 +170,6 @@ fn with(mut document: Value, more: &Value) -> Value {
     document
 }
 
-impl Tokens {
-    /// The next ones, as members of an answer.
-    fn give(&mut self, script: &Script) -> Value {
-        self.given += 1;
-        let mut answer = json!({"access_token": format!("access-{}", self.given), "token_type": script.token_type,
-            "expires_in": script.lifetime});
-        if script.refreshable {
-            let refresh = random_hex(16);
-            self.live.insert(refresh.clone());
-            answer["refresh_token"] = refresh.into();
-        }
-        answer
-    }
-}
-
 fn answer(
     request: &Received,
     script: &Script,
@@ -217,35 +218,8 @@ fn answer(
             (StatusCode::FOUND, [("location", format!("{redirect_uri}?{query}"))]).into_response()
         }
         "/token" if script.token_status != 200 => error(script.token_status, "scripted"),
-        "/token" => {
-            let form = |name: &str| request.form(name).unwrap_or_default();
-            let digest = ring::digest::digest(&ring::digest::SHA256, form("code_verifier").as_bytes());
-            let challenge = data_encoding::BASE64URL_NOPAD.encode(digest.as_ref());
-            let authenticated =
-                request.header("authorization").is_some_and(|value| value.starts_with("Basic "));
-            if form("grant_type") == "refresh_token" {
-                return match authenticated && tokens.live.remove(&form("refresh_token")) {
-                    true => json_answer(200, &tokens.give(script)),
-                    false => error(400, "invalid_grant"),
-                };
-            }
-            match lock(codes).remove(&form("code")) {
-                Some(code)
-                    if authenticated
-                        && code.challenge == challenge
-                        && code.redirect_uri == form("redirect_uri") =>
-                {
-                    let claims = json!({"iss": issuer, "aud": CLIENT, "iat": now(), "exp": now() + 300,
-                        "nonce": code.nonce});
-                    let signer = script.forger.as_ref().unwrap_or(&script.key);
-                    let id_token = signer.sign(&with(claims, &script.claims));
-                    let mut answer = tokens.give(script);
-                    answer["id_token"] = id_token.into();
-                    json_answer(200, &answer)
-                }
-                _ => error(400, "invalid_grant"),
-            }
-        }
+        "/token" if exchange::is_one(request) => exchange::answer(request, script, tokens, &issuer),
+        "/token" => token::answer(request, script, codes, tokens, &issuer),
         "/revoke" => {
             tokens.live.remove(&request.form("token").unwrap_or_default());
             StatusCode::OK.into_response()
