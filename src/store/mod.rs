@@ -78,11 +78,13 @@ pub enum Kind {
     Reload,
     /// Which routes use a registration of ours.
     Uses,
+    /// A token that was got for another one, or is being got.
+    Exchange,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 18] = [
+    pub const ALL: [Kind; 19] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -101,6 +103,7 @@ impl Kind {
         Kind::Consent,
         Kind::Reload,
         Kind::Uses,
+        Kind::Exchange,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -124,6 +127,7 @@ impl Kind {
             Kind::Consent => "consent",
             Kind::Reload => "reload",
             Kind::Uses => "uses",
+            Kind::Exchange => "exchange",
         }
     }
 }

@@ -27,6 +27,8 @@ pub struct Metrics {
     pub streams: IntGauge,
     /// By outcome.
     pub refreshes: IntCounterVec,
+    /// By outcome.
+    pub exchanges: IntCounterVec,
     /// Our OAuth endpoints, by endpoint and result.
     pub oauth: IntCounterVec,
     /// How often the configuration was read again, by outcome.
@@ -57,6 +59,7 @@ impl Metrics {
         )?;
         let refreshes =
             counter("postern_refreshes_total", "Upstream token refreshes by outcome.", &["outcome"])?;
+        let exchanges = counter("postern_exchanges_total", "Tokens exchanged by outcome.", &["outcome"])?;
         let oauth = counter(
             "postern_oauth_requests_total",
             "Requests to the OAuth endpoints by endpoint and result.",
@@ -83,7 +86,7 @@ impl Metrics {
         let streams = IntGauge::new("postern_streams", "Streams that clients have opened for themselves.")?;
         registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, requests, duration, in_flight, streams, refreshes, oauth, reloads })
+        Ok(Self { registry, requests, duration, in_flight, streams, refreshes, exchanges, oauth, reloads })
     }
 
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.

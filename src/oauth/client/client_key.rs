@@ -20,6 +20,8 @@ use crate::store::{FOREVER, Kind, Put};
 const LIFETIME: Duration = Duration::from_secs(60);
 /// How long what was published counts.
 const PUBLISHED: Duration = Duration::from_secs(5);
+/// What their names in the store begin with.
+const CLIENT: &str = "client/";
 /// RFC 7523 §2.2.
 pub const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
 
@@ -63,11 +65,20 @@ struct Claims<'a> {
 impl ClientKey {
     /// A proof that the client of this id asks, good for a minute. `None`: no randomness.
     pub fn assertion(&self, client_id: &str, now: SystemTime) -> Option<SecretString> {
+        self.sign(client_id, client_id, now)
+    }
+
+    /// That a call is made for this user of `us`, our own origin, good for a minute (RFC 7523 §3). `None`: no randomness.
+    pub fn vouch(&self, us: &str, user: &str, now: SystemTime) -> Option<SecretString> {
+        self.sign(us, user, now)
+    }
+
+    fn sign(&self, issuer: &str, subject: &str, now: SystemTime) -> Option<SecretString> {
         let iat = unix_seconds(now);
         let jti = seal::name().ok()?;
         let claims = Claims {
-            iss: client_id,
-            sub: client_id,
+            iss: issuer,
+            sub: subject,
             aud: &self.audience,
             iat,
             exp: iat + LIFETIME.as_secs(),
@@ -103,7 +114,7 @@ impl Connector {
     }
 
     /// Our key at this issuer; the first time it is made.
-    pub(super) async fn client_key(&self, issuer: &str) -> Result<ClientKey, RecordError> {
+    pub async fn client_key(&self, issuer: &str) -> Result<ClientKey, RecordError> {
         let name = name_of(&issuer_key(issuer));
         loop {
             let version = match self.records.get::<Kept>(&name).await {
@@ -124,6 +135,8 @@ impl Connector {
             // Another instance may be faster: then its key counts.
             if self.records.put(&name, version, &kept, FOREVER).await? == Put::Stored {
                 tracing::info!(target: "audit", event = "client_key", issuer, replaced = version > 0);
+                // Whoever is shown something signed by it asks for it at once.
+                self.published_keys.lock().await.asked = None;
             }
         }
     }
@@ -157,10 +170,10 @@ impl Connector {
     pub async fn client_keys(&self, of: Option<&str>) -> Result<Vec<Jwk>, RecordError> {
         let mut names: Vec<String> = match of {
             Some(issuer_key) => vec![issuer_key.to_owned()],
+            // Also those that no registration has: they sign what is said about our users.
             None => {
-                let known = self.records.scan::<Registration>().await?.into_iter();
-                let proven = known.filter(|(_, known)| known.value.auth_method == AuthMethod::PrivateKeyJwt);
-                proven.filter_map(|(name, _)| Some(name.split('/').next()?.to_owned())).collect()
+                let kept = self.records.store().scan(Kept::KIND).await?.into_iter();
+                kept.filter_map(|(name, _)| name.strip_prefix(CLIENT).map(str::to_owned)).collect()
             }
         };
         names.sort();
@@ -175,7 +188,7 @@ impl Connector {
 }
 
 fn name_of(issuer_key: &str) -> String {
-    format!("client/{issuer_key}")
+    format!("{CLIENT}{issuer_key}")
 }
 
 fn read(kept: &Kept) -> Option<SigningKey> {

@@ -2,7 +2,7 @@
 //! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out
 //! where, `register` who we are there (`ourselves`: as far as the configuration says it), `authorize` and `connect` send the
 //! user and take them back, `token` talks to the token endpoint,
-//! `refresh` keeps what we got fresh, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
+//! `refresh` keeps what we got fresh, `exchange` gets tokens for other tokens and `exchanged` keeps those, `flight` does what many want once, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
 //! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers, `provider` keeps the tokens that came with it;
 //! `standing` says how a connection is doing.
 mod auth_method;
@@ -11,6 +11,9 @@ pub mod challenged;
 pub mod client_key;
 pub mod connect;
 pub mod discover;
+pub mod exchange;
+pub mod exchanged;
+mod flight;
 pub mod identity;
 pub mod manage;
 pub mod ourselves;
@@ -33,13 +36,14 @@ use std::time::{Duration, SystemTime};
 
 use dashmap::DashMap;
 use data_encoding::BASE32_NOPAD;
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::sync::{Mutex, Semaphore};
 
 use self::ourselves::Ourselves;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::map::Shared;
 use crate::outbound::Outbound;
+use crate::outbound::kept::Kept;
 use crate::route::Route;
 use crate::seal;
 use crate::store::record::Records;
@@ -66,7 +70,11 @@ pub struct Connector {
     /// Grants of which this process knows that no upstream challenge is open, with the connection that serves them.
     settled: Shared<Box<str>, Option<Arc<str>>>,
     /// Refreshes under way in this process, by connection.
-    refreshing: DashMap<String, watch::Receiver<Option<refresh::Renewed>>>,
+    refreshing: flight::Flights<refresh::Renewed>,
+    /// Exchanges under way in this process, by key.
+    exchanging: flight::Flights<exchanged::Exchanged>,
+    /// Where issuers exchange tokens.
+    exchangers: Kept<exchange::Metadata>,
     /// Who may refresh at an issuer.
     turns: DashMap<String, Arc<Semaphore>>,
 }
@@ -95,7 +103,9 @@ impl Connector {
             published_keys: Mutex::default(),
             registering: turn::Turns::default(),
             settled: Shared::default(),
-            refreshing: DashMap::new(),
+            refreshing: flight::Flights::default(),
+            exchanging: flight::Flights::default(),
+            exchangers: Kept::new(exchange::ISSUERS),
             turns: DashMap::new(),
         }
     }

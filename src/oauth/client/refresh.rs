@@ -11,7 +11,7 @@ mod redeem;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use self::event::Step;
@@ -72,43 +72,18 @@ impl Connector {
     pub async fn renew(self: &Arc<Self>, route: &Arc<Route>, key: &str, outdated: &Outdated) -> Renewed {
         // A shared attempt may have begun for older tokens than ours; then there is one more.
         for _ in 0..2 {
-            let mut outcome = self.flight(route, key, outdated);
-            let renewed = match outcome.wait_for(Option::is_some).await {
-                Ok(renewed) => renewed.clone(),
-                Err(_) => None,
+            let attempt = || {
+                let this = Arc::clone(self);
+                let (route, key, outdated) = (Arc::clone(route), key.to_owned(), outdated.clone());
+                async move { this.attempt(&route, &key, &outdated).await }
             };
-            match renewed {
+            match self.refreshing.join(key, &self.in_flight, attempt).await {
                 Some(Renewed::Tokens(tokens)) if outdated.covers(&tokens.0) => {}
                 Some(renewed) => return renewed,
                 None => break,
             }
         }
         Renewed::Later { retry_after: BACKOFF }
-    }
-
-    fn flight(
-        self: &Arc<Self>,
-        route: &Arc<Route>,
-        key: &str,
-        outdated: &Outdated,
-    ) -> watch::Receiver<Option<Renewed>> {
-        match self.refreshing.entry(key.to_owned()) {
-            dashmap::Entry::Occupied(flight) => flight.get().clone(),
-            dashmap::Entry::Vacant(vacant) => {
-                let (sender, receiver) = watch::channel(None);
-                vacant.insert(receiver.clone());
-                let (this, route, key, outdated) =
-                    (Arc::clone(self), Arc::clone(route), key.to_owned(), outdated.clone());
-                tokio::spawn(async move {
-                    let _under_way = this.in_flight.start();
-                    let landing = Landing { connector: &this, key: &key };
-                    let renewed = this.attempt(&route, &key, &outdated).await;
-                    drop(landing);
-                    let _ = sender.send(Some(renewed));
-                });
-                receiver
-            }
-        }
     }
 
     async fn attempt(&self, route: &Route, key: &str, outdated: &Outdated) -> Renewed {
@@ -181,7 +156,7 @@ impl Connector {
     }
 
     /// A place among those that ask this authorization server, first come, first served.
-    async fn turn(&self, issuer: &str) -> Option<OwnedSemaphorePermit> {
+    pub(super) async fn turn(&self, issuer: &str) -> Option<OwnedSemaphorePermit> {
         if self.turns.len() >= ISSUERS {
             self.turns.retain(|_, turns| Arc::strong_count(turns) > 1);
         }
@@ -208,18 +183,6 @@ impl Connector {
         self.metrics.refreshes.with_label_values(&[outcome]).inc();
         tracing::info!(target: "postern::refresh", outcome, "upstream token refresh");
         renewed
-    }
-}
-
-/// Takes the attempt off the board however it ends.
-struct Landing<'a> {
-    connector: &'a Connector,
-    key: &'a str,
-}
-
-impl Drop for Landing<'_> {
-    fn drop(&mut self) {
-        self.connector.refreshing.remove(self.key);
     }
 }
 

@@ -267,7 +267,7 @@ fn refused(error: &str, wait: Option<Duration>) -> Outcome {
     }
 }
 
-fn token(value: Value, fits: fn(&str) -> bool) -> Option<SecretString> {
+pub(super) fn token(value: Value, fits: fn(&str) -> bool) -> Option<SecretString> {
     match value {
         Value::String(text) => {
             let text = Zeroizing::new(text);
@@ -278,7 +278,7 @@ fn token(value: Value, fits: fn(&str) -> bool) -> Option<SecretString> {
 }
 
 /// RFC 6750 §2.1: letters, digits and a few signs, then any number of `=`.
-fn is_b64token(text: &str) -> bool {
+pub(super) fn is_b64token(text: &str) -> bool {
     let body = text.trim_end_matches('=');
     let sign = |byte| matches!(byte, b'-' | b'.' | b'_' | b'~' | b'+' | b'/');
     !body.is_empty() && body.bytes().all(|byte| byte.is_ascii_alphanumeric() || sign(byte))
@@ -290,7 +290,7 @@ fn is_printable(text: &str) -> bool {
 }
 
 /// Seconds as integer, fraction or string, of any size and sign.
-fn lifetime(raw: &RawValue) -> Option<Duration> {
+pub(super) fn lifetime(raw: &RawValue) -> Option<Duration> {
     let seconds =
         raw.get().trim_matches('"').trim().parse::<f64>().ok().filter(|seconds| !seconds.is_nan())?;
     // Clamped first, so that the conversion cannot fail.
@@ -311,7 +311,7 @@ fn scopes(value: &Value) -> Option<Vec<String>> {
 }
 
 /// RFC 9110 §10.2.3: seconds or a date. Capped, a date in the past is now.
-fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
+pub(super) fn retry_after(response: &Response, now: SystemTime) -> Option<Duration> {
     let text = response.headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     let wait = if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than a number holds is long enough.

@@ -1,0 +1,317 @@
+//! The token request of programs: a token for another one (RFC 8693, RFC 7523 §2.1, Entra's on-behalf-of form), or a
+//! client's own (RFC 6749 §4.4). A [`Wish`] in, a token or a [`Failure`] out. Nothing is kept here.
+//!
+//! Unlike a refresh token, what is shown here may be shown again, so an answer that got lost costs one more request and no
+//! more. What matters instead is that the token is the kind that was asked for, and whose fault it is when there is none.
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use http::StatusCode;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use serde_json::value::RawValue;
+
+use super::Connector;
+use super::discover::{IssuerMetadata, issuer_metadata};
+use super::register::{AuthMethod, Registration};
+use super::token::{authenticated, is_b64token, lifetime, retry_after, token};
+use crate::config::TokenEndpointAuthMethod;
+use crate::outbound::{self, AddressPolicy, Response};
+
+/// Types of token (RFC 8693 §3).
+pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
+pub const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
+pub const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
+/// More than any configuration names.
+pub(super) const ISSUERS: usize = 256;
+/// Longest claims challenge that is passed on, bytes.
+const LONGEST_CLAIMS: usize = 4096;
+/// RFC 8693 §2.1 and §3.
+const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+/// RFC 7523 §2.1.
+const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+/// The words that may stand in a log: whatever else a server says is its own text (RFC 6749 §5.2, RFC 8693 §2.2.2, RFC 8707
+/// §2).
+const WORDS: [&str; 9] = [
+    "access_denied",
+    "invalid_client",
+    "invalid_grant",
+    "invalid_request",
+    "invalid_scope",
+    "invalid_target",
+    "invalid_token",
+    "unauthorized_client",
+    "unsupported_grant_type",
+];
+
+/// Where to ask, as whom, and for what. Says nothing of where the token goes.
+#[derive(Clone)]
+pub struct Wish {
+    /// The authorization server. Alone, its metadata say where its token endpoint is.
+    pub issuer: Option<String>,
+    pub token_endpoint: Option<String>,
+    pub policy: AddressPolicy,
+    pub client_id: String,
+    pub client_secret: Option<SecretString>,
+    pub auth_method: TokenEndpointAuthMethod,
+    pub grant: Grant,
+    /// Each goes out as a parameter of its own (RFC 8693 §2.1).
+    pub audience: Vec<String>,
+    pub resource: Vec<String>,
+    /// Separated by blanks; empty: none are named.
+    pub scope: String,
+    pub params: BTreeMap<String, String>,
+}
+
+/// What is shown.
+#[derive(Clone)]
+pub enum Grant {
+    /// Nothing but the client itself.
+    ClientCredentials,
+    /// RFC 8693. `requested`: the type of token that is wanted, where one is named.
+    Exchange { subject: Shown, actor: Option<Shown>, requested: Option<String> },
+    /// RFC 7523 §2.1: the subject's token is the grant.
+    Assertion { subject: Shown },
+    /// Entra's form of it.
+    OnBehalfOf { subject: Shown },
+}
+
+/// A token with its type (RFC 8693 §3).
+#[derive(Clone)]
+pub struct Shown {
+    pub token: SecretString,
+    pub kind: String,
+}
+
+/// What came of it.
+pub struct Given {
+    /// Fit for an `Authorization: Bearer` header.
+    pub token: SecretString,
+    /// One second to 24 hours. `None`: the server did not say.
+    pub expires_in: Option<Duration>,
+}
+
+/// Why there is no token.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Failure {
+    /// Nothing is known against anybody; the same may be asked again after so long, at most 300 s.
+    Later { retry_after: Option<Duration> },
+    /// The server does not take the subject's token. `surely`: it is known to be that.
+    Subject { surely: bool },
+    /// It wants to see the person, with these claims (OpenID Connect Core §5.5), a JSON object.
+    Interaction { claims: Option<String> },
+    /// It refuses us, or what it gave is not what was asked for: the operator has to look.
+    Refused,
+}
+
+/// Of an authorization server, as far as it is needed here.
+#[derive(Deserialize)]
+pub(super) struct Metadata {
+    issuer: String,
+    token_endpoint: String,
+}
+
+impl IssuerMetadata for Metadata {
+    fn issuer(&self) -> &str {
+        &self.issuer
+    }
+}
+
+impl Grant {
+    fn subject(&self) -> Option<&Shown> {
+        match self {
+            Self::ClientCredentials => None,
+            Self::Exchange { subject, .. } | Self::Assertion { subject } | Self::OnBehalfOf { subject } => {
+                Some(subject)
+            }
+        }
+    }
+
+    /// What names the token that is shown.
+    pub(super) fn fingerprint(&self) -> String {
+        self.subject().map(|subject| crate::seal::digest(subject.token.expose_secret())).unwrap_or_default()
+    }
+}
+
+impl Wish {
+    /// Who hears our assertions: the issuer, or where nobody says who that is, its endpoint (RFC 7523 §3).
+    pub fn audience_of_assertions(&self) -> &str {
+        self.issuer.as_deref().or(self.token_endpoint.as_deref()).unwrap_or_default()
+    }
+}
+
+impl Connector {
+    /// Asks once. No redirect, eight seconds.
+    pub(super) async fn exchange(&self, wish: &Wish, now: SystemTime) -> Result<Given, Failure> {
+        let later = || Failure::Later { retry_after: None };
+        let endpoint = match (&wish.token_endpoint, &wish.issuer) {
+            (Some(endpoint), _) => endpoint.clone(),
+            (None, Some(issuer)) => {
+                self.token_endpoint_of(issuer, &wish.policy, now).await.ok_or_else(later)?
+            }
+            (None, None) => return Err(Failure::Refused),
+        };
+        let client = self.client_of_wish(wish).await?;
+        let request =
+            authenticated(&endpoint, &client, fields(wish), now).ok_or_else(|| refused("no request"))?;
+        match self.outbound.send(request, &wish.policy).await {
+            Ok(response) => judge(&response, &wish.grant, now),
+            Err(outbound::Error::Refused { .. } | outbound::Error::Invalid { .. }) => {
+                Err(refused("an address that may not be asked"))
+            }
+            Err(_) => Err(later()),
+        }
+    }
+
+    async fn token_endpoint_of(
+        &self,
+        issuer: &str,
+        policy: &AddressPolicy,
+        now: SystemTime,
+    ) -> Option<String> {
+        let fetched = async {
+            let fetched = issuer_metadata::<Metadata>(&self.outbound, policy, issuer, |_| Ok(())).await;
+            fetched
+                .inspect_err(|error| {
+                    tracing::warn!(target: "postern::exchange", issuer, %error, "an issuer's metadata cannot be had");
+                })
+                .ok()
+        };
+        Some(self.exchangers.get(issuer, false, now, fetched).await?.token_endpoint.clone())
+    }
+
+    async fn client_of_wish(&self, wish: &Wish) -> Result<Registration, Failure> {
+        let auth_method = AuthMethod::from(wish.auth_method);
+        let client =
+            Registration::new(wish.client_id.clone(), wish.client_secret.clone(), auth_method, String::new());
+        // Without the store there is no key: that is nobody's fault.
+        let keyed = self.with_key(wish.audience_of_assertions(), client).await;
+        keyed.map_err(|_| Failure::Later { retry_after: None })
+    }
+}
+
+fn fields(wish: &Wish) -> Vec<(&str, &str)> {
+    let mut fields: Vec<(&str, &str)> = Vec::with_capacity(12);
+    match &wish.grant {
+        Grant::ClientCredentials => fields.push(("grant_type", "client_credentials")),
+        Grant::Exchange { subject, actor, requested } => {
+            fields.extend([
+                ("grant_type", EXCHANGE),
+                ("subject_token", subject.token.expose_secret()),
+                ("subject_token_type", &subject.kind),
+            ]);
+            fields.extend(requested.as_deref().map(|kind| ("requested_token_type", kind)));
+            if let Some(actor) = actor {
+                let token = actor.token.expose_secret();
+                fields.extend([("actor_token", token), ("actor_token_type", &actor.kind)]);
+            }
+        }
+        Grant::Assertion { subject } => {
+            fields.extend([("grant_type", JWT_BEARER), ("assertion", subject.token.expose_secret())]);
+        }
+        Grant::OnBehalfOf { subject } => fields.extend([
+            ("grant_type", JWT_BEARER),
+            ("assertion", subject.token.expose_secret()),
+            ("requested_token_use", "on_behalf_of"),
+        ]),
+    }
+    fields.extend(wish.audience.iter().map(|audience| ("audience", audience.as_str())));
+    fields.extend(wish.resource.iter().map(|resource| ("resource", resource.as_str())));
+    if !wish.scope.is_empty() {
+        fields.push(("scope", &wish.scope));
+    }
+    fields.extend(wish.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    fields
+}
+
+/// An answer of any status; members of a wrong type count as missing.
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    access_token: Value,
+    #[serde(default)]
+    token_type: Value,
+    #[serde(default)]
+    issued_token_type: Value,
+    #[serde(default)]
+    expires_in: Option<Box<RawValue>>,
+    #[serde(default)]
+    error: Value,
+    #[serde(default)]
+    claims: Value,
+}
+
+/// What an answer means.
+fn judge(response: &Response, grant: &Grant, now: SystemTime) -> Result<Given, Failure> {
+    let status = response.status;
+    let wait = retry_after(response, now);
+    let later = || Failure::Later { retry_after: wait };
+    if status.is_server_error()
+        || matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT)
+    {
+        return Err(later());
+    }
+    if status.is_redirection() {
+        return Err(refused("a redirect"));
+    }
+    // A page of something in between says nothing about anybody.
+    let answer = serde_json::from_slice::<Answer>(&response.body).map_err(|_| later())?;
+    if let Some(error) = answer.error.as_str() {
+        return Err(because(error, &answer, grant, wait));
+    }
+    if !status.is_success() {
+        return Err(refused("no error code"));
+    }
+    let is_bearer = answer.token_type.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
+    if !is_bearer {
+        return Err(refused("a token_type that is not Bearer"));
+    }
+    if let Grant::Exchange { requested, .. } = grant
+        && !is_wanted(answer.issued_token_type.as_str().unwrap_or_default(), requested.as_deref())
+    {
+        return Err(refused("an issued_token_type that was not asked for"));
+    }
+    // What would renew it stays unread: whoever has the subject's token can ask again.
+    let token = token(answer.access_token, is_b64token).ok_or_else(|| refused("no access_token"))?;
+    Ok(Given { token, expires_in: answer.expires_in.as_deref().and_then(lifetime) })
+}
+
+/// RFC 8693 §2.2.1: it is always said. Where no type was asked for, one that a resource server takes.
+fn is_wanted(issued: &str, requested: Option<&str>) -> bool {
+    match requested {
+        Some(requested) => issued == requested,
+        None => issued == ACCESS_TOKEN || issued == JWT,
+    }
+}
+
+fn because(error: &str, answer: &Answer, grant: &Grant, wait: Option<Duration>) -> Failure {
+    let shows_somebody = grant.subject().is_some();
+    let is_exchange = matches!(grant, Grant::Exchange { .. });
+    match error {
+        "temporarily_unavailable" | "slow_down" | "server_error" => Failure::Later { retry_after: wait },
+        "interaction_required" | "login_required" | "consent_required" if shows_somebody => {
+            tracing::info!(target: "postern::exchange", error, "the authorization server wants to see the person");
+            Failure::Interaction { claims: answer.claims.as_str().and_then(claims) }
+        }
+        "invalid_grant" | "invalid_token" if shows_somebody => Failure::Subject { surely: true },
+        // RFC 8693 §2.2.2: of a token that is not valid as well.
+        "invalid_request" if is_exchange => Failure::Subject { surely: false },
+        error => refused(WORDS.into_iter().find(|word| *word == error).unwrap_or("another error")),
+    }
+}
+
+/// A claims challenge, written anew: a JSON object and nothing else.
+fn claims(text: &str) -> Option<String> {
+    let object = serde_json::from_str::<serde_json::Map<String, Value>>(text).ok()?;
+    let text = Value::Object(object).to_string();
+    (text.len() <= LONGEST_CLAIMS).then_some(text)
+}
+
+fn refused(why: &str) -> Failure {
+    tracing::error!(target: "postern::exchange", why, "the token endpoint gives no token that can be used: check the route's credential");
+    Failure::Refused
+}
+
+#[cfg(test)]
+mod tests;
