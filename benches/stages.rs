@@ -335,6 +335,7 @@ fn serving(document: &Value) -> String {
 fn tokens(now: SystemTime) -> Tokens {
     Tokens {
         access_token: "u".repeat(48).into(),
+        id_token: None,
         refresh_token: Some("r".repeat(48).into()),
         expires_at: Some(now + HOUR),
         obtained_at: now,

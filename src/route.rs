@@ -220,7 +220,7 @@ impl Route {
         scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
         let upstream = Upstream::new(&configured.upstream);
         let (place, issuer_policy) = match &configured.credential {
-            Credential::UpstreamInject(provider) => {
+            Credential::UpstreamInject(provider, _) => {
                 (provider_place(&provider.issuer), provider_policy(provider))
             }
             // Neither names nor URLs have a NUL, so no two of them meet.

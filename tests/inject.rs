@@ -5,16 +5,17 @@
 
 mod support;
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 use support::browser::{Arrival, Browser, Page};
 use support::client::{AuthorizationRequest, Callback, Client, Tokens};
-use support::eventually;
 use support::gateway::{Builder, Gateway, Route};
 use support::identity::IdentityProvider;
+use support::key::verified;
 use support::mcp::McpAnswer;
 use support::upstream::Upstream;
+use support::{eventually, eventually_some};
 
 const SECOND: Duration = Duration::from_secs(1);
 const SECRET: &str = "of the identity provider";
@@ -268,4 +269,75 @@ async fn a_sign_out_at_the_provider_ends_it_where_that_ends_grants() {
     let request = request.header("content-type", "application/x-www-form-urlencoded");
     assert_eq!(request.send().await.unwrap().status(), 200);
     assert_eq!(provider.requests.count("/revoke"), 1);
+}
+
+/// An ID token that ends in so many seconds.
+fn id_tokens_live(provider: &IdentityProvider, seconds: u64) {
+    let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + seconds;
+    provider.set(|script| script.claims["exp"] = end.into());
+}
+
+/// Whom this ID token of the provider is about.
+fn subject(provider: &IdentityProvider, token: &str) -> String {
+    let mut keys = Value::Null;
+    provider.set(|script| keys = script.key.set());
+    verified(&keys, token).unwrap()["sub"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn the_id_token_goes_where_that_is_wanted_and_ends_at_its_own_time() {
+    let (provider, upstream) = (IdentityProvider::start().await, Upstream::open().await);
+    provider.set(|script| script.refreshable = true);
+    let by_id = Route::to(
+        "demo",
+        &upstream.url(),
+        json!({"kind": "upstream_inject", "provider": "corp", "token": "id"}),
+    );
+    let gateway = Gateway::builder()
+        .route(by_id)
+        .route(route("other", &upstream))
+        .env("IDP_SECRET", SECRET)
+        .with("login", json!({"oidc": [provider.entry()]}))
+        .start()
+        .await;
+    let (mut browser, client) = (Browser::new(), Client::register(&gateway).await);
+    id_tokens_live(&provider, 4);
+    let demo = sign_in(&mut browser, &client, "demo").await;
+    let other = sign_in(&mut browser, &client, "other").await;
+    let sent = |tokens: &[String]| tokens.last().unwrap().clone();
+    assert_eq!(call(&gateway, "demo", &demo).await.tool_text(), "heard");
+    let first = sent(&shown(&upstream));
+    assert_eq!(subject(&provider, &first), "4711");
+    assert_eq!(call(&gateway, "other", &other).await.tool_text(), "heard");
+    assert_eq!(sent(&shown(&upstream)), "access-1", "one connection, two tokens");
+
+    // Renewed when it ends, though the access token is good for minutes.
+    id_tokens_live(&provider, 300);
+    provider.set(|script| script.id_token_on_refresh = true);
+    let second = eventually_some(8 * SECOND, || async {
+        let status = call(&gateway, "demo", &demo).await.status;
+        assert_eq!(status, 200);
+        let token = sent(&shown(&upstream));
+        (token != first).then_some(token)
+    })
+    .await;
+    assert_eq!(subject(&provider, &second), "4711");
+    assert_eq!(provider.given(), 2, "one refresh");
+
+    // One of somebody else is never sent, and without another one the user signs in there again.
+    id_tokens_live(&provider, 4);
+    let page = account(&mut browser, &gateway).await;
+    browser.submit(&page, &page.form_to("/connections/demo/connect"), &[]).await;
+    provider.set(|script| script.claims["sub"] = "4712".into());
+    eventually(8 * SECOND, || async { call(&gateway, "demo", &demo).await.status == 401 }).await;
+    let refreshes = provider.given();
+    assert_eq!(call(&gateway, "demo", &demo).await.status, 401);
+    assert_eq!(provider.given(), refreshes, "a refresh that brought nothing is not tried again");
+    let subjects = shown(&upstream).into_iter().filter(|token| token.contains('.'));
+    assert!(subjects.map(|token| subject(&provider, &token)).all(|subject| subject == "4711"));
+    provider.set(|script| script.claims["sub"] = "4711".into());
+    id_tokens_live(&provider, 300);
+    let demo = sign_in(&mut browser, &client, "demo").await;
+    assert_eq!(call(&gateway, "demo", &demo).await.tool_text(), "heard");
+    assert!(!upstream.requests.mention(&demo.access_token));
 }

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 pub(super) use credential::{Credential, CredentialKind};
-pub use credential::{RefreshRotation, TokenEndpointAuthMethod};
+pub use credential::{InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
 pub(super) use oauth_server::{Cimd, OauthServer, SigningKey, StaticClient};

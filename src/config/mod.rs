@@ -33,7 +33,8 @@ pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbou
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine};
 pub use credential::{Credential, OauthCredential};
 pub use file::{
-    AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, RefreshRotation, TokenEndpointAuthMethod,
+    AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, InjectedToken, RefreshRotation,
+    TokenEndpointAuthMethod,
 };
 pub use limits::Limits;
 pub use login::{Login, User};

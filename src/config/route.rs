@@ -133,7 +133,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             if credential.is_of_user() {
                 require_sign_in(check, &key, &trusted_issuers, around.login);
             }
-            if let Credential::UpstreamInject(provider) = &credential {
+            if let Credential::UpstreamInject(provider, _) = &credential {
                 require_provider(check, &key, &trusted_issuers, provider);
             }
             let name = entry.name.clone();

@@ -77,13 +77,16 @@ impl Connections {
                 Err(Unresolved::NeedsUser { incarnation: incarnation.clone() })
             }
             Known::Token(token) => {
-                if slot.has_refused(token) || token.dead_at.is_some_and(|end| now >= end) {
+                let Some(sendable) = token.sendable(route, now) else {
+                    return Err(token.needs_user());
+                };
+                if slot.has_refused(token) || sendable.is_dead(now) {
                     return Box::pin(self.renewed(&slot, caller, route, &known, token, now)).await;
                 }
-                if token.refreshable && token.refresh_at.is_some_and(|at| now >= at) {
+                if token.refreshable && sendable.is_due(now) {
                     self.renew_ahead(&slot, route, token.outdated(), now);
                 }
-                token.released(caller, route, &slot.key, Act::Inject)
+                token.released(sendable, caller, route, &slot.key, Act::Inject)
             }
         }
     }
@@ -224,19 +227,20 @@ impl Connections {
         if let Some(retry_after) = slot.quiet(&outdated, now) {
             return Err(Unresolved::Unavailable { retry_after });
         }
-        let needs_user = || Unresolved::NeedsUser { incarnation: Some(Arc::clone(&token.incarnation)) };
         match self.connector.renew(route, &slot.key, &outdated).await {
             Renewed::Tokens(tokens) => match &*slot.replace(before, Known::of(&tokens.0, &tokens.1)) {
-                Known::Token(newer) if newer.is_covered_by(&outdated) => Err(needs_user()),
-                Known::Token(newer) if newer.dead_at.is_none_or(|end| now < end) => {
-                    newer.released(caller, route, &slot.key, Act::Refresh)
-                }
-                Known::Token(_) => Err(Unresolved::Unavailable { retry_after: RETRY }),
-                _ => Err(needs_user()),
+                Known::Token(newer) if !newer.is_covered_by(&outdated) => match newer.sendable(route, now) {
+                    Some(sendable) if sendable.is_dead(now) => {
+                        Err(Unresolved::Unavailable { retry_after: RETRY })
+                    }
+                    Some(sendable) => newer.released(sendable, caller, route, &slot.key, Act::Refresh),
+                    None => Err(token.needs_user()),
+                },
+                _ => Err(token.needs_user()),
             },
             Renewed::NeedsUser => {
                 slot.replace(before, Known::NeedsUser { incarnation: Some(Arc::clone(&token.incarnation)) });
-                Err(needs_user())
+                Err(token.needs_user())
             }
             Renewed::Later { retry_after } => {
                 slot.be_quiet(outdated, now + retry_after);

@@ -3,12 +3,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderValue, header};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::window::{spread, window};
 use super::{Credential, Put, Source, Unresolved};
 use crate::authn::{Caller, Reach};
-use crate::config;
+use crate::config::{self, InjectedToken};
 use crate::oauth::client::refresh::Outdated;
 use crate::route::Route;
 use crate::store::record::Tokens;
@@ -25,7 +25,8 @@ pub(super) enum Known {
 
 #[derive(Clone)]
 pub(super) struct Token {
-    value: HeaderValue,
+    access: Sendable,
+    id: Option<Sendable>,
     /// What it may do.
     scopes: Vec<String>,
     pub(super) incarnation: Arc<str>,
@@ -33,10 +34,16 @@ pub(super) struct Token {
     pub(super) refreshable: bool,
     /// The upstream has turned it down, at whichever instance.
     pub(super) refused: bool,
+}
+
+/// One of the tokens of a connection.
+#[derive(Clone)]
+pub(super) struct Sendable {
+    value: HeaderValue,
     /// From here on a newer one is fetched in the background.
-    pub(super) refresh_at: Option<SystemTime>,
+    refresh_at: Option<SystemTime>,
     /// From here on it is not sent any more.
-    pub(super) dead_at: Option<SystemTime>,
+    dead_at: Option<SystemTime>,
 }
 
 // === impl Known ===
@@ -47,31 +54,70 @@ impl Known {
         if connection.state == State::NeedsReauth {
             return needs_user;
         }
-        let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {}", tokens.access_token.expose_secret()))
-        else {
+        let spread = spread(&connection.incarnation);
+        let times = tokens.expires_at.map(|end| window(tokens.obtained_at, end, spread));
+        let Some(access) = Sendable::of(&tokens.access_token, times) else {
             return needs_user;
         };
-        value.set_sensitive(true);
-        let spread = spread(&connection.incarnation);
-        let window = tokens.expires_at.map(|end| window(tokens.obtained_at, end, spread));
+        let id = tokens.id_token.as_ref().and_then(|id| {
+            let times = window(id.obtained_at, id.expires_at, spread);
+            Sendable::of(&id.token, Some(times)).map(|sendable| match tokens.obtained_at > times.0 {
+                // A refresh that should have brought a newer one did not.
+                true => Sendable { refresh_at: None, ..sendable },
+                false => sendable,
+            })
+        });
         Self::Token(Token {
-            value,
+            access,
+            id,
             scopes: tokens.scopes.clone(),
             incarnation: connection.incarnation.as_str().into(),
             generation: connection.generation,
             refreshable: tokens.refresh_token.is_some(),
             refused: connection.refused >= connection.generation,
-            refresh_at: window.map(|(refresh_at, _)| refresh_at),
-            dead_at: window.map(|(_, dead_at)| dead_at),
         })
+    }
+}
+
+// === impl Sendable ===
+
+impl Sendable {
+    /// `times`: when it is renewed, and when it is sent no more. `None`: no header can carry it.
+    fn of(token: &SecretString, times: Option<(SystemTime, SystemTime)>) -> Option<Self> {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret())).ok()?;
+        value.set_sensitive(true);
+        Some(Self { value, refresh_at: times.map(|(at, _)| at), dead_at: times.map(|(_, at)| at) })
+    }
+
+    pub(super) fn is_dead(&self, now: SystemTime) -> bool {
+        self.dead_at.is_some_and(|end| now >= end)
+    }
+
+    pub(super) fn is_due(&self, now: SystemTime) -> bool {
+        self.refresh_at.is_some_and(|at| now >= at)
     }
 }
 
 // === impl Token ===
 
 impl Token {
+    /// What this route sends of it. `None`: there is no such token, and no refresh will bring one.
+    pub(super) fn sendable(&self, route: &Route, now: SystemTime) -> Option<&Sendable> {
+        match route.credential {
+            config::Credential::UpstreamInject(_, InjectedToken::Id) => {
+                self.id.as_ref().filter(|id| id.refresh_at.is_some() || !id.is_dead(now))
+            }
+            _ => Some(&self.access),
+        }
+    }
+
     pub(super) fn outdated(&self) -> Outdated {
         Outdated { incarnation: Arc::clone(&self.incarnation), generation: self.generation }
+    }
+
+    /// The user has to be there to get another one.
+    pub(super) fn needs_user(&self) -> Unresolved {
+        Unresolved::NeedsUser { incarnation: Some(Arc::clone(&self.incarnation)) }
     }
 
     pub(super) fn is_covered_by(&self, outdated: &Outdated) -> bool {
@@ -81,6 +127,7 @@ impl Token {
     /// A connection is shared by all clients of its user: one that was let in for less does not get more by way of another.
     pub(super) fn released(
         &self,
+        sendable: &Sendable,
         caller: &Caller,
         route: &Route,
         key: &Arc<str>,
@@ -91,17 +138,17 @@ impl Token {
         let is_missing = |scope: &String| !caller.has_scope(scope) && !route.rules.has_scope(scope);
         match is_asked && self.scopes.iter().any(is_missing) {
             true => Err(Unresolved::NotConsented { scopes: self.scopes.clone() }),
-            false => Ok(self.credential(key, act)),
+            false => Ok(self.credential(sendable, key, act)),
         }
     }
 
-    fn credential(&self, key: &Arc<str>, act: Act) -> Credential {
+    fn credential(&self, sendable: &Sendable, key: &Arc<str>, act: Act) -> Credential {
         let source = Source::Connection {
             key: Arc::clone(key),
             incarnation: Arc::clone(&self.incarnation),
             generation: self.generation,
             refreshable: self.refreshable,
         };
-        Credential { put: Put::Header(header::AUTHORIZATION, self.value.clone()), source, act }
+        Credential { put: Put::Header(header::AUTHORIZATION, sendable.value.clone()), source, act }
     }
 }

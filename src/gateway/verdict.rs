@@ -90,7 +90,7 @@ impl Gateway {
         let connector = &self.authority.connector;
         let verdict = match verdict {
             // What the provider's tokens may do is the operator's and the provider's to say; asking the user changes nothing.
-            Verdict::StepUp { .. } if matches!(target.route.credential, Credential::UpstreamInject(_)) => {
+            Verdict::StepUp { .. } if matches!(target.route.credential, Credential::UpstreamInject(..)) => {
                 Verdict::Pass
             }
             verdict => verdict,

@@ -148,6 +148,13 @@ pub fn issuer_of(token: &str) -> Option<String> {
     jsonwebtoken::dangerous::insecure_decode_claims::<Issuer>(token).ok().map(|claims| claims.iss)
 }
 
+/// What a token says, for who knows that it is genuine without its signature.
+pub fn unverified(token: &str) -> Option<Claims> {
+    ring::install();
+    header(token).ok()?;
+    jsonwebtoken::dangerous::insecure_decode_claims(token).ok()
+}
+
 /// A list of texts, or one.
 pub fn texts(value: Option<&Value>) -> Vec<String> {
     match value {

@@ -69,6 +69,9 @@ pub struct Tokens {
     /// Redeemed for the next access token, where there is one.
     #[serde(serialize_with = "expose_option")]
     pub refresh_token: Option<SecretString>,
+    /// What an identity provider says of the user besides (OpenID Connect Core §2).
+    #[serde(default)]
+    pub id_token: Option<IdToken>,
     /// When the access token ends, as far as we were told.
     pub expires_at: Option<SystemTime>,
     /// When the tokens were received.
@@ -97,6 +100,23 @@ pub struct Tokens {
     /// Whether the last refresh brought another refresh token; `None` before the first.
     #[serde(default)]
     pub rotates: Option<bool>,
+}
+
+/// An ID token, which ends at a time of its own. Never printed.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct IdToken {
+    #[serde(serialize_with = "expose")]
+    pub token: SecretString,
+    pub obtained_at: SystemTime,
+    pub expires_at: SystemTime,
+}
+
+impl IdToken {
+    /// `exp` as in the token: in seconds since 1970.
+    pub fn new(token: SecretString, exp: u64, obtained_at: SystemTime) -> Self {
+        let expires_at = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(exp)).unwrap_or(obtained_at);
+        Self { token, obtained_at, expires_at }
+    }
 }
 
 /// Typed access to a store. Cheap to clone.

@@ -92,7 +92,7 @@ impl Visit<'_> {
             Credential::Header { name, .. } => {
                 ("header", format!("requests to the upstream get the header {name}, the same for everybody"))
             }
-            Credential::UpstreamInject(provider) => (
+            Credential::UpstreamInject(provider, _) => (
                 "upstream_inject",
                 format!(
                     "requests to the upstream get the token that provider {} gave the user",
@@ -119,7 +119,7 @@ impl Visit<'_> {
                     .fact("client_id", oauth.client_id.clone())
                     .fact("has_client_secret", oauth.client_secret.is_some())
             }
-            Credential::UpstreamInject(provider) => step.fact("issuer", provider.issuer.as_str()),
+            Credential::UpstreamInject(provider, _) => step.fact("issuer", provider.issuer.as_str()),
             Credential::None | Credential::Header { .. } => step,
         }
     }
@@ -227,7 +227,7 @@ impl Visit<'_> {
                 self.fail_last("write `credential.kind: oauth`, or `header` with what the upstream wants");
             }
             (Credential::None, Probe::Open) => return "the upstream asks for no token".into(),
-            (Credential::UpstreamInject(provider), _) => return injected(provider),
+            (Credential::UpstreamInject(provider, _), _) => return injected(provider),
             (_, Probe::Open) => {
                 return "the upstream asks for no token; the credential of the route was not sent".into();
             }

@@ -1,7 +1,7 @@
-//! `kind: upstream_inject`: the name of an identity provider → the provider.
+//! `kind: upstream_inject`: the name of an identity provider → the provider, and which of its tokens.
 
 use super::super::checked::Checker;
-use super::super::file;
+use super::super::file::{self, InjectedToken};
 use super::super::login::Login;
 use super::super::report::Key;
 use super::{Credential, provider};
@@ -13,5 +13,5 @@ pub(super) fn check(
     login: &Login,
 ) -> Option<Credential> {
     let provider = provider(check, &key.child("provider"), written.provider.as_deref(), login)?;
-    Some(Credential::UpstreamInject(provider))
+    Some(Credential::UpstreamInject(provider, written.token.unwrap_or(InjectedToken::Access)))
 }

@@ -10,7 +10,7 @@ use http::HeaderName;
 use secrecy::SecretString;
 
 use super::checked::Checker;
-use super::file::{self, CredentialKind};
+use super::file::{self, CredentialKind, InjectedToken};
 use super::login::Login;
 use super::oidc::IdentityProvider;
 use super::report::Key;
@@ -30,8 +30,8 @@ pub enum Credential {
     },
     /// Each user's own token.
     Oauth(OauthCredential),
-    /// The access token that this provider gave when the user signed in.
-    UpstreamInject(Arc<IdentityProvider>),
+    /// A token that this provider gave when the user signed in.
+    UpstreamInject(Arc<IdentityProvider>, InjectedToken),
 }
 
 /// What the check of a credential looks at beside the credential.
@@ -49,7 +49,7 @@ impl Credential {
             Self::None => CredentialKind::None,
             Self::Header { .. } => CredentialKind::Header,
             Self::Oauth(_) => CredentialKind::Oauth,
-            Self::UpstreamInject(_) => CredentialKind::UpstreamInject,
+            Self::UpstreamInject(..) => CredentialKind::UpstreamInject,
         };
         kind.word()
     }
@@ -57,7 +57,7 @@ impl Credential {
     /// Whether each user has one of their own, and has to be there in person to get it.
     #[must_use]
     pub fn is_of_user(&self) -> bool {
-        matches!(self, Self::Oauth(_) | Self::UpstreamInject(_))
+        matches!(self, Self::Oauth(_) | Self::UpstreamInject(..))
     }
 }
 
@@ -84,7 +84,7 @@ pub(super) fn check(
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
     use CredentialKind::{Header, Oauth, UpstreamInject};
-    let keys: [(&str, bool, &[CredentialKind]); 15] = [
+    let keys: [(&str, bool, &[CredentialKind]); 16] = [
         ("name", written.name.is_some(), &[Header]),
         ("value", written.value.is_some(), &[Header]),
         ("format", written.format.is_some(), &[Header]),
@@ -100,6 +100,7 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("refresh_rotation", written.refresh_rotation.is_some(), &[Oauth]),
         ("profile", written.profile.is_some(), &[Oauth]),
         ("provider", written.provider.is_some(), &[UpstreamInject]),
+        ("token", written.token.is_some(), &[UpstreamInject]),
     ];
     for (name, _, kinds) in
         keys.into_iter().filter(|(_, is_written, kinds)| *is_written && !kinds.contains(&kind))

@@ -11,12 +11,15 @@ use super::Secret;
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Credential {
-    /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: the access token that the user's identity
+    /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: a token that the user's identity
     /// provider gave when they signed in here. `header`: one fixed header. `none`: nothing. Default: `oauth`.
     pub(in crate::config) kind: Option<CredentialKind>,
     /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
     /// `offline_access` in that entry.
     pub(in crate::config) provider: Option<String>,
+    /// `upstream_inject`: which of its tokens: `access`, or `id` for the ID token. Most providers give a newer ID token with a refresh; where
+    /// one does not, the user signs in there again once it has ended. Default: `access`.
+    pub(in crate::config) token: Option<InjectedToken>,
     /// `header`: name of the header.
     pub(in crate::config) name: Option<String>,
     /// `header`: the secret.
@@ -71,6 +74,14 @@ impl CredentialKind {
             Self::None => "none",
         }
     }
+}
+
+/// Tokens that an identity provider gives at sign-in.
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum InjectedToken {
+    Access,
+    Id,
 }
 
 /// How an authorization server takes a refresh token that was used before.

@@ -296,6 +296,7 @@ fn tokens(response: TokenResponse, pending: &Pending, profile: &Profile, now: Sy
     Tokens {
         access_token: response.access_token,
         refresh_token: response.refresh_token,
+        id_token: None,
         expires_at: response.expires_in.map(|lifetime| now + lifetime),
         obtained_at: now,
         connected_at: Some(now),
@@ -348,6 +349,7 @@ mod tests {
             let response = TokenResponse {
                 access_token: "a".into(),
                 refresh_token: None,
+                id_token: None,
                 expires_in: None,
                 scope: said.map(words),
                 usable: true,

@@ -165,6 +165,7 @@ impl Providers {
         let mut claims =
             self.keys.verify(jwks_uri, &policy, id_token.expose_secret(), &expected, now).await?;
         check(provider, &claims, begun)?;
+        let tokens = tokens.map(|tokens| tokens.with_id_token(&id_token, claims.exp, now));
         let lacks_proof = lacks_proof(provider, &claims);
         if lacks_proof || !claims.rest.contains_key(&provider.name_claim) {
             let asked = self.ask_for_more(provider, &metadata, tokens.as_ref(), &mut claims).await;
@@ -329,6 +330,7 @@ impl Providers {
             Outcome::Success(response) if response.usable => Some(ProviderTokens {
                 response,
                 scopes: provider.scopes.clone(),
+                id_token: None,
                 client,
                 token_endpoint: metadata.token_endpoint.clone(),
                 revocation_endpoint: metadata.revocation_endpoint.clone(),

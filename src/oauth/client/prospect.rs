@@ -144,7 +144,7 @@ impl Connector {
     ) -> Result<Prospect, DiscoverError> {
         let oauth = match &route.credential {
             Credential::Oauth(oauth) => oauth,
-            Credential::UpstreamInject(provider) => {
+            Credential::UpstreamInject(provider, _) => {
                 return Ok(self.prospect_at_provider(provider, route, user, anew).await);
             }
             Credential::None | Credential::Header { .. } => return Ok(Prospect::NotNeeded),

@@ -12,20 +12,30 @@ use super::register::{RegisterError, Registration};
 use super::registration::by_id;
 use super::token::TokenResponse;
 use super::{Connector, connection_key, issuer_key, key_at};
-use crate::config::{Credential, IdentityProvider};
+use crate::config::{Credential, IdentityProvider, InjectedToken};
 use crate::route::{Route, provider_place, provider_policy};
 use crate::store::State;
-use crate::store::record::{RecordError, Tokens};
+use crate::store::record::{IdToken, RecordError, Tokens};
 
 /// What came with an ID token.
 pub struct ProviderTokens {
     /// Always usable.
     pub response: TokenResponse,
     pub scopes: Vec<String>,
+    /// Verified.
+    pub id_token: Option<IdToken>,
     /// Us, as the provider knows us.
     pub client: Registration,
     pub token_endpoint: String,
     pub revocation_endpoint: Option<String>,
+}
+
+impl ProviderTokens {
+    /// `exp`: when it ends, in seconds since 1970.
+    pub fn with_id_token(mut self, token: &SecretString, exp: u64, now: SystemTime) -> Self {
+        self.id_token = Some(IdToken::new(token.clone(), exp, now));
+        self
+    }
 }
 
 impl Connector {
@@ -39,7 +49,8 @@ impl Connector {
         now: SystemTime,
     ) -> Result<(), ConnectError> {
         let key = key_at(&provider_place(&provider.issuer), user);
-        let ProviderTokens { response, scopes, client, token_endpoint, revocation_endpoint } = tokens;
+        let ProviderTokens { response, scopes, id_token, client, token_endpoint, revocation_endpoint } =
+            tokens;
         let registration = by_id(&issuer_key(&provider.issuer), &client.client_id);
         self.remember_client(&registration, &client).await?;
         let refresh_token = match response.refresh_token {
@@ -49,6 +60,7 @@ impl Connector {
         let tokens = Tokens {
             access_token: response.access_token,
             refresh_token,
+            id_token,
             expires_at: response.expires_in.map(|lifetime| now + lifetime),
             obtained_at: now,
             connected_at: Some(now),
@@ -75,7 +87,7 @@ impl Connector {
         user: &str,
     ) -> Result<bool, RecordError> {
         let key = key_at(&provider_place(&provider.issuer), user);
-        let credential = Credential::UpstreamInject(Arc::new(provider.clone()));
+        let credential = Credential::UpstreamInject(Arc::new(provider.clone()), InjectedToken::Access);
         self.end(&key, user, &shown(provider), &provider_policy(provider), &credential).await
     }
 

@@ -95,7 +95,7 @@ impl Connector {
                     ..stored
                 }
             }
-            Credential::UpstreamInject(provider)
+            Credential::UpstreamInject(provider, _)
                 if provider.issuer == issuer && provider.client_id == stored.client_id =>
             {
                 Registration {
@@ -183,7 +183,7 @@ impl Connector {
     ) -> bool {
         let of_today = match credential {
             Credential::Oauth(oauth) => oauth.client_id.as_ref().map(|id| (id, oauth.client_secret.as_ref())),
-            Credential::UpstreamInject(provider) => {
+            Credential::UpstreamInject(provider, _) => {
                 Some((&provider.client_id, provider.client_secret.as_ref()))
             }
             Credential::None | Credential::Header { .. } => return false,

@@ -175,6 +175,7 @@ mod tests {
         Tokens {
             access_token: SecretString::from("a"),
             refresh_token: refresh_token.map(SecretString::from),
+            id_token: None,
             expires_at: expires_at.map(at),
             obtained_at: at(1),
             connected_at: Some(at(1)),

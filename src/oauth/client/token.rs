@@ -61,6 +61,8 @@ pub struct TokenResponse {
     pub access_token: SecretString,
     /// Absent on a refresh: the old one stays.
     pub refresh_token: Option<SecretString>,
+    /// As it came (OpenID Connect Core §3.1.3.3).
+    pub id_token: Option<SecretString>,
     /// One second to 24 hours. `None`: the server did not say.
     pub expires_in: Option<Duration>,
     /// `None`: as requested.
@@ -190,6 +192,8 @@ struct Answer {
     #[serde(default)]
     refresh_token: Value,
     #[serde(default)]
+    id_token: Value,
+    #[serde(default)]
     expires_in: Option<Box<RawValue>>,
     #[serde(default)]
     scope: Value,
@@ -246,6 +250,7 @@ fn granted(answer: Answer, wait: Option<Duration>) -> Outcome {
         usable: access_token.is_some(),
         access_token: access_token.unwrap_or_default(),
         refresh_token,
+        id_token: token(answer.id_token, is_printable),
         expires_in: answer.expires_in.as_deref().and_then(lifetime),
         scope: scopes(&answer.scope),
     })

@@ -111,6 +111,7 @@ fn tokens(access: &str) -> Tokens {
     Tokens {
         access_token: SecretString::from(access),
         refresh_token: Some(SecretString::from(format!("refresh-{access}"))),
+        id_token: None,
         expires_at: Some(clock().now() + HOUR),
         obtained_at: clock().now(),
         connected_at: None,

@@ -536,6 +536,7 @@ fn tokens(access: &str) -> Tokens {
     Tokens {
         access_token: access.into(),
         refresh_token: Some(format!("refresh-{access}").into()),
+        id_token: None,
         expires_at: None,
         obtained_at: SystemTime::UNIX_EPOCH,
         connected_at: None,

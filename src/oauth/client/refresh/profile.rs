@@ -105,6 +105,7 @@ mod tests {
         let tokens = Tokens {
             access_token: SecretString::from("a1"),
             refresh_token: Some(SecretString::from("r1")),
+            id_token: None,
             expires_at: Some(now + HOUR),
             obtained_at: now,
             connected_at: None,

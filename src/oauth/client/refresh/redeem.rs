@@ -1,7 +1,7 @@
 //! What an owner does: tell the store that the refresh token leaves, send it, put the answer away, and tell the store
 //! what has come of it.
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::time::Instant;
@@ -9,13 +9,14 @@ use tokio::time::Instant;
 use super::event::{self, Step};
 use super::{BACKOFF, LEASE, POLL, Renewed};
 use crate::failpoint;
+use crate::jose;
 use crate::oauth::client::Connector;
 use crate::oauth::client::connect::{CONNECTION_TTL, profile_of};
 use crate::oauth::client::register::Registration;
 use crate::oauth::client::token::{self, Outcome, Presented, TokenResponse};
 use crate::route::Route;
 use crate::store::journal::Prepared;
-use crate::store::record::{Records, Tokens};
+use crate::store::record::{IdToken, Records, Tokens};
 use crate::store::{Attempt, Committed, Connection, Phase, Release, Released};
 
 /// Later than that after the acquisition nothing is sent any more: with the eight seconds that the authorization server
@@ -289,11 +290,11 @@ async fn offer(records: Records, prepared: Prepared) {
 
 /// The tokens after a refresh: what the answer leaves out stays (RFC 6749 §6). An access token that cannot be sent
 /// counts as long expired, so that the old one is not sent either, but the refresh token beside it is kept.
-fn merged(old: Tokens, response: TokenResponse, now: std::time::SystemTime) -> Tokens {
+fn merged(old: Tokens, response: TokenResponse, now: SystemTime) -> Tokens {
     let expires_at = if response.usable {
         response.expires_in.map(|lifetime| now + lifetime)
     } else {
-        Some(std::time::UNIX_EPOCH)
+        Some(SystemTime::UNIX_EPOCH)
     };
     let replaced = |old: &SecretString| {
         response.refresh_token.as_ref().is_some_and(|new| new.expose_secret() != old.expose_secret())
@@ -305,6 +306,27 @@ fn merged(old: Tokens, response: TokenResponse, now: std::time::SystemTime) -> T
         expires_at,
         obtained_at: now,
         scopes: response.scope.unwrap_or(old.scopes),
+        id_token: old.id_token.map(|old| newer_id_token(old, response.id_token, now)),
         ..old
+    }
+}
+
+/// The ID token after a refresh: what the answer says of the same user, from the same issuer and for us (OpenID Connect
+/// Core §12.2), or else the one that there is. It has come straight from its issuer, by the connection that the refresh
+/// token went to, and so needs no look at its signature (§3.1.3.7).
+fn newer_id_token(old: IdToken, given: Option<SecretString>, now: SystemTime) -> IdToken {
+    let claims = |token: &SecretString| jose::unverified(token.expose_secret());
+    let (Some(given), Some(known)) = (given, claims(&old.token)) else {
+        return old;
+    };
+    let same = claims(&given).filter(|new| {
+        (&new.iss, &new.sub) == (&known.iss, &known.sub) && new.audiences().eq(known.audiences())
+    });
+    match same {
+        Some(claims) => IdToken::new(given, claims.exp, now),
+        None => {
+            tracing::warn!(target: "postern::refresh", issuer = %known.iss, "an ID token of somebody else came with a refresh");
+            old
+        }
     }
 }
