@@ -2,6 +2,7 @@
 use std::time::SystemTime;
 
 use crate::oauth::client::standing::{Outage, Standing, State, Wanted};
+use crate::oauth::client::user_key::header_of;
 use crate::oauth::server::{Authority, Snapshot};
 use crate::route::Route;
 use crate::store::record::RecordError;
@@ -26,8 +27,17 @@ pub async fn list<'a>(
     Ok(listed)
 }
 
-/// A state in a sentence or two for its user.
-pub fn words(state: State) -> String {
+impl Listed<'_> {
+    /// The state in a sentence or two for its user.
+    pub fn words(&self) -> String {
+        match header_of(self.route) {
+            Some(_) => words_of_key(self.standing.state),
+            None => words(self.standing.state),
+        }
+    }
+}
+
+fn words(state: State) -> String {
     let words = match state {
         State::NotNeeded => "Needs no connection of your own.",
         State::NotConnected => "Not connected. Connect now, or when an application needs it.",
@@ -48,6 +58,19 @@ pub fn words(state: State) -> String {
         State::Unavailable(Outage::Silence) => {
             "It did not answer when it was asked a moment ago. Please try again in a minute."
         }
+    };
+    words.to_owned()
+}
+
+/// The same where the user hands over a secret.
+fn words_of_key(state: State) -> String {
+    let words = match state {
+        State::Connected | State::Expires(_) => "Your key is kept here.",
+        State::NeedsSignIn(_) => {
+            "The server does not take the key that you have entered here. Enter another one."
+        }
+        State::NotConnected | State::Unavailable(_) => "Needs a key of yours.",
+        State::NotNeeded => return words(state),
     };
     words.to_owned()
 }

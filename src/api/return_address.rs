@@ -5,7 +5,7 @@ use url::Url;
 use crate::oauth::server::Snapshot;
 
 /// Longer ones are refused.
-const LONGEST: usize = 2048;
+const LONGEST: usize = 8 * 1024;
 
 /// The address is none of those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -53,7 +53,10 @@ impl ReturnAddress {
 fn is_page(snapshot: &Snapshot, path: &str) -> bool {
     let is_route =
         |name: &str| snapshot.routes.by_name(name).is_some_and(|route| route.credential.is_of_user());
-    matches!(path, "/" | "/connections") || path.strip_prefix("/connections/").is_some_and(is_route)
+    // The authorization request is checked there as if it came from anywhere.
+    matches!(path, "/" | "/connections")
+        || path.starts_with("/oauth/authorize?")
+        || path.strip_prefix("/connections/").is_some_and(is_route)
 }
 
 fn is_of_origin(allowed: &[String], asked: &str) -> bool {

@@ -35,6 +35,9 @@ pub struct Trail {
     pub failed: Vec<Failed>,
     /// Sign in there last, since that begins another session: the provider, and a route that injects its tokens.
     pub sign_in: Option<(String, String)>,
+    /// Routes that the user has to hand over a secret for, each on a page of its own.
+    #[serde(default)]
+    pub keys: Vec<String>,
 }
 
 /// A route that is not connected.
@@ -64,7 +67,7 @@ pub enum Onward {
     /// To an authorization server.
     Away(String),
     /// There is nothing left.
-    End(Trail),
+    End(Box<Trail>),
 }
 
 impl Trail {
@@ -82,8 +85,8 @@ impl Trail {
             }
         }
         let return_to = return_to.map(|address| address.as_str().to_owned());
-        let (done, failed) = (Vec::new(), Vec::new());
-        Self { home, return_to, anew, at: None, left, done, failed, sign_in: None }
+        let (done, failed, keys) = (Vec::new(), Vec::new(), Vec::new());
+        Self { home, return_to, anew, at: None, left, done, failed, sign_in: None, keys }
     }
 
     /// The trail that an authorization was begun for, if it was.
@@ -153,7 +156,7 @@ impl Trail {
                 }
             }
         }
-        Onward::End(self)
+        Onward::End(Box::new(self))
     }
 
     /// Where the user is still to go stays; the rest is done, or failed.
@@ -162,6 +165,7 @@ impl Trail {
             Ok(Prospect::Needed(_)) => self.left.push_back(name),
             Ok(Prospect::NotNeeded | Prospect::Connected { .. }) => self.done.push(name),
             Ok(Prospect::SignIn(provider)) => self.sign_in = Some((provider, name)),
+            Ok(Prospect::Key) => self.keys.push(name),
             Ok(Prospect::NotTheirs) => self.fails(name, Why::NotTheirs),
             Ok(Prospect::Unexplained) => self.fails(name, Why::Broken),
             Ok(Prospect::Unknown) => self.fails(name, Why::Unavailable),

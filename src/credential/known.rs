@@ -15,6 +15,8 @@ use crate::store::record::Tokens;
 use crate::store::{Connection, State};
 use crate::telemetry::audit::Act;
 
+const BEARER: &str = "Bearer ";
+
 /// What we know of a connection.
 pub(super) enum Known {
     Unknown,
@@ -84,9 +86,21 @@ impl Known {
 impl Sendable {
     /// `times`: when it is renewed, and when it is sent no more. `None`: no header can carry it.
     fn of(token: &SecretString, times: Option<(SystemTime, SystemTime)>) -> Option<Self> {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", token.expose_secret())).ok()?;
+        let mut value = HeaderValue::try_from([BEARER, token.expose_secret()].concat()).ok()?;
         value.set_sensitive(true);
         Some(Self { value, refresh_at: times.map(|(at, _)| at), dead_at: times.map(|(_, at)| at) })
+    }
+
+    /// In the header that the route wants.
+    fn put(&self, route: &Route) -> Put {
+        let config::Credential::UserHeader(header) = &route.credential else {
+            return Put::Header(header::AUTHORIZATION, self.value.clone());
+        };
+        let secret = self.value.to_str().ok().and_then(|value| value.strip_prefix(BEARER));
+        match secret.and_then(|secret| header.value(secret)) {
+            Some(value) => Put::Header(header.name.clone(), value),
+            None => Put::Nothing,
+        }
     }
 
     pub(super) fn is_dead(&self, now: SystemTime) -> bool {
@@ -138,17 +152,17 @@ impl Token {
         let is_missing = |scope: &String| !caller.has_scope(scope) && !route.rules.has_scope(scope);
         match is_asked && self.scopes.iter().any(is_missing) {
             true => Err(Unresolved::NotConsented { scopes: self.scopes.clone() }),
-            false => Ok(self.credential(sendable, key, act)),
+            false => Ok(self.credential(sendable, route, key, act)),
         }
     }
 
-    fn credential(&self, sendable: &Sendable, key: &Arc<str>, act: Act) -> Credential {
+    fn credential(&self, sendable: &Sendable, route: &Route, key: &Arc<str>, act: Act) -> Credential {
         let source = Source::Connection {
             key: Arc::clone(key),
             incarnation: Arc::clone(&self.incarnation),
             generation: self.generation,
             refreshable: self.refreshable,
         };
-        Credential { put: Put::Header(header::AUTHORIZATION, sendable.value.clone()), source, act }
+        Credential { put: sendable.put(route), source, act }
     }
 }

@@ -166,7 +166,7 @@ impl Credentials {
             config::Credential::None => Ok(Credential::nothing(Source::None)),
             config::Credential::Header { .. } => Ok(Credential::fixed(route)),
             config::Credential::Oauth(_) => self.connections.resolve(ask).await,
-            config::Credential::UpstreamInject(..) => {
+            config::Credential::UserHeader(_) | config::Credential::UpstreamInject(..) => {
                 let resolved = self.connections.resolve(ask).await?;
                 match resolved.source {
                     // The upstream is never called for somebody who has no token.

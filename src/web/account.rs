@@ -7,6 +7,7 @@ use axum::Form;
 use axum::extract::{Extension, FromRequest, FromRequestParts, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
+use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::browser::{is_same, is_same_origin};
@@ -30,6 +31,9 @@ pub struct Fields {
     /// Which session, where one is meant.
     #[serde(default)]
     session: String,
+    /// The user's own secret for a server.
+    #[serde(default)]
+    pub key: SecretString,
     /// Whether to connect although that is the case already.
     #[serde(default)]
     pub anew: String,

@@ -10,6 +10,7 @@ use super::connections;
 use super::identity::sign_in_at;
 use super::session::SignedIn;
 use super::{About, Shared, Web, moved, page, pages, see_other, way_back};
+use crate::api::return_address::ReturnAddress;
 use crate::api::trail::Trail;
 use crate::oauth::client::connect::{CallbackError, Returning};
 use crate::oauth::server::authorize::{Prepared, Question, Refused, SIGNED_IN_AGAIN, prepare, validate};
@@ -53,6 +54,10 @@ pub async fn authorize(
             Prepared::SignIn(provider) => {
                 let back = format!("/oauth/authorize?{query}&{SIGNED_IN_AGAIN}=1");
                 see_other(&sign_in_at(&provider, &back))
+            }
+            Prepared::Key(route) => {
+                let back = ReturnAddress::Page(format!("/oauth/authorize?{query}"));
+                see_other(&connections::page_of(&route, Some(&back)))
             }
         })
     };

@@ -3,6 +3,7 @@
 use axum::extract::{Extension, Path, Query, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
+use secrecy::ExposeSecret;
 use serde::Deserialize;
 
 use super::account::{self, Acting, Fields, date, later, nothing, too_many};
@@ -12,13 +13,15 @@ use super::pages::connections::{
 };
 use super::session::SignedIn;
 use super::{About, Shared, Web, link, moved, page, see_other};
-use crate::api::connections::{Listed, list, words};
+use crate::api::connections::{Listed, list};
 use crate::api::return_address::{self, ReturnAddress};
 use crate::api::trail::{Onward, Trail, Why};
 use crate::oauth::client::connect::ConnectError;
 use crate::oauth::client::standing::{Outage, State as Stands};
+use crate::oauth::client::user_key::{self, header_of};
 use crate::oauth::server::params::with_query;
 use crate::oauth::server::redirect;
+use crate::route::Route;
 
 #[derive(Deserialize)]
 pub struct Wish {
@@ -61,7 +64,19 @@ pub async fn show(
     if !web.limits.authorization(user) {
         return too_many();
     }
-    let Ok(standing) = web.authority.connector.standing(route, user).await else { return later() };
+    one(&web, &session, route, asked.as_ref(), None).await
+}
+
+/// The page of one server. `error`: what is wrong with what was entered there.
+async fn one(
+    web: &Web,
+    session: &SignedIn,
+    route: &Route,
+    asked: Option<&ReturnAddress>,
+    error: Option<String>,
+) -> Response {
+    let standing = web.authority.connector.standing(route, &session.browser.user).await;
+    let Ok(standing) = standing else { return later() };
     let listed = Listed { route, standing };
     let is_ready =
         matches!(listed.standing.state, Stands::Connected | Stands::Expires(_) | Stands::NotNeeded);
@@ -70,10 +85,33 @@ pub async fn show(
         user: &session.name,
         server: shown(&listed),
         is_ready,
-        return_to: asked.as_ref().map(ReturnAddress::as_str),
-        return_label: asked.as_ref().map(way_back).unwrap_or_default(),
+        return_to: asked.map(ReturnAddress::as_str),
+        return_label: asked.map(way_back).unwrap_or_default(),
+        hint: header_of(route).and_then(|header| header.hint.as_deref()),
+        error: error.as_deref(),
     };
-    Html(one_server(&page)).into_response()
+    let status = if error.is_some() { StatusCode::BAD_REQUEST } else { StatusCode::OK };
+    (status, Html(one_server(&page))).into_response()
+}
+
+/// `POST /connections/{route}/key`: the user's own secret for this server.
+pub async fn hand_over(
+    State(web): Shared,
+    Path(name): Path<String>,
+    Acting { about, session, fields }: Acting,
+) -> Response {
+    let Some(route) = about.snapshot.routes.by_name(&name) else { return nothing() };
+    let Some(header) = header_of(route) else { return nothing() };
+    let Ok(asked) = return_address::asked(&about.snapshot, &fields.return_to) else { return no_way_back() };
+    let key = match user_key::read(header, fields.key.expose_secret()) {
+        Ok(key) => key,
+        Err(error) => return one(&web, &session, route, asked.as_ref(), Some(error.to_string())).await,
+    };
+    let now = web.authority.clock.now();
+    match web.authority.connector.keep_user_key(route, &session.browser.user, key, now).await {
+        Ok(()) => moved(&asked.map_or_else(|| page_of(&name, None), |address| address.as_str().to_owned())),
+        Err(_) => later(),
+    }
 }
 
 /// `POST /connections/{what}`: what is about no server in particular. One may have such a name, so these are no
@@ -158,15 +196,13 @@ pub async fn came_back(
 /// There is nothing left to connect: where the user wanted to go, or what failed. `go` takes the browser there.
 fn ended(about: &About, trail: &Trail, go: impl Fn(&str) -> Response) -> Response {
     let return_to = trail.return_to(&about.snapshot);
-    let (onward, label) = match (&trail.sign_in, &return_to) {
-        (Some(_), _) => {
-            (last_sign_in(trail, return_to.as_ref()).unwrap_or_default(), "Sign in again".to_owned())
-        }
+    let (onward, label) = match (last_step(trail, return_to.as_ref()), &return_to) {
+        (Some((path, label)), _) => (path, label.to_owned()),
         (None, Some(address)) => (address.as_str().to_owned(), way_back(address)),
         (None, None) => (trail.home.clone(), "Your connections".to_owned()),
     };
     let Some(first) = trail.failed.first() else { return go(&onward) };
-    if let (None, Some(ReturnAddress::Elsewhere(url))) = (&trail.sign_in, &return_to) {
+    if let (None, Some(ReturnAddress::Elsewhere(url))) = (last_step(trail, None), &return_to) {
         let words = trail.failures();
         return go(&with_query(url, &[("error", first.why.code()), ("error_description", &words)]));
     }
@@ -181,16 +217,19 @@ fn ended(about: &About, trail: &Trail, go: impl Fn(&str) -> Response) -> Respons
     (status, Html(not_connected(&page))).into_response()
 }
 
-/// Where the user signs in again at the provider whose tokens are wanted. The way on from there is a page of ours, which
-/// shows the way back.
-pub fn last_sign_in(trail: &Trail, return_to: Option<&ReturnAddress>) -> Option<String> {
+/// What is left to do here, and what that is called: to hand over a secret, or to sign in again at the provider whose tokens
+/// are wanted. The way on from there is a page of ours, which shows the way back.
+pub fn last_step(trail: &Trail, return_to: Option<&ReturnAddress>) -> Option<(String, &'static str)> {
+    if let Some(route) = trail.keys.first() {
+        return Some((page_of(route, return_to), "Enter your key"));
+    }
     let (provider, route) = trail.sign_in.as_ref()?;
     let next = match return_to {
         Some(ReturnAddress::Page(path)) => path.clone(),
         Some(elsewhere) => page_of(route, Some(elsewhere)),
         None => trail.home.clone(),
     };
-    Some(sign_in_at(provider, &next))
+    Some((sign_in_at(provider, &next), "Sign in again"))
 }
 
 pub fn status(why: Why) -> StatusCode {
@@ -242,7 +281,7 @@ pub fn shown<'a>(listed: &'a Listed<'a>) -> Server<'a> {
     Server {
         name: &route.name,
         resource: &route.resource,
-        words: words(standing.state),
+        words: listed.words(),
         mood,
         held: held.map(|held| Held {
             since: date(held.since),
@@ -250,6 +289,7 @@ pub fn shown<'a>(listed: &'a Listed<'a>) -> Server<'a> {
             scopes: &held.scopes,
         }),
         offer,
+        is_key: header_of(route).is_some(),
         // What cannot be read is there all the same.
         can_disconnect: held.is_some() || matches!(standing.state, Stands::NeedsSignIn(_)),
     }

@@ -13,11 +13,11 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::browser::{is_same, is_same_origin};
-use super::connections::{last_sign_in, page_of, status};
+use super::connections::{last_step, page_of, status};
 use super::endpoints::is_type;
 use super::session::SignedIn;
 use super::{About, Shared, Web};
-use crate::api::connections::{Listed, list, words};
+use crate::api::connections::{Listed, list};
 use crate::api::return_address;
 use crate::api::trail::{Onward, Trail};
 use crate::oauth::client::standing::State as Stands;
@@ -198,7 +198,7 @@ fn document(about: &About, listed: &Listed<'_>) -> Value {
         "route": route.name,
         "resource": route.resource,
         "state": standing.state.name(),
-        "description": words(standing.state),
+        "description": listed.words(),
         "scopes": held.map(|held| held.scopes.as_slice()).unwrap_or_default(),
         "issuer": held.map(|held| held.issuer.as_str()),
         "since": held.map(|held| time(held.since)),
@@ -298,8 +298,8 @@ impl Web {
             Onward::End(trail) => trail,
         };
         let Some(first) = trail.failed.first() else {
-            return Ok(match last_sign_in(&trail, trail.return_to(snapshot).as_ref()) {
-                Some(path) => json!({"authorization_url": format!("{}{path}", snapshot.issuer())}),
+            return Ok(match last_step(&trail, trail.return_to(snapshot).as_ref()) {
+                Some((path, _)) => json!({"authorization_url": format!("{}{path}", snapshot.issuer())}),
                 None => json!({"state": "connected", "connected": trail.done}),
             });
         };

@@ -140,6 +140,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>, providers: Arc<P
         .route("/connections", get(account::show))
         .route("/connections/{route}", get(connections::show).post(connections::act))
         .route("/connections/{route}/connect", post(connections::connect))
+        .route("/connections/{route}/key", post(connections::hand_over))
         .route("/connections/{route}/disconnect", post(connections::disconnect))
         .route("/oauth/authorize", get(authorize::authorize))
         .route("/oauth/consent", post(authorize::consent))

@@ -155,13 +155,20 @@ async function elsewhere(person, { binary, directory, defer }) {
     allow_private: true,
   };
   const dashboard = { client_id: 'dashboard', client_name: 'Team dashboard', redirect_uris: [uri] };
-  const route = (name, kind) => ({
+  const route = (name, credential) => ({
     name,
     path: `/${name}`,
     upstream: { url: `http://127.0.0.1:${port}/mcp`, allow_private: true },
-    credential: { kind },
+    credential,
   });
-  const routes = [route('demo', 'none'), route('files', 'oauth'), route('mail', 'oauth')];
+  const hint = 'Open your profile at https://wiki.example.com/profile and make a key there.';
+  const key = { kind: 'header', per_user: true, name: 'x-api-key', hint };
+  const routes = [
+    route('demo', { kind: 'none' }),
+    route('files', { kind: 'oauth' }),
+    route('mail', { kind: 'oauth' }),
+    route('wiki', key),
+  ];
   const gateway = await startPostern({
     binary,
     directory,
@@ -186,6 +193,16 @@ async function elsewhere(person, { binary, directory, defer }) {
   await person.look('consent-listed-client', /^Allow “Team dashboard” to use demo\?$/);
   await person.press('Allow');
   await person.at(uri);
+  await person.open(`${gateway.origin}/connections/wiki?return_to=/connections`);
+  await person.look('key-wanted', /^Your connection to wiki$/);
+  await person.fill('Your key for wiki', 'two words');
+  await person.press('Keep');
+  await person.look('key-that-is-none', /^Your connection to wiki$/, 400);
+  await person.fill('Your key for wiki', 'k-0123456789');
+  await person.press('Keep');
+  await person.look('connections-with-a-key', /^Your connections$/);
+  await person.open(`${gateway.origin}/connections/wiki`);
+  await person.look('key-kept', /^Your connection to wiki$/);
   await person.open(`${gateway.origin}/connections`);
   await person.look('connections-missing', /^Your connections$/);
   await person.press('Connect all 2 that are missing');

@@ -92,6 +92,10 @@ impl Visit<'_> {
             Credential::Header { name, .. } => {
                 ("header", format!("requests to the upstream get the header {name}, the same for everybody"))
             }
+            Credential::UserHeader(header) => (
+                "header",
+                format!("requests to the upstream get the header {}, with the user's own key", header.name),
+            ),
             Credential::UpstreamInject(provider, _) => (
                 "upstream_inject",
                 format!(
@@ -120,7 +124,7 @@ impl Visit<'_> {
                     .fact("has_client_secret", oauth.client_secret.is_some())
             }
             Credential::UpstreamInject(provider, _) => step.fact("issuer", provider.issuer.as_str()),
-            Credential::None | Credential::Header { .. } => step,
+            Credential::None | Credential::Header { .. } | Credential::UserHeader(_) => step,
         }
     }
 

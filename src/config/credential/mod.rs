@@ -15,6 +15,7 @@ use super::login::Login;
 use super::oidc::IdentityProvider;
 use super::report::Key;
 
+pub use header::UserHeader;
 pub use oauth::OauthCredential;
 
 /// The kinds of credential.
@@ -28,6 +29,8 @@ pub enum Credential {
         /// The whole value of the header; always a valid one.
         value: SecretString,
     },
+    /// One header, with each user's own secret.
+    UserHeader(UserHeader),
     /// Each user's own token.
     Oauth(OauthCredential),
     /// A token that this provider gave when the user signed in.
@@ -47,7 +50,7 @@ impl Credential {
     pub fn word(&self) -> &'static str {
         let kind = match self {
             Self::None => CredentialKind::None,
-            Self::Header { .. } => CredentialKind::Header,
+            Self::Header { .. } | Self::UserHeader(_) => CredentialKind::Header,
             Self::Oauth(_) => CredentialKind::Oauth,
             Self::UpstreamInject(..) => CredentialKind::UpstreamInject,
         };
@@ -57,7 +60,7 @@ impl Credential {
     /// Whether each user has one of their own, and has to be there in person to get it.
     #[must_use]
     pub fn is_of_user(&self) -> bool {
-        matches!(self, Self::Oauth(_) | Self::UpstreamInject(..))
+        matches!(self, Self::UserHeader(_) | Self::Oauth(_) | Self::UpstreamInject(..))
     }
 }
 
@@ -84,10 +87,12 @@ pub(super) fn check(
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
     use CredentialKind::{Header, Oauth, UpstreamInject};
-    let keys: [(&str, bool, &[CredentialKind]); 16] = [
+    let keys: [(&str, bool, &[CredentialKind]); 18] = [
         ("name", written.name.is_some(), &[Header]),
         ("value", written.value.is_some(), &[Header]),
         ("format", written.format.is_some(), &[Header]),
+        ("per_user", written.per_user.is_some(), &[Header]),
+        ("hint", written.hint.is_some(), &[Header]),
         ("client_id", written.client_id.is_some(), &[Oauth]),
         ("client_secret", written.client_secret.is_some(), &[Oauth]),
         ("scopes", written.scopes.is_some(), &[Oauth]),

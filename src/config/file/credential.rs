@@ -12,7 +12,8 @@ use super::Secret;
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Credential {
     /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: a token that the user's identity
-    /// provider gave when they signed in here. `header`: one fixed header. `none`: nothing. Default: `oauth`.
+    /// provider gave when they signed in here. `header`: one header, fixed or with each user's
+    /// own secret. `none`: nothing. Default: `oauth`.
     pub(in crate::config) kind: Option<CredentialKind>,
     /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
     /// `offline_access` in that entry.
@@ -26,6 +27,10 @@ pub(in crate::config) struct Credential {
     pub(in crate::config) value: Option<Secret>,
     /// `header`: text around the secret, like `Bearer {value}`. Default: `{value}`.
     pub(in crate::config) format: Option<String>,
+    /// `header`: each user hands over a secret of their own on their page, `/connections`; there is no `value` then. Default: `false`.
+    pub(in crate::config) per_user: Option<bool>,
+    /// `header` with `per_user`: where users get their secret, a sentence for that page.
+    pub(in crate::config) hint: Option<String>,
     /// `oauth`: client id at the upstream's authorization server. Default: a client metadata document, or registration.
     pub(in crate::config) client_id: Option<String>,
     /// `oauth`: secret of `client_id`.

@@ -29,6 +29,7 @@ pub(crate) mod stub;
 mod tidy;
 pub mod token;
 mod turn;
+pub mod user_key;
 mod visits;
 
 use std::sync::Arc;

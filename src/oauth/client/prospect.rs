@@ -51,6 +51,8 @@ pub enum Prospect {
     Needed(Box<Plan>),
     /// The user has to sign in once more at their identity provider, of this short name.
     SignIn(String),
+    /// The user has to hand over a secret, on the page of the route.
+    Key,
     /// Only people of another identity provider than this user's can use the route.
     NotTheirs,
     /// The upstream is out of reach, so nobody can say.
@@ -147,6 +149,7 @@ impl Connector {
             Credential::UpstreamInject(provider, _) => {
                 return Ok(self.prospect_at_provider(provider, route, user, anew).await);
             }
+            Credential::UserHeader(_) => return Ok(self.prospect_of_key(route, user, anew).await),
             Credential::None | Credential::Header { .. } => return Ok(Prospect::NotNeeded),
         };
         let key = connection_key(user, route);

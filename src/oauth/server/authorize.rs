@@ -96,6 +96,8 @@ pub enum Prepared {
     Allowed(String),
     /// The user has to sign in again first, at the identity provider of this name.
     SignIn(String),
+    /// The user has to hand over a secret first, on the page of this route.
+    Key(String),
 }
 
 /// Why there will be no consent page.
@@ -269,6 +271,7 @@ pub async fn prepare(
                 ))),
             };
         }
+        Prospect::Key => return Ok(Prepared::Key(route.name.clone())),
         Prospect::NotTheirs => {
             return Err(Refused::Page(
                 "This MCP server takes people of another sign-in service. Please sign out here, sign in through that one, and start again.",

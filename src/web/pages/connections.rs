@@ -12,6 +12,8 @@ pub struct Server<'a> {
     pub mood: Mood,
     pub held: Option<Held<'a>>,
     pub offer: Offer,
+    /// The user hands over a secret, and is sent nowhere.
+    pub is_key: bool,
     pub can_disconnect: bool,
 }
 
@@ -53,6 +55,10 @@ pub struct OneServer<'a> {
     pub return_to: Option<&'a str>,
     /// What the way back is called.
     pub return_label: String,
+    /// Where the user's own secret for this server comes from.
+    pub hint: Option<&'a str>,
+    /// What is wrong with the one that was entered.
+    pub error: Option<&'a str>,
 }
 
 /// What came of a way through several authorization servers, where not all went well.
@@ -130,11 +136,14 @@ mod tests {
                     scopes: &scopes,
                 }),
                 offer,
+                is_key: false,
                 can_disconnect: true,
             },
             is_ready,
             return_to,
             return_label: label("app.example\u{202e}<i>"),
+            hint: None,
+            error: None,
         })
     }
 
