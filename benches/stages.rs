@@ -8,22 +8,24 @@
 use std::hint::black_box;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use criterion::{BatchSize, Criterion};
 use futures_util::FutureExt;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use postern::authn::foreign::Foreign;
 use postern::authn::{Caller, authenticate, authenticate_foreign};
 use postern::config::{self, AuditLog, Config, Process};
 use postern::credential::{Ask, Connections, Credential, Credentials};
+use postern::expression::Wanted;
 use postern::jose::sign::{self, SigningKey};
 use postern::mcp::{self, Message};
 use postern::oauth::client::connection_key;
 use postern::oauth::server::access_token::{Claims, Keys};
+use postern::oauth::server::attributes::Attributes;
 use postern::oauth::server::{Authority, Snapshot};
-use postern::policy::Permit;
+use postern::policy::{Asked, Permit, Question, Request};
 use postern::route::{Route, Table, canonical_path};
 use postern::seal::fields;
 use postern::server::foundation::Foundation;
@@ -100,13 +102,15 @@ fn before_the_upstream(criterion: &mut Criterion, gateway: &Gateway) {
     });
     let body = body();
     criterion.bench_function("message, where a rule needs it", |bench| {
-        bench.iter(|| Message::read(black_box(&body)).unwrap());
+        bench.iter(|| Message::read(black_box(&body), &Wanted::default()).unwrap());
     });
     let caller = gateway.caller(&head);
     criterion.bench_function("policy", |bench| {
-        bench.iter(|| policy::permit(black_box(&caller), &gateway.route, None).is_ok());
+        bench.iter(|| {
+            policy::permit(black_box(&question(&caller, &gateway.route, &head)), Asked::Bodiless).0.is_ok()
+        });
     });
-    let permit = policy::permit(&caller, &gateway.route, None).unwrap();
+    let permit = permit(&caller, &gateway.route, &head);
     criterion.bench_function("credential, a connection", |bench| {
         bench.iter(|| gateway.credential(black_box(&permit)));
     });
@@ -141,8 +145,9 @@ fn foreign(criterion: &mut Criterion, gateway: &Gateway, runtime: &Runtime) {
 }
 
 fn after_the_upstream(criterion: &mut Criterion, gateway: &Gateway) {
-    let caller = gateway.caller(&head(&gateway.token));
-    let permit = policy::permit(&caller, &gateway.route, None).unwrap();
+    let head = head(&gateway.token);
+    let caller = gateway.caller(&head);
+    let permit = permit(&caller, &gateway.route, &head);
     let source = gateway.credential(&permit).source;
     let answer = answer();
     criterion.bench_function("trap", |bench| {
@@ -230,8 +235,9 @@ impl Gateway {
             _data: data,
         };
         runtime.block_on(gateway.resolver.address(&gateway.route, None)).unwrap();
-        let caller = gateway.caller(&head(&gateway.token));
-        let permit = policy::permit(&caller, &gateway.route, None).unwrap();
+        let head = head(&gateway.token);
+        let caller = gateway.caller(&head);
+        let permit = permit(&caller, &gateway.route, &head);
         let ask = Ask { permit: &permit, refused: None, request_id: &gateway.request_id, now };
         assert!(runtime.block_on(gateway.credentials.resolve(&ask)).unwrap().source.connection().is_some());
         gateway
@@ -278,7 +284,7 @@ impl Gateway {
         origin::allowed(&head, &self.snapshot.config.server).unwrap();
         let caller = self.caller(&head);
         let session = self.session(&head);
-        let permit = policy::permit(&caller, &route, None).unwrap();
+        let permit = permit(&caller, &route, &head);
         let credential = self.credential(&permit);
         black_box(peer(&route, self.address()));
         let head = self.injected(head, session, &credential);
@@ -351,6 +357,18 @@ fn tokens(now: SystemTime) -> Tokens {
         route: "files".to_owned(),
         rotates: Some(true),
     }
+}
+
+/// As a call asks it.
+fn question<'q>(caller: &'q Caller, route: &'q Arc<Route>, headers: &'q HeaderMap) -> Question<'q> {
+    static NOTHING: LazyLock<Attributes> = LazyLock::new(Attributes::default);
+    let (method, source, time) = (&Method::POST, None, SystemTime::UNIX_EPOCH);
+    let request = Request { method, path: "/files/mcp", headers, source, time };
+    Question { caller, attributes: &NOTHING, route, request, hook: None }
+}
+
+fn permit<'q>(caller: &'q Caller, route: &'q Arc<Route>, headers: &'q HeaderMap) -> Permit<'q> {
+    policy::permit(&question(caller, route, headers), Asked::Bodiless).0.unwrap()
 }
 
 fn head(token: &str) -> HeaderMap {

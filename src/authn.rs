@@ -11,6 +11,7 @@ use http::{HeaderMap, header};
 
 use self::foreign::{Foreign, ForeignToken};
 
+use crate::config::issuer_of;
 use crate::oauth::server::access_token::PREFIX;
 use crate::oauth::server::service;
 use crate::oauth::server::standing::{Holder, NoStanding, Standing};
@@ -189,6 +190,22 @@ impl Caller {
             Who::Ours(Holder::Client { machine, .. }) => machine.acts_for.as_deref(),
             Who::Ours(Holder::Service(account)) => account.acts_for.as_deref(),
             Who::Theirs(token) => (!token.is_program).then_some(&token.subject),
+        }
+    }
+
+    /// Who vouches for the subject. Empty: we do.
+    pub fn issuer(&self) -> &str {
+        let is_program = matches!(self.who, Who::Ours(Holder::Client { .. } | Holder::Service(_)));
+        let issuer = (!is_program).then(|| issuer_of(self.subject())).flatten();
+        issuer.unwrap_or_default()
+    }
+
+    /// Whether it is a program, with nobody before it.
+    pub fn is_machine(&self) -> bool {
+        match &self.who {
+            Who::Ours(Holder::User(_)) => false,
+            Who::Ours(Holder::Client { .. } | Holder::Service(_)) => true,
+            Who::Theirs(token) => token.is_program,
         }
     }
 

@@ -18,7 +18,7 @@
 //! route       host and path → Route · mcp  what the protocol's headers and messages say · challenge  WWW-Authenticate
 //! demo        an MCP server with an authorization server of its own, for cli alone
 //! store       records, one trait · outbound  the only HTTP client · jose  tokens that others signed · seal · telemetry ·
-//!             config · clock · failpoint · map  hash maps that every request asks
+//!             config · expression  conditions in CEL · clock · failpoint · map  hash maps that every request asks
 //! ```
 //!
 //! The client's token never goes upstream, the upstream's never comes down.
@@ -31,6 +31,7 @@ pub mod clock;
 pub mod config;
 pub mod credential;
 pub mod demo;
+pub mod expression;
 pub mod failpoint;
 pub mod gateway;
 pub mod inject;

@@ -3,6 +3,7 @@
 //!
 //! It stands apart from the OAuth code because the proxied path reads the same headers for logs and policy. Nothing
 //! here touches a body on its way through.
+mod arguments;
 mod elicitation;
 mod message;
 
@@ -13,7 +14,7 @@ use http::header::{self, AsHeaderName, HeaderMap, HeaderName};
 use serde_json::json;
 
 pub use elicitation::{Capabilities, Elicitable};
-pub use message::{Message, Unreadable};
+pub use message::{Item, ItemKind, Message, Unreadable};
 
 /// `MCP-Protocol-Version`: the revision a request is written in.
 pub const PROTOCOL_VERSION: HeaderName = HeaderName::from_static("mcp-protocol-version");
@@ -140,6 +141,11 @@ pub fn session_era_probe_request() -> OwnRequest {
 }
 
 /// The value of a header that is there exactly once.
+/// The revision of the protocol that a request is in, as it says. `None`: it does not.
+pub fn revision(headers: &HeaderMap) -> Option<&str> {
+    single(headers, PROTOCOL_VERSION)
+}
+
 fn single(headers: &HeaderMap, name: impl AsHeaderName) -> Option<&str> {
     let mut values = headers.get_all(name).iter();
     let value = values.next()?.to_str().ok()?.trim();

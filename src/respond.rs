@@ -21,6 +21,8 @@ use crate::route::{Route, RouteError};
 const JSON: &str = "application/json";
 /// JSON-RPC error code of headers that are not the body's (MCP 2026-07-28).
 const HEADER_MISMATCH: i32 = -32020;
+/// JSON-RPC error code of a call that no policy allows: one of those that servers define (JSON-RPC 2.0 §5.1) and MCP does not.
+const NOT_ALLOWED: i32 = -32099;
 /// When a stream that was refused may be tried again, seconds.
 const STREAMS_AGAIN: u64 = 5;
 const HTML: &str = "text/html; charset=utf-8";
@@ -141,9 +143,14 @@ pub struct Reply {
     pub reason: &'static str,
 }
 
-/// The answer to a failed request. `route`: where it was headed, as far as known; `headers`: the request's.
-pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> Reply {
-    let (status, code, reason) = classify(failure);
+/// The answer to a failed request. `route`: where it was headed, as far as known; `headers` and `id`: the request's.
+pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap, id: &HeaderValue) -> Reply {
+    let (mut status, code, reason) = classify(failure);
+    if matches!(failure, Failure::Denied(Denied::Policy { id: Some(_) })) {
+        // Clients read a JSON-RPC error where they expect an answer.
+        let denied = route.and_then(|route| route.rules.policy()).map(|policy| policy.denied_status);
+        status = denied.and_then(|status| StatusCode::from_u16(status).ok()).unwrap_or(StatusCode::OK);
+    }
     let mut reply_headers = vec![(header::CACHE_CONTROL, HeaderValue::from_static("no-store"))];
     if let Some(challenge) = route.and_then(|route| challenge(failure, route)) {
         reply_headers.push((header::WWW_AUTHENTICATE, challenge));
@@ -159,7 +166,7 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
             let problem = (*failure != Failure::Authn(AuthnError::Missing)).then(|| failure.to_string());
             (HTML, page::page(route, problem.as_deref()))
         }
-        None => (JSON, body(failure, code)),
+        None => (JSON, body(failure, code, id)),
     };
     reply_headers.push((header::CONTENT_TYPE, HeaderValue::from_static(kind)));
     let policy = (kind == HTML).then(page::policy).flatten();
@@ -171,7 +178,7 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap) -> R
 }
 
 /// As OAuth says it (RFC 6749 §5.2), and where MCP has an error of its own, as that.
-fn body(failure: &Failure, code: &str) -> String {
+fn body(failure: &Failure, code: &str, request_id: &HeaderValue) -> String {
     let text = failure.to_string();
     match failure {
         Failure::Elicit { call, page } => {
@@ -180,6 +187,12 @@ fn body(failure: &Failure, code: &str) -> String {
         }
         Failure::HeaderMismatch { id } => {
             let error = serde_json::json!({"code": HEADER_MISMATCH, "message": text});
+            format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#)
+        }
+        Failure::Denied(Denied::Policy { id: Some(id) }) => {
+            let request_id = request_id.to_str().unwrap_or_default();
+            let error =
+                serde_json::json!({"code": NOT_ALLOWED, "message": text, "data": {"requestId": request_id}});
             format!(r#"{{"jsonrpc":"2.0","id":{id},"error":{error}}}"#)
         }
         _ => serde_json::json!({"error": code, "error_description": text}).to_string(),
@@ -199,6 +212,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")
         }
         Failure::Denied(Denied::Audience) => (StatusCode::UNAUTHORIZED, "invalid_token", "wrong_audience"),
+        Failure::Denied(Denied::Policy { .. }) => (StatusCode::FORBIDDEN, "access_denied", "denied"),
         Failure::Denied(Denied::Scope { .. }) => {
             (StatusCode::FORBIDDEN, "insufficient_scope", "insufficient_scope")
         }

@@ -239,7 +239,7 @@ impl Route {
             fixed: fixed(&configured.credential),
             credential: configured.credential.clone(),
             scopes,
-            rules: Rules::new(&configured.tool_scopes),
+            rules: Rules::new(&configured.tool_scopes, configured.policy.as_ref()),
             trusted_issuers: configured.trusted_issuers.clone(),
         }
     }

@@ -24,7 +24,7 @@ const FLOORS: &[&[&str]] = &[
     &["oauth::server"],
     &["oauth::client"],
     &["route", "mcp", "challenge", "origin"],
-    &["store", "outbound", "seal", "jose", "telemetry", "config"],
+    &["store", "outbound", "seal", "jose", "telemetry", "config", "expression"],
     &["clock", "failpoint", "map"],
 ];
 

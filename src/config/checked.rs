@@ -16,7 +16,7 @@ use super::limits::{self, Limits};
 use super::reload::Fixed;
 use super::report::{Key, Problem};
 use super::secret::{self, Environment, SealingKey};
-use super::{file, login, route, server, store, trusted};
+use super::{file, login, policy, route, server, store, trusted};
 use crate::jose::sign::SigningKey;
 
 /// The whole configuration. Has no `Debug`: it holds secrets.
@@ -231,7 +231,9 @@ pub(super) fn check(
     let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names);
     let outbound = outbound(&mut check, file.outbound);
     let limits = limits::check(&mut check, &file.limits.unwrap_or_default());
-    let around = route::Around { public_url, issuers: &issuers, login: &login };
+    let policy =
+        file.policy.as_ref().map(|written| policy::section(&mut check, &Key::top("policy"), written));
+    let around = route::Around { public_url, issuers: &issuers, login: &login, policy };
     let routes = route::check(&mut check, &file.routes, &around);
     match server {
         Some(server) if check.problems.is_empty() => Ok(Config {

@@ -6,6 +6,7 @@
 mod credential;
 mod login;
 mod oauth_server;
+mod policy;
 mod trusted;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ pub use credential::{InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
 pub(super) use oauth_server::{Cimd, OauthServer, SigningKey, StaticClient};
+pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
 pub(super) use trusted::{Introspection, TrustedIssuer};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
@@ -45,6 +47,8 @@ pub(super) struct File {
     pub(super) outbound: Option<Outbound>,
     /// How much one caller, and all of them together, may hold at each instance.
     pub(super) limits: Option<Limits>,
+    /// Who may call what, at all routes. Default: no rules.
+    pub(super) policy: Option<Policy>,
     /// The MCP servers that Postern publishes.
     pub(super) routes: Vec<Route>,
 }
@@ -206,6 +210,9 @@ pub(super) struct Limits {
     /// Of them, those of one user or program, in all their clients and at all routes; further ones are refused with 429. Default: 256.
     #[schemars(range(min = 1))]
     pub(super) streams_per_user: Option<usize>,
+    /// The longest body of a request that a rule depends on, in bytes; longer ones are refused with 413. At least 64 KiB. Default: 1048576.
+    #[schemars(range(min = 65536))]
+    pub(super) inspect_body: Option<usize>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -226,6 +233,8 @@ pub(super) struct Route {
     /// Access scopes that calls of single tools need besides, by the tool's name, like `{delete_file: [files:delete]}`. A client is told
     /// when it lacks one, and then asks the user. Default: none.
     pub(super) tool_scopes: Option<BTreeMap<String, Vec<String>>>,
+    /// Who may call what here, besides what the global `policy` says. Default: no further rules.
+    pub(super) policy: Option<Policy>,
     /// Entries of `trusted_issuers`, by name: this route takes their access tokens and no others, and sends clients there. Default: those
     /// with `for_all_routes`; `[]` is Postern itself.
     pub(super) trusted_issuers: Option<Vec<String>>,

@@ -11,7 +11,12 @@ pub struct Limits {
     pub streams: usize,
     /// Of one user or program, at this instance.
     pub streams_per_user: usize,
+    /// The longest body that a rule may need, bytes.
+    pub inspect_body: usize,
 }
+
+/// A body that is read ahead is never too long.
+const INSPECT_LEAST: usize = 64 * 1024;
 
 pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
     let key = Key::top("limits");
@@ -24,5 +29,13 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
     Limits {
         streams: positive("streams", written.streams, 10_000),
         streams_per_user: positive("streams_per_user", written.streams_per_user, 256),
+        inspect_body: {
+            let inspect_body = written.inspect_body.unwrap_or(1024 * 1024);
+            if inspect_body < INSPECT_LEAST {
+                let write = format!("write {INSPECT_LEAST} or more, or leave it out");
+                check.refuse(&key.child("inspect_body"), "is too small", write);
+            }
+            inspect_body
+        },
     }
 }

@@ -14,6 +14,7 @@ mod file;
 mod limits;
 mod login;
 mod oidc;
+mod policy;
 mod profile;
 mod reload;
 mod report;
@@ -38,7 +39,8 @@ pub use file::{
 };
 pub use limits::Limits;
 pub use login::{Login, User};
-pub use oidc::IdentityProvider;
+pub use oidc::{IdentityProvider, issuer_of};
+pub use policy::{Effect, Policy, Rule};
 pub use profile::Profile;
 pub use reload::Fixed;
 pub use report::{Key, Position, Problem, Report};

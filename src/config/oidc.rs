@@ -53,6 +53,12 @@ impl IdentityProvider {
     }
 }
 
+/// The issuer that vouches for this user. `None`: a local one.
+#[must_use]
+pub fn issuer_of(user: &str) -> Option<&str> {
+    user.split_once(SEPARATOR).map(|(issuer, _)| issuer)
+}
+
 /// Somebody of an issuer, whichever way they come.
 pub(super) fn user(issuer: &str, subject: &str) -> String {
     format!("{issuer}{SEPARATOR}{subject}")

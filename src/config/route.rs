@@ -10,6 +10,7 @@ use super::credential::{self, Credential};
 use super::file;
 use super::login::Login;
 use super::oidc::IdentityProvider;
+use super::policy::{self, Policy};
 use super::report::Key;
 use super::server::{PublicUrl, is_host};
 use super::trusted::{self, TrustedIssuer};
@@ -28,6 +29,8 @@ pub struct Route {
     pub scopes: Vec<String>,
     /// What calls of a tool need besides, by its name; never nothing.
     pub tool_scopes: BTreeMap<String, Vec<String>>,
+    /// Who may call what. `None`: nothing is said, and everybody with a token may.
+    pub policy: Option<Policy>,
     /// Whose access tokens it takes in place of our own. Empty: our own.
     pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
 }
@@ -86,6 +89,8 @@ pub(super) struct Around<'a> {
     pub public_url: Option<&'a PublicUrl>,
     pub issuers: &'a [Arc<TrustedIssuer>],
     pub login: &'a Login,
+    /// `policy` at the top.
+    pub policy: Option<policy::Section>,
 }
 
 /// Checks all routes. What is wrong is recorded and left out.
@@ -125,6 +130,10 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             credential::check(check, &key.child("credential"), entry.credential.as_ref(), &beside);
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
         let tool_scopes = tool_scopes(check, &key.child("tool_scopes"), entry.tool_scopes.iter().flatten());
+        let is_ours = !trusted::has_issuers(entry, around.issuers);
+        let policy_key = key.child("policy");
+        let policy =
+            policy::of_route(check, &policy_key, entry.policy.as_ref(), around.policy.as_ref(), is_ours);
         if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)
         {
             let issuers_key = key.child("trusted_issuers");
@@ -145,6 +154,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
                 credential,
                 scopes,
                 tool_scopes,
+                policy,
                 trusted_issuers,
             });
         }

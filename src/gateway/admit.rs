@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderValue, Method};
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::context::{Context, Target};
@@ -11,11 +12,12 @@ use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
 use crate::credential::{Ask, Credential, Unresolved};
-use crate::mcp::{self, METHOD, Message, SUBSCRIPTION};
+use crate::mcp::{self, ItemKind, METHOD, SUBSCRIPTION};
 use crate::oauth::client::challenged::Challenge;
 use crate::oauth::client::connection_key;
 use crate::oauth::client::refresh::Outdated;
-use crate::policy::Denied;
+use crate::oauth::server::attributes::Attributes;
+use crate::policy::{Decision, Denied, Permit, Question, Request};
 use crate::respond::Failure;
 use crate::route::{Route, canonical_path};
 use crate::{authn, origin, policy, web};
@@ -63,15 +65,26 @@ impl Gateway {
         };
         let uri = route.upstream.target(matched.rest, head.uri.query());
         let uri = uri.map_err(|_| Failure::Malformed("the request target cannot be sent on"))?;
+        let most = snapshot.config.limits.inspect_body;
         let asked = match route.rules.need_message() {
-            true => Box::pin(self.inspect(session)).await?,
+            true => Box::pin(self.inspect(session, &route, most)).await?,
             false => Asked::Anything,
         };
-        let head = session.req_header();
+        let attributes = Arc::<Attributes>::default();
+        let (head, source) = (session.req_header(), screen::client(session));
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
         ctx.elicitation = matches!(&session, Ok(Some(session)) if session.elicitation);
-        let credential =
-            self.credential(&caller, &route, asked.message(), None, (&ctx.request_id, now)).await?;
+        let request = Request {
+            method: &head.method,
+            path: head.uri.path(),
+            headers: &head.headers,
+            source,
+            time: now,
+        };
+        let question =
+            Question { caller: &caller, attributes: &attributes, route: &route, request, hook: None };
+        let permit = self.permitted(&question, asked.of_policy(), Some(&ctx.request_id)).await?;
+        let credential = self.credential(&permit, None, (&ctx.request_id, now)).await?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
         let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let stream = match head.method == Method::GET || listens {
@@ -84,6 +97,9 @@ impl Gateway {
             route,
             caller,
             credential,
+            attributes,
+            source,
+            arrived: now,
             asked,
             uri,
             session,
@@ -110,12 +126,18 @@ impl Gateway {
     }
 
     /// The credential again, newer than the one that was refused.
-    pub(super) async fn renew(&self, target: &mut Target, request_id: &HeaderValue) -> Result<(), Failure> {
+    pub(super) async fn renew(
+        &self,
+        target: &mut Target,
+        head: &RequestHeader,
+        request_id: &HeaderValue,
+    ) -> Result<(), Failure> {
         let now = self.authority.clock.now();
         let refused = target.refused.as_ref();
-        let message = target.asked.message();
-        target.credential =
-            self.credential(&target.caller, &target.route, message, refused, (request_id, now)).await?;
+        // Decided and noted once before.
+        let question = target.question(head);
+        let permit = self.permitted(&question, target.asked.of_policy(), None).await?;
+        target.credential = self.credential(&permit, refused, (request_id, now)).await?;
         target.again = false;
         Ok(())
     }
@@ -145,22 +167,35 @@ impl Gateway {
         denied.into()
     }
 
-    /// Policy and credential: what goes upstream for this caller, newer than `refused`.
+    /// Policy. What it decides is noted under the request's id, where that is given.
+    pub(super) async fn permitted<'q>(
+        &self,
+        question: &Question<'q>,
+        asked: policy::Asked<'_>,
+        note: Option<&HeaderValue>,
+    ) -> Result<Permit<'q>, Failure> {
+        let (outcome, decision) = policy::permit(question, asked);
+        if let Some(id) = note.filter(|_| decision.is_of_policy()) {
+            decided(question, asked, &decision, id);
+        }
+        match outcome {
+            Ok(permit) => Ok(permit),
+            Err(denied) => Err(Box::pin(self.denied(question.caller, question.route, denied)).await),
+        }
+    }
+
+    /// What goes upstream for whom the policy lets in, newer than `refused`.
     async fn credential(
         &self,
-        caller: &Caller,
-        route: &Arc<Route>,
-        message: Option<&Message>,
+        permit: &Permit<'_>,
         refused: Option<&Outdated>,
         (request_id, now): (&HeaderValue, SystemTime),
     ) -> Result<Credential, Failure> {
-        let permit = match policy::permit(caller, route, message) {
-            Ok(permit) => permit,
-            Err(denied) => return Err(Box::pin(self.denied(caller, route, denied)).await),
-        };
-        match self.credentials.resolve(&Ask { permit: &permit, refused, request_id, now }).await {
+        match self.credentials.resolve(&Ask { permit, refused, request_id, now }).await {
             Ok(credential) => Ok(credential),
-            Err(unresolved) => Err(Box::pin(self.unresolved(caller, route, unresolved)).await),
+            Err(unresolved) => {
+                Err(Box::pin(self.unresolved(permit.caller(), permit.route(), unresolved)).await)
+            }
         }
     }
 
@@ -190,4 +225,34 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Writes a decision into the audit log. What is called is named only where it is a name and nothing else: the address of a
+/// resource may hold a secret.
+fn decided(question: &Question<'_>, asked: policy::Asked<'_>, decision: &Decision<'_>, id: &HeaderValue) {
+    let message = match asked {
+        policy::Asked::Message(message) => Some(message),
+        policy::Asked::Bodiless | policy::Asked::ToCome => None,
+    };
+    let is_name = |text: &&str| {
+        let part = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
+        text.len() <= 128 && text.bytes().all(part)
+    };
+    let method = message.and_then(|message| message.method.as_deref()).filter(is_name);
+    let tool =
+        message.and_then(|message| message.item.as_ref()).filter(|item| item.kind != ItemKind::Resource);
+    tracing::info!(
+        target: "audit",
+        event = "policy_decided",
+        route = %question.route.name,
+        user = question.caller.subject(),
+        client = question.caller.client(),
+        method,
+        item = tool.map(|tool| tool.name.as_str()).filter(is_name),
+        outcome = %decision.outcome,
+        by = %decision.by,
+        enforced = decision.enforced,
+        fault = decision.fault.map(tracing::field::display),
+        request_id = id.to_str().unwrap_or_default(),
+    );
 }

@@ -1,5 +1,5 @@
 //! What one request carries from hook to hook.
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,6 +7,7 @@ use bytes::Bytes;
 use http::response::Parts;
 use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use pingora::ErrorType;
+use pingora::http::RequestHeader;
 
 use super::inspect::Asked;
 use super::screen::SHORT;
@@ -16,6 +17,8 @@ use crate::authn::Caller;
 use crate::credential::Credential;
 use crate::oauth::client::refresh::Outdated;
 use crate::oauth::server::Snapshot;
+use crate::oauth::server::attributes::Attributes;
+use crate::policy::{Question, Request};
 use crate::respond::{Failure, Reply};
 use crate::route::Route;
 use crate::telemetry::Guard;
@@ -59,6 +62,10 @@ pub struct Target {
     pub route: Arc<Route>,
     pub caller: Caller,
     pub credential: Credential,
+    /// What rules may look at, of the caller and of where the request came from.
+    pub attributes: Arc<Attributes>,
+    pub source: Option<IpAddr>,
+    pub arrived: SystemTime,
     /// What is known of what the request asks for.
     pub asked: Asked,
     /// Path and query at the upstream.
@@ -90,6 +97,15 @@ pub struct Replacement {
 // === impl Target ===
 
 impl Target {
+    /// All that rules may look at besides the message.
+    pub fn question<'t>(&'t self, head: &'t RequestHeader) -> Question<'t> {
+        let (source, time) = (self.source, self.arrived);
+        let request =
+            Request { method: &head.method, path: head.uri.path(), headers: &head.headers, source, time };
+        let Self { caller, attributes, route, .. } = self;
+        Question { caller, attributes, route, request, hook: None }
+    }
+
     /// The request is sent from its beginning, for the first time or again.
     pub fn begin(&mut self) {
         self.opening.iter_mut().for_each(Opening::begin);

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use pingora::Error;
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use tokio::time::timeout;
 
@@ -16,15 +17,14 @@ use super::{Gateway, local};
 use crate::mcp::Message;
 use crate::policy;
 use crate::respond::Failure;
+use crate::route::Route;
 
-/// The longest body that is held back, bytes.
-const HELD_MAX: usize = 1024 * 1024;
 /// How long a body that is read ahead may take.
 const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// What is known of what a request asks for.
 pub enum Asked {
-    /// No rule needs to know.
+    /// Nothing, or no rule needs to know.
     Anything,
     /// Read ahead.
     Known(Message),
@@ -37,10 +37,12 @@ pub enum Asked {
 pub struct Held(Vec<u8>);
 
 impl Asked {
-    pub fn message(&self) -> Option<&Message> {
+    /// As the policy asks for it.
+    pub fn of_policy(&self) -> policy::Asked<'_> {
         match self {
-            Self::Known(message) => Some(message),
-            Self::Anything | Self::Held(_) => None,
+            Self::Anything => policy::Asked::Bodiless,
+            Self::Known(message) => policy::Asked::Message(message),
+            Self::Held(_) => policy::Asked::ToCome,
         }
     }
 }
@@ -51,10 +53,10 @@ impl Held {
         self.0.clear();
     }
 
-    /// The whole body once it has ended; nothing before.
-    fn take(&mut self, piece: Option<Bytes>, end: bool) -> Result<Option<Bytes>, Failure> {
+    /// The whole body once it has ended; nothing before. `most`: so many bytes of it are held.
+    fn take(&mut self, piece: Option<Bytes>, end: bool, most: usize) -> Result<Option<Bytes>, Failure> {
         let piece = piece.unwrap_or_default();
-        if self.0.len() + piece.len() > HELD_MAX {
+        if self.0.len() + piece.len() > most {
             return Err(Failure::TooLarge);
         }
         self.0.extend_from_slice(&piece);
@@ -64,11 +66,19 @@ impl Held {
 
 impl Gateway {
     /// Reads the body of a request at a route whose rules need it.
-    pub(super) async fn inspect(&self, session: &mut Session) -> Result<Asked, Failure> {
+    pub(super) async fn inspect(
+        &self,
+        session: &mut Session,
+        route: &Route,
+        most: usize,
+    ) -> Result<Asked, Failure> {
         if session.as_downstream_mut().is_body_empty() {
             return Ok(Asked::Anything);
         }
         require_json(&session.req_header().headers)?;
+        if local::length(session).is_some_and(|length| length > most) {
+            return Err(Failure::TooLarge);
+        }
         if !local::is_small(session) {
             return Ok(Asked::Held(Held::default()));
         }
@@ -76,29 +86,29 @@ impl Gateway {
         session.as_downstream_mut().enable_retry_buffering();
         let body = read_ahead(session, ARRIVAL).await;
         let body = body.ok_or(Failure::Malformed("the request body did not arrive"))?;
-        read(&body, &session.req_header().headers).map(Asked::Known)
+        read(&body, &session.req_header().headers, route).map(Asked::Known)
     }
 
     /// Lets a body that was held back go on once all of it is here and permitted.
     pub(super) async fn release(
         &self,
         target: &mut Target,
-        headers: &HeaderMap,
+        head: &RequestHeader,
+        request_id: &HeaderValue,
+        most: usize,
         body: &mut Option<Bytes>,
         end: bool,
     ) -> Result<(), Failure> {
         let Asked::Held(held) = &mut target.asked else {
             return Ok(());
         };
-        let Some(whole) = held.take(body.take(), end)? else {
+        let Some(whole) = held.take(body.take(), end, most)? else {
             // Not `None`, which would end the body.
             *body = Some(Bytes::new());
             return Ok(());
         };
-        let message = read(&whole, headers)?;
-        if let Err(denied) = policy::permit(&target.caller, &target.route, Some(&message)) {
-            return Err(self.denied(&target.caller, &target.route, denied).await);
-        }
+        let message = read(&whole, &head.headers, &target.route)?;
+        self.permitted(&target.question(head), policy::Asked::Message(&message), Some(request_id)).await?;
         *body = Some(whole);
         Ok(())
     }
@@ -116,8 +126,8 @@ pub(super) async fn read_ahead(session: &mut Session, within: Duration) -> Optio
     matches!(timeout(within, all).await, Ok(Ok(()))).then_some(body)
 }
 
-fn read(body: &[u8], headers: &HeaderMap) -> Result<Message, Failure> {
-    let message = Message::read(body).map_err(Failure::Unreadable)?;
+fn read(body: &[u8], headers: &HeaderMap, route: &Route) -> Result<Message, Failure> {
+    let message = Message::read(body, route.rules.arguments()).map_err(Failure::Unreadable)?;
     if !message.is_mirrored_in(headers) {
         return Err(Failure::HeaderMismatch { id: message.id });
     }
@@ -150,22 +160,24 @@ mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
 
+    const MOST: usize = 1024;
+
     #[test]
     fn a_body_that_begins_anew_is_held_from_its_beginning() {
         let mut held = Held::default();
-        assert_eq!(held.take(Some(Bytes::from_static(b"{\"a\"")), false), Ok(None));
+        assert_eq!(held.take(Some(Bytes::from_static(b"{\"a\"")), false, MOST), Ok(None));
         held.begin();
-        assert_eq!(held.take(Some(Bytes::from_static(b"{\"a\":")), false), Ok(None));
-        assert_eq!(held.take(Some(Bytes::from_static(b"1}")), false), Ok(None));
-        assert_eq!(held.take(None, true), Ok(Some(Bytes::from_static(b"{\"a\":1}"))));
+        assert_eq!(held.take(Some(Bytes::from_static(b"{\"a\":")), false, MOST), Ok(None));
+        assert_eq!(held.take(Some(Bytes::from_static(b"1}")), false, MOST), Ok(None));
+        assert_eq!(held.take(None, true, MOST), Ok(Some(Bytes::from_static(b"{\"a\":1}"))));
     }
 
     #[test]
     fn no_more_is_held_than_there_is_room_for() {
         let mut held = Held::default();
-        let half = Bytes::from(vec![b' '; HELD_MAX / 2]);
-        assert_eq!(held.take(Some(half.clone()), false), Ok(None));
-        assert_eq!(held.take(Some(half), false), Ok(None));
-        assert_eq!(held.take(Some(Bytes::from_static(b" ")), false), Err(Failure::TooLarge));
+        let half = Bytes::from(vec![b' '; MOST / 2]);
+        assert_eq!(held.take(Some(half.clone()), false, MOST), Ok(None));
+        assert_eq!(held.take(Some(half), false, MOST), Ok(None));
+        assert_eq!(held.take(Some(Bytes::from_static(b" ")), false, MOST), Err(Failure::TooLarge));
     }
 }

@@ -144,10 +144,12 @@ fn expects_continue(session: &Session) -> bool {
 
 /// Whether the unread body may be read later: never after `Expect: 100-continue`, where the client may leave it out.
 pub(super) fn is_small(session: &Session) -> bool {
-    let length = session
-        .get_header(header::CONTENT_LENGTH)
-        .and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    length.is_some_and(|length| length <= BODY_MAX) && !expects_continue(session)
+    length(session).is_some_and(|length| length <= BODY_MAX) && !expects_continue(session)
+}
+
+/// How long the body is to be, as far as that is said, bytes.
+pub(super) fn length(session: &Session) -> Option<usize> {
+    session.get_header(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok())
 }
 
 async fn read_body(session: &mut Session) -> Result<Option<Vec<u8>>> {

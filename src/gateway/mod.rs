@@ -143,7 +143,7 @@ impl ProxyHttp for Gateway {
         }
     }
 
-    async fn upstream_peer(&self, _session: &mut Session, ctx: &mut Box<Context>) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, ctx: &mut Box<Context>) -> Result<Box<HttpPeer>> {
         ctx.attempts += 1;
         ctx.header_only = false;
         let Some(target) = &mut ctx.target else {
@@ -151,7 +151,7 @@ impl ProxyHttp for Gateway {
         };
         target.begin();
         if target.again
-            && let Err(failure) = Box::pin(self.renew(target, &ctx.request_id)).await
+            && let Err(failure) = Box::pin(self.renew(target, session.req_header(), &ctx.request_id)).await
         {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "no newer token"));
@@ -221,7 +221,10 @@ impl ProxyHttp for Gateway {
         if !matches!(target.asked, Asked::Held(_)) {
             return Ok(());
         }
-        let released = Box::pin(self.release(target, &session.req_header().headers, body, end)).await;
+        let released = {
+            let (head, most) = (session.req_header(), ctx.snapshot.config.limits.inspect_body);
+            Box::pin(self.release(target, head, &ctx.request_id, most, body, end)).await
+        };
         released.map_err(|failure| {
             ctx.failure = Some(failure);
             Error::explain(ANSWERED, "an answer of ours instead")

@@ -23,7 +23,7 @@ impl Gateway {
         session: &Session,
         ctx: &mut Context,
     ) -> Reply {
-        let mut reply = respond::reply(failure, route, &session.req_header().headers);
+        let mut reply = respond::reply(failure, route, &session.req_header().headers, &ctx.request_id);
         reply.headers.extend(ctx.origin.iter().flat_map(origin::readable));
         reply.headers.push((inject::REQUEST_ID, ctx.request_id.clone()));
         ctx.reason = reply.reason;

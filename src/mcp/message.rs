@@ -10,8 +10,10 @@ use http::HeaderMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
-use super::{METHOD, NAME, decoded, single};
+use super::{METHOD, NAME, arguments, decoded, single};
+use crate::expression::Wanted;
 
 /// A longer one is not repeated, bytes.
 const LONGEST_ID: usize = 256;
@@ -20,10 +22,28 @@ const LONGEST_ID: usize = 256;
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Message {
     pub method: Option<String>,
-    /// The tool or prompt (`params.name`), or the resource (`params.uri`), of the methods that call one.
-    pub name: Option<String>,
+    /// What is called, read, subscribed to or completed.
+    pub item: Option<Item>,
+    /// Of a tool or a prompt, as far as they were wanted.
+    pub arguments: Map<String, Value>,
     /// `id` as JSON, as it was written; `null` where there is none that is worth repeating.
     pub id: String,
+}
+
+/// Something that a server offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Item {
+    pub kind: ItemKind,
+    /// Of a resource its URI.
+    pub name: String,
+}
+
+/// What servers offer. A resource template is a resource, by its template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ItemKind {
+    Prompt,
+    Resource,
+    Tool,
 }
 
 /// Why nothing can be decided on a body.
@@ -36,7 +56,8 @@ pub enum Unreadable {
 }
 
 impl Message {
-    pub fn read(body: &[u8]) -> Result<Self, Unreadable> {
+    /// `wanted`: the arguments that somebody will look at.
+    pub fn read(body: &[u8], wanted: &Wanted) -> Result<Self, Unreadable> {
         const KNOWN: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
         let text = std::str::from_utf8(body).map_err(|_| Unreadable::Ambiguous)?;
         if text.trim_ascii_start().starts_with('[') {
@@ -44,33 +65,62 @@ impl Message {
         }
         let message = Members::read(text, &KNOWN)?;
         let method = message.text("method")?;
-        let named = match method.as_deref() {
-            Some("tools/call" | "prompts/get") => Some("name"),
-            Some("resources/read") => Some("uri"),
-            _ => None,
-        };
-        let name = match named {
-            Some(member) => {
-                let params = message.0.get("params").ok_or(Unreadable::Ambiguous)?;
-                let name = Members::read(params.get(), &[member])?.text(member)?;
-                Some(name.ok_or(Unreadable::Ambiguous)?)
+        let params = || message.0.get("params").map(|params| params.get()).ok_or(Unreadable::Ambiguous);
+        let (item, arguments) = match method.as_deref() {
+            Some("tools/call") => called(params()?, ItemKind::Tool, wanted)?,
+            Some("prompts/get") => called(params()?, ItemKind::Prompt, wanted)?,
+            Some("resources/read" | "resources/subscribe" | "resources/unsubscribe") => {
+                (Some(Members::read(params()?, &["uri"])?.item(ItemKind::Resource, "uri")?), Map::new())
             }
-            None => None,
+            Some("completion/complete") => (completed(params()?)?, Map::new()),
+            _ => (None, Map::new()),
         };
         let id = message.0.get("id").map(|id| id.get()).filter(|id| id.len() <= LONGEST_ID);
         let id = id.unwrap_or("null").to_owned();
-        Ok(Self { method, name, id })
+        Ok(Self { method, item, arguments, id })
     }
 
     /// Whether `Mcp-Method` and `Mcp-Name`, where they are, say the same: a server may go by either (SEP-2243).
     pub fn is_mirrored_in(&self, headers: &HeaderMap) -> bool {
         let method = !headers.contains_key(METHOD) || single(headers, METHOD) == self.method.as_deref();
         // What the name of other methods is, only their extension knows.
-        let name = !headers.contains_key(NAME)
-            || self.name.is_none()
-            || single(headers, NAME).and_then(decoded).as_deref() == self.name.as_deref();
+        let named = matches!(self.method.as_deref(), Some("tools/call" | "prompts/get" | "resources/read"));
+        let item = self.item.as_ref().filter(|_| named && headers.contains_key(NAME));
+        let name =
+            item.is_none_or(|item| single(headers, NAME).and_then(decoded).as_deref() == Some(&*item.name));
         method && name
     }
+
+    /// Whether an answer is expected.
+    pub fn is_request(&self) -> bool {
+        self.method.is_some() && self.id != "null"
+    }
+}
+
+/// The tool or prompt that is called, and its arguments.
+fn called(
+    params: &str,
+    kind: ItemKind,
+    wanted: &Wanted,
+) -> Result<(Option<Item>, Map<String, Value>), Unreadable> {
+    if wanted.is_nothing() {
+        return Ok((Some(Members::read(params, &["name"])?.item(kind, "name")?), Map::new()));
+    }
+    let params = Members::read(params, &["name", "arguments"])?;
+    let arguments = params.0.get("arguments").map(|raw| arguments::read(raw, wanted)).transpose()?;
+    Ok((Some(params.item(kind, "name")?), arguments.unwrap_or_default()))
+}
+
+/// What is to be completed: an argument of a prompt or of a resource template.
+fn completed(params: &str) -> Result<Option<Item>, Unreadable> {
+    let params = Members::read(params, &["ref"])?;
+    let reference = params.0.get("ref").ok_or(Unreadable::Ambiguous)?;
+    let reference = Members::read(reference.get(), &["type", "name", "uri"])?;
+    Ok(match reference.text("type")?.as_deref() {
+        Some("ref/prompt") => Some(reference.item(ItemKind::Prompt, "name")?),
+        Some("ref/resource") => Some(reference.item(ItemKind::Resource, "uri")?),
+        _ => None,
+    })
 }
 
 /// The members of one object, by name; no two could be taken for one another.
@@ -94,6 +144,12 @@ impl<'t> Members<'t> {
             .get(name)
             .map(|raw| serde_json::from_str(raw.get()).map_err(|_| Unreadable::Ambiguous))
             .transpose()
+    }
+
+    /// What the member `named` names.
+    fn item(&self, kind: ItemKind, named: &str) -> Result<Item, Unreadable> {
+        let name = self.text(named)?.ok_or(Unreadable::Ambiguous)?;
+        Ok(Item { kind, name })
     }
 }
 
@@ -121,7 +177,7 @@ impl<'de> Deserialize<'de> for Members<'de> {
 
 /// One form for all spellings that somebody may take for the same: Unicode's simple folding, as Go's `encoding/json`
 /// does it, makes an `s` of `ſ` and a `k` of the Kelvin sign.
-fn folded(name: &str) -> String {
+pub(super) fn folded(name: &str) -> String {
     name.chars().flat_map(char::to_uppercase).flat_map(char::to_lowercase).collect()
 }
 
@@ -133,32 +189,49 @@ mod tests {
     use super::*;
 
     fn read(body: &str) -> Result<Message, Unreadable> {
-        Message::read(body.as_bytes())
+        Message::read(body.as_bytes(), &Wanted::default())
     }
 
     #[test]
     fn a_call_says_what_it_calls() {
-        let message = |method: &str, name: Option<&str>, id: &str| Message {
+        let message = |method: &str, name: Option<(ItemKind, &str)>, id: &str| Message {
             method: Some(method.to_owned()),
-            name: name.map(str::to_owned),
+            item: name.map(|(kind, name)| Item { kind, name: name.to_owned() }),
+            arguments: Map::new(),
             id: id.to_owned(),
         };
         for (body, expected) in [
             (
                 r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"add"}}"#,
-                message("tools/call", Some("add"), "1"),
+                message("tools/call", Some((ItemKind::Tool, "add")), "1"),
             ),
             (
                 r#" {"id":"a","method":"prompts\/get","params":{"x":{"name":"no"},"name":"p"}} "#,
-                message("prompts/get", Some("p"), "\"a\""),
+                message("prompts/get", Some((ItemKind::Prompt, "p")), "\"a\""),
             ),
             (
                 r#"{"id":2,"method":"resources/read","params":{"uri":"file:///x","name":"no"}}"#,
-                message("resources/read", Some("file:///x"), "2"),
+                message("resources/read", Some((ItemKind::Resource, "file:///x")), "2"),
             ),
             (
                 r#"{"\u006dethod":"tools/call","params":{"n\u0061me":"\u0061dd"}}"#,
-                message("tools/call", Some("add"), "null"),
+                message("tools/call", Some((ItemKind::Tool, "add")), "null"),
+            ),
+            (
+                r#"{"id":3,"method":"resources/subscribe","params":{"uri":"file:///x"}}"#,
+                message("resources/subscribe", Some((ItemKind::Resource, "file:///x")), "3"),
+            ),
+            (
+                r#"{"id":4,"method":"completion/complete","params":{"ref":{"type":"ref/prompt","name":"p"}}}"#,
+                message("completion/complete", Some((ItemKind::Prompt, "p")), "4"),
+            ),
+            (
+                r#"{"id":5,"method":"completion/complete","params":{"ref":{"type":"ref/resource","uri":"x:{y}"}}}"#,
+                message("completion/complete", Some((ItemKind::Resource, "x:{y}")), "5"),
+            ),
+            (
+                r#"{"id":6,"method":"completion/complete","params":{"ref":{"type":"ref/other"}}}"#,
+                message("completion/complete", None, "6"),
             ),
             (r#"{"method":"tools/list"}"#, message("tools/list", None, "null")),
             (r#"{"id":1,"method":"ping","params":[1]}"#, message("ping", None, "1")),

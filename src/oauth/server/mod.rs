@@ -1,6 +1,7 @@
 //! We are the authorization server: MCP clients register, send their user, and get tokens of ours. One endpoint, one
 //! file. Everything here works on plain types; `web` puts HTTP, cookies and pages around it.
 pub mod access_token;
+pub mod attributes;
 pub mod authenticate;
 pub mod authorize;
 pub mod block;
