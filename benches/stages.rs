@@ -238,7 +238,13 @@ impl Gateway {
         let head = head(&gateway.token);
         let caller = gateway.caller(&head);
         let permit = permit(&caller, &gateway.route, &head);
-        let ask = Ask { permit: &permit, refused: None, request_id: &gateway.request_id, now };
+        let ask = Ask {
+            permit: &permit,
+            refused: None,
+            request_id: &gateway.request_id,
+            keys: &gateway.snapshot.keys,
+            now,
+        };
         assert!(runtime.block_on(gateway.credentials.resolve(&ask)).unwrap().source.connection().is_some());
         gateway
     }
@@ -255,7 +261,13 @@ impl Gateway {
     }
 
     fn credential(&self, permit: &Permit<'_>) -> Credential {
-        let ask = Ask { permit, refused: None, request_id: &self.request_id, now: self.now };
+        let ask = Ask {
+            permit,
+            refused: None,
+            request_id: &self.request_id,
+            keys: &self.snapshot.keys,
+            now: self.now,
+        };
         at_once(self.credentials.resolve(&ask)).unwrap()
     }
 

@@ -11,8 +11,9 @@ use http::{HeaderMap, header};
 
 use self::foreign::{Foreign, ForeignToken};
 
+use crate::config::RELAYED;
 use crate::config::issuer_of;
-use crate::oauth::server::access_token::PREFIX;
+use crate::oauth::server::access_token::{Opened, PREFIX};
 use crate::oauth::server::service;
 use crate::oauth::server::standing::{Holder, NoStanding, Standing};
 use crate::route::Route;
@@ -142,6 +143,10 @@ fn has_second_credential(token: &str) -> bool {
     others.any(|other| other.starts_with(PREFIX) || other.eq_ignore_ascii_case("bearer"))
 }
 
+fn is_relayed(token: &Opened) -> bool {
+    token.client().starts_with(RELAYED)
+}
+
 // === impl Caller ===
 
 impl Caller {
@@ -209,9 +214,19 @@ impl Caller {
         }
     }
 
+    /// The token of a user who calls by a client of their own: neither a program, nor an upstream that calls for them.
+    pub fn own_token(&self) -> Option<&Opened> {
+        match &self.who {
+            Who::Ours(Holder::User(token)) if !is_relayed(token) => Some(token),
+            _ => None,
+        }
+    }
+
     /// How somebody is reached who has to do something.
     pub fn reach(&self) -> Reach {
         match &self.who {
+            // An upstream that calls for them sends them nowhere.
+            Who::Ours(Holder::User(token)) if is_relayed(token) => Reach::Page,
             Who::Ours(Holder::User(_)) => Reach::Authorization,
             Who::Ours(_) => Reach::Nobody,
             Who::Theirs(token) if token.is_program => Reach::Nobody,
@@ -223,10 +238,10 @@ impl Caller {
     pub fn is_for(&self, route: &Route) -> bool {
         match &self.who {
             Who::Ours(_) if !route.is_ours() => false,
-            Who::Ours(Holder::User(token)) => token.audience() == route.resource,
+            Who::Ours(Holder::User(token)) => token.is_for(&route.resource),
             // Taken off the list, a route is shut for tokens that were made for it.
             Who::Ours(Holder::Client { token, machine }) => {
-                token.audience() == route.resource && machine.routes.contains(&route.name)
+                token.is_for(&route.resource) && machine.routes.contains(&route.name)
             }
             Who::Ours(Holder::Service(account)) => account.routes.contains(&route.name),
             Who::Theirs(token) => token.is_for(route),

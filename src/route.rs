@@ -47,6 +47,8 @@ pub struct Route {
     pub place: String,
     /// Whom requests to the issuer of those connections may reach.
     pub issuer_policy: AddressPolicy,
+    /// Where a token is good that we make for the upstream: the resources of its routes, separated by blanks.
+    pub audience: Option<String>,
     /// The header of a configured credential, ready-made.
     pub fixed: Option<(HeaderName, HeaderValue)>,
     /// What a caller's token must carry; the default of a client that asks for nothing.
@@ -114,8 +116,9 @@ impl Table {
         let public_authority = public.authority().to_owned();
         let mut by_authority: Map<String, Tree> = Map::default();
         let (mut by_name, mut places) = (Map::default(), HashSet::new());
-        for configured in routes {
-            let route = Arc::new(Route::new(public, configured));
+        for route in with_audiences(routes.iter().map(|configured| Route::new(public, configured)).collect())
+        {
+            let route = Arc::new(route);
             places.insert(route.place.clone());
             by_name.insert(route.name.clone(), Arc::clone(&route));
             by_authority.entry(route.authority.clone()).or_default().insert(route);
@@ -236,6 +239,7 @@ impl Route {
             upstream,
             place,
             issuer_policy,
+            audience: None,
             fixed: fixed(&configured.credential),
             credential: configured.credential.clone(),
             scopes,
@@ -253,6 +257,21 @@ impl Route {
     pub fn scope(&self) -> String {
         self.scopes.join(" ")
     }
+}
+
+/// Says of each route that hands out tokens of ours where these are good.
+fn with_audiences(mut routes: Vec<Route>) -> Vec<Route> {
+    let resource =
+        |name: &String| routes.iter().find(|route| route.name == *name).map(|route| &*route.resource);
+    let audience = |route: &Route| match &route.credential {
+        Credential::PosternToken(names) => {
+            Some(names.iter().filter_map(resource).collect::<Vec<_>>().join(" "))
+        }
+        _ => None,
+    };
+    let audiences: Vec<_> = routes.iter().map(audience).collect();
+    routes.iter_mut().zip(audiences).for_each(|(route, audience)| route.audience = audience);
+    routes
 }
 
 /// Whether a path is canonical at first sight, as nearly all are: nothing in it has a second meaning.

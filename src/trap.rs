@@ -37,7 +37,7 @@ pub fn judge(
         (Judgement::NotChallenged, _) => Verdict::Pass,
         // The operator says that there is nothing to be put in: whatever the upstream means, it means the client.
         (_, Source::None) => Verdict::Pass,
-        (_, Source::Fixed) => Verdict::Misconfigured,
+        (_, Source::Fixed | Source::Minted) => Verdict::Misconfigured,
         (Judgement::StepUp { scopes }, _) => Verdict::StepUp { scopes },
         (Judgement::Connect { scopes }, Source::Anonymous) => Verdict::Connect { scopes, refused: false },
         (Judgement::Connect { scopes }, Source::Connection { refreshable: true, .. }) if !refreshed => {

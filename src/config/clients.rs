@@ -11,6 +11,9 @@ use super::report::Key;
 use super::secret;
 use crate::jose::Keys;
 
+/// What the id of a client begins with that is an upstream of ours: it calls for its own caller, by a token that it got from us.
+pub const RELAYED: &str = "route:";
+
 /// Clients that are known by the URL of a metadata document.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cimd {
@@ -129,6 +132,10 @@ pub(super) fn listed(
         if !proven && (client.may_introspect || client.machine.is_some()) {
             let what = "could be anybody";
             check.refuse(&key.child("token_endpoint_auth_method"), what, "let it authenticate: not `none`");
+        }
+        if entry.client_id.starts_with(RELAYED) {
+            let what = format!("begins like the name of an upstream that calls for somebody ({RELAYED})");
+            check.refuse(&key.child("client_id"), what, "give the client another id");
         }
         if clients.insert(entry.client_id.clone(), client).is_some() {
             check.refuse(&key.child("client_id"), "is listed twice", "give each client an id of its own");

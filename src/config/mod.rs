@@ -31,7 +31,7 @@ mod trusted;
 use std::path::Path;
 
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
-pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine};
+pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
 pub use credential::{Credential, OauthCredential, UserHeader};
 pub use file::{
     AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, InjectedToken, RefreshRotation,

@@ -159,6 +159,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             });
         }
     }
+    credential::postern_token::check_routes(check, &list, written, &routes);
     routes
 }
 

@@ -956,3 +956,54 @@ fn schema_file_is_current() {
     let written: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
     assert!(written == schema(), "run: postern schema > conf/postern.schema.json");
 }
+
+#[test]
+fn tokens_of_ours_are_for_other_routes_that_take_them() {
+    let trusts = "trusted_issuers: [{name: other, issuer: \"https://other.example.com\"}]";
+    let found = |line: &str, more: &str| {
+        let routes = format!(
+            "{line}\n  - {{name: theirs, path: /theirs, upstream: {{url: \"https://a.example.com/mcp\"}}, credential: {{kind: none}}, trusted_issuers: [other]}}{more}"
+        );
+        bad(&[("#route", &routes), ("#top", trusts)], &Fake::default())
+    };
+    for (credential, expected) in [
+        ("kind: postern_token", "credential.routes: is missing"),
+        ("kind: postern_token, routes: []", "credential.routes: is empty"),
+        ("kind: postern_token, routes: [nowhere]", "credential.routes[0]: `nowhere` is no route"),
+        ("kind: postern_token, routes: [demo]", "credential.routes[0]: is the route itself"),
+        (
+            "kind: postern_token, routes: [theirs]",
+            "credential.routes[0]: `theirs` takes tokens of other issuers alone",
+        ),
+        ("kind: none, routes: [theirs]", "credential.routes: belongs to `kind: postern_token`"),
+    ] {
+        let report = found(&format!("credential: {{{credential}}}"), "");
+        assert!(report.contains(expected), "{credential}: {report}");
+    }
+    let beside = "\n    trusted_issuers: [other]";
+    let report = found(&format!("credential: {{kind: postern_token, routes: [theirs]}}{beside}"), "");
+    assert!(report.contains("which are not ours at this route"), "{report}");
+}
+
+#[test]
+fn header_credentials_of_each_user() {
+    let report = |text: &str| bad(&[("#route", &credential(text))], &Fake::default().var("KEY", "hunter2"));
+    for (text, expected) in [
+        ("kind: header, per_user: true", "credential.name: is missing"),
+        (
+            "kind: header, per_user: true, name: X-Key, value: {env: KEY}",
+            "credential.value: stands beside `per_user: true`",
+        ),
+        (
+            "kind: header, per_user: true, name: X-Key, format: x",
+            "credential.format: does not say where the secret goes",
+        ),
+        (
+            "kind: header, name: X-Key, value: {env: KEY}, hint: there",
+            "credential.hint: belongs to `per_user: true`",
+        ),
+        ("kind: oauth, per_user: true", "credential.per_user: belongs to `kind: header`"),
+    ] {
+        assert!(report(text).contains(expected), "{text}: {}", report(text));
+    }
+}

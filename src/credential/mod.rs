@@ -2,6 +2,7 @@
 //! file per strategy; a route's configuration says which.
 pub mod connection;
 mod known;
+mod postern_token;
 mod window;
 
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use http::{HeaderName, HeaderValue};
 
 use crate::config;
 use crate::oauth::client::refresh::Outdated;
+use crate::oauth::server::access_token::Keys;
 use crate::policy::Permit;
 use crate::route::Route;
 use crate::telemetry::audit::{self, Act, Outcome, Resolution};
@@ -29,6 +31,7 @@ pub struct Ask<'a> {
     /// What the upstream has just turned down: something newer is wanted.
     pub refused: Option<&'a Outdated>,
     pub request_id: &'a HeaderValue,
+    pub keys: &'a Keys,
     pub now: SystemTime,
 }
 
@@ -54,6 +57,8 @@ pub enum Source {
     None,
     /// From the configuration.
     Fixed,
+    /// Made by us.
+    Minted,
     /// The user is not connected and the upstream has not asked yet.
     Anonymous,
     Connection {
@@ -83,6 +88,7 @@ impl Source {
         match self {
             Source::None => "none",
             Source::Fixed => "fixed",
+            Source::Minted => "minted",
             Source::Anonymous => "anonymous",
             Source::Connection { .. } => "connection",
         }
@@ -165,6 +171,7 @@ impl Credentials {
         match &route.credential {
             config::Credential::None => Ok(Credential::nothing(Source::None)),
             config::Credential::Header { .. } => Ok(Credential::fixed(route)),
+            config::Credential::PosternToken(_) => postern_token::resolve(ask),
             config::Credential::Oauth(_) => self.connections.resolve(ask).await,
             config::Credential::UserHeader(_) | config::Credential::UpstreamInject(..) => {
                 let resolved = self.connections.resolve(ask).await?;

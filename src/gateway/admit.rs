@@ -16,6 +16,7 @@ use crate::mcp::{self, ItemKind, METHOD, SUBSCRIPTION};
 use crate::oauth::client::challenged::Challenge;
 use crate::oauth::client::connection_key;
 use crate::oauth::client::refresh::Outdated;
+use crate::oauth::server::access_token::Keys;
 use crate::oauth::server::attributes::Attributes;
 use crate::policy::{Decision, Denied, Permit, Question, Request};
 use crate::respond::Failure;
@@ -84,7 +85,7 @@ impl Gateway {
         let question =
             Question { caller: &caller, attributes: &attributes, route: &route, request, hook: None };
         let permit = self.permitted(&question, asked.of_policy(), Some(&ctx.request_id)).await?;
-        let credential = self.credential(&permit, None, (&ctx.request_id, now)).await?;
+        let credential = self.credential(&permit, None, (&ctx.request_id, &snapshot.keys, now)).await?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
         let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let stream = match head.method == Method::GET || listens {
@@ -130,14 +131,14 @@ impl Gateway {
         &self,
         target: &mut Target,
         head: &RequestHeader,
-        request_id: &HeaderValue,
+        (request_id, keys): (&HeaderValue, &Keys),
     ) -> Result<(), Failure> {
         let now = self.authority.clock.now();
         let refused = target.refused.as_ref();
         // Decided and noted once before.
         let question = target.question(head);
         let permit = self.permitted(&question, target.asked.of_policy(), None).await?;
-        target.credential = self.credential(&permit, refused, (request_id, now)).await?;
+        target.credential = self.credential(&permit, refused, (request_id, keys, now)).await?;
         target.again = false;
         Ok(())
     }
@@ -189,9 +190,9 @@ impl Gateway {
         &self,
         permit: &Permit<'_>,
         refused: Option<&Outdated>,
-        (request_id, now): (&HeaderValue, SystemTime),
+        (request_id, keys, now): (&HeaderValue, &Keys, SystemTime),
     ) -> Result<Credential, Failure> {
-        match self.credentials.resolve(&Ask { permit, refused, request_id, now }).await {
+        match self.credentials.resolve(&Ask { permit, refused, request_id, keys, now }).await {
             Ok(credential) => Ok(credential),
             Err(unresolved) => {
                 Err(Box::pin(self.unresolved(permit.caller(), permit.route(), unresolved)).await)

@@ -151,7 +151,9 @@ impl ProxyHttp for Gateway {
         };
         target.begin();
         if target.again
-            && let Err(failure) = Box::pin(self.renew(target, session.req_header(), &ctx.request_id)).await
+            && let Err(failure) =
+                Box::pin(self.renew(target, session.req_header(), (&ctx.request_id, &ctx.snapshot.keys)))
+                    .await
         {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "no newer token"));

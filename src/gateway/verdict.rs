@@ -73,7 +73,7 @@ impl Gateway {
     /// Whether an answer that passes says nothing that is not known: this grant's challenge is settled, or it has none.
     fn is_old_news(&self, target: &Target, success: bool) -> bool {
         let source = &target.credential.source;
-        let is_of_user = !matches!(source, Source::None | Source::Fixed);
+        let is_of_user = !matches!(source, Source::None | Source::Fixed | Source::Minted);
         !success
             || !is_of_user
             || self.authority.connector.is_settled(target.caller.grant(), source.incarnation())

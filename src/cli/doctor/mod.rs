@@ -103,6 +103,13 @@ impl Visit<'_> {
                     provider.name
                 ),
             ),
+            Credential::PosternToken(routes) => (
+                "postern_token",
+                format!(
+                    "requests to the upstream get a token of ours for the caller, good at {}",
+                    routes.join(", ")
+                ),
+            ),
             Credential::Oauth(_) => (
                 "oauth",
                 "requests to the upstream get the user's own token, from its authorization server".into(),
@@ -124,7 +131,10 @@ impl Visit<'_> {
                     .fact("has_client_secret", oauth.client_secret.is_some())
             }
             Credential::UpstreamInject(provider, _) => step.fact("issuer", provider.issuer.as_str()),
-            Credential::None | Credential::Header { .. } | Credential::UserHeader(_) => step,
+            Credential::None
+            | Credential::Header { .. }
+            | Credential::UserHeader(_)
+            | Credential::PosternToken(_) => step,
         }
     }
 

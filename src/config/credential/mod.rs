@@ -3,6 +3,7 @@
 mod header;
 mod inject;
 mod oauth;
+pub(super) mod postern_token;
 
 use std::sync::Arc;
 
@@ -35,6 +36,8 @@ pub enum Credential {
     Oauth(OauthCredential),
     /// A token that this provider gave when the user signed in.
     UpstreamInject(Arc<IdentityProvider>, InjectedToken),
+    /// A token of ours for the caller, good for these routes; at least one.
+    PosternToken(Vec<String>),
 }
 
 /// What the check of a credential looks at beside the credential.
@@ -53,6 +56,7 @@ impl Credential {
             Self::Header { .. } | Self::UserHeader(_) => CredentialKind::Header,
             Self::Oauth(_) => CredentialKind::Oauth,
             Self::UpstreamInject(..) => CredentialKind::UpstreamInject,
+            Self::PosternToken(_) => CredentialKind::PosternToken,
         };
         kind.word()
     }
@@ -81,13 +85,14 @@ pub(super) fn check(
         CredentialKind::Header => header::check(check, key, written),
         CredentialKind::Oauth => oauth::check(check, key, written, around.private).map(Credential::Oauth),
         CredentialKind::UpstreamInject => inject::check(check, key, written, around.login),
+        CredentialKind::PosternToken => postern_token::check(check, key, written),
     }
 }
 
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
-    use CredentialKind::{Header, Oauth, UpstreamInject};
-    let keys: [(&str, bool, &[CredentialKind]); 18] = [
+    use CredentialKind::{Header, Oauth, PosternToken, UpstreamInject};
+    let keys: [(&str, bool, &[CredentialKind]); 19] = [
         ("name", written.name.is_some(), &[Header]),
         ("value", written.value.is_some(), &[Header]),
         ("format", written.format.is_some(), &[Header]),
@@ -106,6 +111,7 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("profile", written.profile.is_some(), &[Oauth]),
         ("provider", written.provider.is_some(), &[UpstreamInject]),
         ("token", written.token.is_some(), &[UpstreamInject]),
+        ("routes", written.routes.is_some(), &[PosternToken]),
     ];
     for (name, _, kinds) in
         keys.into_iter().filter(|(_, is_written, kinds)| *is_written && !kinds.contains(&kind))

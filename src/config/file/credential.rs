@@ -12,8 +12,9 @@ use super::Secret;
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Credential {
     /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: a token that the user's identity
-    /// provider gave when they signed in here. `header`: one header, fixed or with each user's
-    /// own secret. `none`: nothing. Default: `oauth`.
+    /// provider gave when they signed in here. `postern_token`: a short token of
+    /// Postern's own for the caller, good at other routes, for an upstream that is an MCP client itself. `header`: one header, fixed or with
+    /// each user's own secret. `none`: nothing. Default: `oauth`.
     pub(in crate::config) kind: Option<CredentialKind>,
     /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
     /// `offline_access` in that entry.
@@ -21,6 +22,8 @@ pub(in crate::config) struct Credential {
     /// `upstream_inject`: which of its tokens: `access`, or `id` for the ID token. Most providers give a newer ID token with a refresh; where
     /// one does not, the user signs in there again once it has ended. Default: `access`.
     pub(in crate::config) token: Option<InjectedToken>,
+    /// `postern_token`: names of the routes that the upstream may call for its caller.
+    pub(in crate::config) routes: Option<Vec<String>>,
     /// `header`: name of the header.
     pub(in crate::config) name: Option<String>,
     /// `header`: the secret.
@@ -65,6 +68,7 @@ pub(in crate::config) enum CredentialKind {
     #[default]
     Oauth,
     UpstreamInject,
+    PosternToken,
     Header,
     None,
 }
@@ -75,6 +79,7 @@ impl CredentialKind {
         match self {
             Self::Oauth => "oauth",
             Self::UpstreamInject => "upstream_inject",
+            Self::PosternToken => "postern_token",
             Self::Header => "header",
             Self::None => "none",
         }

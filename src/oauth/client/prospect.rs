@@ -150,7 +150,9 @@ impl Connector {
                 return Ok(self.prospect_at_provider(provider, route, user, anew).await);
             }
             Credential::UserHeader(_) => return Ok(self.prospect_of_key(route, user, anew).await),
-            Credential::None | Credential::Header { .. } => return Ok(Prospect::NotNeeded),
+            Credential::None | Credential::Header { .. } | Credential::PosternToken(_) => {
+                return Ok(Prospect::NotNeeded);
+            }
         };
         let key = connection_key(user, route);
         let existing = match self.records.connection(&key).await {

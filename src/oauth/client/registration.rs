@@ -186,7 +186,10 @@ impl Connector {
             Credential::UpstreamInject(provider, _) => {
                 Some((&provider.client_id, provider.client_secret.as_ref()))
             }
-            Credential::None | Credential::Header { .. } | Credential::UserHeader(_) => return false,
+            Credential::None
+            | Credential::Header { .. }
+            | Credential::UserHeader(_)
+            | Credential::PosternToken(_) => return false,
         };
         if let Some((id, secret)) = of_today {
             return *id != client.client_id || !client.has_secret(secret);

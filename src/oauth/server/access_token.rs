@@ -40,7 +40,7 @@ struct Key {
 
 /// What a token says when it is made.
 pub struct Claims<'a> {
-    /// The canonical URL of the route it works on (RFC 8707).
+    /// The canonical URL of the route it works on (RFC 8707); of an upstream's token those of several, separated by blanks.
     pub audience: &'a str,
     pub grant: &'a str,
     pub subject: &'a str,
@@ -128,6 +128,11 @@ impl Keys {
             let token = jwts.sign(claims, now).ok_or(SealError)?;
             return if token.len() > MAX_LEN { Err(SealError) } else { Ok(token) };
         }
+        self.seal_opaque(claims, now)
+    }
+
+    /// As [`Keys::seal`], sealed whatever the configuration wants: for who has no business to read it.
+    pub fn seal_opaque(&self, claims: &Claims<'_>, now: SystemTime) -> Result<String, SealError> {
         let mut plain = Vec::with_capacity(256);
         let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
         plain.extend_from_slice(&expires.to_be_bytes());
@@ -212,8 +217,14 @@ impl Opened {
         self.fields.get(index).and_then(|range| self.text.get(range.clone())).unwrap_or_default()
     }
 
-    pub fn audience(&self) -> &str {
-        self.field(0)
+    /// Every resource it works on.
+    pub fn audiences(&self) -> impl Iterator<Item = &str> {
+        self.field(0).split(' ')
+    }
+    pub fn is_for(&self, resource: &str) -> bool {
+        let audience = self.field(0);
+        // Nearly always one.
+        audience == resource || audience.contains(' ') && self.audiences().any(|one| one == resource)
     }
     pub fn grant(&self) -> &str {
         self.field(1)
@@ -261,7 +272,7 @@ mod tests {
         assert!(token.starts_with(PREFIX));
         let opened = keys.open(&token, now()).unwrap();
         assert_eq!(
-            (opened.audience(), opened.grant(), opened.subject()),
+            (opened.audiences().collect::<Vec<_>>().join("+").as_str(), opened.grant(), opened.subject()),
             ("https://mcp.example.com/files", "g1", "alice")
         );
         assert_eq!((opened.client(), opened.scope()), ("https://client.example/meta.json", "mcp:access"));

@@ -1,4 +1,6 @@
 //! Token introspection (RFC 7662), for clients that are listed for it and nobody else.
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use super::access_token::Opened;
@@ -8,6 +10,7 @@ use super::refusal::Refusal;
 use super::standing::{Holder, NoStanding};
 use super::{Authority, Snapshot};
 use crate::clock::unix_seconds;
+use crate::route::Route;
 
 /// RFC 7662 §2.2. Of a token that is good for nothing, nothing is said.
 #[derive(Serialize, Default)]
@@ -84,7 +87,7 @@ impl About {
             sub: token.subject().to_owned(),
             client_id: token.client().to_owned(),
             username: username.map(str::to_owned),
-            aud: vec![token.audience().to_owned()],
+            aud: token.audiences().map(str::to_owned).collect(),
             scope: Some(token.scope().to_owned()),
             exp: unix_seconds(token.expires_at()),
         }
@@ -94,13 +97,16 @@ impl About {
 /// Whether there is a route where it works: as requests find out at the route itself.
 fn is_published(snapshot: &Snapshot, holder: &Holder) -> bool {
     match holder {
-        Holder::User(token) => snapshot.routes.by_resource(token.audience()).is_some(),
+        Holder::User(token) => routes_of(snapshot, token).next().is_some(),
         Holder::Client { token, machine } => {
-            let route = snapshot.routes.by_resource(token.audience());
-            route.is_some_and(|route| machine.routes.contains(&route.name))
+            routes_of(snapshot, token).any(|route| machine.routes.contains(&route.name))
         }
         Holder::Service(account) => !resources(snapshot, &account.routes).is_empty(),
     }
+}
+
+fn routes_of<'a>(snapshot: &'a Snapshot, token: &'a Opened) -> impl Iterator<Item = &'a Arc<Route>> {
+    token.audiences().filter_map(|resource| snapshot.routes.by_resource(resource))
 }
 
 fn resources(snapshot: &Snapshot, routes: &[String]) -> Vec<String> {
