@@ -17,7 +17,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use postern::authn::foreign::Foreign;
 use postern::authn::{Caller, authenticate, authenticate_foreign};
 use postern::config::{self, AuditLog, Config, Process};
-use postern::credential::{Ask, Connections, Credential, Credentials};
+use postern::credential::{Ask, Credential, Credentials};
 use postern::expression::Wanted;
 use postern::jose::sign::{self, SigningKey};
 use postern::mcp::{self, Message};
@@ -219,10 +219,7 @@ impl Gateway {
             now,
             snapshot: Arc::new(snapshot.clone()),
             authority: Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot),
-            credentials: Credentials {
-                connections: Arc::new(Connections::new(connector)),
-                audit: Arc::new(Lines::new(AuditLog::Changes).0),
-            },
+            credentials: Credentials::new(connector, Arc::new(Lines::new(AuditLog::Changes).0)),
             resolver: Arc::new(Resolver::new(outbound.clone(), clock)),
             metrics,
             route,

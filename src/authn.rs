@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use http::{HeaderMap, header};
+use secrecy::SecretString;
 
 use self::foreign::{Foreign, ForeignToken};
 
@@ -36,8 +37,9 @@ pub enum Reach {
 
 enum Who {
     Ours(Holder),
-    /// Proven by an authorization server that the route trusts in our place.
-    Theirs(Arc<ForeignToken>),
+    /// Proven by an authorization server that the route trusts in our place. With the token itself, where the route shows it to
+    /// somebody.
+    Theirs(Arc<ForeignToken>, Option<SecretString>),
 }
 
 /// Why a request has no caller.
@@ -98,7 +100,10 @@ pub async fn authenticate_foreign(
     let found = foreign.holder(&token, route, now).await?;
     match standing.revoked.has_user(&found.subject) {
         true => Err(AuthnError::Revoked),
-        false => Ok(Caller { who: Who::Theirs(found) }),
+        false => {
+            let shown = route.credential.shows_caller().then(|| SecretString::from(&*token));
+            Ok(Caller { who: Who::Theirs(found, shown) })
+        }
     }
 }
 
@@ -154,7 +159,7 @@ impl Caller {
         match &self.who {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.subject(),
             Who::Ours(Holder::Service(account)) => &account.subject,
-            Who::Theirs(token) => &token.subject,
+            Who::Theirs(token, _) => &token.subject,
         }
     }
 
@@ -162,7 +167,7 @@ impl Caller {
         match &self.who {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.client(),
             Who::Ours(Holder::Service(account)) => &account.subject,
-            Who::Theirs(token) => &token.client,
+            Who::Theirs(token, _) => &token.client,
         }
     }
 
@@ -170,7 +175,7 @@ impl Caller {
     pub fn still_stands(&self, standing: &Standing<'_>, route: &Route) -> bool {
         match &self.who {
             Who::Ours(holder) => standing.holds(holder, route),
-            Who::Theirs(token) => {
+            Who::Theirs(token, _) => {
                 let trusts =
                     |route: &Arc<Route>| route.trusted_issuers.iter().any(|trusted| token.is_of(trusted));
                 let known = standing.routes.by_name(&route.name);
@@ -184,7 +189,7 @@ impl Caller {
         match &self.who {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.grant(),
             Who::Ours(Holder::Service(account)) => &account.digest,
-            Who::Theirs(token) => &token.digest,
+            Who::Theirs(token, _) => &token.digest,
         }
     }
 
@@ -194,7 +199,15 @@ impl Caller {
             Who::Ours(Holder::User(token)) => Some(token.subject()),
             Who::Ours(Holder::Client { machine, .. }) => machine.acts_for.as_deref(),
             Who::Ours(Holder::Service(account)) => account.acts_for.as_deref(),
-            Who::Theirs(token) => (!token.is_program).then_some(&token.subject),
+            Who::Theirs(token, _) => (!token.is_program).then_some(&token.subject),
+        }
+    }
+
+    /// What it came with, if that is another authorization server's and the route shows it to somebody.
+    pub fn token(&self) -> Option<&SecretString> {
+        match &self.who {
+            Who::Ours(_) => None,
+            Who::Theirs(_, shown) => shown.as_ref(),
         }
     }
 
@@ -210,7 +223,7 @@ impl Caller {
         match &self.who {
             Who::Ours(Holder::User(_)) => false,
             Who::Ours(Holder::Client { .. } | Holder::Service(_)) => true,
-            Who::Theirs(token) => token.is_program,
+            Who::Theirs(token, _) => token.is_program,
         }
     }
 
@@ -229,8 +242,8 @@ impl Caller {
             Who::Ours(Holder::User(token)) if is_relayed(token) => Reach::Page,
             Who::Ours(Holder::User(_)) => Reach::Authorization,
             Who::Ours(_) => Reach::Nobody,
-            Who::Theirs(token) if token.is_program => Reach::Nobody,
-            Who::Theirs(_) => Reach::Page,
+            Who::Theirs(token, _) if token.is_program => Reach::Nobody,
+            Who::Theirs(..) => Reach::Page,
         }
     }
 
@@ -244,7 +257,7 @@ impl Caller {
                 token.is_for(&route.resource) && machine.routes.contains(&route.name)
             }
             Who::Ours(Holder::Service(account)) => account.routes.contains(&route.name),
-            Who::Theirs(token) => token.is_for(route),
+            Who::Theirs(token, _) => token.is_for(route),
         }
     }
 
@@ -269,7 +282,7 @@ impl Caller {
         match &self.who {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.scope(),
             Who::Ours(Holder::Service(_)) => "",
-            Who::Theirs(token) => &token.scope,
+            Who::Theirs(token, _) => &token.scope,
         }
     }
 }

@@ -13,7 +13,7 @@ use pingora::services::background::BackgroundService;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Mutex, broadcast};
 
-use crate::credential::Connections;
+use crate::credential::{Connections, ExchangedTokens};
 use crate::oauth::server::grant::REMEMBER_REVOKED;
 use crate::oauth::server::{Authority, block, token_keys};
 use crate::store::record::RecordError;
@@ -29,6 +29,7 @@ const AGAIN: Duration = Duration::from_millis(250);
 pub struct Upkeep {
     pub authority: Arc<Authority>,
     pub connections: Arc<Connections>,
+    pub exchanged: Arc<ExchangedTokens>,
     /// Subscribed before anything was read from the store, so that nothing is missed in between.
     pub changes: Mutex<broadcast::Receiver<Change>>,
     /// Reads the configuration again.
@@ -46,6 +47,7 @@ impl BackgroundService for Upkeep {
         let copies = changes.resubscribe();
         // What was read before is followed by nobody.
         self.connections.forget_all();
+        self.exchanged.forget_all();
         tokio::select! {
             () = self.close_idle() => {}
             _ = async { tokio::join!(self.follow_copies(copies), self.follow_all(&mut changes)) } => {}
@@ -167,6 +169,17 @@ impl Upkeep {
                     }
                 }
             }
+            // As a grant.
+            Change::Of { kind: Kind::Exchange, key } if self.exchanged.has(&key) => {
+                match self.authority.records.store().get(Kind::Exchange, &key).await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => self.exchanged.forget(&key),
+                    Err(error) => {
+                        tracing::warn!(%error, "whether an exchanged token was ended is not known yet");
+                        return false;
+                    }
+                }
+            }
             Change::Of { kind: Kind::Service, key } => {
                 let changed = self.authority.services.changed(&self.authority.records, &key).await;
                 self.authority.revoked.taken_back();
@@ -196,6 +209,7 @@ impl Upkeep {
             return false;
         }
         self.connections.forget_all();
+        self.exchanged.forget_all();
         self.read_wish().await && self.read_keys().await
     }
 

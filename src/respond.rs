@@ -85,6 +85,9 @@ pub enum Failure {
     Unavailable { retry_after: Duration },
     #[error("the upstream refused what this route is configured to send")]
     UpstreamRefused,
+    /// Nor does whoever gives the tokens that it takes.
+    #[error("nobody gives this gateway a token for the upstream; ask whoever runs it")]
+    NotExchanged,
     #[error("the upstream did not answer in time")]
     UpstreamTimeout,
     #[error("the upstream cannot be reached or gave no usable answer")]
@@ -245,6 +248,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")
         }
         Failure::UpstreamRefused => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_refused"),
+        Failure::NotExchanged => (StatusCode::BAD_GATEWAY, "bad_gateway", "not_exchanged"),
         Failure::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout"),
         Failure::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable"),
     }

@@ -222,12 +222,10 @@ impl Route {
         let mut scopes: Vec<String> = is_ours.then(|| ACCESS_SCOPE.to_owned()).into_iter().collect();
         scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
         let upstream = Upstream::new(&configured.upstream);
-        let (place, issuer_policy) = match &configured.credential {
-            Credential::UpstreamInject(provider, _) => {
-                (provider_place(&provider.issuer), provider_policy(provider))
-            }
+        let (place, issuer_policy) = match configured.credential.provider() {
+            Some(provider) => (provider_place(&provider.issuer), provider_policy(provider)),
             // Neither names nor URLs have a NUL, so no two of them meet.
-            _ => (format!("{}\0{}", configured.name, upstream.url), upstream.policy.clone()),
+            None => (format!("{}\0{}", configured.name, upstream.url), upstream.policy.clone()),
         };
         Self {
             name: configured.name.clone(),

@@ -17,6 +17,8 @@ pub enum Verdict {
     Connect { scopes: Vec<String>, refused: bool },
     /// The user has to allow more (RFC 6750 §3.1 `insufficient_scope`).
     StepUp { scopes: Vec<String> },
+    /// As [`Verdict::Refresh`], but the request cannot be sent again: the client does that.
+    Later,
     /// The upstream refused a credential no user can do anything about: the operator has to look.
     Misconfigured,
 }
@@ -38,6 +40,16 @@ pub fn judge(
         // The operator says that there is nothing to be put in: whatever the upstream means, it means the client.
         (_, Source::None) => Verdict::Pass,
         (_, Source::Fixed | Source::Minted) => Verdict::Misconfigured,
+        // What an exchanged token may do is the operator's to say, in the exchange; asking the user changes nothing.
+        (Judgement::StepUp { .. }, Source::Exchanged { .. }) => Verdict::Pass,
+        (Judgement::Connect { .. }, Source::Exchanged { renewable: true, .. }) if !refreshed => {
+            match replayable {
+                true => Verdict::Refresh,
+                false => Verdict::Later,
+            }
+        }
+        // Nor is another one better than the one that was got just now.
+        (Judgement::Connect { .. }, Source::Exchanged { .. }) => Verdict::Misconfigured,
         (Judgement::StepUp { scopes }, _) => Verdict::StepUp { scopes },
         (Judgement::Connect { scopes }, Source::Anonymous) => Verdict::Connect { scopes, refused: false },
         (Judgement::Connect { scopes }, Source::Connection { refreshable: true, .. }) if !refreshed => {
@@ -88,6 +100,24 @@ mod tests {
         );
         assert_eq!(judge(Source::Fixed, false, true), Verdict::Misconfigured);
         assert_eq!(judge(Source::None, false, true), Verdict::Pass);
+    }
+
+    #[test]
+    fn a_refused_token_that_was_exchanged_is_exchanged_anew_once_and_is_no_matter_for_the_user() {
+        let exchanged =
+            |renewable| Source::Exchanged { key: "k".into(), id: "i".into(), renewable, of: None };
+        let judge = |status, source, refreshed, replayable| {
+            let challenge = headers("Bearer error=\"invalid_token\"");
+            judge(status, &challenge, &source, refreshed, replayable)
+        };
+        let (refused, forbidden) = (StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN);
+        assert_eq!(judge(refused, exchanged(true), false, true), Verdict::Refresh);
+        assert_eq!(judge(refused, exchanged(true), false, false), Verdict::Later);
+        assert_eq!(judge(refused, exchanged(true), true, true), Verdict::Misconfigured);
+        assert_eq!(judge(refused, exchanged(false), false, true), Verdict::Misconfigured);
+        assert_eq!(judge(forbidden, exchanged(true), false, true), Verdict::Pass);
+        let step_up = headers("Bearer error=\"insufficient_scope\", scope=\"x\"");
+        assert_eq!(super::judge(forbidden, &step_up, &exchanged(true), false, true), Verdict::Pass);
     }
 
     #[test]

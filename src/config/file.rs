@@ -15,8 +15,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-pub(super) use credential::{Credential, CredentialKind};
-pub use credential::{InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
+pub(super) use credential::{ActorToken, Credential, CredentialKind, SubjectOf, Texts};
+pub use credential::{ExchangeForm, InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
 pub(super) use oauth_server::{Cimd, OauthServer, SigningKey, StaticClient};

@@ -32,9 +32,9 @@ use std::path::Path;
 
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
-pub use credential::{Credential, OauthCredential, UserHeader};
+pub use credential::{Actor, Credential, Exchanger, OauthCredential, Subject, TokenExchange, UserHeader};
 pub use file::{
-    AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, InjectedToken, RefreshRotation,
+    AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, InjectedToken, RefreshRotation,
     TokenEndpointAuthMethod,
 };
 pub use limits::Limits;

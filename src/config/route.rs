@@ -100,6 +100,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
     let mut names: HashMap<&str, usize> = HashMap::with_capacity(written.len());
     let mut places: HashMap<(String, String), &str> = HashMap::with_capacity(written.len());
     let mut routes = Vec::with_capacity(written.len());
+    let own = own_places(written, public_url);
     for (index, entry) in written.iter().enumerate() {
         let key = list.item(index);
         name(check, &key.child("name"), &entry.name);
@@ -125,7 +126,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
         }
         let upstream = upstream(check, &key.child("upstream"), &entry.upstream);
         let private = upstream.as_ref().map(Upstream::private_hosts).unwrap_or_default();
-        let beside = credential::Around { private: &private, login: around.login };
+        let beside = credential::Around { private: &private, login: around.login, own: &own };
         let credential =
             credential::check(check, &key.child("credential"), entry.credential.as_ref(), &beside);
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
@@ -142,7 +143,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             if credential.is_of_user() {
                 require_sign_in(check, &key, &trusted_issuers, around.login);
             }
-            if let Credential::UpstreamInject(provider, _) = &credential {
+            if let Some(provider) = credential.provider() {
                 require_provider(check, &key, &trusted_issuers, provider);
             }
             let name = entry.name.clone();
@@ -161,6 +162,15 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
     }
     credential::postern_token::check_routes(check, &list, written, &routes);
     routes
+}
+
+/// Names and ports of the public URL and of all routes.
+fn own_places(written: &[file::Route], public_url: Option<&PublicUrl>) -> Vec<(String, u16)> {
+    let Some(public_url) = public_url else { return Vec::new() };
+    let hosts = written.iter().filter_map(|route| route.host.as_deref());
+    let hosts = hosts.chain([public_url.authority()]);
+    let urls = hosts.filter_map(|host| Url::parse(&format!("{}://{host}", public_url.scheme())).ok());
+    urls.filter_map(|url| Some((url.host_str()?.to_owned(), url.port_or_known_default()?))).collect()
 }
 
 /// Who has a connection of their own makes it here, and so has to be able to sign in here as the same person: same issuer,

@@ -31,7 +31,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn node(&mut self, node: &Node, schema: &'a Json, key: &Key) -> Json {
-        let resolved = self.resolve(schema);
+        let resolved = self.resolve(schema, node);
         if matches!(node.value, Value::Null) {
             if !resolved.nullable && resolved.kind.is_some() {
                 self.refuse(node, key, "has no value", format!("write {}", resolved.wanted()));
@@ -141,21 +141,22 @@ impl<'a> Walk<'a> {
         Some(format!(" ({})", sentence.trim_end_matches('.')))
     }
 
-    /// Follows `$ref` and picks the alternative that is not `null`.
-    fn resolve(&self, schema: &'a Json) -> Resolved<'a> {
+    /// Follows `$ref` and picks the alternative that is written, or else the first that is not `null`.
+    fn resolve(&self, schema: &'a Json, node: &Node) -> Resolved<'a> {
         if let Some(alternatives) = schema.get("anyOf").and_then(Json::as_array) {
             let is_null = |of: &&Json| of.get("type").and_then(Json::as_str) == Some("null");
-            let mut resolved = match alternatives.iter().find(|of| !is_null(of)) {
-                Some(of) => self.resolve(of),
-                None => Resolved::plain(schema),
-            };
+            let known = alternatives.iter().filter(|of| !is_null(of));
+            let mut known: Vec<_> = known.map(|of| self.resolve(of, node)).collect();
+            let written = known.iter().position(|of| of.fits(node)).unwrap_or_default();
+            let mut resolved =
+                if known.is_empty() { Resolved::plain(schema) } else { known.swap_remove(written) };
             resolved.nullable |= alternatives.iter().any(|of| is_null(&of));
             return resolved;
         }
         let named = schema.get("$ref").and_then(Json::as_str).and_then(|path| path.strip_prefix("#/$defs/"));
         if let Some(name) = named {
             let target = self.schema.get("$defs").and_then(|defs| defs.get(name)).unwrap_or(&Json::Null);
-            let mut resolved = self.resolve(target);
+            let mut resolved = self.resolve(target, node);
             resolved.secret = name == "Secret";
             return resolved;
         }
@@ -201,6 +202,16 @@ impl<'a> Resolved<'a> {
         };
         let kind = types.iter().copied().find(|name| *name != "null").or(words.as_ref().map(|_| "string"));
         Self { schema, kind, nullable: types.contains(&"null"), words, secret: false }
+    }
+
+    /// Whether it asks for what is written.
+    fn fits(&self, node: &Node) -> bool {
+        matches!(
+            (self.kind, &node.value),
+            (Some("string"), Value::Text(_))
+                | (Some("array"), Value::List(_))
+                | (Some("object"), Value::Map(_))
+        )
     }
 
     /// What belongs here, for messages.

@@ -1007,3 +1007,85 @@ fn header_credentials_of_each_user() {
         assert!(report(text).contains(expected), "{text}: {}", report(text));
     }
 }
+
+/// What is wrong with a credential that is exchanged, among a provider `corp` and an issuer `other`.
+fn exchange_problems(credential: &str) -> Vec<String> {
+    let providers = "login:\n  oidc: [{name: corp, issuer: \"https://idp.example.com\", client_id: p}]\n";
+    let route = format!("credential: {{{credential}}}");
+    let environment = Fake::default().var("KEY", "hunter2");
+    let text = base(&[("#route", &route), ("login:\n", providers), ("path: /demo", "host: own.example.com")]);
+    match parse(&text, "conf.yaml", &environment) {
+        Ok(_) => Vec::new(),
+        Err(report) => report.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+#[test]
+fn what_exchanges_need_and_what_they_may_not_say() {
+    const AT: &str = "token_endpoint: \"https://as.example.com/token\", client_id: us";
+    const SECRET: &str = "client_secret: {env: KEY}";
+    let own = format!("kind: client_credentials, {AT}, {SECRET}");
+    let user = format!("kind: token_exchange, {AT}, {SECRET}");
+    for good in [
+        own.clone(),
+        format!("kind: client_credentials, {AT}, token_endpoint_auth_method: private_key_jwt"),
+        format!("{own}, audience: files, resource: [\"https://r1.example\", \"urn:r2\"], params: {{tenant: t}}"),
+        format!("{own}, name: X-Api-Key, format: \"key={{value}}\", scopes: [read]"),
+        "kind: client_credentials, issuer: \"https://as.example.com\", client_id: us, client_secret: {env: KEY}".into(),
+        user.clone(),
+        format!("{user}, subject: caller, actor: self, requested_token_type: \"urn:x:y\""),
+        format!("{user}, subject_provider: corp, subject_token: id, actor_token: {{env: KEY}}, actor_token_type: \"urn:a\""),
+        format!("{user}, form: assertion, audience: [a, b]"),
+        format!("kind: token_exchange, {AT}, token_endpoint_auth_method: none"),
+    ] {
+        assert_eq!(exchange_problems(&good), [""; 0], "{good}");
+    }
+    for (bad, expected) in [
+        (format!("kind: client_credentials, client_id: us, {SECRET}"), "token_endpoint: is missing"),
+        ("kind: client_credentials, token_endpoint: \"https://as.example.com/t\", client_secret: {env: KEY}".into(), "client_id: is missing"),
+        (own.replace("client_id: us", "client_id: \"\""), "client_id: is empty"),
+        (format!("kind: client_credentials, {AT}"), "client_secret: is missing"),
+        (format!("kind: client_credentials, {AT}, token_endpoint_auth_method: none"), "token_endpoint_auth_method: is none"),
+        (format!("{own}, token_endpoint_auth_method: private_key_jwt"), "token_endpoint_auth_method: needs no client_secret"),
+        (own.replace("https://as.example.com", "http://as.example.com"), "token_endpoint: is http"),
+        (own.replace("https://as", "//as"), "token_endpoint: is not a URL"),
+        // V-13: who names nobody means nobody.
+        (format!("{own}, audience: []"), "audience: names nobody"),
+        (format!("{own}, audience: \"\""), "audience: names nobody"),
+        (format!("{own}, audience: [a, \" \"]"), "audience: names nobody"),
+        (format!("{own}, resource: [\"/files\"]"), "resource: is not a resource indicator"),
+        (format!("{own}, resource: 7"), "resource: is a number, not text"),
+        (format!("{own}, params: {{scope: x}}"), "params.scope: is a parameter that Postern sets itself"),
+        (format!("{own}, name: Host"), "name: is a header that a credential cannot set"),
+        (format!("{own}, format: Bearer"), "format: does not say where the secret goes"),
+        (format!("{own}, format: \" {{value}}\""), "format: makes a header value"),
+        (format!("{own}, subject_provider: corp"), "subject_provider: belongs to `kind: token_exchange`"),
+        (format!("{own}, authorization_params: {{a: b}}"), "authorization_params: belongs to `kind: oauth`"),
+        // V-07: it would come back as a caller's.
+        (format!("{own}, audience: \"http://127.0.0.1:8080/demo\""), "audience: is Postern itself"),
+        (format!("{own}, resource: \"http://own.example.com/\""), "resource: is Postern itself"),
+        (own.replace("https://as.example.com/token", "http://127.0.0.1:8080/oauth/token"), "token_endpoint: is Postern itself"),
+        (format!("{user}, issuer: \"http://OWN.example.com:80\""), "issuer: is Postern itself"),
+        // V-02, V-06.
+        (format!("{user}, subject_provider: other"), "subject_provider: `other` is no identity provider"),
+        (format!("{user}, subject_provider: \"\""), "subject_provider: is empty"),
+        (format!("{user}, subject: caller, subject_provider: corp"), "subject: is the caller"),
+        (format!("{user}, subject: user"), "subject: unknown value"),
+        (format!("{user}, subject_token: id"), "subject_token: has no `subject_provider` beside it"),
+        (format!("{user}, subject_token_type: access_token"), "subject_token_type: is not a type of token"),
+        (format!("{user}, actor: self, actor_token: {{env: KEY}}"), "actor: is there beside `actor_token`"),
+        (format!("{user}, actor_token_type: \"urn:a\""), "actor_token_type: has no `actor_token`"),
+        (format!("{user}, actor_token: {{env: NONE}}"), "actor_token.env: environment variable NONE is not set"),
+        (format!("{user}, form: assertion, actor: self"), "actor: belongs to `form: exchange`"),
+        (format!("{user}, form: assertion, requested_token_type: \"urn:a\""), "requested_token_type: belongs to `form: exchange`"),
+        ("kind: oauth, resource: [\"https://a.example\"]".into(), "resource: is a list"),
+    ] {
+        let found = exchange_problems(&bad);
+        let expected = format!("routes[0].credential.{expected}");
+        assert!(found.iter().any(|line| line.contains(&expected)), "{bad}: {found:?} lacks {expected}");
+    }
+    // All of it at once.
+    let found =
+        exchange_problems("kind: token_exchange, subject_provider: x, audience: [], params: {scope: y}");
+    assert_eq!(found.len(), 6, "{found:?}");
+}

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use secrecy::SecretString;
 
 use super::known::{Known, Token};
 use super::{Ask, Credential, Source, Unresolved};
@@ -57,37 +58,89 @@ impl Connections {
     }
 
     pub(super) async fn resolve(&self, ask: &Ask<'_>) -> Result<Credential, Unresolved> {
-        let (caller, route, now) = (ask.permit.caller(), ask.permit.route(), ask.now);
+        let (caller, route) = (ask.permit.caller(), ask.permit.route());
         // Nobody's connection: the upstream may do without.
         let Some(slot) = self.slot(caller, route) else {
             return Ok(Credential::nothing(Source::Anonymous));
         };
-        if let Some(refused) = ask.refused {
-            Box::pin(self.mark_refused(&slot, refused)).await;
+        let (known, act) = self.fresh(&slot, route, ask.refused, ask.now).await?;
+        let Some(token) = known.token() else { return Ok(Credential::nothing(Source::Anonymous)) };
+        match token.sendable(route, ask.now) {
+            Some(sendable) => token.released(sendable, caller, route, &slot.key, act),
+            None => Err(token.needs_user()),
         }
-        let mut known = slot.known.load_full();
-        // What needs the user is looked at again each time: the user may have been there, and the news be under way.
-        if matches!(*known, Known::Unknown | Known::NeedsUser { .. }) {
-            known = Box::pin(self.load(&slot)).await?;
-        }
+    }
+
+    /// Whose tokens are exchanged: key and incarnation of a connection that is there and not known to be dead. Whether its token
+    /// is good just now is nobody's business as long as what was exchanged for it is.
+    pub(super) async fn standing(
+        &self,
+        caller: &Caller,
+        route: &Route,
+    ) -> Result<(Arc<str>, Arc<str>), Unresolved> {
+        let slot = self.slot(caller, route).ok_or(Unresolved::NeedsUser { incarnation: None })?;
+        let known = self.known(&slot).await?;
         match &*known {
-            Known::Absent => Ok(Credential::nothing(Source::Anonymous)),
-            Known::Unknown => Err(Unresolved::NeedsUser { incarnation: None }),
+            Known::Token(token) => Ok((Arc::clone(&slot.key), Arc::clone(&token.incarnation))),
             Known::NeedsUser { incarnation } => {
                 Err(Unresolved::NeedsUser { incarnation: incarnation.clone() })
             }
+            Known::Unknown | Known::Absent => Err(Unresolved::NeedsUser { incarnation: None }),
+        }
+    }
+
+    /// The token of a connection, to be exchanged. `refused`: the one that its issuer does not take.
+    pub(super) async fn subject(
+        &self,
+        (grant, user): (&str, &str),
+        route: &Arc<Route>,
+        refused: Option<&Outdated>,
+        now: SystemTime,
+    ) -> Result<(SecretString, Outdated), Unresolved> {
+        let slot = self.slot_of(grant, user, route);
+        let (known, _) = self.fresh(&slot, route, refused, now).await?;
+        let token = known.token().ok_or(Unresolved::NeedsUser { incarnation: None })?;
+        let sendable = token.sendable(route, now).ok_or_else(|| token.needs_user())?;
+        Ok((sendable.secret(), token.outdated()))
+    }
+
+    /// What there is, its token fit to be sent, and whether it had to be fetched for that. `refused`: the one that is not.
+    async fn fresh(
+        &self,
+        slot: &Arc<Slot>,
+        route: &Arc<Route>,
+        refused: Option<&Outdated>,
+        now: SystemTime,
+    ) -> Result<(Arc<Known>, Act), Unresolved> {
+        if let Some(refused) = refused {
+            Box::pin(self.mark_refused(slot, refused)).await;
+        }
+        let known = self.known(slot).await?;
+        match &*known {
+            Known::Absent => {}
+            Known::Unknown => return Err(Unresolved::NeedsUser { incarnation: None }),
+            Known::NeedsUser { incarnation } => {
+                return Err(Unresolved::NeedsUser { incarnation: incarnation.clone() });
+            }
             Known::Token(token) => {
-                let Some(sendable) = token.sendable(route, now) else {
-                    return Err(token.needs_user());
-                };
+                let sendable = token.sendable(route, now).ok_or_else(|| token.needs_user())?;
                 if slot.has_refused(token) || sendable.is_dead(now) {
-                    return Box::pin(self.renewed(&slot, caller, route, &known, token, now)).await;
+                    return Box::pin(self.renewed(slot, route, &known, token, now)).await;
                 }
                 if token.refreshable && sendable.is_due(now) {
-                    self.renew_ahead(&slot, route, token.outdated(), now);
+                    self.renew_ahead(slot, route, token.outdated(), now);
                 }
-                token.released(sendable, caller, route, &slot.key, Act::Inject)
             }
+        }
+        Ok((known, Act::Inject))
+    }
+
+    /// What needs the user is looked at again each time: the user may have been there, and the news be under way.
+    async fn known(&self, slot: &Slot) -> Result<Arc<Known>, Unresolved> {
+        let known = slot.known.load_full();
+        match matches!(*known, Known::Unknown | Known::NeedsUser { .. }) {
+            true => Box::pin(self.load(slot)).await,
+            false => Ok(known),
         }
     }
 
@@ -217,27 +270,29 @@ impl Connections {
     async fn renewed(
         &self,
         slot: &Arc<Slot>,
-        caller: &Caller,
         route: &Arc<Route>,
         before: &Arc<Known>,
         token: &Token,
         now: SystemTime,
-    ) -> Result<Credential, Unresolved> {
+    ) -> Result<(Arc<Known>, Act), Unresolved> {
         let outdated = token.outdated();
         if let Some(retry_after) = slot.quiet(&outdated, now) {
             return Err(Unresolved::Unavailable { retry_after });
         }
         match self.connector.renew(route, &slot.key, &outdated).await {
-            Renewed::Tokens(tokens) => match &*slot.replace(before, Known::of(&tokens.0, &tokens.1)) {
-                Known::Token(newer) if !newer.is_covered_by(&outdated) => match newer.sendable(route, now) {
-                    Some(sendable) if sendable.is_dead(now) => {
-                        Err(Unresolved::Unavailable { retry_after: RETRY })
-                    }
-                    Some(sendable) => newer.released(sendable, caller, route, &slot.key, Act::Refresh),
+            Renewed::Tokens(tokens) => {
+                let known = slot.replace(before, Known::of(&tokens.0, &tokens.1));
+                match known.token().filter(|newer| !newer.is_covered_by(&outdated)) {
+                    Some(newer) => match newer.sendable(route, now) {
+                        Some(sendable) if sendable.is_dead(now) => {
+                            Err(Unresolved::Unavailable { retry_after: RETRY })
+                        }
+                        Some(_) => Ok((known, Act::Refresh)),
+                        None => Err(token.needs_user()),
+                    },
                     None => Err(token.needs_user()),
-                },
-                _ => Err(token.needs_user()),
-            },
+                }
+            }
             Renewed::NeedsUser => {
                 slot.replace(before, Known::NeedsUser { incarnation: Some(Arc::clone(&token.incarnation)) });
                 Err(token.needs_user())

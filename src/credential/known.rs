@@ -79,6 +79,13 @@ impl Known {
             refused: connection.refused >= connection.generation,
         })
     }
+
+    pub(super) fn token(&self) -> Option<&Token> {
+        match self {
+            Self::Token(token) => Some(token),
+            Self::Unknown | Self::Absent | Self::NeedsUser { .. } => None,
+        }
+    }
 }
 
 // === impl Sendable ===
@@ -103,6 +110,12 @@ impl Sendable {
         }
     }
 
+    /// As its issuer gave it.
+    pub(super) fn secret(&self) -> SecretString {
+        let line = self.value.to_str().unwrap_or_default();
+        SecretString::from(line.strip_prefix(BEARER).unwrap_or(line))
+    }
+
     pub(super) fn is_dead(&self, now: SystemTime) -> bool {
         self.dead_at.is_some_and(|end| now >= end)
     }
@@ -117,8 +130,8 @@ impl Sendable {
 impl Token {
     /// What this route sends of it. `None`: there is no such token, and no refresh will bring one.
     pub(super) fn sendable(&self, route: &Route, now: SystemTime) -> Option<&Sendable> {
-        match route.credential {
-            config::Credential::UpstreamInject(_, InjectedToken::Id) => {
+        match route.credential.of_provider() {
+            Some((_, InjectedToken::Id)) => {
                 self.id.as_ref().filter(|id| id.refresh_at.is_some() || !id.is_dead(now))
             }
             _ => Some(&self.access),

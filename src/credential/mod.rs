@@ -1,8 +1,11 @@
 //! `Permit` → [`Credential`]: what is injected for this caller at this route, or what the user has to do first. One
 //! file per strategy; a route's configuration says which.
 pub mod connection;
+pub mod exchanged;
 mod known;
 mod postern_token;
+mod token_exchange;
+mod whose;
 mod window;
 
 use std::sync::Arc;
@@ -11,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use http::{HeaderName, HeaderValue};
 
 use crate::config;
+use crate::oauth::client::Connector;
 use crate::oauth::client::refresh::Outdated;
 use crate::oauth::server::access_token::Keys;
 use crate::policy::Permit;
@@ -18,10 +22,12 @@ use crate::route::Route;
 use crate::telemetry::audit::{self, Act, Outcome, Resolution};
 
 pub use connection::Connections;
+pub use exchanged::ExchangedTokens;
 
 /// All that credentials come from.
 pub struct Credentials {
     pub connections: Arc<Connections>,
+    pub exchanged: Arc<ExchangedTokens>,
     pub audit: Arc<dyn audit::Sink>,
 }
 
@@ -67,6 +73,15 @@ pub enum Source {
         generation: u64,
         refreshable: bool,
     },
+    /// Got for another token, or for ourselves.
+    Exchanged {
+        key: Arc<str>,
+        id: Arc<str>,
+        /// Whether another one may be better: this one did not just come in place of one that was refused.
+        renewable: bool,
+        /// The connection that it was got with, if with one: key and incarnation.
+        of: Option<(Arc<str>, Arc<str>)>,
+    },
 }
 
 /// Why there is no credential.
@@ -78,6 +93,13 @@ pub enum Unresolved {
     /// The connection may do more than the user has let this client do: all that it may.
     #[error("the user has to let the client use this connection")]
     NotConsented { scopes: Vec<String> },
+    /// The user has to sign in at the provider once more, which wants to see them for what they ask for. `claims`: what about
+    /// (OpenID Connect Core §5.5).
+    #[error("the identity provider wants to see the user")]
+    NeedsProvider { incarnation: Arc<str>, claims: Option<String> },
+    /// The token endpoint gives us none: only the operator can help.
+    #[error("the token endpoint gives no token for this route")]
+    Refused,
     #[error("no valid token just now")]
     Unavailable { retry_after: Duration },
 }
@@ -91,6 +113,7 @@ impl Source {
             Source::Minted => "minted",
             Source::Anonymous => "anonymous",
             Source::Connection { .. } => "connection",
+            Source::Exchanged { .. } => "exchanged",
         }
     }
 
@@ -98,6 +121,7 @@ impl Source {
     pub fn incarnation(&self) -> Option<&str> {
         match self {
             Source::Connection { incarnation, .. } => Some(incarnation),
+            Source::Exchanged { of, .. } => of.as_ref().map(|(_, incarnation)| &**incarnation),
             _ => None,
         }
     }
@@ -106,6 +130,7 @@ impl Source {
     pub fn connection(&self) -> Option<(&str, Arc<str>)> {
         match self {
             Source::Connection { key, incarnation, .. } => Some((key, Arc::clone(incarnation))),
+            Source::Exchanged { of: Some((key, incarnation)), .. } => Some((key, Arc::clone(incarnation))),
             _ => None,
         }
     }
@@ -116,6 +141,8 @@ impl Source {
             Source::Connection { incarnation, generation, .. } => {
                 Some(Outdated { incarnation: Arc::clone(incarnation), generation: *generation })
             }
+            // Each has a name of its own.
+            Source::Exchanged { id, .. } => Some(Outdated { incarnation: Arc::clone(id), generation: 1 }),
             _ => None,
         }
     }
@@ -125,7 +152,10 @@ impl Unresolved {
     /// What would have to be done.
     fn act(&self) -> Act {
         match self {
-            Unresolved::NeedsUser { .. } | Unresolved::NotConsented { .. } => Act::Connect,
+            Unresolved::NeedsUser { .. }
+            | Unresolved::NeedsProvider { .. }
+            | Unresolved::NotConsented { .. } => Act::Connect,
+            Unresolved::Refused => Act::Acquire,
             Unresolved::Unavailable { .. } => Act::Refresh,
         }
     }
@@ -135,7 +165,9 @@ impl Unresolved {
         match self {
             Unresolved::NeedsUser { incarnation: None } => "not_connected",
             Unresolved::NeedsUser { incarnation: Some(_) } => "connection_ended",
+            Unresolved::NeedsProvider { .. } => "interaction_required",
             Unresolved::NotConsented { .. } => "not_consented",
+            Unresolved::Refused => "not_exchanged",
             Unresolved::Unavailable { .. } => "unavailable",
         }
     }
@@ -144,6 +176,12 @@ impl Unresolved {
 // === impl Credentials ===
 
 impl Credentials {
+    pub fn new(connector: Arc<Connector>, audit: Arc<dyn audit::Sink>) -> Self {
+        let connections = Arc::new(Connections::new(Arc::clone(&connector)));
+        let exchanged = Arc::new(ExchangedTokens::new(connector, Arc::clone(&connections)));
+        Self { connections, exchanged, audit }
+    }
+
     /// The credential for the permitted call. It is told to the audit log once, whatever comes of it.
     pub async fn resolve(&self, ask: &Ask<'_>) -> Result<Credential, Unresolved> {
         let resolved = self.of(ask).await;
@@ -180,6 +218,9 @@ impl Credentials {
                     Source::Anonymous => Err(Unresolved::NeedsUser { incarnation: None }),
                     _ => Ok(resolved),
                 }
+            }
+            config::Credential::ClientCredentials(_) | config::Credential::TokenExchange(_) => {
+                self.exchanged.resolve(ask).await
             }
         }
     }

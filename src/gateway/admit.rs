@@ -204,6 +204,12 @@ impl Gateway {
     async fn unresolved(&self, caller: &Caller, route: &Arc<Route>, unresolved: Unresolved) -> Failure {
         match unresolved {
             Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
+            Unresolved::Refused => Failure::NotExchanged,
+            Unresolved::NeedsProvider { incarnation, claims } => {
+                let challenge = Challenge::claiming(claims, incarnation.to_string());
+                self.remember_challenge(caller, route, challenge).await;
+                self.needs_user(caller, route, true)
+            }
             Unresolved::NotConsented { scopes } => {
                 let needed = caller.scopes_and(&scopes);
                 self.denied(caller, route, Denied::Scope { needed }).await

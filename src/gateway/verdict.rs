@@ -1,5 +1,6 @@
 //! What the trap decided, carried out.
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::StatusCode;
 use pingora::http::ResponseHeader;
@@ -24,6 +25,9 @@ enum Consequence {
     /// An answer of ours in place of the upstream's.
     Instead(Failure),
 }
+
+/// When a request may be sent again whose token was refused.
+const AGAIN: Duration = Duration::from_secs(1);
 
 impl Gateway {
     /// What becomes of the upstream's answer, seen its head.
@@ -73,7 +77,10 @@ impl Gateway {
     /// Whether an answer that passes says nothing that is not known: this grant's challenge is settled, or it has none.
     fn is_old_news(&self, target: &Target, success: bool) -> bool {
         let source = &target.credential.source;
-        let is_of_user = !matches!(source, Source::None | Source::Fixed | Source::Minted);
+        let is_of_user = !matches!(
+            source,
+            Source::None | Source::Fixed | Source::Minted | Source::Exchanged { of: None, .. }
+        );
         !success
             || !is_of_user
             || self.authority.connector.is_settled(target.caller.grant(), source.incarnation())
@@ -111,6 +118,10 @@ impl Gateway {
             Verdict::Refresh => {
                 target.refused = target.credential.source.outdated();
                 Consequence::Again(again(target))
+            }
+            Verdict::Later => {
+                self.credentials.exchanged.refuse(&target.credential.source, self.authority.clock.now());
+                Consequence::Instead(Failure::Unavailable { retry_after: AGAIN })
             }
             Verdict::Connect { scopes, refused } => {
                 let source = &target.credential.source;

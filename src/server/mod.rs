@@ -120,6 +120,7 @@ pub fn run(
     let upkeep = Upkeep {
         authority: Arc::clone(&authority),
         connections: Arc::clone(&gateway.credentials.connections),
+        exchanged: Arc::clone(&gateway.credentials.exchanged),
         changes: tokio::sync::Mutex::new(parts.changes),
         reload: Arc::new(move || reload.now()),
         heard: tokio::sync::Mutex::new(parts.wish),

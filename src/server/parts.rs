@@ -16,7 +16,7 @@ use super::foundation::Foundation;
 use crate::authn::foreign::Foreign;
 use crate::background::{read_revoked, reload};
 use crate::config::{self, Config};
-use crate::credential::{Connections, Credentials};
+use crate::credential::Credentials;
 use crate::gateway::Gateway;
 use crate::gateway::streams::Streams;
 use crate::oauth::client::identity::Providers;
@@ -90,10 +90,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let providers = Arc::new(Providers::new(outbound.clone()));
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics), Arc::clone(&providers)),
-        credentials: Credentials {
-            connections: Arc::new(Connections::new(connector)),
-            audit: Arc::new(audit),
-        },
+        credentials: Credentials::new(connector, Arc::new(audit)),
         authority,
         foreign: Arc::new(Foreign::new(outbound.clone())),
         resolver: Arc::new(Resolver::new(outbound, clock)),

@@ -102,13 +102,14 @@ pub async fn withdraw(State(web): Shared, Acting { session, fields, .. }: Acting
 }
 
 /// `POST /connections/end-session`: signs a browser out.
-pub async fn end_session(State(web): Shared, Acting { session, fields, .. }: Acting) -> Response {
+pub async fn end_session(State(web): Shared, Acting { session, fields, about }: Acting) -> Response {
     let records = &web.authority.records;
     let ended = async {
         for (key, found) in records.scan::<Session>().await? {
             // By another digest, since the key is what a cookie is found by.
             if found.value.user == session.browser.user && seal::digest(&key) == fields.session {
                 records.remove::<Session>(&key).await?;
+                web.forget_exchanged(&about, &session.browser.user).await?;
                 tracing::info!(target: "audit", event = "session_ended", user = %session.browser.user);
             }
         }

@@ -343,6 +343,7 @@ impl Web {
         }
         for (key, session) in sessions {
             records.remove::<Session>(&key).await?;
+            self.forget_exchanged(about, &session.value.user).await?;
             tracing::info!(target: "audit", event = "signed_out_at_provider", user = %session.value.user);
         }
         records.put(&key, 0, &Notice {}, NOTICE_TTL).await?;

@@ -163,7 +163,11 @@ pub async fn sign_out(
             "Please use the button on the front page.",
         );
     }
-    if records.remove::<Session>(&session.browser.session).await.is_err() {
+    let ended = async {
+        records.remove::<Session>(&session.browser.session).await?;
+        web.forget_exchanged(&about, &session.browser.user).await
+    };
+    if ended.await.is_err() {
         return page(
             StatusCode::SERVICE_UNAVAILABLE,
             "Not now",

@@ -31,6 +31,7 @@ use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
 use self::session::SignedIn;
+use crate::oauth::client::exchanged::forget_exchanged;
 use crate::oauth::client::identity::Providers;
 use crate::oauth::server::{Authority, Snapshot};
 use crate::store::record::RecordError;
@@ -66,6 +67,14 @@ impl Web {
     /// Who is at the browser, if anybody is signed in.
     async fn session(&self, about: &About, headers: &HeaderMap) -> Result<Option<SignedIn>, RecordError> {
         session::current(&self.authority, &about.snapshot, &self.cookies, headers).await
+    }
+
+    /// Somebody has signed out: what was exchanged for them is exchanged anew, if an application still calls for them.
+    async fn forget_exchanged(&self, about: &About, user: &str) -> Result<(), RecordError> {
+        match about.snapshot.routes.iter().any(|route| route.credential.exchanger().is_some()) {
+            true => forget_exchanged(&self.authority.records, user).await,
+            false => Ok(()),
+        }
     }
 }
 

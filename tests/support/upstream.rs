@@ -113,6 +113,33 @@ impl Upstream {
         self.requests.to(&path)
     }
 
+    /// Takes these tokens, whoever gave them, and no others of that kind.
+    pub fn take(&self, tokens: &[String]) {
+        self.set(|script| script.extra_tokens = tokens.to_vec());
+    }
+
+    /// The tokens that it was shown, each once, in their order.
+    pub fn shown(&self) -> Vec<String> {
+        let mut tokens = Vec::new();
+        for token in self.requests.all().iter().filter_map(Received::bearer) {
+            if !tokens.contains(&token) {
+                tokens.push(token);
+            }
+        }
+        tokens
+    }
+
+    /// Whatever happened, what clients hold stays on their side.
+    #[track_caller]
+    pub fn assert_never_saw(&self, held: &[&str]) {
+        for token in held {
+            assert!(
+                !token.is_empty() && !self.requests.mention(token),
+                "a client's token has come to the upstream"
+            );
+        }
+    }
+
     /// Those that carried a bearer token; probes carry none.
     pub fn calls_with_token(&self) -> Vec<Received> {
         self.calls().into_iter().filter(|call| call.bearer().is_some()).collect()

@@ -110,6 +110,15 @@ impl Visit<'_> {
                     routes.join(", ")
                 ),
             ),
+            Credential::ClientCredentials(_) => (
+                "client_credentials",
+                "requests to the upstream get a token of this gateway's own, the same for everybody".into(),
+            ),
+            Credential::TokenExchange(_) => (
+                "token_exchange",
+                "requests to the upstream get a token of the user's, which is exchanged for another one"
+                    .into(),
+            ),
             Credential::Oauth(_) => (
                 "oauth",
                 "requests to the upstream get the user's own token, from its authorization server".into(),
@@ -131,6 +140,20 @@ impl Visit<'_> {
                     .fact("has_client_secret", oauth.client_secret.is_some())
             }
             Credential::UpstreamInject(provider, _) => step.fact("issuer", provider.issuer.as_str()),
+            Credential::ClientCredentials(_) | Credential::TokenExchange(_) => {
+                let provider = route.credential.provider().map(|provider| provider.name.clone());
+                let step = step.fact("subject_provider", provider);
+                match route.credential.exchanger() {
+                    Some(at) => step
+                        .fact("issuer", at.issuer.clone())
+                        .fact("token_endpoint", at.token_endpoint.clone())
+                        .fact("client_id", at.client_id.clone())
+                        .fact("audience", at.audience.clone())
+                        .fact("resource", at.resource.clone())
+                        .fact("scopes", at.scopes.clone()),
+                    None => step,
+                }
+            }
             Credential::None
             | Credential::Header { .. }
             | Credential::UserHeader(_)

@@ -1,23 +1,28 @@
 //! What a route puts into requests to its upstream, as configured. One file per strategy: what is written → what it means.
 
+mod client_credentials;
+mod exchange;
 mod header;
 mod inject;
 mod oauth;
 pub(super) mod postern_token;
+mod token_exchange;
 
 use std::sync::Arc;
 
 use http::HeaderName;
 use secrecy::SecretString;
 
-use super::checked::Checker;
-use super::file::{self, CredentialKind, InjectedToken};
+use super::checked::{Checker, bare_host};
+use super::file::{self, CredentialKind, ExchangeForm, InjectedToken};
 use super::login::Login;
 use super::oidc::IdentityProvider;
 use super::report::Key;
 
+pub use exchange::Exchanger;
 pub use header::UserHeader;
 pub use oauth::OauthCredential;
+pub use token_exchange::{Actor, Subject, TokenExchange};
 
 /// The kinds of credential.
 #[derive(Clone)]
@@ -38,6 +43,10 @@ pub enum Credential {
     UpstreamInject(Arc<IdentityProvider>, InjectedToken),
     /// A token of ours for the caller, good for these routes; at least one.
     PosternToken(Vec<String>),
+    /// A token of our own, the same for everybody.
+    ClientCredentials(Arc<Exchanger>),
+    /// A token for each user, got for another one.
+    TokenExchange(Arc<TokenExchange>),
 }
 
 /// What the check of a credential looks at beside the credential.
@@ -45,6 +54,8 @@ pub(super) struct Around<'a> {
     /// Hosts for which `http` is allowed.
     pub(super) private: &'a [String],
     pub(super) login: &'a Login,
+    /// Where Postern itself is found: names and ports.
+    pub(super) own: &'a [(String, u16)],
 }
 
 impl Credential {
@@ -57,6 +68,8 @@ impl Credential {
             Self::Oauth(_) => CredentialKind::Oauth,
             Self::UpstreamInject(..) => CredentialKind::UpstreamInject,
             Self::PosternToken(_) => CredentialKind::PosternToken,
+            Self::ClientCredentials(_) => CredentialKind::ClientCredentials,
+            Self::TokenExchange(_) => CredentialKind::TokenExchange,
         };
         kind.word()
     }
@@ -64,7 +77,75 @@ impl Credential {
     /// Whether each user has one of their own, and has to be there in person to get it.
     #[must_use]
     pub fn is_of_user(&self) -> bool {
-        matches!(self, Self::UserHeader(_) | Self::Oauth(_) | Self::UpstreamInject(..))
+        matches!(self, Self::UserHeader(_) | Self::Oauth(_)) || self.provider().is_some()
+    }
+
+    /// The identity provider whose tokens it is, or is made of.
+    #[must_use]
+    pub fn provider(&self) -> Option<&Arc<IdentityProvider>> {
+        self.of_provider().map(|(provider, _)| provider)
+    }
+
+    /// The same, and which of its tokens.
+    #[must_use]
+    pub fn of_provider(&self) -> Option<(&Arc<IdentityProvider>, InjectedToken)> {
+        match self {
+            Self::UpstreamInject(provider, token) => Some((provider, *token)),
+            Self::TokenExchange(exchange) => match &exchange.subject {
+                Subject::Provider(provider, token) => Some((provider, *token)),
+                Subject::Caller => None,
+            },
+            Self::None
+            | Self::Header { .. }
+            | Self::UserHeader(_)
+            | Self::PosternToken(_)
+            | Self::Oauth(_)
+            | Self::ClientCredentials(_) => None,
+        }
+    }
+
+    /// Where it is exchanged, if it is.
+    #[must_use]
+    pub fn exchanger(&self) -> Option<&Exchanger> {
+        match self {
+            Self::ClientCredentials(at) => Some(at),
+            Self::TokenExchange(exchange) => Some(&exchange.at),
+            Self::None
+            | Self::Header { .. }
+            | Self::UserHeader(_)
+            | Self::PosternToken(_)
+            | Self::Oauth(_)
+            | Self::UpstreamInject(..) => None,
+        }
+    }
+
+    /// Whether the token that a caller comes with is shown to somebody else.
+    #[must_use]
+    pub fn shows_caller(&self) -> bool {
+        matches!(self, Self::TokenExchange(exchange) if matches!(exchange.subject, Subject::Caller))
+    }
+
+    /// Everything that an exchanged token depends on which is not about its user.
+    #[must_use]
+    pub fn facts(&self) -> String {
+        let at = self.exchanger().map(Exchanger::facts).unwrap_or_default();
+        match self {
+            Self::TokenExchange(exchange) => {
+                let optional = |text: &Option<String>| text.clone().unwrap_or_default();
+                let form = match exchange.form {
+                    ExchangeForm::Exchange => "exchange",
+                    ExchangeForm::Assertion => "assertion",
+                };
+                let kinds = [&exchange.subject_token_type, &exchange.requested_token_type].map(optional);
+                let of = match &exchange.subject {
+                    Subject::Provider(_, InjectedToken::Id) => "id",
+                    Subject::Provider(_, InjectedToken::Access) => "access",
+                    Subject::Caller => "caller",
+                };
+                [form, of, &kinds.join("\0"), &at].join("\0")
+            }
+            _ => at,
+        }
     }
 }
 
@@ -86,32 +167,47 @@ pub(super) fn check(
         CredentialKind::Oauth => oauth::check(check, key, written, around.private).map(Credential::Oauth),
         CredentialKind::UpstreamInject => inject::check(check, key, written, around.login),
         CredentialKind::PosternToken => postern_token::check(check, key, written),
+        CredentialKind::ClientCredentials => client_credentials::check(check, key, written, around),
+        CredentialKind::TokenExchange => token_exchange::check(check, key, written, around),
     }
 }
 
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
-    use CredentialKind::{Header, Oauth, PosternToken, UpstreamInject};
-    let keys: [(&str, bool, &[CredentialKind]); 19] = [
-        ("name", written.name.is_some(), &[Header]),
+    use CredentialKind::{ClientCredentials, Header, Oauth, PosternToken, TokenExchange, UpstreamInject};
+    let token_request: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange];
+    let exchange: &[CredentialKind] = &[ClientCredentials, TokenExchange];
+    let keys: [(&str, bool, &[CredentialKind]); 30] = [
+        ("name", written.name.is_some(), &[Header, ClientCredentials, TokenExchange]),
         ("value", written.value.is_some(), &[Header]),
-        ("format", written.format.is_some(), &[Header]),
+        ("format", written.format.is_some(), &[Header, ClientCredentials, TokenExchange]),
         ("per_user", written.per_user.is_some(), &[Header]),
         ("hint", written.hint.is_some(), &[Header]),
-        ("client_id", written.client_id.is_some(), &[Oauth]),
-        ("client_secret", written.client_secret.is_some(), &[Oauth]),
-        ("scopes", written.scopes.is_some(), &[Oauth]),
-        ("issuer", written.issuer.is_some(), &[Oauth]),
+        ("client_id", written.client_id.is_some(), token_request),
+        ("client_secret", written.client_secret.is_some(), token_request),
+        ("scopes", written.scopes.is_some(), token_request),
+        ("issuer", written.issuer.is_some(), token_request),
         ("authorization_endpoint", written.authorization_endpoint.is_some(), &[Oauth]),
-        ("token_endpoint", written.token_endpoint.is_some(), &[Oauth]),
-        ("resource", written.resource.is_some(), &[Oauth]),
-        ("token_endpoint_auth_method", written.token_endpoint_auth_method.is_some(), &[Oauth]),
+        ("token_endpoint", written.token_endpoint.is_some(), token_request),
+        ("resource", written.resource.is_some(), token_request),
+        ("audience", written.audience.is_some(), exchange),
+        ("params", written.params.is_some(), exchange),
+        ("token_endpoint_auth_method", written.token_endpoint_auth_method.is_some(), token_request),
         ("authorization_params", written.authorization_params.is_some(), &[Oauth]),
         ("refresh_rotation", written.refresh_rotation.is_some(), &[Oauth]),
         ("profile", written.profile.is_some(), &[Oauth]),
         ("provider", written.provider.is_some(), &[UpstreamInject]),
         ("token", written.token.is_some(), &[UpstreamInject]),
         ("routes", written.routes.is_some(), &[PosternToken]),
+        ("form", written.form.is_some(), &[TokenExchange]),
+        ("subject", written.subject.is_some(), &[TokenExchange]),
+        ("subject_provider", written.subject_provider.is_some(), &[TokenExchange]),
+        ("subject_token", written.subject_token.is_some(), &[TokenExchange]),
+        ("subject_token_type", written.subject_token_type.is_some(), &[TokenExchange]),
+        ("requested_token_type", written.requested_token_type.is_some(), &[TokenExchange]),
+        ("actor", written.actor.is_some(), &[TokenExchange]),
+        ("actor_token", written.actor_token.is_some(), &[TokenExchange]),
+        ("actor_token_type", written.actor_token_type.is_some(), &[TokenExchange]),
     ];
     for (name, _, kinds) in
         keys.into_iter().filter(|(_, is_written, kinds)| *is_written && !kinds.contains(&kind))
@@ -148,4 +244,31 @@ fn provider(
     };
     check.refuse(key, what, write);
     None
+}
+
+/// Addresses of an authorization server. `private`: hosts for which `http` is allowed.
+fn urls(check: &mut Checker<'_>, key: &Key, private: &[String], written: &[(&str, &Option<String>)]) {
+    for (name, value) in written {
+        let Some(text) = value else { continue };
+        let at = key.child(name);
+        let Some(url) = check.url(&at, text, true) else {
+            continue;
+        };
+        let host = bare_host(&url);
+        if url.scheme() == "http" && !private.contains(&host) {
+            check.refuse(&at, "is http", format!("write https://, or add {host} to `upstream.allow_hosts`"));
+        } else if *name == "issuer" && url.query().is_some() {
+            // RFC 8414 §2; an endpoint may have one (RFC 6749 §3.1).
+            check.refuse(&at, "contains a query", "write the issuer exactly as its metadata spells it");
+        }
+    }
+}
+
+/// RFC 8707 §2.
+fn resource(check: &mut Checker<'_>, key: &Key, written: &str) {
+    let bad = |c: char| c.is_control() || c.is_whitespace() || c == '#';
+    if url::Url::parse(written).is_err() || written.chars().any(bad) {
+        let write = "write an absolute URI without a fragment, as the upstream spells it";
+        check.refuse(key, "is not a resource indicator", write);
+    }
 }

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use secrecy::SecretString;
 
-use super::super::checked::{Checker, bare_host};
-use super::super::file::{self, RefreshRotation, TokenEndpointAuthMethod};
+use super::super::checked::Checker;
+use super::super::file::{self, RefreshRotation, Texts, TokenEndpointAuthMethod};
 use super::super::profile::Profile;
 use super::super::report::Key;
 use super::super::secret;
+use super::{resource, urls};
 
 /// What is configured about the upstream's authorization; everything else is discovered.
 #[derive(Clone, Default)]
@@ -79,31 +80,28 @@ pub(super) fn check(
     }
     auth_method(check, key, written);
     let profile = profile(check, key, written);
-    for (name, value) in [
+    let addresses = [
         ("issuer", &written.issuer),
         ("authorization_endpoint", &written.authorization_endpoint),
         ("token_endpoint", &written.token_endpoint),
-    ] {
-        let Some(text) = value else { continue };
-        let at = key.child(name);
-        let Some(url) = check.url(&at, text, true) else {
-            continue;
-        };
-        let host = bare_host(&url);
-        if url.scheme() == "http" && !private.contains(&host) {
-            check.refuse(&at, "is http", format!("write https://, or add {host} to `upstream.allow_hosts`"));
-        } else if name == "issuer" && url.query().is_some() {
-            // RFC 8414 §2; an endpoint may have one (RFC 6749 §3.1).
-            check.refuse(&at, "contains a query", "write the issuer exactly as its metadata spells it");
+    ];
+    urls(check, key, private, &addresses);
+    let at = key.child("resource");
+    let resource = match &written.resource {
+        Some(Texts::One(one)) => {
+            resource(check, &at, one);
+            Some(one.clone())
         }
-    }
-    if let Some(resource) = &written.resource {
-        let bad = |c: char| c.is_control() || c.is_whitespace() || c == '#';
-        if url::Url::parse(resource).is_err() || resource.chars().any(bad) {
-            let write = "write an absolute URI without a fragment, as the upstream spells it";
-            check.refuse(&key.child("resource"), "is not a resource indicator", write);
+        Some(Texts::Several(_)) => {
+            check.refuse(
+                &at,
+                "is a list, and `kind: oauth` has one",
+                "write the one that the upstream names",
+            );
+            None
         }
-    }
+        None => None,
+    };
     for name in written.authorization_params.iter().flat_map(BTreeMap::keys) {
         if name.is_empty() || RESERVED.contains(&name.as_str()) {
             let at = key.child("authorization_params").child(name);
@@ -129,7 +127,7 @@ pub(super) fn check(
         issuer: or_known(&written.issuer, 0),
         authorization_endpoint: or_known(&written.authorization_endpoint, 1),
         token_endpoint: or_known(&written.token_endpoint, 2),
-        resource: written.resource.clone(),
+        resource,
         token_endpoint_auth_method: written.token_endpoint_auth_method,
         authorization_params: written.authorization_params.clone().unwrap_or_default(),
         refresh_rotation: written.refresh_rotation,

@@ -12,9 +12,10 @@ use super::Secret;
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Credential {
     /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: a token that the user's identity
-    /// provider gave when they signed in here. `postern_token`: a short token of
-    /// Postern's own for the caller, good at other routes, for an upstream that is an MCP client itself. `header`: one header, fixed or with
-    /// each user's own secret. `none`: nothing. Default: `oauth`.
+    /// provider gave when they signed in here. `token_exchange`: a token of each user, got for another one. `client_credentials`: a
+    /// token of Postern's own, the same for everybody. `postern_token`: a short token of Postern's own for the caller, good at other
+    /// routes, for an upstream that is an MCP client itself. `header`: one header, fixed or with each user's own secret. `none`: nothing.
+    /// Default: `oauth`.
     pub(in crate::config) kind: Option<CredentialKind>,
     /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
     /// `offline_access` in that entry.
@@ -24,31 +25,60 @@ pub(in crate::config) struct Credential {
     pub(in crate::config) token: Option<InjectedToken>,
     /// `postern_token`: names of the routes that the upstream may call for its caller.
     pub(in crate::config) routes: Option<Vec<String>>,
-    /// `header`: name of the header.
+    /// `header`: name of the header. `token_exchange`, `client_credentials`: the one that the token goes into; default: `Authorization`.
     pub(in crate::config) name: Option<String>,
     /// `header`: the secret.
     pub(in crate::config) value: Option<Secret>,
-    /// `header`: text around the secret, like `Bearer {value}`. Default: `{value}`.
+    /// Text around the secret, like `Bearer {value}`. Default: `{value}` for `header`, `Bearer {value}` for tokens.
     pub(in crate::config) format: Option<String>,
     /// `header`: each user hands over a secret of their own on their page, `/connections`; there is no `value` then. Default: `false`.
     pub(in crate::config) per_user: Option<bool>,
     /// `header` with `per_user`: where users get their secret, a sentence for that page.
     pub(in crate::config) hint: Option<String>,
-    /// `oauth`: client id at the upstream's authorization server. Default: a client metadata document, or registration.
+    /// `oauth`: client id at the upstream's authorization server; default: a client metadata document, or registration.
+    /// `token_exchange`, `client_credentials`: client id at the token endpoint.
     pub(in crate::config) client_id: Option<String>,
-    /// `oauth`: secret of `client_id`.
+    /// Secret of `client_id`.
     pub(in crate::config) client_secret: Option<Secret>,
-    /// `oauth`: scopes to ask the upstream for. Default: what the upstream names.
+    /// Scopes to ask for. Default: what the upstream names for `oauth`, none for others.
     pub(in crate::config) scopes: Option<Vec<String>>,
-    /// `oauth`: the upstream's authorization server. Default: what discovery finds.
+    /// `oauth`: the upstream's authorization server; default: what discovery finds. `token_exchange`, `client_credentials`: the
+    /// authorization server whose metadata say where the token endpoint is.
     pub(in crate::config) issuer: Option<String>,
     /// `oauth`: authorization endpoint, in place of the discovered one. Together with `token_endpoint`, nothing is discovered.
     pub(in crate::config) authorization_endpoint: Option<String>,
-    /// `oauth`: token endpoint, in place of the discovered one. Together with `authorization_endpoint`, nothing is discovered.
+    /// Token endpoint, in place of the discovered one. Together with `authorization_endpoint`, `oauth` discovers nothing.
     pub(in crate::config) token_endpoint: Option<String>,
-    /// `oauth`: resource indicator (RFC 8707), sent exactly as written. Default: what the upstream's metadata says.
-    pub(in crate::config) resource: Option<String>,
-    /// `oauth`: how Postern authenticates at the token endpoint. Default: what the authorization server supports.
+    /// Resource indicator (RFC 8707), sent exactly as written; several as a list for `token_exchange` and `client_credentials`.
+    /// Default: what the upstream's metadata says for `oauth`, none for others.
+    pub(in crate::config) resource: Option<Texts>,
+    /// `token_exchange`, `client_credentials`: whom the token is for, one or a list. Default: nobody is named.
+    pub(in crate::config) audience: Option<Texts>,
+    /// `token_exchange`, `client_credentials`: further parameters of the token request. Default: none.
+    pub(in crate::config) params: Option<BTreeMap<String, String>>,
+    /// `token_exchange`: `exchange` is RFC 8693, `assertion` shows the subject's token as a grant of its own (RFC 7523). Default: `exchange`.
+    pub(in crate::config) form: Option<ExchangeForm>,
+    /// `token_exchange`: whose token is exchanged. `caller`: a JWT that Postern signs about them, verified with the keys at
+    /// `{public_url}/oauth/jwks.json`; where the route trusts other issuers, the token that they came with. Default: `caller`, unless
+    /// `subject_provider` is there.
+    pub(in crate::config) subject: Option<SubjectOf>,
+    /// `token_exchange`: entry of `login.oidc`, by name; a token that it gave when the user signed in is exchanged.
+    pub(in crate::config) subject_provider: Option<String>,
+    /// `token_exchange`: which of the provider's tokens: `access`, or `id` for the ID token. Default: `access`.
+    pub(in crate::config) subject_token: Option<InjectedToken>,
+    /// `token_exchange`: type of the subject's token. Default: `urn:ietf:params:oauth:token-type:jwt` for one that Postern signs,
+    /// `urn:ietf:params:oauth:token-type:id_token` for an ID token, `urn:ietf:params:oauth:token-type:access_token` for others.
+    pub(in crate::config) subject_token_type: Option<String>,
+    /// `token_exchange`: type of token to ask for; another one is refused. Default: none is named, and an access token or JWT is taken.
+    pub(in crate::config) requested_token_type: Option<String>,
+    /// `token_exchange`: who acts for the user. `self`: Postern, by a JWT that it signs. Default: nobody is named.
+    pub(in crate::config) actor: Option<ActorToken>,
+    /// `token_exchange`: a token about whoever acts for the user, in place of `actor`.
+    pub(in crate::config) actor_token: Option<Secret>,
+    /// `token_exchange`: type of `actor_token`. Default: `urn:ietf:params:oauth:token-type:jwt`.
+    pub(in crate::config) actor_token_type: Option<String>,
+    /// How Postern authenticates at the token endpoint. Default: what the authorization server supports for `oauth`,
+    /// `client_secret_basic` for others.
     pub(in crate::config) token_endpoint_auth_method: Option<TokenEndpointAuthMethod>,
     /// `oauth`: further parameters of the authorization request, like `{access_type: offline}`. Default: none.
     pub(in crate::config) authorization_params: Option<BTreeMap<String, String>>,
@@ -69,6 +99,8 @@ pub(in crate::config) enum CredentialKind {
     Oauth,
     UpstreamInject,
     PosternToken,
+    TokenExchange,
+    ClientCredentials,
     Header,
     None,
 }
@@ -80,6 +112,8 @@ impl CredentialKind {
             Self::Oauth => "oauth",
             Self::UpstreamInject => "upstream_inject",
             Self::PosternToken => "postern_token",
+            Self::TokenExchange => "token_exchange",
+            Self::ClientCredentials => "client_credentials",
             Self::Header => "header",
             Self::None => "none",
         }
@@ -92,6 +126,47 @@ impl CredentialKind {
 pub enum InjectedToken {
     Access,
     Id,
+}
+
+/// Forms of a request for a token by another one.
+#[derive(Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub enum ExchangeForm {
+    #[default]
+    Exchange,
+    Assertion,
+}
+
+/// Whose token is exchanged.
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum SubjectOf {
+    Caller,
+}
+
+/// Who acts for the user.
+#[derive(Deserialize, JsonSchema, Clone, Copy, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum ActorToken {
+    #[serde(rename = "self")]
+    Ourselves,
+}
+
+/// One text, or a list of them.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(in crate::config) enum Texts {
+    One(String),
+    Several(Vec<String>),
+}
+
+impl Texts {
+    pub(in crate::config) fn list(&self) -> Vec<String> {
+        match self {
+            Self::One(one) => vec![one.clone()],
+            Self::Several(several) => several.clone(),
+        }
+    }
 }
 
 /// How an authorization server takes a refresh token that was used before.

@@ -35,6 +35,9 @@ pub struct Challenge {
     /// Scopes of our own that a call lacked; empty: the upstream it was that asked.
     #[serde(default)]
     lacking: Vec<String>,
+    /// What the identity provider wants to see the user about (OpenID Connect Core §5.5), a JSON object.
+    #[serde(default)]
+    pub claims: Option<String>,
     /// The authorization it came in answer to, if there was one. Another one since then settles it.
     pub incarnation: Option<String>,
     /// A refresh has failed for it, or the grant's calls go through again.
@@ -54,6 +57,11 @@ impl Challenge {
     /// As [`Challenge::new`], for a token that was good, but not for this.
     pub fn step_up(scopes: Vec<String>, incarnation: Option<String>) -> Self {
         Self { is_step_up: true, ..Self::new(scopes, incarnation) }
+    }
+
+    /// As [`Challenge::new`], of an identity provider that wants to see the user who has signed in there.
+    pub fn claiming(claims: Option<String>, incarnation: String) -> Self {
+        Self { claims, ..Self::new(Vec::new(), Some(incarnation)) }
     }
 
     /// What was asked for, if more than before was.

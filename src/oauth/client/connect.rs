@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
 use super::authorize::{Pkce, authorization_url, check_issuer};
+use super::exchanged::forget_exchanged;
 use super::prospect::Plan;
 use super::register::RegisterError;
 use super::token::{self, Outcome, Presented, TokenResponse};
@@ -215,6 +216,7 @@ impl Connector {
         };
         // Also where there is none: one may be on its way.
         self.records.disconnect(key, DISCONNECTED).await?;
+        forget_exchanged(&self.records, user).await?;
         self.forget_visits(key).await;
         tracing::info!(target: "audit", event = "disconnect", user, route);
         let Some((_, tokens)) = found else {

@@ -3,7 +3,6 @@
 //!
 //! Unlike a refresh token, what is shown here may be shown again, so an answer that got lost costs one more request and no
 //! more. What matters instead is that the token is the kind that was asked for, and whose fault it is when there is none.
-use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use http::StatusCode;
@@ -16,8 +15,10 @@ use super::Connector;
 use super::discover::{IssuerMetadata, issuer_metadata};
 use super::register::{AuthMethod, Registration};
 use super::token::{authenticated, is_b64token, lifetime, retry_after, token};
-use crate::config::TokenEndpointAuthMethod;
+use crate::config::Exchanger;
 use crate::outbound::{self, AddressPolicy, Response};
+use crate::route::Route;
+use crate::seal;
 
 /// Types of token (RFC 8693 §3).
 pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
@@ -45,23 +46,12 @@ const WORDS: [&str; 9] = [
     "unsupported_grant_type",
 ];
 
-/// Where to ask, as whom, and for what. Says nothing of where the token goes.
+/// Where to ask, as whom, and for what.
 #[derive(Clone)]
 pub struct Wish {
-    /// The authorization server. Alone, its metadata say where its token endpoint is.
-    pub issuer: Option<String>,
-    pub token_endpoint: Option<String>,
-    pub policy: AddressPolicy,
-    pub client_id: String,
-    pub client_secret: Option<SecretString>,
-    pub auth_method: TokenEndpointAuthMethod,
-    pub grant: Grant,
-    /// Each goes out as a parameter of its own (RFC 8693 §2.1).
-    pub audience: Vec<String>,
-    pub resource: Vec<String>,
-    /// Separated by blanks; empty: none are named.
-    pub scope: String,
-    pub params: BTreeMap<String, String>,
+    at: Exchanger,
+    policy: AddressPolicy,
+    grant: Grant,
 }
 
 /// What is shown.
@@ -127,17 +117,24 @@ impl Grant {
             }
         }
     }
-
-    /// What names the token that is shown.
-    pub(super) fn fingerprint(&self) -> String {
-        self.subject().map(|subject| crate::seal::digest(subject.token.expose_secret())).unwrap_or_default()
-    }
 }
 
 impl Wish {
-    /// Who hears our assertions: the issuer, or where nobody says who that is, its endpoint (RFC 7523 §3).
-    pub fn audience_of_assertions(&self) -> &str {
-        self.issuer.as_deref().or(self.token_endpoint.as_deref()).unwrap_or_default()
+    /// What a route asks for. `None`: its credential is not exchanged for anything.
+    pub fn of(route: &Route, grant: Grant) -> Option<Self> {
+        let at = route.credential.exchanger()?.clone();
+        Some(Self { at, policy: route.upstream.policy.clone(), grant })
+    }
+
+    /// Whose tokens they are.
+    pub(super) fn server(&self) -> &str {
+        self.at.audience_of_assertions()
+    }
+
+    /// Names the token that is shown.
+    pub(super) fn fingerprint(&self) -> String {
+        let subject = self.grant.subject();
+        subject.map(|subject| seal::digest(subject.token.expose_secret())).unwrap_or_default()
     }
 }
 
@@ -145,7 +142,7 @@ impl Connector {
     /// Asks once. No redirect, eight seconds.
     pub(super) async fn exchange(&self, wish: &Wish, now: SystemTime) -> Result<Given, Failure> {
         let later = || Failure::Later { retry_after: None };
-        let endpoint = match (&wish.token_endpoint, &wish.issuer) {
+        let endpoint = match (&wish.at.token_endpoint, &wish.at.issuer) {
             (Some(endpoint), _) => endpoint.clone(),
             (None, Some(issuer)) => {
                 self.token_endpoint_of(issuer, &wish.policy, now).await.ok_or_else(later)?
@@ -153,8 +150,9 @@ impl Connector {
             (None, None) => return Err(Failure::Refused),
         };
         let client = self.client_of_wish(wish).await?;
-        let request =
-            authenticated(&endpoint, &client, fields(wish), now).ok_or_else(|| refused("no request"))?;
+        let scope = wish.at.scopes.join(" ");
+        let request = authenticated(&endpoint, &client, fields(wish, &scope), now)
+            .ok_or_else(|| refused("no request"))?;
         match self.outbound.send(request, &wish.policy).await {
             Ok(response) => judge(&response, &wish.grant, now),
             Err(outbound::Error::Refused { .. } | outbound::Error::Invalid { .. }) => {
@@ -182,16 +180,17 @@ impl Connector {
     }
 
     async fn client_of_wish(&self, wish: &Wish) -> Result<Registration, Failure> {
-        let auth_method = AuthMethod::from(wish.auth_method);
-        let client =
-            Registration::new(wish.client_id.clone(), wish.client_secret.clone(), auth_method, String::new());
+        let at = &wish.at;
+        let (id, secret) = (at.client_id.clone(), at.client_secret.clone());
+        let client = Registration::new(id, secret, AuthMethod::from(at.auth_method), String::new());
         // Without the store there is no key: that is nobody's fault.
-        let keyed = self.with_key(wish.audience_of_assertions(), client).await;
+        let keyed = self.with_key(wish.server(), client).await;
         keyed.map_err(|_| Failure::Later { retry_after: None })
     }
 }
 
-fn fields(wish: &Wish) -> Vec<(&str, &str)> {
+/// `scope`: the wish's, in one text.
+fn fields<'w>(wish: &'w Wish, scope: &'w str) -> Vec<(&'w str, &'w str)> {
     let mut fields: Vec<(&str, &str)> = Vec::with_capacity(12);
     match &wish.grant {
         Grant::ClientCredentials => fields.push(("grant_type", "client_credentials")),
@@ -216,12 +215,13 @@ fn fields(wish: &Wish) -> Vec<(&str, &str)> {
             ("requested_token_use", "on_behalf_of"),
         ]),
     }
-    fields.extend(wish.audience.iter().map(|audience| ("audience", audience.as_str())));
-    fields.extend(wish.resource.iter().map(|resource| ("resource", resource.as_str())));
-    if !wish.scope.is_empty() {
-        fields.push(("scope", &wish.scope));
+    let at = &wish.at;
+    fields.extend(at.audience.iter().map(|audience| ("audience", audience.as_str())));
+    fields.extend(at.resource.iter().map(|resource| ("resource", resource.as_str())));
+    if !scope.is_empty() {
+        fields.push(("scope", scope));
     }
-    fields.extend(wish.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    fields.extend(at.params.iter().map(|(name, value)| (name.as_str(), value.as_str())));
     fields
 }
 

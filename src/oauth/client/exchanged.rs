@@ -18,7 +18,6 @@ use tokio::time::Instant;
 
 use super::Connector;
 use super::exchange::{Failure, Wish};
-use super::refresh::Outdated;
 use crate::store::record::{RecordError, Records, Typed};
 use crate::store::{Kind, Put};
 use crate::{failpoint, seal};
@@ -36,6 +35,8 @@ const BACKOFF: Duration = Duration::from_secs(2);
 const REFUSED: Duration = Duration::from_secs(30);
 /// How long a token counts whose server does not say.
 const UNSAID: Duration = Duration::from_secs(300);
+/// So long before its end a token is not sent any more; less, where it lives for less than fifty seconds.
+const MARGIN: Duration = Duration::from_secs(5);
 /// An owner whose record was taken away meanwhile begins anew, so often.
 const TRIES: usize = 2;
 
@@ -47,13 +48,21 @@ pub struct Issued {
     #[serde(serialize_with = "crate::store::record::expose")]
     pub token: SecretString,
     pub obtained_at: SystemTime,
-    pub expires_at: SystemTime,
+    /// From here on it is not sent any more: a moment before its end.
+    pub good_until: SystemTime,
+}
+
+/// The token that somebody has and does not want any more.
+#[derive(Clone)]
+pub struct Worn {
+    pub id: Arc<str>,
+    /// The upstream has turned it down. Otherwise it only comes to its end, and goes on serving until there is a newer one.
+    pub refused: bool,
 }
 
 impl Issued {
-    /// Whether it is the one that is of no more use.
-    pub fn is(&self, outdated: Option<&Outdated>) -> bool {
-        outdated.is_some_and(|outdated| outdated.incarnation == self.id)
+    fn is(&self, worn: Option<&Worn>) -> bool {
+        worn.is_some_and(|worn| worn.id == self.id)
     }
 }
 
@@ -105,22 +114,17 @@ pub async fn forget_exchanged(records: &Records, user: &str) -> Result<(), Recor
 }
 
 impl Connector {
-    /// A token as wished, other than the outdated one. Concurrent callers, at all instances, share one request.
-    pub async fn exchanged(
-        self: &Arc<Self>,
-        key: &str,
-        wish: &Wish,
-        outdated: Option<&Outdated>,
-    ) -> Exchanged {
+    /// A token as wished, other than the worn one. Concurrent callers, at all instances, share one request.
+    pub async fn exchanged(self: &Arc<Self>, key: &str, wish: &Wish, worn: Option<&Worn>) -> Exchanged {
         // A shared attempt may have begun before this token was refused; then there is one more.
         for _ in 0..2 {
             let attempt = || {
                 let this = Arc::clone(self);
-                let (key, wish, outdated) = (key.to_owned(), wish.clone(), outdated.cloned());
-                async move { this.attempt_exchange(&key, &wish, outdated.as_ref()).await }
+                let (key, wish, worn) = (key.to_owned(), wish.clone(), worn.cloned());
+                async move { this.attempt_exchange(&key, &wish, worn.as_ref()).await }
             };
             match self.exchanging.join(key, &self.in_flight, attempt).await {
-                Some(Exchanged::Token(token)) if token.is(outdated) => {}
+                Some(Exchanged::Token(token)) if token.is(worn) => {}
                 Some(exchanged) => return exchanged,
                 None => break,
             }
@@ -128,9 +132,9 @@ impl Connector {
         Exchanged::Failed(Failure::Later { retry_after: None })
     }
 
-    async fn attempt_exchange(&self, key: &str, wish: &Wish, outdated: Option<&Outdated>) -> Exchanged {
+    async fn attempt_exchange(&self, key: &str, wish: &Wish, worn: Option<&Worn>) -> Exchanged {
         // Before anything is claimed: waiting in line must not use up the lease.
-        let Some(_turn) = self.turn(wish.audience_of_assertions()).await else {
+        let Some(_turn) = self.turn(wish.server()).await else {
             return self.failed_exchange("busy", Failure::Later { retry_after: None });
         };
         let (begun, mut poll, mut tries) = (Instant::now(), POLL, 0);
@@ -146,14 +150,14 @@ impl Connector {
                 Err(error) => return self.without_store_exchange(&error),
             };
             let now = self.clock.now();
-            let serves = |token: &Issued| !token.is(outdated) && now < token.expires_at;
+            let serves = |token: &Issued| !token.is(worn) && now < token.good_until;
             let before = match standing {
                 Some(Standing::Issued(token) | Standing::UnderWay { before: Some(token) })
                     if serves(&token) =>
                 {
                     return self.got("adopted", token);
                 }
-                Some(Standing::Failed { failure, of }) if of.is_empty() || of == wish.grant.fingerprint() => {
+                Some(Standing::Failed { failure, of }) if of.is_empty() || of == wish.fingerprint() => {
                     return self.failed_exchange("remembered", failure);
                 }
                 Some(Standing::UnderWay { .. }) => {
@@ -161,7 +165,10 @@ impl Connector {
                     poll = (2 * poll).min(POLL_MAX);
                     continue;
                 }
-                Some(Standing::Issued(token)) => Some(token),
+                // What was refused does not come back.
+                Some(Standing::Issued(token)) => {
+                    Some(token).filter(|token| !worn.is_some_and(|worn| worn.refused && token.is(Some(worn))))
+                }
                 Some(Standing::Failed { .. }) | None => None,
             };
             let claim = Standing::UnderWay { before: before.clone() };
@@ -190,14 +197,15 @@ impl Connector {
         let answer = self.exchange(wish, self.clock.now()).await;
         failpoint::reached("X2").await;
         let now = self.clock.now();
-        let left = |token: &Issued| token.expires_at.duration_since(now).unwrap_or_default();
+        let left = |token: &Issued| token.good_until.duration_since(now).unwrap_or_default();
         let (standing, ttl, exchanged) = match answer {
             Ok(given) => {
                 let lifetime = given.expires_in.unwrap_or(UNSAID);
                 let id = seal::name().ok()?.into();
-                let (token, expires_at) = (given.token, now + lifetime);
-                let token = Issued { id, token, obtained_at: now, expires_at };
-                (Standing::Issued(token.clone()), lifetime, self.got("success", token))
+                let good_for = lifetime - MARGIN.min(lifetime / 10);
+                let (token, good_until) = (given.token, now + good_for);
+                let token = Issued { id, token, obtained_at: now, good_until };
+                (Standing::Issued(token.clone()), good_for, self.got("success", token))
             }
             Err(failure) => {
                 let (word, quiet) = match &failure {
@@ -209,12 +217,12 @@ impl Connector {
                     Failure::Refused => ("refused", REFUSED),
                 };
                 let failed = self.failed_exchange(word, failure.clone());
-                match before.filter(|token| now < token.expires_at) {
+                match before.filter(|token| now < token.good_until) {
                     Some(token) => (Standing::Issued(token.clone()), left(&token), failed),
                     None => {
                         let of = match failure {
                             Failure::Later { .. } => String::new(),
-                            _ => wish.grant.fingerprint(),
+                            _ => wish.fingerprint(),
                         };
                         (Standing::Failed { failure, of }, quiet, failed)
                     }

@@ -111,6 +111,11 @@ impl Connector {
         }
     }
 
+    /// Where we are found; what we sign is from there.
+    pub fn origin(&self) -> &str {
+        &self.ourselves.origin
+    }
+
     /// As [`Ourselves::redirect_uri`].
     pub fn redirect_uri(&self, issuer_key: &str) -> String {
         self.ourselves.redirect_uri(issuer_key)

@@ -144,15 +144,11 @@ impl Connector {
         user: &str,
         anew: bool,
     ) -> Result<Prospect, DiscoverError> {
-        let oauth = match &route.credential {
-            Credential::Oauth(oauth) => oauth,
-            Credential::UpstreamInject(provider, _) => {
-                return Ok(self.prospect_at_provider(provider, route, user, anew).await);
-            }
-            Credential::UserHeader(_) => return Ok(self.prospect_of_key(route, user, anew).await),
-            Credential::None | Credential::Header { .. } | Credential::PosternToken(_) => {
-                return Ok(Prospect::NotNeeded);
-            }
+        let oauth = match (&route.credential, route.credential.provider()) {
+            (Credential::Oauth(oauth), _) => oauth,
+            (_, Some(provider)) => return Ok(self.prospect_at_provider(provider, route, user, anew).await),
+            (Credential::UserHeader(_), None) => return Ok(self.prospect_of_key(route, user, anew).await),
+            (_, None) => return Ok(Prospect::NotNeeded),
         };
         let key = connection_key(user, route);
         let existing = match self.records.connection(&key).await {

@@ -95,15 +95,15 @@ impl Connector {
                     ..stored
                 }
             }
-            Credential::UpstreamInject(provider, _)
-                if provider.issuer == issuer && provider.client_id == stored.client_id =>
-            {
-                Registration {
-                    client_secret: provider.client_secret.clone().or(stored.client_secret),
-                    ..stored
+            credential => match credential.provider() {
+                Some(provider) if provider.issuer == issuer && provider.client_id == stored.client_id => {
+                    Registration {
+                        client_secret: provider.client_secret.clone().or(stored.client_secret),
+                        ..stored
+                    }
                 }
-            }
-            _ => stored,
+                _ => stored,
+            },
         };
         self.with_key(issuer, today).await.map(Some)
     }
@@ -181,15 +181,12 @@ impl Connector {
         issuer: &str,
         client: &Registration,
     ) -> bool {
-        let of_today = match credential {
-            Credential::Oauth(oauth) => oauth.client_id.as_ref().map(|id| (id, oauth.client_secret.as_ref())),
-            Credential::UpstreamInject(provider, _) => {
-                Some((&provider.client_id, provider.client_secret.as_ref()))
+        let of_today = match (credential, credential.provider()) {
+            (Credential::Oauth(oauth), _) => {
+                oauth.client_id.as_ref().map(|id| (id, oauth.client_secret.as_ref()))
             }
-            Credential::None
-            | Credential::Header { .. }
-            | Credential::UserHeader(_)
-            | Credential::PosternToken(_) => return false,
+            (_, Some(provider)) => Some((&provider.client_id, provider.client_secret.as_ref())),
+            (_, None) => return false,
         };
         if let Some((id, secret)) = of_today {
             return *id != client.client_id || !client.has_secret(secret);

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::unix_seconds;
+use crate::oauth::client::exchanged::forget_exchanged;
 use crate::store::record::{RecordError, Records, Typed};
 use crate::store::{FOREVER, Kind, Put, StoreError};
 
@@ -27,6 +28,7 @@ pub async fn block(records: &Records, user: &str, now: SystemTime) -> Result<boo
     let put = records.put(user, 0, &Block { since: unix_seconds(now) }, FOREVER).await?;
     if put == Put::Stored {
         tracing::info!(target: "audit", event = "user_blocked", user);
+        forget_exchanged(records, user).await?;
     }
     Ok(put == Put::Stored)
 }

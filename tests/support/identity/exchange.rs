@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::answers::{error, json_answer};
 use super::super::key::verified;
 use super::super::received::Received;
-use super::super::{CANARY, random_hex};
+use super::super::{CANARY, http_client, random_hex};
 use super::token::Tokens;
 use super::{CLIENT, Script, now, with};
 
@@ -26,6 +26,8 @@ pub struct Exchanges {
     pub method: &'static str,
     /// The keys that verify assertions of that client, and JWTs of the gateway about its users.
     pub keys: Value,
+    /// Where they are fetched from before each answer.
+    pub jwks_uri: Option<String>,
     /// Who those JWTs are from.
     pub gateway: String,
     /// Seconds that what is given lives; `None`: it does not say.
@@ -48,6 +50,7 @@ impl Default for Exchanges {
             secret: format!("{CANARY}client secret/+"),
             method: "client_secret_basic",
             keys: json!({"keys": []}),
+            jwks_uri: None,
             gateway: String::new(),
             lifetime: Some(300),
             issued_token_type: None,
@@ -81,6 +84,12 @@ pub fn name(number: usize) -> String {
 pub fn is_one(request: &Received) -> bool {
     let grant = request.form("grant_type").unwrap_or_default();
     request.path == "/token" && [EXCHANGE, JWT_BEARER, "client_credentials"].contains(&grant.as_str())
+}
+
+/// What is published there; nothing, where nobody answers.
+pub(super) async fn fetched(jwks_uri: &str) -> Value {
+    let fetch = async { http_client(&[]).get(jwks_uri).send().await?.bytes().await };
+    fetch.await.ok().and_then(|body| serde_json::from_slice(&body).ok()).unwrap_or_default()
 }
 
 pub(super) fn answer(request: &Received, script: &Script, tokens: &mut Tokens, issuer: &str) -> Response {

@@ -94,8 +94,17 @@ impl IdentityProvider {
             seen.add(request.clone());
             let (said, codes, given) = (said.clone(), codes.clone(), given.clone());
             async move {
-                let gate = lock(&said).exchange_gate.clone().filter(|_| exchange::is_one(&request));
-                pass(&gate).await;
+                if exchange::is_one(&request) {
+                    let (gate, jwks_uri) = {
+                        let script = lock(&said);
+                        (script.exchange_gate.clone(), script.exchanges.jwks_uri.clone())
+                    };
+                    pass(&gate).await;
+                    if let Some(uri) = jwks_uri {
+                        let keys = exchange::fetched(&uri).await;
+                        lock(&said).exchanges.keys = keys;
+                    }
+                }
                 answer(&request, &lock(&said), &codes, &mut lock(&given))
             }
         })
@@ -116,6 +125,11 @@ impl IdentityProvider {
     /// How often the token endpoint was asked for such tokens, whatever it answered.
     pub fn exchanges(&self) -> usize {
         self.requests.matching(exchange::is_one).len()
+    }
+
+    /// The secret of whoever exchanges tokens here.
+    pub fn client_secret(&self) -> String {
+        lock(&self.script).exchanges.secret.clone()
     }
 
     /// No refresh token is good any more.

@@ -1,10 +1,13 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 use http::HeaderMap;
 use serde_json::json;
 
 use super::*;
-use crate::oauth::client::stub::at;
+use crate::config::TokenEndpointAuthMethod;
+use crate::oauth::client::stub::at as time;
 
 fn shown() -> Shown {
     Shown { token: "of the user".into(), kind: ACCESS_TOKEN.into() }
@@ -29,7 +32,7 @@ fn answered(
         headers: map,
         body: Bytes::from(body.to_owned()),
     };
-    judge(&response, grant, at(1_000))
+    judge(&response, grant, time(1_000))
 }
 
 fn failed(grant: &Grant, status: u16, body: Value) -> Failure {
@@ -143,22 +146,27 @@ fn claims_are_passed_on_as_an_object_of_our_own_writing() {
 
 #[test]
 fn every_form_sends_what_it_is_made_of_and_no_more() {
-    let wish = |grant| Wish {
+    let at = Exchanger {
         issuer: None,
         token_endpoint: None,
-        policy: AddressPolicy::public(),
         client_id: "us".into(),
         client_secret: None,
         auth_method: TokenEndpointAuthMethod::None,
-        grant,
+        scopes: vec![],
         audience: vec!["a1".into(), "a2".into()],
         resource: vec!["https://r1".into(), "https://r2".into()],
-        scope: "read write".into(),
         params: BTreeMap::from([("more".into(), "said".into())]),
+        header: http::header::AUTHORIZATION,
+        format: "Bearer {value}".into(),
     };
+    let wish = |grant| Wish { at: at.clone(), policy: AddressPolicy::public(), grant };
     let text = |grant: Grant| {
         let wish = wish(grant);
-        fields(&wish).iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" & ")
+        fields(&wish, "read write")
+            .iter()
+            .map(|(name, value)| format!("{name}={value}"))
+            .collect::<Vec<_>>()
+            .join(" & ")
     };
     let rest = "audience=a1 & audience=a2 & resource=https://r1 & resource=https://r2 & scope=read write & more=said";
     assert_eq!(text(Grant::ClientCredentials), format!("grant_type=client_credentials & {rest}"));
@@ -175,15 +183,10 @@ fn every_form_sends_what_it_is_made_of_and_no_more() {
         text(Grant::Assertion { subject: shown() }),
         format!("grant_type={JWT_BEARER} & assertion=of the user & {rest}")
     );
-    let bare = Wish {
-        audience: vec![],
-        resource: vec![],
-        scope: String::new(),
-        params: BTreeMap::new(),
-        ..wish(Grant::OnBehalfOf { subject: shown() })
-    };
+    let nothing = Exchanger { audience: vec![], resource: vec![], params: BTreeMap::new(), ..at.clone() };
+    let bare = Wish { at: nothing, ..wish(Grant::OnBehalfOf { subject: shown() }) };
     assert_eq!(
-        fields(&bare),
+        fields(&bare, ""),
         [("grant_type", JWT_BEARER), ("assertion", "of the user"), ("requested_token_use", "on_behalf_of")]
     );
 }

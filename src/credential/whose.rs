@@ -1,0 +1,142 @@
+//! Whose token is exchanged, and what is shown for it: nobody's, one that we sign about our user, the one that a caller of
+//! another authorization server came with, or the one that an identity provider gave when the user signed in.
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use secrecy::SecretString;
+
+use super::connection::Connections;
+use super::{Ask, Unresolved, token_exchange};
+use crate::config::Credential;
+use crate::oauth::client::Connector;
+use crate::oauth::client::exchange::Grant;
+use crate::oauth::client::refresh::Outdated;
+use crate::route::Route;
+
+/// Who a token is about.
+pub(super) struct Whose<'a> {
+    /// Empty: nobody.
+    pub(super) user: &'a str,
+    pub(super) grant: &'a str,
+    pub(super) by: By<'a>,
+}
+
+/// What says so.
+pub(super) enum By<'a> {
+    Nothing,
+    /// We do.
+    Us,
+    /// What the caller came with.
+    Token(&'a SecretString),
+    /// A connection at an identity provider: key and incarnation.
+    Connection(Arc<str>, Arc<str>),
+}
+
+/// The same without its caller.
+pub(super) struct Kept {
+    user: String,
+    grant: String,
+    by: KeptBy,
+}
+
+enum KeptBy {
+    Nothing,
+    Us,
+    Token(SecretString),
+    Connection(Arc<str>, Arc<str>),
+}
+
+impl<'a> Whose<'a> {
+    /// Whose token the route exchanges for this caller.
+    pub(super) async fn of(ask: &Ask<'a>, connections: &Connections) -> Result<Whose<'a>, Unresolved> {
+        let (caller, route) = (ask.permit.caller(), ask.permit.route());
+        let grant = caller.grant();
+        if matches!(route.credential, Credential::ClientCredentials(_)) {
+            return Ok(Whose { user: "", grant, by: By::Nothing });
+        }
+        // Nobody else's in their place.
+        let user = caller.user().ok_or(Unresolved::NeedsUser { incarnation: None })?;
+        let by = match (route.credential.provider(), caller.token()) {
+            (Some(_), _) => {
+                let (key, incarnation) = connections.standing(caller, route).await?;
+                By::Connection(key, incarnation)
+            }
+            (None, Some(token)) => By::Token(token),
+            (None, None) => By::Us,
+        };
+        Ok(Whose { user, grant, by })
+    }
+
+    /// What an exchanged token belongs to besides its user: with another sign-in or another grant it is another one.
+    pub(super) fn origin(&self) -> &str {
+        match &self.by {
+            By::Nothing => "",
+            By::Us | By::Token(_) => self.grant,
+            By::Connection(_, incarnation) => incarnation,
+        }
+    }
+
+    /// The connection that it comes from, if from one: its key and incarnation.
+    pub(super) fn connection(&self) -> Option<(Arc<str>, Arc<str>)> {
+        match &self.by {
+            By::Connection(key, incarnation) => Some((Arc::clone(key), Arc::clone(incarnation))),
+            By::Nothing | By::Us | By::Token(_) => None,
+        }
+    }
+
+    /// What is shown to the token endpoint, and of which generation that is, where another one can be had. `refused`: the one
+    /// that was not taken.
+    pub(super) async fn shown(
+        &self,
+        connector: &Connector,
+        connections: &Connections,
+        route: &Arc<Route>,
+        refused: Option<&Outdated>,
+        now: SystemTime,
+    ) -> Result<(Grant, Option<Outdated>), Unresolved> {
+        let (token, of) = match &self.by {
+            By::Nothing => return Ok((Grant::ClientCredentials, None)),
+            By::Us => {
+                let at = route.credential.exchanger().ok_or(Unresolved::Refused)?;
+                let audience = at.audience_of_assertions();
+                (token_exchange::signed(connector, audience, self.user, now).await?, None)
+            }
+            By::Token(token) => ((*token).clone(), None),
+            By::Connection(..) => {
+                let who = (self.grant, self.user);
+                let (token, of) = connections.subject(who, route, refused, now).await?;
+                (token, Some(of))
+            }
+        };
+        let is_ours = matches!(self.by, By::Us);
+        let grant = match &route.credential {
+            Credential::TokenExchange(exchange) => {
+                token_exchange::grant(connector, exchange, token, is_ours, now).await?
+            }
+            _ => return Err(Unresolved::Refused),
+        };
+        Ok((grant, of))
+    }
+
+    pub(super) fn kept(&self) -> Kept {
+        let by = match &self.by {
+            By::Nothing => KeptBy::Nothing,
+            By::Us => KeptBy::Us,
+            By::Token(token) => KeptBy::Token((*token).clone()),
+            By::Connection(key, incarnation) => KeptBy::Connection(Arc::clone(key), Arc::clone(incarnation)),
+        };
+        Kept { user: self.user.to_owned(), grant: self.grant.to_owned(), by }
+    }
+}
+
+impl Kept {
+    pub(super) fn borrowed(&self) -> Whose<'_> {
+        let by = match &self.by {
+            KeptBy::Nothing => By::Nothing,
+            KeptBy::Us => By::Us,
+            KeptBy::Token(token) => By::Token(token),
+            KeptBy::Connection(key, incarnation) => By::Connection(Arc::clone(key), Arc::clone(incarnation)),
+        };
+        Whose { user: &self.user, grant: &self.grant, by }
+    }
+}
