@@ -1,6 +1,7 @@
 //! Bearer in, [`Caller`] out. Says who is calling and what their token is for, nothing about rights: that is
 //! `policy`. The token is read from the `Authorization` header alone, never from query or body (RFC 6750 §2,
 //! MCP authorization, Token Requirements).
+pub mod assumed;
 pub mod foreign;
 
 use std::borrow::Cow;
@@ -12,8 +13,7 @@ use secrecy::SecretString;
 
 use self::foreign::{Foreign, ForeignToken};
 
-use crate::config::RELAYED;
-use crate::config::issuer_of;
+use crate::config::{Attributes, RELAYED, issuer_of};
 use crate::oauth::server::access_token::{Opened, PREFIX};
 use crate::oauth::server::service;
 use crate::oauth::server::standing::{Holder, NoStanding, Standing};
@@ -216,6 +216,22 @@ impl Caller {
         let is_program = matches!(self.who, Who::Ours(Holder::Client { .. } | Holder::Service(_)));
         let issuer = (!is_program).then(|| issuer_of(self.subject())).flatten();
         issuer.unwrap_or_default()
+    }
+
+    /// The user of ours who is before it.
+    pub fn person(&self) -> Option<&str> {
+        match &self.who {
+            Who::Ours(Holder::User(token)) => Some(token.subject()),
+            Who::Ours(_) | Who::Theirs(_) => None,
+        }
+    }
+
+    /// What the token itself says of its user.
+    pub fn attributes(&self) -> Option<&Arc<Attributes>> {
+        match &self.who {
+            Who::Ours(_) => None,
+            Who::Theirs(token) => Some(&token.attributes),
+        }
     }
 
     /// Whether it is a program, with nobody before it.

@@ -102,8 +102,12 @@ impl Upkeep {
                 Ok(Change::Of { kind: Kind::Challenge, key }) => {
                     self.authority.connector.challenge_changed(&key);
                 }
+                Ok(Change::Of { kind: Kind::Attributes, key }) => self.authority.attributes.changed(&key),
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => self.connections.forget_all(),
+                Err(RecvError::Lagged(_)) => {
+                    self.connections.forget_all();
+                    self.authority.attributes.forget_all();
+                }
                 Err(RecvError::Closed) => return,
             }
         }
@@ -210,6 +214,7 @@ impl Upkeep {
         }
         self.connections.forget_all();
         self.exchanged.forget_all();
+        self.authority.attributes.forget_all();
         self.read_wish().await && self.read_keys().await
     }
 

@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! main        arguments → exit code
-//! cli         run, validate, reload, schema, demo, doctor, keys, store, connections, users, hash-password
+//! cli         run, validate, reload, schema, demo, doctor, policy, keys, store, connections, users, hash-password
 //! server      sockets, TLS, services, signals                          ┐
 //! gateway     the hooks of the proxy · background  events and sweeps   │ Pingora lives here
 //! upstream    name → vetted address → peer                             ┘ and nowhere else

@@ -418,9 +418,30 @@ fn framed(case: &Value, gateway: &Gateway, token: &str, framing: &str) -> (Vec<u
 
 #[tokio::test]
 async fn sr_t52_sr_rs_10_messages() {
+    let scopes = |route: Route| route.with("tool_scopes", json!({"delete": ["demo:delete"]}));
+    messages(scopes, |answer, error| answer.status == 403 && *error == "insufficient_scope").await;
+}
+
+/// The same under a rule that looks at arguments, so that more of each message is read.
+#[tokio::test]
+async fn sr_t52_sr_rs_10_messages_under_a_rule_on_arguments() {
+    let rule = "mcp.tool == 'delete' || has(mcp.arguments.path) && mcp.arguments.path == 'forbidden'";
+    let rules = json!({"default": "allow", "call": [{"name": "no-delete", "deny": rule}]});
+    messages(
+        |route| route.with("policy", rules),
+        |answer, error| match &error["code"] {
+            // Nobody waits for an answer to a notification.
+            Value::Null => answer.status == 403 && *error == "access_denied",
+            code => answer.status == 200 && *code == -32099,
+        },
+    )
+    .await;
+}
+
+/// `demand`: what makes a call of `delete` one that is denied; `is_denied`: how.
+async fn messages(demand: impl FnOnce(Route) -> Route, is_denied: impl Fn(&RawResponse, &Value) -> bool) {
     let upstream = lone_upstream().await;
-    let route = Route::open("demo", &upstream).with("tool_scopes", json!({"delete": ["demo:delete"]}));
-    let gateway = Gateway::builder().route(route).start().await;
+    let gateway = Gateway::builder().route(demand(Route::open("demo", &upstream))).start().await;
     let client = registered(&gateway, REDIRECT).await;
     let token = client.sign_in(&mut Browser::new(), "demo").await.access_token;
     let (corpus, mut judge) = (corpus("messages.json"), Judge::default());
@@ -438,7 +459,7 @@ async fn sr_t52_sr_rs_10_messages() {
             arrived.retain(|request| !request.body.is_empty());
             let holds = match text(case, "answer") {
                 "passes" => matches!(arrived.as_slice(), [one] if one.body == body),
-                "denied" => arrived.is_empty() && answer.status == 403 && error() == "insufficient_scope",
+                "denied" => arrived.is_empty() && is_denied(&answer, &error()),
                 "refused" => arrived.is_empty() && answer.status == 400 && error() == "invalid_request",
                 "mismatch" => arrived.is_empty() && answer.status == 400 && error()["code"] == -32020,
                 other => panic!("{other}"),

@@ -9,12 +9,12 @@ use std::time::{Duration, SystemTime};
 use quick_cache::sync::Cache;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
 use super::AuthnError;
-use crate::config::{Introspection, TrustedIssuer};
+use crate::config::{Attributes, Introspection, TrustedIssuer, issuer_of as issuer_of_user};
 use crate::jose::remote::{KeySets, RemoteError};
 use crate::jose::{self, Expected, issuer_of, texts};
 use crate::oauth::client::discover::{IssuerMetadata, issuer_metadata};
@@ -61,6 +61,8 @@ pub struct ForeignToken {
     pub scope: String,
     /// Whether it is the client's own, and acts for no user (RFC 9068 §2.2).
     pub is_program: bool,
+    /// What its issuer says in it of the user.
+    pub attributes: Arc<Attributes>,
     /// Names the token, not what is in it.
     pub digest: String,
     expires_at: SystemTime,
@@ -91,6 +93,8 @@ struct Introspected {
     scope: Option<String>,
     exp: Option<u64>,
     nbf: Option<u64>,
+    #[serde(flatten)]
+    rest: Map<String, Value>,
 }
 
 /// Why a token is not judged, or refused.
@@ -246,7 +250,8 @@ impl Foreign {
         let scope = texts(scope).join(" ");
         let audiences = claims.audiences().map(str::to_owned).collect();
         let expires_at = at(claims.exp);
-        judged(trusted, &claims.sub, client, scope, audiences, expires_at, expires_at.min(now + JUDGED_FOR))
+        let until = (expires_at, expires_at.min(now + JUDGED_FOR));
+        judged(trusted, &claims.sub, client, scope, audiences, &claims.rest, until)
     }
 
     async fn introspect(
@@ -289,7 +294,7 @@ impl Foreign {
         let audiences = texts(found.aud.as_ref());
         let scope = found.scope.unwrap_or_default();
         let again = expires_at.min(now + introspection.cache);
-        judged(trusted, &subject, client, scope, audiences, expires_at, again)
+        judged(trusted, &subject, client, scope, audiences, &found.rest, (expires_at, again))
     }
 
     async fn metadata(&self, trusted: &TrustedIssuer, now: SystemTime) -> Result<Arc<Metadata>, Doubt> {
@@ -321,8 +326,8 @@ fn judged(
     client: Option<&str>,
     scope: String,
     audiences: Vec<String>,
-    expires_at: SystemTime,
-    judge_again_at: SystemTime,
+    said: &Map<String, Value>,
+    (expires_at, judge_again_at): (SystemTime, SystemTime),
 ) -> Result<ForeignToken, Doubt> {
     let printable = |text: &str| !text.is_empty() && text.len() <= 255 && !text.chars().any(char::is_control);
     if !printable(subject) {
@@ -336,6 +341,11 @@ fn judged(
         scope,
         // A client that goes by the name of a user is none.
         is_program: client == Some(subject),
+        attributes: Arc::new(Attributes::of(
+            said,
+            texts(said.get(&trusted.groups_claim)),
+            &trusted.policy_claims,
+        )),
         digest: String::new(),
         expires_at,
         judge_again_at,
@@ -353,6 +363,29 @@ fn policy(trusted: &TrustedIssuer) -> AddressPolicy {
 // === impl ForeignToken ===
 
 impl ForeignToken {
+    /// As the issuer of this user, or the first that the route trusts, would say it. `user`: issuer and subject, or the subject
+    /// alone; `None`: the client itself. `None` where there is no such issuer.
+    pub(super) fn assumed(
+        route: &Route,
+        user: Option<&str>,
+        client: &str,
+        scope: &str,
+        said: &Map<String, Value>,
+        now: SystemTime,
+    ) -> Option<Self> {
+        let user = user.unwrap_or(client);
+        let (trusted, subject) = match issuer_of_user(user) {
+            Some(issuer) => {
+                let trusted = route.trusted_issuers.iter().find(|trusted| trusted.issuer == issuer)?;
+                (trusted, user.get(issuer.len() + 1..)?)
+            }
+            None => (route.trusted_issuers.first()?, user),
+        };
+        let audience = trusted.audience.as_ref().unwrap_or(&route.resource).clone();
+        let until = (now + JUDGED_FOR, now + JUDGED_FOR);
+        judged(trusted, subject, Some(client), scope.to_owned(), vec![audience], said, until).ok()
+    }
+
     /// Whether the route takes it: as it is configured now, not as it was when the token was judged.
     pub(super) fn is_for(&self, route: &Route) -> bool {
         let trusted = route.trusted_issuers.iter().find(|trusted| trusted.issuer == self.issuer);

@@ -3,6 +3,7 @@ mod agent;
 mod demo;
 mod doctor;
 mod kept;
+mod policy;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -96,6 +97,9 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// The rules on who may call what.
+    #[command(subcommand)]
+    Policy(Policy),
     /// Keys.
     #[command(subcommand)]
     Keys(Keys),
@@ -133,6 +137,19 @@ enum Keys {
         /// Add a key for access tokens instead, which takes over within seconds at every instance.
         #[arg(long)]
         access_tokens: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum Policy {
+    /// Try the rules of a configuration on cases (docs/policy.md); opens no port, changes nothing. Exit code 1 when one is
+    /// decided otherwise than it says.
+    Test {
+        /// The configuration file.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// The cases, in YAML.
+        cases: PathBuf,
     },
 }
 
@@ -256,6 +273,9 @@ pub fn main() -> ExitCode {
         Command::Demo { config, agent } => demo::demo(config.as_deref(), agent),
         Command::Doctor { config, route, register, json } => {
             with_config(&config, |config| doctor::doctor(&config, &route, register, json))
+        }
+        Command::Policy(Policy::Test { config, cases }) => {
+            with_config(&config, |config| policy::test(&config, &cases))
         }
         Command::Keys(Keys::Generate) => match seal::generate() {
             Ok(key) => println(key.expose_secret()),

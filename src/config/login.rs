@@ -3,12 +3,14 @@
 //! Local users and people of identity providers; one-click sign-in is for demonstrations and stays on loopback.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use argon2::Params;
 use argon2::password_hash::phc::PasswordHash;
 use secrecy::SecretString;
 
+use super::attributes::Attributes;
 use super::checked::Checker;
 use super::file;
 use super::oidc::{self, IdentityProvider, SEPARATOR};
@@ -49,6 +51,8 @@ impl Login {
 pub struct User {
     /// PHC string of an Argon2id hash that can be verified. Kept like a secret: it can be attacked offline.
     pub password_hash: SecretString,
+    /// What rules may look at.
+    pub attributes: Arc<Attributes>,
 }
 
 /// What the names of programs begin with.
@@ -103,7 +107,10 @@ pub(super) fn check(
             check.refuse(&key.child("password_hash"), "is not an Argon2id hash", write);
         }
         let password_hash = SecretString::from(user.password_hash.as_str());
-        users.insert(user.username.clone(), User { password_hash });
+        let (email, groups) =
+            (user.email.clone().unwrap_or_default(), user.groups.clone().unwrap_or_default());
+        let attributes = Arc::new(Attributes { email, groups, ..Attributes::default() });
+        users.insert(user.username.clone(), User { password_hash, attributes });
     }
     let one_click = written.local.as_ref().and_then(|local| local.one_click.clone());
     if let Some(name) = &one_click {

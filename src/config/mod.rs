@@ -6,6 +6,7 @@
 //! against the schema of the types (`shape`) → typed (`file`) → checked and resolved (`checked`), and every
 //! stage adds to one [`Report`].
 
+mod attributes;
 mod checked;
 mod clients;
 mod credential;
@@ -30,6 +31,7 @@ mod trusted;
 
 use std::path::Path;
 
+pub use attributes::Attributes;
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
 pub use credential::{Actor, Credential, Exchanger, OauthCredential, Subject, TokenExchange, UserHeader};

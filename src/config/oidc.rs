@@ -28,6 +28,8 @@ pub struct IdentityProvider {
     pub allowed_groups: Vec<String>,
     /// Where an ID token lists groups.
     pub groups_claim: String,
+    /// What else an ID token says that rules may look at.
+    pub policy_claims: Vec<String>,
     /// What an ID token calls a person, for people to read.
     pub name_claim: String,
     /// Whether people come back from it to an address that no other provider has.
@@ -125,6 +127,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::IdentityProvider])
             allowed_domains: lower(entry.allowed_domains.as_ref()),
             allowed_groups: entry.allowed_groups.clone().unwrap_or_default(),
             groups_claim: entry.groups_claim.clone().unwrap_or_else(|| "groups".to_owned()),
+            policy_claims: entry.policy_claims.clone().unwrap_or_default(),
             name_claim: entry.name_claim.clone().unwrap_or_else(|| "email".to_owned()),
             own_redirect_uri: entry.own_redirect_uri.unwrap_or(false),
             logout_ends_grants: entry.logout_ends_grants.unwrap_or(false),

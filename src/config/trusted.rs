@@ -23,6 +23,10 @@ pub struct TrustedIssuer {
     pub introspection: Option<Introspection>,
     /// Hosts that may be private and speak http: those of the addresses above, if they may.
     pub private_hosts: Vec<String>,
+    /// Where its tokens list groups.
+    pub groups_claim: String,
+    /// What else they say that rules may look at.
+    pub policy_claims: Vec<String>,
     for_all_routes: bool,
 }
 
@@ -89,6 +93,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::TrustedIssuer]) ->
             jwks_uri: entry.jwks_uri.clone(),
             introspection,
             private_hosts,
+            groups_claim: entry.groups_claim.clone().unwrap_or_else(|| "groups".to_owned()),
+            policy_claims: entry.policy_claims.clone().unwrap_or_default(),
             for_all_routes: entry.for_all_routes.unwrap_or(false),
         }));
     }

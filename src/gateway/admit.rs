@@ -1,6 +1,6 @@
 //! The stages before the upstream, in their order: what comes out is permitted, or is answered by ourselves.
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderValue, Method};
 use pingora::http::RequestHeader;
@@ -11,17 +11,21 @@ use super::inspect::Asked;
 use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
+use crate::config::Attributes;
 use crate::credential::{Ask, Credential, Unresolved};
 use crate::mcp::{self, ItemKind, METHOD, SUBSCRIPTION};
 use crate::oauth::client::challenged::Challenge;
 use crate::oauth::client::connection_key;
 use crate::oauth::client::refresh::Outdated;
+use crate::oauth::server::Snapshot;
 use crate::oauth::server::access_token::Keys;
-use crate::oauth::server::attributes::Attributes;
 use crate::policy::{Decision, Denied, Permit, Question, Request};
 use crate::respond::Failure;
 use crate::route::{Route, canonical_path};
 use crate::{authn, origin, policy, web};
+
+/// While the store does not say what is known of somebody.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What a request turned out to be.
 pub(super) enum Admitted {
@@ -71,7 +75,10 @@ impl Gateway {
             true => Box::pin(self.inspect(session, &route, most)).await?,
             false => Asked::Anything,
         };
-        let attributes = Arc::<Attributes>::default();
+        let attributes = match route.rules.need_attributes() {
+            true => Box::pin(self.attributes(&snapshot, &caller, now)).await?,
+            false => Arc::default(),
+        };
         let (head, source) = (session.req_header(), screen::client(session));
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
         ctx.elicitation = matches!(&session, Ok(Some(session)) if session.elicitation);
@@ -166,6 +173,20 @@ impl Gateway {
             connector.lacked_scopes(caller.grant(), (user, caller.client()), route, needed.clone()).await;
         }
         denied.into()
+    }
+
+    /// What rules may know of the caller's user.
+    async fn attributes(
+        &self,
+        snapshot: &Snapshot,
+        caller: &Caller,
+        now: SystemTime,
+    ) -> Result<Arc<Attributes>, Failure> {
+        let Some(user) = caller.person() else {
+            return Ok(caller.attributes().map(Arc::clone).unwrap_or_default());
+        };
+        let known = self.authority.attributes_of(snapshot, user, now).await;
+        known.map_err(|_| Failure::Unavailable { retry_after: AGAIN })
     }
 
     /// Policy. What it decides is noted under the request's id, where that is given.

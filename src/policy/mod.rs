@@ -16,10 +16,10 @@ use http::{HeaderMap, Method};
 
 use self::facts::{Known, Subject};
 use crate::authn::Caller;
+use crate::config::Attributes;
 use crate::config::{Effect, Policy};
 use crate::expression::{Fault, Name};
 use crate::mcp::Message;
-use crate::oauth::server::attributes::Attributes;
 use crate::route::Route;
 
 pub use self::decision::{By, Decision, Outcome};

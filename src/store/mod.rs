@@ -80,11 +80,13 @@ pub enum Kind {
     Uses,
     /// A token that was got for another one, or is being got.
     Exchange,
+    /// What an identity provider says of a user, by name.
+    Attributes,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 19] = [
+    pub const ALL: [Kind; 20] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -104,6 +106,7 @@ impl Kind {
         Kind::Reload,
         Kind::Uses,
         Kind::Exchange,
+        Kind::Attributes,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -128,6 +131,7 @@ impl Kind {
             Kind::Reload => "reload",
             Kind::Uses => "uses",
             Kind::Exchange => "exchange",
+            Kind::Attributes => "attributes",
         }
     }
 }

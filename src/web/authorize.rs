@@ -197,8 +197,11 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
         .scopes
         .iter()
         .filter(|scope| question.route.scopes.contains(scope) || !theirs.contains(scope))
+        .filter(|scope| question.route.rules.consent(scope).is_none())
         .cloned()
         .collect();
+    let words = question.scopes.iter().filter_map(|scope| question.route.rules.consent(scope));
+    let agreements: Vec<String> = words.map(str::to_owned).collect();
     let consent = pages::Consent {
         csrf: &session.csrf,
         flow: &question.flow,
@@ -212,6 +215,7 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
         server_name: &question.route.name,
         resource: &question.route.resource,
         scopes: &own,
+        agreements: &agreements,
         connected: &question.connected,
         upstream: upstream.map(|(plan, issuer_host)| pages::ConsentUpstream {
             server_host: &server_host,

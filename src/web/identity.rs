@@ -175,7 +175,7 @@ async fn come_back(
     let now = web.authority.clock.now();
     let redirect_uri = callback_uri(about, provider);
     let person = web.providers.complete(provider, &sign_in.begun, &returning, &redirect_uri, now).await;
-    let Person { user, name, session, id_token, tokens, .. } = match person {
+    let Person { user, name, session, id_token, tokens, attributes } = match person {
         Ok(person) => person,
         Err(error) => return refuse(&provider.name, &error),
     };
@@ -186,6 +186,9 @@ async fn come_back(
             "This account is blocked",
             "Please ask whoever runs this gateway.",
         );
+    }
+    if web.authority.keep_attributes(&about.snapshot, &user, &attributes).await.is_err() {
+        return refuse(&provider.name, &IdentityError::Unavailable);
     }
     if let Some(tokens) = tokens.filter(|_| about.snapshot.routes.injects(provider)) {
         let kept = web.authority.connector.keep_provider_tokens(provider, &user, tokens, now).await;

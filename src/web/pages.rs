@@ -326,6 +326,7 @@ mod tests {
             server_name: "files",
             resource: "https://mcp.example.com/files",
             scopes,
+            agreements: &[],
             connected: &[],
             upstream: None,
             upstream_note: None,
@@ -357,6 +358,7 @@ mod tests {
             server_name: SCRIPT,
             resource: SCRIPT,
             scopes: &hostile,
+            agreements: &hostile,
             connected: &hostile,
             upstream: Some(ConsentUpstream { server_host: SCRIPT, issuer_host: SCRIPT, scopes: &hostile }),
             upstream_note: Some(SCRIPT),
@@ -402,6 +404,11 @@ mod tests {
         assert!(own.contains(r#"name="decision" value="allow">Allow<"#));
         assert!(own.contains(r#"name="decision" value="deny" class="quiet">Deny<"#));
         assert!(!own.contains("One more step"));
+
+        assert!(!own.contains("What you agree to"));
+        let words = ["Pay in your name".to_owned()];
+        let agreeing = consent(&Consent { agreements: &words, ..sample(None, &scopes) });
+        assert!(agreeing.contains("What you agree to") && agreeing.contains("Pay in your name"));
 
         let listed = consent(&Consent { client_listed: true, ..sample(Some("Editor"), &scopes) });
         assert!(listed.contains("has listed it") && !listed.contains("registered itself"));

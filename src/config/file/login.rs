@@ -33,6 +33,10 @@ pub(in crate::config) struct User {
     pub(in crate::config) username: String,
     /// Argon2id hash of the password, as `postern hash-password` prints.
     pub(in crate::config) password_hash: String,
+    /// E-mail address that rules see. Default: none.
+    pub(in crate::config) email: Option<String>,
+    /// Groups that rules see. Default: none.
+    pub(in crate::config) groups: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -59,6 +63,8 @@ pub(in crate::config) struct IdentityProvider {
     pub(in crate::config) allowed_groups: Option<Vec<String>>,
     /// Claim of the ID token that lists a person's groups. Default: `groups`.
     pub(in crate::config) groups_claim: Option<String>,
+    /// Claims that rules see in `caller.claims`; e-mail and groups they see anyway. Default: none.
+    pub(in crate::config) policy_claims: Option<Vec<String>>,
     /// Claim of the ID token that people read as somebody's name. Who they are is always issuer and `sub`. Default: `email`.
     pub(in crate::config) name_claim: Option<String>,
     /// Whether this provider sends people back to an address of its own, `{public_url}/login/callback/{name}`, which is then the

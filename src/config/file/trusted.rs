@@ -18,6 +18,10 @@ pub(in crate::config) struct TrustedIssuer {
     pub(in crate::config) jwks_uri: Option<String>,
     /// Asks it about each token (RFC 7662), which need not be a JWT then. Default: tokens are JWTs, verified with its keys.
     pub(in crate::config) introspection: Option<Introspection>,
+    /// Claim that lists a user's groups. Default: `groups`.
+    pub(in crate::config) groups_claim: Option<String>,
+    /// Claims that rules see in `caller.claims`; e-mail and groups they see anyway. Default: none.
+    pub(in crate::config) policy_claims: Option<Vec<String>>,
     /// Whether the issuer's host may be a private address and speak http. Default: `false`.
     pub(in crate::config) allow_private: Option<bool>,
     /// Whether routes that name no issuers take this one. Default: `false`.

@@ -15,7 +15,7 @@ use super::authorize::Pkce;
 use super::provider::ProviderTokens;
 use super::register::{AuthMethod, Registration};
 use super::token::{self, Outcome};
-use crate::config::IdentityProvider;
+use crate::config::{Attributes, IdentityProvider};
 use crate::jose::remote::{KeySets, RemoteError};
 use crate::jose::{Claims, Expected, issuer_of, texts};
 use crate::outbound::{self, Outbound, Request};
@@ -49,7 +49,8 @@ pub struct Person {
     pub user: String,
     /// For people to read.
     pub name: Option<String>,
-    pub groups: Vec<String>,
+    /// What the provider says besides.
+    pub attributes: Attributes,
     /// The provider's session, for signing out.
     pub session: Option<String>,
     /// Shown to the provider when this person signs out here.
@@ -167,7 +168,8 @@ impl Providers {
         check(provider, &claims, begun)?;
         let tokens = tokens.map(|tokens| tokens.with_id_token(&id_token, claims.exp, now));
         let lacks_proof = lacks_proof(provider, &claims);
-        if lacks_proof || !claims.rest.contains_key(&provider.name_claim) {
+        let lacks = |name: &String| !claims.rest.contains_key(name);
+        if lacks_proof || lacks(&provider.name_claim) || provider.policy_claims.iter().any(lacks) {
             let asked = self.ask_for_more(provider, &metadata, tokens.as_ref(), &mut claims).await;
             // A name for people to read is not worth turning anybody away.
             if lacks_proof {
@@ -175,12 +177,13 @@ impl Providers {
             }
         }
         let groups = texts(claims.rest.get(&provider.groups_claim));
-        admit(provider, &claims, &groups)?;
+        let attributes = Attributes::of(&claims.rest, groups, &provider.policy_claims);
+        admit(provider, &attributes)?;
         Ok(Person {
             user: provider.user(&claims.sub),
             name: claims.text(&provider.name_claim).map(str::to_owned),
             session: claims.text("sid").map(str::to_owned),
-            groups,
+            attributes,
             id_token,
             tokens,
         })
@@ -381,20 +384,11 @@ fn lacks_proof(provider: &IdentityProvider, claims: &Claims) -> bool {
 }
 
 /// Whether this person is among those whom the configuration lets in.
-fn admit(provider: &IdentityProvider, claims: &Claims, groups: &[String]) -> Result<(), IdentityError> {
-    if !provider.allowed_domains.is_empty() {
-        // An address that nobody has verified may be anybody's.
-        let verified = claims.rest.get("email_verified").is_some_and(|flag| *flag == Value::Bool(true));
-        let domain = claims.text("email").filter(|_| verified).and_then(|email| email.rsplit_once('@'));
-        let domain = domain.map(|(_, domain)| domain.to_ascii_lowercase());
-        if !domain.is_some_and(|domain| provider.allowed_domains.contains(&domain)) {
-            return Err(IdentityError::NotAdmitted);
-        }
-    }
-    if !provider.allowed_groups.is_empty()
-        && !groups.iter().any(|group| provider.allowed_groups.contains(group))
-    {
-        return Err(IdentityError::NotAdmitted);
-    }
-    Ok(())
+fn admit(provider: &IdentityProvider, person: &Attributes) -> Result<(), IdentityError> {
+    let domain = person.email.rsplit_once('@').map(|(_, domain)| domain.to_ascii_lowercase());
+    let in_domain = provider.allowed_domains.is_empty()
+        || domain.is_some_and(|domain| provider.allowed_domains.contains(&domain));
+    let in_group = provider.allowed_groups.is_empty()
+        || person.groups.iter().any(|group| provider.allowed_groups.contains(group));
+    if in_domain && in_group { Ok(()) } else { Err(IdentityError::NotAdmitted) }
 }

@@ -291,9 +291,12 @@ pub async fn prepare(
     let upstream = plan.as_ref().map_or(connected.as_slice(), |plan| plan.scopes.as_slice());
     let scopes = granted(&route, asked, upstream);
     let unavailable = |_| Refused::Later("The store cannot be reached just now.");
-    // Where the upstream has a question of its own, or nobody knows whether it has, the user is told.
+    // Where the upstream has a question of its own, or nobody knows whether it has, the user is told; and what a rule asks
+    // their consent for, they are asked each time.
+    let agrees = scopes.iter().any(|scope| route.rules.consent(scope).is_some());
     if plan.is_none()
         && note.is_none()
+        && !agrees
         && is_remembered(authority, &request, &browser.user, &scopes).await.map_err(unavailable)?
     {
         return Ok(Prepared::Allowed(issue(authority, snapshot, request, &browser.user, scopes).await));

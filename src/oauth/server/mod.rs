@@ -56,6 +56,8 @@ pub struct Authority {
     assertions: quota::Each<String>,
     pub revoked: revoked::Revoked,
     pub services: service::Services,
+    /// What identity providers say of users, in memory.
+    pub attributes: attributes::Remembered,
     /// Another configuration may want other keys of tokens: somebody who can read the store is to look.
     pub rekey: Notify,
     snapshot: ArcSwap<Snapshot>,
@@ -82,6 +84,7 @@ impl Authority {
             key_sets: KeySets::new(connector.outbound.clone()),
             revoked: revoked::Revoked::default(),
             services: service::Services::default(),
+            attributes: attributes::Remembered::default(),
             rekey: Notify::new(),
             snapshot: ArcSwap::from_pointee(snapshot),
             connector,

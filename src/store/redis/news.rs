@@ -115,7 +115,11 @@ impl Follower {
             self.tell(Change::Missed);
         }
         for entry in news.entries.iter().rev() {
-            self.tell(change(entry).unwrap_or(Change::Missed));
+            match change(entry) {
+                Entry::Of(change) => self.tell(change),
+                Entry::Unknown => {}
+                Entry::Damaged => self.tell(Change::Missed),
+            }
         }
         self.move_to(shard, news.newest);
     }
@@ -162,11 +166,26 @@ pub fn entry(kind: Kind, key: &str) -> String {
     format!("{} {} {key}", seal::name().unwrap_or_default(), kind.name())
 }
 
-fn change(entry: &[u8]) -> Option<Change> {
-    let mut parts = std::str::from_utf8(entry).ok()?.splitn(4, ' ').skip(2);
-    let (name, key) = (parts.next()?, parts.next()?);
-    let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name)?;
-    Some(Change::Of { kind, key: key.to_owned() })
+/// What an entry says.
+#[derive(Debug, PartialEq, Eq)]
+enum Entry {
+    Of(Change),
+    /// Of a kind that only a later version has: nobody here has a copy of such a record.
+    Unknown,
+    Damaged,
+}
+
+fn change(entry: &[u8]) -> Entry {
+    let text = std::str::from_utf8(entry).unwrap_or_default();
+    let mut parts = text.splitn(4, ' ').skip(2);
+    let (Some(name), Some(key)) = (parts.next(), parts.next()) else {
+        return Entry::Damaged;
+    };
+    match Kind::ALL.into_iter().find(|kind| kind.name() == name) {
+        Some(kind) => Entry::Of(Change::Of { kind, key: key.to_owned() }),
+        None if !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_lowercase()) => Entry::Unknown,
+        None => Entry::Damaged,
+    }
 }
 
 #[cfg(test)]
@@ -177,10 +196,12 @@ mod tests {
     fn entries_are_read_as_written() {
         for key in ["a", "", "with spaces  in it", "ü\0{}"] {
             let entry = format!("17 {}", entry(Kind::Grant, key));
-            assert_eq!(change(entry.as_bytes()), Some(Change::Of { kind: Kind::Grant, key: key.to_owned() }));
+            let expected = Entry::Of(Change::Of { kind: Kind::Grant, key: key.to_owned() });
+            assert_eq!(change(entry.as_bytes()), expected);
         }
-        for damaged in ["", "17", "17 x", "17 x nothing a"] {
-            assert_eq!(change(damaged.as_bytes()), None);
+        for damaged in ["", "17", "17 x", "17 x grant", "17 x  a", "17 x Grant a"] {
+            assert_eq!(change(damaged.as_bytes()), Entry::Damaged, "{damaged}");
         }
+        assert_eq!(change(b"17 x somethingnew a"), Entry::Unknown);
     }
 }

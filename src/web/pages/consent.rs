@@ -34,6 +34,8 @@ pub struct Consent<'a> {
     pub resource: &'a str,
     /// Those of the route.
     pub scopes: &'a [String],
+    /// What else the user agrees to, in the operator's words.
+    pub agreements: &'a [String],
     /// What the user's connection may do at the upstream, where there is one already.
     pub connected: &'a [String],
     /// The authorization that follows at the upstream's authorization server; `None` when none is needed.
@@ -76,6 +78,10 @@ impl Consent<'_> {
 
     fn shown_scopes(&self) -> Vec<String> {
         scope_list(self.scopes)
+    }
+
+    fn shown_agreements(&self) -> Vec<String> {
+        scope_list(self.agreements)
     }
 
     fn shown_connected(&self) -> Vec<String> {
