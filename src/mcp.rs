@@ -5,6 +5,8 @@
 //! here touches a body on its way through.
 mod arguments;
 mod elicitation;
+pub mod events;
+pub mod list;
 mod message;
 
 use std::borrow::Cow;

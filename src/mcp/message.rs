@@ -124,22 +124,31 @@ fn completed(params: &str) -> Result<Option<Item>, Unreadable> {
 }
 
 /// The members of one object, by name; no two could be taken for one another.
-struct Members<'t>(HashMap<String, &'t RawValue>);
+pub(super) struct Members<'t>(HashMap<String, &'t RawValue>);
 
 impl<'t> Members<'t> {
     /// `known`: the names that have a meaning here; no other spelling of them is let through.
-    fn read(text: &'t str, known: &[&str]) -> Result<Self, Unreadable> {
+    pub(super) fn read(text: &'t str, known: &[&str]) -> Result<Self, Unreadable> {
         let Self(members) = serde_json::from_str(text).map_err(|_| Unreadable::Ambiguous)?;
-        let is_variant =
-            |name: &String| known.contains(&folded(name).as_str()) && !known.contains(&name.as_str());
+        let is_variant = |name: &String| {
+            !known.contains(&name.as_str()) && {
+                let name = folded(name);
+                known.iter().any(|known| folded(known) == name)
+            }
+        };
         if members.keys().any(is_variant) {
             return Err(Unreadable::Ambiguous);
         }
         Ok(Self(members))
     }
 
+    /// As it was written.
+    pub(super) fn raw(&self, name: &str) -> Option<&'t RawValue> {
+        self.0.get(name).copied()
+    }
+
     /// `None`: there is no such member.
-    fn text(&self, name: &str) -> Result<Option<String>, Unreadable> {
+    pub(super) fn text(&self, name: &str) -> Result<Option<String>, Unreadable> {
         self.0
             .get(name)
             .map(|raw| serde_json::from_str(raw.get()).map_err(|_| Unreadable::Ambiguous))
