@@ -20,7 +20,7 @@ use postern::config::{self, Attributes, AuditLog, Config, Process};
 use postern::credential::{Ask, Credential, Credentials};
 use postern::expression::Wanted;
 use postern::jose::sign::{self, SigningKey};
-use postern::mcp::{self, Message};
+use postern::mcp::{self, Message, list};
 use postern::oauth::client::connection_key;
 use postern::oauth::server::access_token::{Claims, Keys};
 use postern::oauth::server::{Authority, Snapshot};
@@ -155,6 +155,16 @@ fn after_the_upstream(criterion: &mut Criterion, gateway: &Gateway) {
     criterion.bench_function("respond, isolated", |bench| {
         bench.iter_batched_ref(|| answer.clone(), respond::isolate, BatchSize::SmallInput);
     });
+    let called = json!({"jsonrpc": "2.0", "id": 1, "result": {"content": [{"type": "text", "text": "x".repeat(200)}]}});
+    let tool = |number: usize| json!({"name": format!("tool-{number}"), "inputSchema": {"type": "object"}});
+    let tools: Vec<Value> = (0..30).map(tool).collect();
+    let listed = json!({"jsonrpc": "2.0", "id": 1, "result": {"tools": tools}});
+    for (name, answer) in [("an answer that is none", called), ("a list of 30", listed)] {
+        let answer = answer.to_string();
+        criterion.bench_function(&format!("lists, {name}, where rules hide some"), |bench| {
+            bench.iter(|| list::filter(black_box(&answer), &mut |_, name| name != "tool-7").unwrap());
+        });
+    }
     criterion.bench_function("metrics", |bench| {
         bench.iter(|| gateway.measured());
     });

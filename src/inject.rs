@@ -92,6 +92,22 @@ pub fn prepare(
     }
 }
 
+/// Asks for an answer that can be read: all of it, and not encoded.
+pub fn ask_plainly(headers: &mut HeaderMap) {
+    const CONDITIONS: [HeaderName; 6] = [
+        header::IF_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_NONE_MATCH,
+        header::IF_RANGE,
+        header::IF_UNMODIFIED_SINCE,
+        header::RANGE,
+    ];
+    for name in CONDITIONS {
+        headers.remove(name);
+    }
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+}
+
 /// The headers we add. The credential comes last, so that nothing else can own its name.
 pub fn additions(
     route: &Route,

@@ -90,6 +90,9 @@ pub enum Failure {
     NotExchanged,
     #[error("the upstream did not answer in time")]
     UpstreamTimeout,
+    /// An answer that may have lists in it, at a route where not everybody sees all of them.
+    #[error("the upstream's answer cannot be filtered: {0}")]
+    UpstreamUnfilterable(&'static str),
     #[error("the upstream cannot be reached or gave no usable answer")]
     UpstreamUnreachable,
 }
@@ -250,6 +253,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         Failure::UpstreamRefused => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_refused"),
         Failure::NotExchanged => (StatusCode::BAD_GATEWAY, "bad_gateway", "not_exchanged"),
         Failure::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout"),
+        Failure::UpstreamUnfilterable(_) => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unfilterable"),
         Failure::UpstreamUnreachable => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unreachable"),
     }
 }

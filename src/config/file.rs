@@ -213,6 +213,10 @@ pub(super) struct Limits {
     /// The longest body of a request that a rule depends on, in bytes; longer ones are refused with 413. At least 64 KiB. Default: 1048576.
     #[schemars(range(min = 65536))]
     pub(super) inspect_body: Option<usize>,
+    /// The longest JSON answer, or event of a stream, at a route whose rules decide who sees what, in bytes; longer ones are refused
+    /// with 502, or end their stream. Default: 4194304.
+    #[schemars(range(min = 1))]
+    pub(super) inspect_answer: Option<usize>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -13,6 +13,8 @@ pub struct Limits {
     pub streams_per_user: usize,
     /// The longest body that a rule may need, bytes.
     pub inspect_body: usize,
+    /// The longest answer, or event of one, that can be filtered, bytes.
+    pub inspect_answer: usize,
 }
 
 /// A body that is read ahead is never too long.
@@ -29,6 +31,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
     Limits {
         streams: positive("streams", written.streams, 10_000),
         streams_per_user: positive("streams_per_user", written.streams_per_user, 256),
+        inspect_answer: positive("inspect_answer", written.inspect_answer, 4 * 1024 * 1024),
         inspect_body: {
             let inspect_body = written.inspect_body.unwrap_or(1024 * 1024);
             if inspect_body < INSPECT_LEAST {

@@ -9,6 +9,7 @@ use http::{HeaderName, HeaderValue, StatusCode, Uri, header};
 use pingora::ErrorType;
 use pingora::http::RequestHeader;
 
+use super::filter::Filter;
 use super::inspect::Asked;
 use super::screen::SHORT;
 use super::session::{Opening, Session as McpSession};
@@ -50,6 +51,8 @@ pub struct Context {
     pub replacement: Option<Replacement>,
     /// The upstream's answer has no body. Belongs to one attempt.
     pub header_only: bool,
+    /// What becomes of the body of the upstream's answer. Belongs to one attempt.
+    pub filter: Filter,
     /// The session began with a client that opens URLs for servers.
     pub elicitation: bool,
     pub reason: &'static str,

@@ -6,6 +6,7 @@ use std::mem;
 
 use http::request::Parts as RequestParts;
 use http::response::Parts as ResponseParts;
+use http::{HeaderMap, HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 /// Changes a request's head. Its target is that of `uri` from here on.
@@ -24,4 +25,23 @@ pub fn of_response<T>(head: &mut ResponseHeader, change: impl FnOnce(&mut Respon
     let changed = change(&mut parts);
     *head = parts.into();
     changed
+}
+
+/// What a body is said to be: its one type, without parameters. `None`: nobody says, several things are said, or it is in
+/// other characters than UTF-8.
+pub fn media_type(headers: &HeaderMap) -> Option<&str> {
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(Ok(value)), None) = (types.next().map(HeaderValue::to_str), types.next()) else { return None };
+    let (essence, parameters) = value.split_once(';').unwrap_or((value, ""));
+    let mut parameters = parameters.split(';').map(|parameter| parameter.trim().to_ascii_lowercase());
+    let is_utf8 = parameters.all(|parameter| {
+        parameter.strip_prefix("charset=").is_none_or(|charset| charset.trim_matches('"') == "utf-8")
+    });
+    is_utf8.then(|| essence.trim())
+}
+
+/// Whether a body has to be decoded before it can be read.
+pub fn is_encoded(headers: &HeaderMap) -> bool {
+    let encodings = headers.get_all(header::CONTENT_ENCODING);
+    encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
 }

@@ -6,14 +6,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue};
 use pingora::Error;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use tokio::time::timeout;
 
 use super::context::Target;
-use super::{Gateway, local};
+use super::{Gateway, head, local};
 use crate::mcp::Message;
 use crate::policy;
 use crate::respond::Failure;
@@ -54,10 +54,19 @@ impl Held {
     }
 
     /// The whole body once it has ended; nothing before. `most`: so many bytes of it are held.
-    fn take(&mut self, piece: Option<Bytes>, end: bool, most: usize) -> Result<Option<Bytes>, Failure> {
+    pub(super) fn take(
+        &mut self,
+        piece: Option<Bytes>,
+        end: bool,
+        most: usize,
+    ) -> Result<Option<Bytes>, Failure> {
         let piece = piece.unwrap_or_default();
         if self.0.len() + piece.len() > most {
             return Err(Failure::TooLarge);
+        }
+        // Nearly all come in one piece.
+        if end && self.0.is_empty() {
+            return Ok(Some(piece));
         }
         self.0.extend_from_slice(&piece);
         Ok(end.then(|| Bytes::from(std::mem::take(&mut self.0))))
@@ -136,20 +145,10 @@ fn read(body: &[u8], headers: &HeaderMap, route: &Route) -> Result<Message, Fail
 
 /// What is said to be something else may be read as something else.
 fn require_json(headers: &HeaderMap) -> Result<(), Failure> {
-    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
-    let (essence, parameters) = match (types.next().and_then(|value| value.to_str().ok()), types.next()) {
-        (Some(value), None) => value.split_once(';').unwrap_or((value, "")),
-        _ => ("", ""),
-    };
-    let is_utf8 =
-        parameters.split(';').map(|parameter| parameter.trim().to_ascii_lowercase()).all(|parameter| {
-            parameter.strip_prefix("charset=").is_none_or(|charset| charset.trim_matches('"') == "utf-8")
-        });
-    if !essence.trim().eq_ignore_ascii_case("application/json") || !is_utf8 {
+    if !head::media_type(headers).is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
         return Err(Failure::Malformed("the body has to be application/json in UTF-8"));
     }
-    let encodings = headers.get_all(header::CONTENT_ENCODING);
-    if encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity")) {
+    if head::is_encoded(headers) {
         return Err(Failure::Malformed("the body has to be sent without content-encoding"));
     }
     Ok(())

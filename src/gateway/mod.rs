@@ -8,6 +8,7 @@
 //! request_body_filter      mcp, policy: of a long body that a rule depends on
 //! upstream_response_filter trap
 //! response_filter          what a proxied answer loses and gains, or our answer in its place
+//! response_body_filter     mcp, policy: of lists, where not everybody may use everything
 //! fail_to_proxy            respond
 //! logging                  access log, metrics
 //! ```
@@ -17,6 +18,7 @@
 mod admit;
 pub mod context;
 mod elicit;
+mod filter;
 mod head;
 mod hook;
 mod inspect;
@@ -30,14 +32,13 @@ mod verdict;
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
-use data_encoding::HEXLOWER;
-use http::{HeaderValue, Version};
+use http::{HeaderMap, HeaderValue, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
@@ -48,6 +49,7 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED};
+use self::filter::Filter;
 use self::hook::{Hook, done, failed};
 use self::inspect::Asked;
 use self::session::Session as McpSession;
@@ -110,6 +112,7 @@ impl ProxyHttp for Gateway {
             failure: None,
             replacement: None,
             header_only: false,
+            filter: Filter::Off,
             elicitation: false,
             reason: "ok",
             _under_way: self.in_flight.start(),
@@ -131,8 +134,7 @@ impl ProxyHttp for Gateway {
         session.set_total_drain_timeout(Some(DRAIN));
         session.set_write_timeout(Some(WRITE));
         head::of_request(session.req_header_mut(), |_| ());
-        let sent = session.get_header(inject::REQUEST_ID).filter(|id| screen::is_request_id(id));
-        ctx.request_id = sent.cloned().unwrap_or_else(|| self.new_request_id());
+        ctx.request_id = screen::request_id(session.req_header(), &self.request_ids);
         done()
     }
 
@@ -146,6 +148,7 @@ impl ProxyHttp for Gateway {
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Box<Context>) -> Result<Box<HttpPeer>> {
         ctx.attempts += 1;
         ctx.header_only = false;
+        ctx.filter = Filter::Off;
         let Some(target) = &mut ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
@@ -201,6 +204,9 @@ impl ProxyHttp for Gateway {
             inject::additions(&target.route, screen::client(session), &ctx.request_id, &target.credential);
         head::of_request(upstream, |parts| {
             inject::prepare(&mut parts.headers, session_id, additions);
+            if target.route.rules.filter_lists() {
+                inject::ask_plainly(&mut parts.headers);
+            }
             // Path and query of the matched route, and nothing of an absolute-form target.
             parts.uri = target.uri.clone();
         });
@@ -250,7 +256,8 @@ impl ProxyHttp for Gateway {
         upstream: &mut ResponseHeader,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
-        self.judge(session, upstream, ctx).await
+        self.judge(session, upstream, ctx).await?;
+        self.begin_filter(session, upstream, ctx)
     }
 
     fn response_filter<'g: 'h, 's: 'h, 'r: 'h, 'c: 'h, 'h>(
@@ -270,6 +277,7 @@ impl ProxyHttp for Gateway {
             None => {
                 respond::isolate(&mut parts.headers);
                 self.seal_session(&mut parts.headers, ctx);
+                ctx.filter.reframe(parts, session.req_header().version);
                 for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
                     parts.headers.insert(name, value);
                 }
@@ -281,7 +289,7 @@ impl ProxyHttp for Gateway {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end: bool,
         ctx: &mut Box<Context>,
@@ -291,8 +299,22 @@ impl ProxyHttp for Gateway {
         }
         if let Some(replacement) = &mut ctx.replacement {
             *body = Some(replacement.exchange(body.as_ref(), end));
+        } else if !ctx.filter.is_off() {
+            self.filter(session, body, end, ctx)?;
         }
         Ok(None)
+    }
+
+    /// They end a body as well.
+    async fn response_trailer_filter(
+        &self,
+        session: &mut Session,
+        _trailers: &mut HeaderMap,
+        ctx: &mut Box<Context>,
+    ) -> Result<Option<Bytes>> {
+        let mut rest = Some(Bytes::new());
+        self.response_body_filter(session, &mut rest, true, ctx)?;
+        Ok(rest.filter(|rest| !rest.is_empty()))
     }
 
     /// Nothing was sent yet, so whatever the method, another address may be tried.
@@ -371,17 +393,5 @@ impl ProxyHttp for Gateway {
         _kind: ProxyWarnLogContext,
     ) -> bool {
         error.etype() == &REFRESHED
-    }
-}
-
-impl Gateway {
-    fn new_request_id(&self) -> HeaderValue {
-        let (process, count) = &self.request_ids;
-        // A trillion of them differ.
-        let [_, _, _, counted @ ..] = count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        let mut digits = [0; 10];
-        HEXLOWER.encode_mut(&counted, &mut digits);
-        let id = [process.as_bytes(), b"-", &digits].concat();
-        HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
     }
 }

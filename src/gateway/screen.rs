@@ -1,9 +1,13 @@
 //! What Pingora lets through and we do not: requests that two servers could read in two ways.
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderValue, Method, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+
+use crate::inject;
 
 /// More unwanted body than that is not read to its end, bytes.
 pub const SHORT: usize = 64 * 1024;
@@ -54,10 +58,22 @@ pub fn is_short(headers: &HeaderMap) -> bool {
     length.is_some_and(|length| length <= SHORT)
 }
 
-/// Whether a request id of the client can be used as ours: short and harmless in any log.
-pub fn is_request_id(id: &HeaderValue) -> bool {
-    (8..=64).contains(&id.len())
-        && id.as_bytes().iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+/// The id of a request: the client's, where that is short and harmless in any log, or one of ours. `ids`: as
+/// [`Gateway::request_ids`](super::Gateway::request_ids).
+pub fn request_id(head: &RequestHeader, (process, count): &(String, AtomicU64)) -> HeaderValue {
+    let is_harmless = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    let sent = head.headers.get(inject::REQUEST_ID);
+    if let Some(sent) =
+        sent.filter(|id| (8..=64).contains(&id.len()) && id.as_bytes().iter().all(is_harmless))
+    {
+        return sent.clone();
+    }
+    // A trillion of them differ.
+    let [_, _, _, counted @ ..] = count.fetch_add(1, Ordering::Relaxed).to_be_bytes();
+    let mut digits = [0; 10];
+    HEXLOWER.encode_mut(&counted, &mut digits);
+    let id = [process.as_bytes(), b"-", &digits].concat();
+    HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
 }
 
 /// The address a request came from.

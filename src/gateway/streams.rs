@@ -69,7 +69,7 @@ mod tests {
     #[test]
     fn each_has_a_share_and_nothing_is_left_of_what_has_ended() {
         let streams = Arc::new(Streams::new(IntGauge::new("streams", "streams").unwrap()));
-        let limits = Limits { streams: 3, streams_per_user: 2, inspect_body: 0 };
+        let limits = Limits { streams: 3, streams_per_user: 2, inspect_body: 0, inspect_answer: 0 };
         let open = |subject: &str| streams.open(subject, &limits);
         let (first, _second) = (open("alice").unwrap(), open("alice").unwrap());
         assert_eq!(open("alice").err(), Some(Failure::TooManyStreams));

@@ -5,7 +5,7 @@
 //! parsers might read in two ways is refused: one of them could find an item that the other did not see.
 use std::ops::Range;
 
-use memchr::{memchr2_iter, memmem};
+use memchr::memchr_iter;
 use serde_json::value::RawValue;
 
 use super::message::{ItemKind, Members, Unreadable};
@@ -47,25 +47,28 @@ pub fn filter(
     Ok(copy.finish())
 }
 
-/// Whether no parser could find a member of ours in here: most answers are no lists, and this is much cheaper than to read
-/// them.
+/// Whether no parser could find a member of ours in here, however lenient it is: most answers are no lists, and this is much
+/// cheaper than to read them.
 fn is_indifferent(text: &str) -> bool {
-    /// Where there is one of our names there is one of these, up to its `s`.
-    const MARKS: [&[u8]; 5] = [b"tools", b"prompts", b"resources", b"templates", b"caches"];
+    /// How the names of our members end.
+    const ENDS: [&[u8]; 5] = [b"tools", b"prompts", b"resources", b"templates", b"cachescope"];
     let bytes = text.as_bytes();
-    let is_marked = |at: usize| {
-        let before = bytes.get(..=at).unwrap_or_default();
-        let ends_with = |mark: &[u8]| {
-            let end = before.len().checked_sub(mark.len()).and_then(|start| before.get(start..));
-            end.is_some_and(|end| end.eq_ignore_ascii_case(mark))
+    let is_member = |colon: usize| {
+        let before = bytes.get(..colon).unwrap_or_default().trim_ascii_end();
+        let name = before.strip_suffix(b"\"").or(before.strip_suffix(b"'")).unwrap_or(before);
+        let ends_with = |end: &[u8]| {
+            let found = name.len().checked_sub(end.len()).and_then(|start| name.get(start..));
+            found.is_some_and(|found| found.eq_ignore_ascii_case(end))
         };
-        MARKS.iter().any(|mark| ends_with(mark))
+        // Behind a comment anything may stand.
+        before.ends_with(b"/") || ENDS.iter().any(|end| ends_with(end))
     };
     // Names can be spelled in escapes, and with a letter that folds to an `s`.
+    let is_escape = |at: usize| bytes.get(at + 1) == Some(&b'u');
     !text.contains('{')
-        || memmem::find(bytes, b"\\u").is_none()
+        || !memchr_iter(b'\\', bytes).any(is_escape)
             && !text.contains('ſ')
-            && !memchr2_iter(b's', b'S', bytes).any(is_marked)
+            && !memchr_iter(b':', bytes).any(is_member)
 }
 
 fn of_message<'t>(
@@ -303,6 +306,8 @@ mod tests {
             r#"{"result":{"tools":[{"name":"secret"}]}} {}"#,
             r#"{"result":{"tools":[{"name":"secret"},]}}"#,
             r#"{result:{"tools":[{"name":"secret"}]}}"#,
+            r#"{result:{tools:[{name:"secret"}]}}"#,
+            r#"{"result":{"tools":[{"name":"secret"}]/**/}}"#,
             "{\"result\":{\"tools\":[{\"name\":\"sec\nret\"}]}}",
             "\u{feff}{\"result\":{\"tools\":[{\"name\":\"secret\"}]}}",
             "{\"result\":{\"tools\" /**/ :[{\"name\":\"secret\"}]}}\u{0}",
@@ -321,11 +326,14 @@ mod tests {
             r#"{"result":{"cachescope":""}}"#,
             r#"{"result":{"\u0074ools":[]}}"#,
             r#"{"result":{"toolſ":[]}}"#,
+            r#"{"result":{tools:[]}}"#,
+            r#"{"result":{'tools' :[]}}"#,
+            r#"{"result":{"tools"/**/:[]}}"#,
         ] {
             assert!(!is_indifferent(text), "{text}");
         }
         for text in [
-            r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"tool: \"x\", sss"}]}}"#,
+            r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"tools, \"tools\" or https://x"}]}}"#,
             r#"{"result":{"tool":{},"x":"prompt"}}"#,
             "s{",
             r#"["tools","cacheScope"]"#,

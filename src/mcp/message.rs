@@ -131,10 +131,7 @@ impl<'t> Members<'t> {
     pub(super) fn read(text: &'t str, known: &[&str]) -> Result<Self, Unreadable> {
         let Self(members) = serde_json::from_str(text).map_err(|_| Unreadable::Ambiguous)?;
         let is_variant = |name: &String| {
-            !known.contains(&name.as_str()) && {
-                let name = folded(name);
-                known.iter().any(|known| folded(known) == name)
-            }
+            !known.contains(&name.as_str()) && known.iter().any(|known| is_spelling_of(name, known))
         };
         if members.keys().any(is_variant) {
             return Err(Unreadable::Ambiguous);
@@ -181,6 +178,14 @@ impl<'de> Deserialize<'de> for Members<'de> {
             }
         }
         deserializer.deserialize_map(Object)
+    }
+}
+
+/// Whether somebody may take the one for the other.
+fn is_spelling_of(name: &str, known: &str) -> bool {
+    match name.is_ascii() {
+        true => name.eq_ignore_ascii_case(known),
+        false => folded(name) == folded(known),
     }
 }
 

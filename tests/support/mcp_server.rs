@@ -151,6 +151,7 @@ impl McpServer {
                 self.challenge(script, 403, Some("insufficient_scope"), Some(scope))
             }
             Answer::Stream(fed) => events(fed.body()),
+            Answer::Json(fed) => ([("content-type", "application/json")], fed.body()).into_response(),
             Answer::Events(list) => {
                 events(Body::from(list.iter().map(|data| format!("data: {data}\n\n")).collect::<String>()))
             }

@@ -18,6 +18,7 @@ pub mod cluster;
 pub mod cookies;
 pub mod gate;
 pub mod gateway;
+pub mod h2_server;
 pub mod html;
 pub mod identity;
 pub mod internet;

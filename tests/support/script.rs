@@ -117,6 +117,8 @@ pub enum Answer {
     InsufficientScope(String),
     /// SSE, fed by the test.
     Stream(Fed),
+    /// As that, but JSON.
+    Json(Fed),
     /// SSE with these events at once, then the end.
     Events(Vec<String>),
     /// SSE without end, as fast as it is read; counts the bytes.
@@ -132,6 +134,12 @@ impl Answer {
     pub fn http(status: u16, headers: &[(&str, &str)], body: &str) -> Self {
         let headers = headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         Answer::Http { status, headers, body: body.into() }
+    }
+
+    /// A JSON answer of unknown length and the feed that paces it.
+    pub fn json_in_pieces() -> (Feed, Self) {
+        let (feed, fed) = Fed::pair();
+        (feed, Answer::Json(fed))
     }
 
     /// An SSE answer and the feed that paces it.
