@@ -72,6 +72,10 @@ pub enum Failure {
     StepUp { scopes: Vec<String> },
     #[error("request body is too large")]
     TooLarge,
+    #[error("too many calls: try again later")]
+    TooManyCalls { retry_after: Duration },
+    #[error("too many calls are under way: wait for one to end")]
+    TooManyUnderWay,
     /// Of everybody together: ours to say.
     #[error("too many streams are open here, try again later")]
     NoRoomForStreams,
@@ -162,7 +166,10 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap, id: 
         reply_headers.push((header::WWW_AUTHENTICATE, challenge));
     }
     let retry_after = match failure {
+        // Whole seconds (RFC 9110 §10.2.3), and no sooner than it helps.
         Failure::Unavailable { retry_after } => Some(retry_after.as_secs().max(1)),
+        Failure::TooManyCalls { retry_after } => Some(retry_after.as_millis().div_ceil(1000).max(1) as u64),
+        Failure::TooManyUnderWay => Some(1),
         Failure::TooManyStreams | Failure::NoRoomForStreams => Some(STREAMS_AGAIN),
         _ => None,
     };
@@ -244,6 +251,10 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         Failure::UpstreamInsists => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_insists"),
         Failure::NoRoomForStreams => {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "no_room_for_streams")
+        }
+        Failure::TooManyCalls { .. } => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "rate_limited"),
+        Failure::TooManyUnderWay => {
+            (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "too_many_under_way")
         }
         Failure::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "too_many_streams"),
         Failure::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", "too_large"),

@@ -16,7 +16,7 @@ use http::uri::InvalidUri;
 use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 
-use crate::config::{self, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
+use crate::config::{self, CallLimit, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
 use crate::map::Map;
 use crate::outbound::AddressPolicy;
 
@@ -59,6 +59,8 @@ pub struct Route {
     pub rules: Rules,
     /// Whose access tokens it takes. Empty: our own, and those alone.
     pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
+    /// What its calls count towards.
+    pub limits: Vec<Arc<CallLimit>>,
 }
 
 /// Where a route leads.
@@ -245,6 +247,7 @@ impl Route {
             scopes,
             rules: Rules::new(&configured.tool_scopes, configured.policy.as_ref()),
             trusted_issuers: configured.trusted_issuers.clone(),
+            limits: configured.limits.clone(),
         }
     }
 

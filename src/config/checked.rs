@@ -10,6 +10,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use url::Url;
 
+use super::calls;
 use super::clients::{self, Cimd, ListedClient, Names};
 use super::document::Node;
 use super::limits::{self, Limits};
@@ -230,10 +231,13 @@ pub(super) fn check(
     let names = Names { routes: &own_routes, users: &|user| login.knows(user) };
     let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names);
     let outbound = outbound(&mut check, file.outbound);
-    let limits = limits::check(&mut check, &file.limits.unwrap_or_default());
     let policy =
         file.policy.as_ref().map(|written| policy::section(&mut check, &Key::top("policy"), written));
-    let around = route::Around { public_url, issuers: &issuers, login: &login, policy };
+    let limits = file.limits.unwrap_or_default();
+    let at_calls = Key::top("limits").child("calls");
+    let calls = calls::check(&mut check, &at_calls, limits.calls.as_deref().unwrap_or_default(), None);
+    let limits = limits::check(&mut check, &limits);
+    let around = route::Around { public_url, issuers: &issuers, login: &login, policy, calls: &calls };
     let routes = route::check(&mut check, &file.routes, &around);
     match server {
         Some(server) if check.problems.is_empty() => Ok(Config {

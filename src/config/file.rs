@@ -3,6 +3,7 @@
 //! The comments on fields are written for users: they become the descriptions of the JSON schema.
 //! Nothing here has `Debug`, so that no value can slip into a log.
 
+mod calls;
 mod credential;
 mod login;
 mod oauth_server;
@@ -15,6 +16,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+pub(super) use calls::CallLimit;
+pub use calls::Per;
 pub(super) use credential::{ActorToken, Credential, CredentialKind, SubjectOf, Texts};
 pub use credential::{ExchangeForm, InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
@@ -217,6 +220,8 @@ pub(super) struct Limits {
     /// with 502, or end their stream. Default: 4194304.
     #[schemars(range(min = 1))]
     pub(super) inspect_answer: Option<usize>,
+    /// How often somebody may call, and how many calls at once, over all routes. Default: no limits.
+    pub(super) calls: Option<Vec<CallLimit>>,
 }
 
 #[derive(Deserialize, JsonSchema)]
@@ -242,6 +247,8 @@ pub(super) struct Route {
     /// Entries of `trusted_issuers`, by name: this route takes their access tokens and no others, and sends clients there. Default: those
     /// with `for_all_routes`; `[]` is Postern itself.
     pub(super) trusted_issuers: Option<Vec<String>>,
+    /// How often somebody may call this route, and how many calls at once. Default: no limits but those of `limits.calls`.
+    pub(super) limits: Option<Vec<CallLimit>>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -7,6 +7,7 @@
 //! stage adds to one [`Report`].
 
 mod attributes;
+mod calls;
 mod checked;
 mod clients;
 mod credential;
@@ -32,6 +33,7 @@ mod trusted;
 use std::path::Path;
 
 pub use attributes::Attributes;
+pub use calls::{CallLimit, Per, Rate};
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
 pub use credential::{Actor, Credential, Exchanger, OauthCredential, Subject, TokenExchange, UserHeader};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use url::Url;
 
+use super::calls::{self, CallLimit};
 use super::checked::{Checker, bare_host, has_dot_segment};
 use super::credential::{self, Credential};
 use super::file;
@@ -33,6 +34,8 @@ pub struct Route {
     pub policy: Option<Policy>,
     /// Whose access tokens it takes in place of our own. Empty: our own.
     pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
+    /// What its calls count towards: the limits of all routes, then its own.
+    pub limits: Vec<Arc<CallLimit>>,
 }
 
 /// The MCP server behind a route.
@@ -91,6 +94,8 @@ pub(super) struct Around<'a> {
     pub login: &'a Login,
     /// `policy` at the top.
     pub policy: Option<policy::Section>,
+    /// The limits of all routes together.
+    pub calls: &'a [Arc<CallLimit>],
 }
 
 /// Checks all routes. What is wrong is recorded and left out.
@@ -130,6 +135,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
         let credential =
             credential::check(check, &key.child("credential"), entry.credential.as_ref(), &beside);
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
+        let own_limits = entry.limits.as_deref().unwrap_or_default();
+        let own_limits = calls::check(check, &key.child("limits"), own_limits, Some(&entry.name));
         let tool_scopes = tool_scopes(check, &key.child("tool_scopes"), entry.tool_scopes.iter().flatten());
         let is_ours = !trusted::has_issuers(entry, around.issuers);
         let policy_key = key.child("policy");
@@ -157,6 +164,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
                 tool_scopes,
                 policy,
                 trusted_issuers,
+                limits: around.calls.iter().cloned().chain(own_limits).collect(),
             });
         }
     }

@@ -254,6 +254,42 @@ fn syntax_types_and_missing_keys_have_a_place() {
         "name: demo\n    tool_scopes: {drop: [\"a b\"]}",
         "conf.yaml:14:26: routes[0].tool_scopes.drop[0]: is not a scope; write one scope per entry",
     );
+    let limits = |limits: &str, refusal: &str| {
+        one("name: demo", &format!("name: demo\n    limits: [{limits}]"), &format!("conf.yaml:14:{refusal}"));
+    };
+    limits("{per: [caller]}", "14: routes[0].limits[0]: limits nothing; write `rate`, `concurrent` or both");
+    limits(
+        "{rate: 10 per second}",
+        "21: routes[0].limits[0].rate: is not a rate; write how many in which time",
+    );
+    for rate in ["0/s", "10/w", "-1/s", "1.5/s", "2000000/s", "/s", "10/"] {
+        limits(
+            &format!("{{rate: \"{rate}\"}}"),
+            "21: routes[0].limits[0].rate: is not a rate; write how many",
+        );
+    }
+    limits(
+        "{concurrent: 1, burst: 3}",
+        "37: routes[0].limits[0].burst: belongs to a rate; write `rate`, or leave",
+    );
+    limits(
+        "{rate: 1/d, burst: 400}",
+        "33: routes[0].limits[0].burst: takes more than a year to come back; write",
+    );
+    limits("{rate: 1/s, burst: 0}", "33: routes[0].limits[0].burst: is out of range; write a whole number");
+    limits("{concurrent: 0}", "27: routes[0].limits[0].concurrent: is out of range; write a whole number");
+    limits(
+        "{per: [route], rate: 1/s}",
+        "21: routes[0].limits[0].per[0]: is needless: a route's limits count its",
+    );
+    limits(
+        "{per: [callers], rate: 1/s}",
+        "21: routes[0].limits[0].per[0]: unknown value; did you mean `caller`?",
+    );
+    limits(
+        "{per: [tool, caller], rate: 1/s}, {per: [caller, tool], rate: 60/m, burst: 1}",
+        "48: routes[0].limits[1]: is the same as number 0 of this list; leave one out",
+    );
     one("name: demo", "name: 7", "conf.yaml:13:11: routes[0].name: is a number, not text; put it in quotes");
     one(
         "#upstream",

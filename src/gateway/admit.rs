@@ -8,6 +8,7 @@ use pingora::proxy::Session;
 
 use super::context::{Context, Target};
 use super::inspect::Asked;
+use super::quota::{self, Counted};
 use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, screen};
 use crate::authn::{Caller, Reach};
@@ -70,8 +71,9 @@ impl Gateway {
         };
         let uri = route.upstream.target(matched.rest, head.uri.query());
         let uri = uri.map_err(|_| Failure::Malformed("the request target cannot be sent on"))?;
+        let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let most = snapshot.config.limits.inspect_body;
-        let asked = match route.rules.need_message() {
+        let asked = match route.rules.need_message() || quota::need_message(&route.limits, listens) {
             true => Box::pin(self.inspect(session, &route, most)).await?,
             false => Asked::Anything,
         };
@@ -80,6 +82,11 @@ impl Gateway {
             false => Arc::default(),
         };
         let (head, source) = (session.req_header(), screen::client(session));
+        let is_stream = head.method == Method::GET || asked.message().is_some_and(quota::is_subscription);
+        let counted = match route.limits.is_empty() {
+            true => Counted::default(),
+            false => Box::pin(self.count(&caller, &route, &asked, is_stream)).await?,
+        };
         let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
         ctx.elicitation = matches!(&session, Ok(Some(session)) if session.elicitation);
         let request = Request {
@@ -94,7 +101,6 @@ impl Gateway {
         let permit = self.permitted(&question, asked.of_policy(), Some(&ctx.request_id)).await?;
         let credential = self.credential(&permit, None, (&ctx.request_id, &snapshot.keys, now)).await?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
-        let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let stream = match head.method == Method::GET || listens {
             true => Some(self.streams.open(caller.subject(), &snapshot.config.limits)?),
             false => None,
@@ -112,6 +118,7 @@ impl Gateway {
             uri,
             session,
             _stream: stream,
+            counted,
             opening: may_begin.then(Opening::default),
             revoked,
             peer: None,

@@ -11,6 +11,7 @@ use pingora::http::RequestHeader;
 
 use super::filter::Filter;
 use super::inspect::Asked;
+use super::quota::Counted;
 use super::screen::SHORT;
 use super::session::{Opening, Session as McpSession};
 use super::streams::Stream;
@@ -77,6 +78,8 @@ pub struct Target {
     pub session: Option<McpSession>,
     /// Its place among the streams, if it opens one.
     pub _stream: Option<Stream>,
+    /// Its places among the calls under way.
+    pub counted: Counted,
     /// The beginning of a request outside of any session, which may begin one.
     pub opening: Option<Opening>,
     /// What had been taken back when the caller was last asked about.

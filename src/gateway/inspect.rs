@@ -37,6 +37,13 @@ pub enum Asked {
 pub struct Held(Vec<u8>);
 
 impl Asked {
+    pub fn message(&self) -> Option<&Message> {
+        match self {
+            Self::Known(message) => Some(message),
+            Self::Anything | Self::Held(_) => None,
+        }
+    }
+
     /// As the policy asks for it.
     pub fn of_policy(&self) -> policy::Asked<'_> {
         match self {
@@ -118,6 +125,7 @@ impl Gateway {
         };
         let message = read(&whole, &head.headers, &target.route)?;
         self.permitted(&target.question(head), policy::Asked::Message(&message), Some(request_id)).await?;
+        self.count_tool(target, &message).await?;
         *body = Some(whole);
         Ok(())
     }

@@ -23,11 +23,13 @@ mod head;
 mod hook;
 mod inspect;
 pub mod local;
+pub mod quota;
 mod record;
 mod rescue;
 mod screen;
 mod session;
 pub mod streams;
+mod tally;
 mod verdict;
 
 use std::os::fd::RawFd;
@@ -52,6 +54,7 @@ use self::context::{ANSWERED, Context, REFRESHED};
 use self::filter::Filter;
 use self::hook::{Hook, done, failed};
 use self::inspect::Asked;
+use self::quota::Quotas;
 use self::session::Session as McpSession;
 use self::streams::Streams;
 use crate::authn::foreign::Foreign;
@@ -85,6 +88,7 @@ pub struct Gateway {
     pub access: Log,
     pub in_flight: InFlight,
     pub streams: Arc<Streams>,
+    pub quotas: Arc<Quotas>,
     /// Makes request ids unique: a random start for the process and a count.
     pub request_ids: (String, AtomicU64),
 }

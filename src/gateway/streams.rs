@@ -4,9 +4,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use dashmap::DashMap;
 use prometheus::IntGauge;
 
+use super::tally::{Place, Places};
 use crate::config::Limits;
 use crate::respond::Failure;
 
@@ -15,31 +15,24 @@ pub struct Streams {
     all: AtomicUsize,
     /// Shows the same.
     gauge: IntGauge,
-    by_subject: DashMap<Arc<str>, usize>,
+    by_subject: Arc<Places>,
 }
 
 /// Counts as open until dropped.
 pub struct Stream {
     streams: Arc<Streams>,
-    subject: Arc<str>,
+    _own: Place,
 }
 
 impl Streams {
     pub fn new(gauge: IntGauge) -> Self {
-        Self { all: AtomicUsize::new(0), gauge, by_subject: DashMap::new() }
+        Self { all: AtomicUsize::new(0), gauge, by_subject: Arc::default() }
     }
 
     /// One more of this subject.
     pub fn open(self: &Arc<Self>, subject: &str, limits: &Limits) -> Result<Stream, Failure> {
-        let subject: Arc<str> = subject.into();
-        {
-            let mut own = self.by_subject.entry(Arc::clone(&subject)).or_default();
-            if *own >= limits.streams_per_user {
-                return Err(Failure::TooManyStreams);
-            }
-            *own += 1;
-        }
-        let stream = Stream { streams: Arc::clone(self), subject };
+        let own = self.by_subject.take(subject, limits.streams_per_user).ok_or(Failure::TooManyStreams)?;
+        let stream = Stream { streams: Arc::clone(self), _own: own };
         self.gauge.inc();
         match self.all.fetch_add(1, Ordering::Relaxed) < limits.streams {
             true => Ok(stream),
@@ -52,12 +45,6 @@ impl Drop for Stream {
     fn drop(&mut self) {
         self.streams.all.fetch_sub(1, Ordering::Relaxed);
         self.streams.gauge.dec();
-        if let dashmap::Entry::Occupied(mut own) = self.streams.by_subject.entry(Arc::clone(&self.subject)) {
-            match own.get() {
-                0 | 1 => drop(own.remove()),
-                more => *own.get_mut() = more - 1,
-            }
-        }
     }
 }
 
@@ -79,7 +66,7 @@ mod tests {
         drop(third);
         drop(first);
         assert_eq!(
-            (streams.gauge.get(), streams.all.load(Ordering::Relaxed), streams.by_subject.len()),
+            (streams.gauge.get(), streams.all.load(Ordering::Relaxed), streams.by_subject.holders()),
             (1, 1, 1)
         );
         assert!(open("alice").is_ok());

@@ -90,6 +90,7 @@ pub fn run(
         again: Box::new(again),
         authority: Arc::clone(&parts.gateway.authority),
         resolver: Arc::clone(&parts.gateway.resolver),
+        quotas: Arc::clone(&parts.gateway.quotas),
         tls: tls.clone(),
         metrics: Arc::clone(&parts.gateway.metrics),
         turn: Mutex::new(()),

@@ -18,6 +18,7 @@ use crate::background::{read_revoked, reload};
 use crate::config::{self, Config};
 use crate::credential::Credentials;
 use crate::gateway::Gateway;
+use crate::gateway::quota::Quotas;
 use crate::gateway::streams::Streams;
 use crate::oauth::client::identity::Providers;
 use crate::oauth::server::access_token::Keys;
@@ -87,6 +88,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
 
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
     let streams = Streams::new(metrics.streams.clone());
+    let quotas = Quotas::new(clock.clone(), store, Arc::clone(&metrics));
     let providers = Arc::new(Providers::new(outbound.clone()));
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics), Arc::clone(&providers)),
@@ -98,6 +100,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
         access,
         in_flight: in_flight.clone(),
         streams: Arc::new(streams),
+        quotas: Arc::new(quotas),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
     let flush = access_flush.into_iter().chain([audit_flush]).collect();

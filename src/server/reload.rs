@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::foundation;
 use super::tls::Tls;
 use crate::config::{Config, Report, Store};
+use crate::gateway::quota::Quotas;
 use crate::oauth::server::Authority;
 use crate::seal::SealingKey;
 use crate::telemetry::Metrics;
@@ -16,6 +17,7 @@ pub struct Reload {
     pub again: Box<dyn Fn() -> Result<Config, Report> + Send + Sync>,
     pub authority: Arc<Authority>,
     pub resolver: Arc<Resolver>,
+    pub quotas: Arc<Quotas>,
     pub tls: Option<Tls>,
     pub metrics: Arc<Metrics>,
     /// One at a time: a signal and a wish of all instances may come together.
@@ -61,7 +63,9 @@ impl Reload {
             tls.replace(&config.server);
         }
         self.authority.use_config(config);
-        self.resolver.keep_only(&self.authority.snapshot().routes);
+        let routes = &self.authority.snapshot().routes;
+        self.resolver.keep_only(routes);
+        self.quotas.keep_only(routes);
         Ok(waiting)
     }
 }

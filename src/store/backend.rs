@@ -7,8 +7,8 @@ use tokio::sync::broadcast;
 use super::change::{self, Decided, Found};
 use super::row::{Body, Row, Tombstone};
 use super::{
-    Acquired, Change, Claim, Committed, Connection, KEY_MAX, Kind, Put, Refusal, Release, Released, Store,
-    StoreError, Stored, Taken, VALUE_MAX,
+    Acquired, Change, Claim, Committed, Connection, KEY_MAX, Kind, Put, Quota, Refusal, Release, Released,
+    Store, StoreError, Stored, Taken, VALUE_MAX,
 };
 
 /// A place for rows.
@@ -53,6 +53,31 @@ pub trait Backend: Send + Sync {
 
     /// See [`Store::close`].
     fn end(&self) {}
+
+    /// See [`Store::spend`].
+    fn count(
+        &self,
+        _key: &str,
+        _quota: Quota,
+    ) -> impl Future<Output = Result<Option<Duration>, StoreError>> + Send {
+        async { Ok(None) }
+    }
+
+    /// See [`Store::hold`].
+    fn place(
+        &self,
+        _key: &str,
+        _id: &str,
+        _most: u32,
+        _lease: Duration,
+    ) -> impl Future<Output = Result<bool, StoreError>> + Send {
+        async { Ok(true) }
+    }
+
+    /// See [`Store::let_go`].
+    fn leave(&self, _key: &str, _id: &str) -> impl Future<Output = Result<(), StoreError>> + Send {
+        async { Ok(()) }
+    }
 }
 
 #[async_trait]
@@ -195,6 +220,18 @@ impl<B: Backend> Store for B {
         let incarnation = incarnation.to_owned();
         let decide = move |found: Found, _| change::refuse(found, &incarnation, generation, refusal);
         self.change(Kind::Connection, key, decide).await
+    }
+
+    async fn spend(&self, key: &str, quota: Quota) -> Result<Option<Duration>, StoreError> {
+        self.count(key, quota).await
+    }
+
+    async fn hold(&self, key: &str, id: &str, most: u32, lease: Duration) -> Result<bool, StoreError> {
+        self.place(key, id, most, lease).await
+    }
+
+    async fn let_go(&self, key: &str, id: &str) -> Result<(), StoreError> {
+        self.leave(key, id).await
     }
 
     fn subscribe(&self) -> broadcast::Receiver<Change> {

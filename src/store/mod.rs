@@ -24,6 +24,7 @@ pub mod export;
 pub mod journal;
 pub mod lease;
 pub mod migrate;
+pub mod quota;
 pub mod record;
 pub mod redis;
 mod reseal;
@@ -32,6 +33,7 @@ mod sealed_text;
 #[cfg(test)]
 pub(crate) mod suite;
 
+pub use quota::Quota;
 pub use reseal::Resealed;
 pub use row::{Row, Tombstone};
 
@@ -330,6 +332,17 @@ pub trait Store: Send + Sync {
         generation: u64,
         refusal: Refusal,
     ) -> Result<bool, StoreError>;
+
+    /// Spends one of `quota` under `key`, together with all instances. `Some`: nothing is left for so long. A store that
+    /// nobody shares leaves the counting to who asks.
+    async fn spend(&self, key: &str, quota: Quota) -> Result<Option<Duration>, StoreError>;
+
+    /// Takes one of `most` places under `key`, for `lease`, or keeps the one that `id` has. `false`: all are taken. As
+    /// with [`Store::spend`], a store that nobody shares has room.
+    async fn hold(&self, key: &str, id: &str, most: u32, lease: Duration) -> Result<bool, StoreError>;
+
+    /// Gives the place of `id` back.
+    async fn let_go(&self, key: &str, id: &str) -> Result<(), StoreError>;
 
     /// Hears of every change from now on, of all instances, unless it is a grant's that goes on. A receiver that lags
     /// has to look at everything again.

@@ -19,12 +19,13 @@ use tokio::sync::broadcast;
 use super::backend::Backend;
 use super::change::{Decided, Decision, Found, Write};
 use super::row::{self, Body, Row};
-use super::{Change, Kind, StoreError};
+use super::{Change, Kind, Quota, StoreError};
 use crate::clock::Clock;
 use crate::config;
 
 mod check;
 mod connection;
+mod counts;
 mod link;
 mod names;
 mod news;
@@ -281,6 +282,21 @@ impl Backend for Redis {
     async fn check(&self) -> Result<(), StoreError> {
         let name = self.names.probe();
         self.shared.run(|connection| script::probe(connection, &name)).await
+    }
+
+    async fn count(&self, key: &str, quota: Quota) -> Result<Option<Duration>, StoreError> {
+        let name = self.names.spent(key);
+        self.shared.run(|connection| counts::spend(connection, &name, quota, self.frozen())).await
+    }
+
+    async fn place(&self, key: &str, id: &str, most: u32, lease: Duration) -> Result<bool, StoreError> {
+        let (name, lease) = (self.names.places(key), row::whole_millis(lease));
+        self.shared.run(|connection| counts::hold(connection, &name, id, most, lease, self.frozen())).await
+    }
+
+    async fn leave(&self, key: &str, id: &str) -> Result<(), StoreError> {
+        let name = self.names.places(key);
+        self.shared.run(|connection| counts::let_go(connection, &name, id)).await
     }
 
     /// Redis forgets rows on its own; what is left of them is their place in the indexes.

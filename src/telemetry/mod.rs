@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
@@ -33,6 +33,10 @@ pub struct Metrics {
     pub oauth: IntCounterVec,
     /// How often the configuration was read again, by outcome.
     pub reloads: IntCounterVec,
+    /// Requests that a limit on calls refused, by route, what it counts apart, and whether it was its rate.
+    pub limited: IntCounterVec,
+    /// Requests at a shared limit that this instance has counted alone.
+    pub counted_alone: IntCounter,
 }
 
 /// Counts what must be finished before the process may end. Cheap to clone.
@@ -70,6 +74,16 @@ impl Metrics {
             "Reloads of the configuration by outcome.",
             &["outcome"],
         )?;
+        let limited = counter(
+            "postern_calls_limited_total",
+            "Requests refused by a limit on calls, by route, what the limit is per, and its kind.",
+            &["route", "per", "kind"],
+        )?;
+        let counted_alone = IntCounter::new(
+            "postern_calls_counted_alone_total",
+            "Requests at a shared limit while the store did not answer.",
+        )?;
+        registry.register(Box::new(counted_alone.clone()))?;
         let build = counter("postern_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).inc();
         let buckets =
@@ -86,7 +100,19 @@ impl Metrics {
         let streams = IntGauge::new("postern_streams", "Streams that clients have opened for themselves.")?;
         registry.register(Box::new(streams.clone()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Self { registry, requests, duration, in_flight, streams, refreshes, exchanges, oauth, reloads })
+        Ok(Self {
+            registry,
+            requests,
+            duration,
+            in_flight,
+            streams,
+            refreshes,
+            exchanges,
+            oauth,
+            reloads,
+            limited,
+            counted_alone,
+        })
     }
 
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.

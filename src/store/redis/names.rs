@@ -35,7 +35,7 @@ impl Names {
     }
 
     pub fn of(&self, kind: Kind, key: &str) -> RecordNames {
-        let shard = shard(kind, key);
+        let shard = shard(kind.name(), key);
         RecordNames {
             record: format!("{}{{{shard:x}}}:{}:{key}", self.prefix, kind.name()),
             living: self.index(shard, kind, false),
@@ -59,13 +59,28 @@ impl Names {
         format!("{}news", self.prefix)
     }
 
+    /// What was spent under a key.
+    pub fn spent(&self, key: &str) -> String {
+        self.passing("spent", key)
+    }
+
+    /// Who holds a place under a key.
+    pub fn places(&self, key: &str) -> String {
+        self.passing("places", key)
+    }
+
+    /// What is no record, and so in no index.
+    fn passing(&self, what: &str, key: &str) -> String {
+        format!("{}{{{:x}}}:{what}:{key}", self.prefix, shard(what, key))
+    }
+
     pub fn probe(&self) -> String {
         format!("{}{{0}}:probe", self.prefix)
     }
 }
 
-fn shard(kind: Kind, key: &str) -> usize {
-    let mut text = kind.name().as_bytes().to_vec();
+fn shard(kind: &str, key: &str) -> usize {
+    let mut text = kind.as_bytes().to_vec();
     text.push(0);
     text.extend_from_slice(key.as_bytes());
     let first = digest(&SHA256, &text).as_ref().first().copied().unwrap_or_default();
@@ -91,7 +106,8 @@ mod tests {
 
     #[test]
     fn records_spread_over_all_shards() {
-        let shards: HashSet<usize> = (0..500).map(|n| shard(Kind::Connection, &n.to_string())).collect();
+        let shards: HashSet<usize> =
+            (0..500).map(|n| shard(Kind::Connection.name(), &n.to_string())).collect();
         assert_eq!(shards.len(), SHARDS);
     }
 }

@@ -21,7 +21,7 @@ local function now(instead)
 end
 ";
 
-fn with_time(code: &str) -> Script {
+pub(super) fn with_time(code: &str) -> Script {
     Script::new(&[NOW, code].concat())
 }
 
@@ -210,6 +210,6 @@ pub async fn probe(mut connection: Connection, name: &str) -> Result<(), RedisEr
     <()>::from_redis_value(answer).map_err(RedisError::from)
 }
 
-fn or_nothing(number: Option<u64>) -> String {
+pub(super) fn or_nothing(number: Option<u64>) -> String {
     number.map(|number| number.to_string()).unwrap_or_default()
 }

@@ -23,6 +23,7 @@ use crate::store::{Acquired, Put, Store};
 mod server;
 
 const HOUR: Duration = Duration::from_secs(3600);
+const SECOND: Duration = Duration::from_secs(1);
 
 impl Server {
     fn config(&self, prefix: &str) -> config::Redis {
@@ -626,4 +627,59 @@ async fn a_socket_of_the_machine_does_as_well_and_databases_are_apart() {
     assert_eq!(put(&first, "a").await.unwrap(), Put::Stored);
     assert!(server.open("p:").unwrap().get(Kind::Grant, "a").await.unwrap().is_some());
     assert!(second.get(Kind::Grant, "a").await.unwrap().is_none());
+}
+
+/// A rate and its moments: the script decides as one instance does by itself.
+#[tokio::test]
+async fn rates_are_decided_as_by_one_instance() {
+    let bed = bed();
+    let quota = Quota { interval: 333_333, whole: 5 * 333_333 };
+    let (mut until, mut refused) = (0, 0);
+    for step in 0_u64..400 {
+        bed.clock.advance(Duration::from_millis(step * 7919 % 500));
+        let alone = quota.spend(until, crate::store::quota::micros(bed.clock.now()));
+        let together = bed.store.spend("alice", quota).await.unwrap();
+        assert_eq!(together, alone.err(), "{step}");
+        until = alone.unwrap_or(until);
+        refused += usize::from(together.is_some());
+    }
+    assert!((50..350).contains(&refused), "{refused}");
+    assert_eq!(bed.store.spend("bob", quota).await.unwrap(), None, "everybody has their own");
+    // A clock that went back, as after a failover, makes nobody wait longer than with nothing left.
+    for _ in 0..5 {
+        bed.store.spend("carol", quota).await.unwrap();
+    }
+    let before = Clock::manual(bed.clock.now() - HOUR);
+    let again = Redis::open(&shared().config("clock:"), before.clone()).unwrap();
+    let later = Redis::open(&shared().config("clock:"), bed.clock.clone()).unwrap();
+    later.count("carol", quota).await.unwrap();
+    assert_eq!(again.count("carol", quota).await.unwrap(), Some(Duration::from_micros(quota.interval)));
+}
+
+#[tokio::test]
+async fn one_of_many_that_spend_at_once_has_what_is_left() {
+    let bed = bed();
+    let quota = Quota { interval: 60_000_000, whole: 600_000_000 };
+    let spent = (0..50).map(|_| bed.store.spend("alice", quota));
+    let spent = futures_util::future::join_all(spent).await;
+    assert_eq!(spent.iter().filter(|wait| matches!(wait, Ok(None))).count(), 10);
+    assert!(spent.iter().all(Result::is_ok));
+}
+
+#[tokio::test]
+async fn places_are_held_until_they_are_given_back_or_their_lease_ends() {
+    let bed = bed();
+    let hold = async |key: &str, id: &str| bed.store.hold(key, id, 2, 30 * SECOND).await.unwrap();
+    assert!(hold("alice", "a").await && hold("alice", "b").await);
+    assert!(!hold("alice", "c").await);
+    assert!(hold("bob", "c").await);
+    assert!(hold("alice", "a").await, "who has one keeps it");
+    bed.store.let_go("alice", "b").await.unwrap();
+    assert!(hold("alice", "c").await);
+    // Only one of them is heard of again.
+    bed.clock.advance(20 * SECOND);
+    assert!(hold("alice", "a").await);
+    bed.clock.advance(11 * SECOND);
+    assert!(hold("alice", "d").await, "the lease of c has ended");
+    assert!(!hold("alice", "e").await, "that of a has not");
 }
