@@ -222,7 +222,7 @@ impl Caller {
     pub fn person(&self) -> Option<&str> {
         match &self.who {
             Who::Ours(Holder::User(token)) => Some(token.subject()),
-            Who::Ours(_) | Who::Theirs(_) => None,
+            Who::Ours(_) | Who::Theirs(..) => None,
         }
     }
 
@@ -230,7 +230,7 @@ impl Caller {
     pub fn attributes(&self) -> Option<&Arc<Attributes>> {
         match &self.who {
             Who::Ours(_) => None,
-            Who::Theirs(token) => Some(&token.attributes),
+            Who::Theirs(token, _) => Some(&token.attributes),
         }
     }
 

@@ -123,7 +123,7 @@ pub fn additions(
         Some((FORWARDED_PROTO, proto)),
         Some((REQUEST_ID, request_id.clone())),
         match &credential.put {
-            Put::Nothing => None,
+            Put::Nothing | Put::Sign(_) => None,
             Put::Header(name, value) => Some((name.clone(), value.clone())),
         },
     ]

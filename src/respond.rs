@@ -92,6 +92,8 @@ pub enum Failure {
     /// Nor does whoever gives the tokens that it takes.
     #[error("nobody gives this gateway a token for the upstream; ask whoever runs it")]
     NotExchanged,
+    #[error("you have no role at the upstream; ask whoever runs this gateway")]
+    NoRole,
     #[error("the upstream did not answer in time")]
     UpstreamTimeout,
     /// An answer that may have lists in it, at a route where not everybody sees all of them.
@@ -262,6 +264,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")
         }
         Failure::UpstreamRefused => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_refused"),
+        Failure::NoRole => (StatusCode::FORBIDDEN, "access_denied", "no_role"),
         Failure::NotExchanged => (StatusCode::BAD_GATEWAY, "bad_gateway", "not_exchanged"),
         Failure::UpstreamTimeout => (StatusCode::GATEWAY_TIMEOUT, "gateway_timeout", "upstream_timeout"),
         Failure::UpstreamUnfilterable(_) => (StatusCode::BAD_GATEWAY, "bad_gateway", "upstream_unfilterable"),

@@ -39,7 +39,7 @@ pub fn assume(
     if !route.is_ours() {
         let token =
             ForeignToken::assumed(route, user, client, scope, said, now).ok_or(AuthnError::Invalid)?;
-        return Ok(Caller { who: Who::Theirs(Arc::new(token)) });
+        return Ok(Caller { who: Who::Theirs(Arc::new(token), None) });
     }
     let key = seal::random().map_err(|_| AuthnError::NotReady)?;
     let keys = Keys::new(&[key]).map_err(|_| AuthnError::NotReady)?;

@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 pub(super) use calls::CallLimit;
 pub use calls::Per;
-pub(super) use credential::{ActorToken, Credential, CredentialKind, SubjectOf, Texts};
+pub(super) use credential::{ActorToken, AwsRole, Credential, CredentialKind, SubjectOf, Texts};
 pub use credential::{ExchangeForm, InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};

@@ -36,7 +36,9 @@ pub use attributes::Attributes;
 pub use calls::{CallLimit, Per, Rate};
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
-pub use credential::{Actor, Credential, Exchanger, OauthCredential, Subject, TokenExchange, UserHeader};
+pub use credential::{
+    Actor, AwsSigv4, Credential, Exchanger, OauthCredential, Subject, TokenExchange, UserHeader,
+};
 pub use file::{
     AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, InjectedToken, RefreshRotation,
     TokenEndpointAuthMethod,

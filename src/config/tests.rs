@@ -818,6 +818,45 @@ fn injected_tokens_come_from_a_provider_that_there_is() {
         let report = found(credential, "");
         assert!(report.contains(expected), "{credential}: {report}");
     }
+    let aws = |more: &str| format!("kind: aws_sigv4, region: r, service: s, subject_provider: corp, {more}");
+    let role = "arn:aws:iam::123456789012:role/a";
+    for (credential, expected) in [
+        (
+            "kind: aws_sigv4".to_owned(),
+            "credential.region: is missing; write it as AWS does, like eu-central-1",
+        ),
+        ("kind: aws_sigv4".to_owned(), "credential.subject_provider: is missing"),
+        ("kind: aws_sigv4, region: EU".to_owned(), "credential.region: is no name that AWS gives"),
+        (aws("duration: 1h"), "credential.roles: names no role; write `roles`, `fallback_role` or both"),
+        (
+            aws("fallback_role: admin"),
+            "credential.fallback_role: is not the ARN of a role; write it like arn:aws:iam:",
+        ),
+        (
+            aws("fallback_role: \"arn:aws:iam::1:role/a\""),
+            "credential.fallback_role: is not the ARN of a role",
+        ),
+        (
+            aws(&format!("roles: [{{claim: groups, values: [], arn: \"{role}\"}}]")),
+            "credential.roles[0].values: names no value",
+        ),
+        (
+            aws(&format!("roles: [{{claim: \"\", values: [x], arn: \"{role}\"}}]")),
+            "credential.roles[0].claim: is empty",
+        ),
+        (
+            aws(&format!("fallback_role: \"{role}\", duration: 10m")),
+            "credential.duration: is out of range; write a duration from 15m to 12h",
+        ),
+        (
+            aws(&format!("fallback_role: \"{role}\", sts_endpoint: \"http://sts.example.com\"")),
+            "credential.sts_endpoint: is http; write https://, or add sts.example.com to `upstream.allow_hosts`",
+        ),
+        ("kind: none, region: r".to_owned(), "credential.region: belongs to `kind: aws_sigv4`"),
+    ] {
+        let report = found(&credential, "");
+        assert!(report.contains(expected), "{credential}: {report}");
+    }
     let report = found("kind: upstream_inject, provider: corp", "\n    trusted_issuers: [other]");
     assert!(report.contains("trusted_issuers: users of `other` have no tokens of `corp`"), "{report}");
 }

@@ -1,5 +1,6 @@
 //! `Permit` → [`Credential`]: what is injected for this caller at this route, or what the user has to do first. One
 //! file per strategy; a route's configuration says which.
+pub mod aws_sigv4;
 pub mod connection;
 pub mod exchanged;
 mod known;
@@ -21,6 +22,7 @@ use crate::policy::Permit;
 use crate::route::Route;
 use crate::telemetry::audit::{self, Act, Outcome, Resolution};
 
+pub use aws_sigv4::Roles;
 pub use connection::Connections;
 pub use exchanged::ExchangedTokens;
 
@@ -28,6 +30,7 @@ pub use exchanged::ExchangedTokens;
 pub struct Credentials {
     pub connections: Arc<Connections>,
     pub exchanged: Arc<ExchangedTokens>,
+    pub roles: Arc<Roles>,
     pub audit: Arc<dyn audit::Sink>,
 }
 
@@ -54,6 +57,8 @@ pub enum Put {
     Nothing,
     /// Ready-made and marked sensitive, so that no log prints it.
     Header(HeaderName, HeaderValue),
+    /// Each attempt is signed, body and all.
+    Sign(Arc<aws_sigv4::Signer>),
 }
 
 /// Where a credential came from: what a refusal of it means.
@@ -100,6 +105,9 @@ pub enum Unresolved {
     /// The token endpoint gives us none: only the operator can help.
     #[error("the token endpoint gives no token for this route")]
     Refused,
+    /// Nor is there anything to ask for: the operator has given this user no role.
+    #[error("the user has no role at the upstream")]
+    NoRole,
     #[error("no valid token just now")]
     Unavailable { retry_after: Duration },
 }
@@ -155,7 +163,7 @@ impl Unresolved {
             Unresolved::NeedsUser { .. }
             | Unresolved::NeedsProvider { .. }
             | Unresolved::NotConsented { .. } => Act::Connect,
-            Unresolved::Refused => Act::Acquire,
+            Unresolved::Refused | Unresolved::NoRole => Act::Acquire,
             Unresolved::Unavailable { .. } => Act::Refresh,
         }
     }
@@ -168,6 +176,7 @@ impl Unresolved {
             Unresolved::NeedsProvider { .. } => "interaction_required",
             Unresolved::NotConsented { .. } => "not_consented",
             Unresolved::Refused => "not_exchanged",
+            Unresolved::NoRole => "no_role",
             Unresolved::Unavailable { .. } => "unavailable",
         }
     }
@@ -178,8 +187,9 @@ impl Unresolved {
 impl Credentials {
     pub fn new(connector: Arc<Connector>, audit: Arc<dyn audit::Sink>) -> Self {
         let connections = Arc::new(Connections::new(Arc::clone(&connector)));
-        let exchanged = Arc::new(ExchangedTokens::new(connector, Arc::clone(&connections)));
-        Self { connections, exchanged, audit }
+        let exchanged = ExchangedTokens::new(Arc::clone(&connector), Arc::clone(&connections));
+        let roles = Roles::new(connector, Arc::clone(&connections));
+        Self { connections, exchanged: Arc::new(exchanged), roles: Arc::new(roles), audit }
     }
 
     /// The credential for the permitted call. It is told to the audit log once, whatever comes of it.
@@ -222,6 +232,7 @@ impl Credentials {
             config::Credential::ClientCredentials(_) | config::Credential::TokenExchange(_) => {
                 self.exchanged.resolve(ask).await
             }
+            config::Credential::AwsSigv4(aws) => self.roles.resolve(ask, aws).await,
         }
     }
 }

@@ -10,7 +10,7 @@ use super::context::{Context, Target};
 use super::inspect::Asked;
 use super::quota::{self, Counted};
 use super::session::{NoSession, Opening, Session as McpSession};
-use super::{Gateway, screen};
+use super::{Gateway, screen, sign};
 use crate::authn::{Caller, Reach};
 use crate::config::Attributes;
 use crate::credential::{Ask, Credential, Unresolved};
@@ -73,10 +73,17 @@ impl Gateway {
         let uri = uri.map_err(|_| Failure::Malformed("the request target cannot be sent on"))?;
         let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let most = snapshot.config.limits.inspect_body;
+        let is_signed = sign::is_signed(&route);
+        if is_signed {
+            sign::require_short(session)?;
+        }
         let asked = match route.rules.need_message() || quota::need_message(&route.limits, listens) {
             true => Box::pin(self.inspect(session, &route, most)).await?,
             false => Asked::Anything,
         };
+        if is_signed {
+            Box::pin(sign::read_body(session, &asked)).await?;
+        }
         let attributes = match route.rules.need_attributes() {
             true => Box::pin(self.attributes(&snapshot, &caller, now)).await?,
             false => Arc::default(),
@@ -233,6 +240,7 @@ impl Gateway {
         match unresolved {
             Unresolved::Unavailable { retry_after } => Failure::Unavailable { retry_after },
             Unresolved::Refused => Failure::NotExchanged,
+            Unresolved::NoRole => Failure::NoRole,
             Unresolved::NeedsProvider { incarnation, claims } => {
                 let challenge = Challenge::claiming(claims, incarnation.to_string());
                 self.remember_challenge(caller, route, challenge).await;

@@ -20,7 +20,7 @@ use crate::respond::Failure;
 use crate::route::Route;
 
 /// How long a body that is read ahead may take.
-const ARRIVAL: Duration = Duration::from_secs(30);
+pub(super) const ARRIVAL: Duration = Duration::from_secs(30);
 
 /// What is known of what a request asks for.
 pub enum Asked {

@@ -28,6 +28,7 @@ mod record;
 mod rescue;
 mod screen;
 mod session;
+mod sign;
 pub mod streams;
 mod tally;
 mod verdict;
@@ -46,7 +47,7 @@ use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, Session};
-use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
+use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::ProxyWarnLogContext;
 
 use self::admit::Admitted;
@@ -206,15 +207,22 @@ impl ProxyHttp for Gateway {
         let session_id = target.session.as_ref().map(McpSession::to_upstream);
         let additions =
             inject::additions(&target.route, screen::client(session), &ctx.request_id, &target.credential);
-        head::of_request(upstream, |parts| {
+        let signed = head::of_request(upstream, |parts| {
             inject::prepare(&mut parts.headers, session_id, additions);
             if target.route.rules.filter_lists() {
                 inject::ask_plainly(&mut parts.headers);
             }
             // Path and query of the matched route, and nothing of an absolute-form target.
             parts.uri = target.uri.clone();
+            self.sign(session, target, parts)
         });
-        done()
+        match signed {
+            Ok(()) => done(),
+            Err(failure) => {
+                ctx.failure = Some(failure);
+                failed(Error::explain(ANSWERED, "cannot be signed"))
+            }
+        }
     }
 
     async fn request_body_filter(
@@ -344,19 +352,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Context>,
         _reused: bool,
     ) -> Box<Error> {
-        let complete = !session.as_ref().retry_buffer_truncated();
-        // What Pingora has decided may be sent again was not carried out: a stream refused, or a connection that said
-        // good-bye before it (RFC 9113 §8.7). A broken frame proves nothing.
-        let untouched =
-            matches!(error.retry, RetryType::Decided(true)) && error.etype() != &ErrorType::InvalidH2;
-        if error.etype() == &REFRESHED || untouched {
-            // Nor was a request that was answered 401; so even a POST may go again, as long as all of it is still here.
-            error.set_retry(complete);
-        } else if !complete || !session.req_header().method.is_idempotent() {
-            error.set_retry(false);
-        } else {
-            error.retry.decide_reuse(ctx.reused);
-        }
+        rescue::decide_retry(session, &mut error, ctx);
         error
     }
 

@@ -3,9 +3,9 @@ use std::time::Duration;
 
 use http::header;
 use pingora::proxy::{FailToProxy, Session};
-use pingora::{Error, ErrorSource, ErrorType, Result};
+use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 
-use super::context::Context;
+use super::context::{Context, REFRESHED};
 use super::{Gateway, local};
 use crate::respond::{self, Failure, Reply};
 use crate::route::Route;
@@ -52,6 +52,22 @@ impl Gateway {
             tracing::debug!(target: "postern::gateway", etype = error.etype().as_str(), "client left before it was told");
         }
         FailToProxy { error_code, can_reuse_downstream: false }
+    }
+}
+
+/// Whether a request that was sent may be sent once more.
+pub(super) fn decide_retry(session: &Session, error: &mut Error, ctx: &Context) {
+    let complete = !session.as_ref().retry_buffer_truncated();
+    // What Pingora has decided may be sent again was not carried out: a stream refused, or a connection that said
+    // good-bye before it (RFC 9113 §8.7). A broken frame proves nothing.
+    let untouched = matches!(error.retry, RetryType::Decided(true)) && error.etype() != &ErrorType::InvalidH2;
+    if error.etype() == &REFRESHED || untouched {
+        // Nor was a request that was answered 401; so even a POST may go again, as long as all of it is still here.
+        error.set_retry(complete);
+    } else if !complete || !session.req_header().method.is_idempotent() {
+        error.set_retry(false);
+    } else {
+        error.retry.decide_reuse(ctx.reused);
     }
 }
 

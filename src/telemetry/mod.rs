@@ -146,7 +146,8 @@ impl Drop for Guard {
 }
 
 /// Libraries whose finer lines carry headers, codes and raw bytes.
-const TALKATIVE: [&str; 8] = ["h2", "hyper", "pingora", "reqwest", "rustls", "tokio_rustls", "tower", "want"];
+const TALKATIVE: [&str; 9] =
+    ["aws", "h2", "hyper", "pingora", "reqwest", "rustls", "tokio_rustls", "tower", "want"];
 
 /// What is said without `RUST_LOG`. Pingora's info is about its own start and end, which we announce ourselves.
 const USUAL: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn";

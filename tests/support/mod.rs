@@ -9,6 +9,7 @@
 
 pub mod answers;
 pub mod authorization_server;
+pub mod aws;
 pub mod body;
 pub mod browser;
 pub mod checker;

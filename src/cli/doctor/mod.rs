@@ -114,6 +114,13 @@ impl Visit<'_> {
                 "client_credentials",
                 "requests to the upstream get a token of this gateway's own, the same for everybody".into(),
             ),
+            Credential::AwsSigv4(aws) => (
+                "aws_sigv4",
+                format!(
+                    "requests to the upstream are signed with the credentials of a role that provider {} makes the user have",
+                    aws.provider.name
+                ),
+            ),
             Credential::TokenExchange(_) => (
                 "token_exchange",
                 "requests to the upstream get a token of the user's, which is exchanged for another one"
@@ -140,6 +147,10 @@ impl Visit<'_> {
                     .fact("has_client_secret", oauth.client_secret.is_some())
             }
             Credential::UpstreamInject(provider, _) => step.fact("issuer", provider.issuer.as_str()),
+            Credential::AwsSigv4(aws) => step
+                .fact("subject_provider", aws.provider.name.as_str())
+                .fact("region", aws.region.as_str())
+                .fact("service", aws.service.as_str()),
             Credential::ClientCredentials(_) | Credential::TokenExchange(_) => {
                 let provider = route.credential.provider().map(|provider| provider.name.clone());
                 let step = step.fact("subject_provider", provider);

@@ -1,5 +1,6 @@
 //! What a route puts into requests to its upstream, as configured. One file per strategy: what is written → what it means.
 
+mod aws_sigv4;
 mod client_credentials;
 mod exchange;
 mod header;
@@ -19,6 +20,7 @@ use super::login::Login;
 use super::oidc::IdentityProvider;
 use super::report::Key;
 
+pub use aws_sigv4::AwsSigv4;
 pub use exchange::Exchanger;
 pub use header::UserHeader;
 pub use oauth::OauthCredential;
@@ -47,6 +49,8 @@ pub enum Credential {
     ClientCredentials(Arc<Exchanger>),
     /// A token for each user, got for another one.
     TokenExchange(Arc<TokenExchange>),
+    /// A signature, with the credentials of the user's role at AWS.
+    AwsSigv4(Arc<AwsSigv4>),
 }
 
 /// What the check of a credential looks at beside the credential.
@@ -70,6 +74,7 @@ impl Credential {
             Self::PosternToken(_) => CredentialKind::PosternToken,
             Self::ClientCredentials(_) => CredentialKind::ClientCredentials,
             Self::TokenExchange(_) => CredentialKind::TokenExchange,
+            Self::AwsSigv4(_) => CredentialKind::AwsSigv4,
         };
         kind.word()
     }
@@ -95,6 +100,7 @@ impl Credential {
                 Subject::Provider(provider, token) => Some((provider, *token)),
                 Subject::Caller => None,
             },
+            Self::AwsSigv4(aws) => Some((&aws.provider, InjectedToken::Id)),
             Self::None
             | Self::Header { .. }
             | Self::UserHeader(_)
@@ -115,7 +121,8 @@ impl Credential {
             | Self::UserHeader(_)
             | Self::PosternToken(_)
             | Self::Oauth(_)
-            | Self::UpstreamInject(..) => None,
+            | Self::UpstreamInject(..)
+            | Self::AwsSigv4(_) => None,
         }
     }
 
@@ -169,15 +176,18 @@ pub(super) fn check(
         CredentialKind::PosternToken => postern_token::check(check, key, written),
         CredentialKind::ClientCredentials => client_credentials::check(check, key, written, around),
         CredentialKind::TokenExchange => token_exchange::check(check, key, written, around),
+        CredentialKind::AwsSigv4 => aws_sigv4::check(check, key, written, around),
     }
 }
 
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
-    use CredentialKind::{ClientCredentials, Header, Oauth, PosternToken, TokenExchange, UpstreamInject};
+    use CredentialKind::{
+        AwsSigv4, ClientCredentials, Header, Oauth, PosternToken, TokenExchange, UpstreamInject,
+    };
     let token_request: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange];
     let exchange: &[CredentialKind] = &[ClientCredentials, TokenExchange];
-    let keys: [(&str, bool, &[CredentialKind]); 30] = [
+    let keys: [(&str, bool, &[CredentialKind]); 37] = [
         ("name", written.name.is_some(), &[Header, ClientCredentials, TokenExchange]),
         ("value", written.value.is_some(), &[Header]),
         ("format", written.format.is_some(), &[Header, ClientCredentials, TokenExchange]),
@@ -201,13 +211,20 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("routes", written.routes.is_some(), &[PosternToken]),
         ("form", written.form.is_some(), &[TokenExchange]),
         ("subject", written.subject.is_some(), &[TokenExchange]),
-        ("subject_provider", written.subject_provider.is_some(), &[TokenExchange]),
+        ("subject_provider", written.subject_provider.is_some(), &[TokenExchange, AwsSigv4]),
         ("subject_token", written.subject_token.is_some(), &[TokenExchange]),
         ("subject_token_type", written.subject_token_type.is_some(), &[TokenExchange]),
         ("requested_token_type", written.requested_token_type.is_some(), &[TokenExchange]),
         ("actor", written.actor.is_some(), &[TokenExchange]),
         ("actor_token", written.actor_token.is_some(), &[TokenExchange]),
         ("actor_token_type", written.actor_token_type.is_some(), &[TokenExchange]),
+        ("region", written.region.is_some(), &[AwsSigv4]),
+        ("service", written.service.is_some(), &[AwsSigv4]),
+        ("roles", written.roles.is_some(), &[AwsSigv4]),
+        ("fallback_role", written.fallback_role.is_some(), &[AwsSigv4]),
+        ("session_name_claim", written.session_name_claim.is_some(), &[AwsSigv4]),
+        ("duration", written.duration.is_some(), &[AwsSigv4]),
+        ("sts_endpoint", written.sts_endpoint.is_some(), &[AwsSigv4]),
     ];
     for (name, _, kinds) in
         keys.into_iter().filter(|(_, is_written, kinds)| *is_written && !kinds.contains(&kind))

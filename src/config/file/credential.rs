@@ -13,8 +13,9 @@ use super::Secret;
 pub(in crate::config) struct Credential {
     /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: a token that the user's identity
     /// provider gave when they signed in here. `token_exchange`: a token of each user, got for another one. `client_credentials`: a
-    /// token of Postern's own, the same for everybody. `postern_token`: a short token of Postern's own for the caller, good at other
-    /// routes, for an upstream that is an MCP client itself. `header`: one header, fixed or with each user's own secret. `none`: nothing.
+    /// token of Postern's own, the same for everybody. `aws_sigv4`: a signature, with the credentials of the user's role at AWS.
+    /// `postern_token`: a short token of Postern's own for the caller, good at other routes, for an upstream that is an MCP client
+    /// itself. `header`: one header, fixed or with each user's own secret. `none`: nothing.
     /// Default: `oauth`.
     pub(in crate::config) kind: Option<CredentialKind>,
     /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
@@ -62,7 +63,8 @@ pub(in crate::config) struct Credential {
     /// `{public_url}/oauth/jwks.json`; where the route trusts other issuers, the token that they came with. Default: `caller`, unless
     /// `subject_provider` is there.
     pub(in crate::config) subject: Option<SubjectOf>,
-    /// `token_exchange`: entry of `login.oidc`, by name; a token that it gave when the user signed in is exchanged.
+    /// `token_exchange`, `aws_sigv4`: entry of `login.oidc`, by name; a token that it gave when the user signed in is exchanged, for
+    /// `aws_sigv4` the ID token.
     pub(in crate::config) subject_provider: Option<String>,
     /// `token_exchange`: which of the provider's tokens: `access`, or `id` for the ID token. Default: `access`.
     pub(in crate::config) subject_token: Option<InjectedToken>,
@@ -89,6 +91,34 @@ pub(in crate::config) struct Credential {
     /// `oauth`: a provider that deviates from the standards: `atlassian`, `entra`, `github`, `google`, `notion` or `slack`.
     /// Default: known by its issuer.
     pub(in crate::config) profile: Option<String>,
+    /// `aws_sigv4`: region of the service, like `eu-central-1`.
+    pub(in crate::config) region: Option<String>,
+    /// `aws_sigv4`: the service as signatures name it, like `bedrock-agentcore`.
+    pub(in crate::config) service: Option<String>,
+    /// `aws_sigv4`: who has which role, by their ID token. Default: nobody but for `fallback_role`.
+    pub(in crate::config) roles: Option<Vec<AwsRole>>,
+    /// `aws_sigv4`: ARN of the role of everybody else. Default: they are refused.
+    pub(in crate::config) fallback_role: Option<String>,
+    /// `aws_sigv4`: claim of the ID token that the role's session is named after, for the logs of AWS. Default: `sub`.
+    pub(in crate::config) session_name_claim: Option<String>,
+    /// `aws_sigv4`: how long the role's credentials last, `15m` to `12h`. Default: `1h`.
+    pub(in crate::config) duration: Option<String>,
+    /// `aws_sigv4`: URL of the token service (STS). Default: that of the region.
+    pub(in crate::config) sts_endpoint: Option<String>,
+}
+
+/// A role at AWS, and who has it.
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct AwsRole {
+    /// Claim of the ID token, like `groups`: a text, or a list of texts.
+    pub(in crate::config) claim: String,
+    /// Those who have one of these there have the role.
+    pub(in crate::config) values: Vec<String>,
+    /// The role, like `arn:aws:iam::123456789012:role/name`.
+    pub(in crate::config) arn: String,
+    /// The lowest is tried first, equal ones as they are written. Default: 0.
+    pub(in crate::config) priority: Option<i32>,
 }
 
 /// Kinds of credential.
@@ -101,6 +131,7 @@ pub(in crate::config) enum CredentialKind {
     PosternToken,
     TokenExchange,
     ClientCredentials,
+    AwsSigv4,
     Header,
     None,
 }
@@ -114,6 +145,7 @@ impl CredentialKind {
             Self::PosternToken => "postern_token",
             Self::TokenExchange => "token_exchange",
             Self::ClientCredentials => "client_credentials",
+            Self::AwsSigv4 => "aws_sigv4",
             Self::Header => "header",
             Self::None => "none",
         }

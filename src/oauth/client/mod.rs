@@ -13,7 +13,7 @@ pub mod connect;
 pub mod discover;
 pub mod exchange;
 pub mod exchanged;
-mod flight;
+pub mod flight;
 pub mod identity;
 pub mod manage;
 pub mod ourselves;
@@ -109,6 +109,11 @@ impl Connector {
             exchangers: Kept::new(exchange::ISSUERS),
             turns: DashMap::new(),
         }
+    }
+
+    /// Counts what must not be cut off.
+    pub fn in_flight(&self) -> &InFlight {
+        &self.in_flight
     }
 
     /// Where we are found; what we sign is from there.
