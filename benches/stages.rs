@@ -20,6 +20,7 @@ use postern::config::{self, Attributes, AuditLog, Config, Process};
 use postern::credential::{Ask, Credential, Credentials};
 use postern::expression::Wanted;
 use postern::jose::sign::{self, SigningKey};
+use postern::map::Map;
 use postern::mcp::{self, Message, list};
 use postern::oauth::client::connection_key;
 use postern::oauth::server::access_token::{Claims, Keys};
@@ -228,7 +229,11 @@ impl Gateway {
             now,
             snapshot: Arc::new(snapshot.clone()),
             authority: Authority::new(clock.clone(), records, Arc::clone(&connector), snapshot),
-            credentials: Credentials::new(connector, Arc::new(Lines::new(AuditLog::Changes).0)),
+            credentials: Credentials::new(
+                connector,
+                Arc::new(Lines::new(AuditLog::Changes).0),
+                Map::default(),
+            ),
             resolver: Arc::new(Resolver::new(outbound.clone(), clock)),
             metrics,
             route,

@@ -47,6 +47,8 @@ pub struct Route {
     /// What a user's connection here belongs to, whoever the user is: this route and its upstream, so that another server
     /// under the same name is another connection; or an identity provider, for all routes that inject its tokens.
     pub place: String,
+    /// Whose connection serves everybody. `None`: each user's own serves them.
+    pub owner: Option<String>,
     /// Whom requests to the issuer of those connections may reach.
     pub issuer_policy: AddressPolicy,
     /// Where a token is good that we make for the upstream: the resources of its routes, separated by blanks.
@@ -241,6 +243,10 @@ impl Route {
             upstream,
             place,
             issuer_policy,
+            owner: match &configured.credential {
+                Credential::Oauth(oauth) => oauth.shared_by.clone(),
+                _ => None,
+            },
             audience: None,
             fixed: fixed(&configured.credential),
             credential: configured.credential.clone(),
@@ -249,6 +255,11 @@ impl Route {
             trusted_issuers: configured.trusted_issuers.clone(),
             limits: configured.limits.clone(),
         }
+    }
+
+    /// Whether the connection that serves this user here is somebody else's.
+    pub fn is_of_another(&self, user: Option<&str>) -> bool {
+        self.owner.as_deref().is_some_and(|owner| user != Some(owner))
     }
 
     /// Whether its clients get their tokens from us.

@@ -39,7 +39,7 @@ pub fn judge(
         (Judgement::NotChallenged, _) => Verdict::Pass,
         // The operator says that there is nothing to be put in: whatever the upstream means, it means the client.
         (_, Source::None) => Verdict::Pass,
-        (_, Source::Fixed | Source::Minted) => Verdict::Misconfigured,
+        (_, Source::Fixed | Source::Minted | Source::Custom) => Verdict::Misconfigured,
         // What an exchanged token may do is the operator's to say, in the exchange; asking the user changes nothing.
         (Judgement::StepUp { .. }, Source::Exchanged { .. }) => Verdict::Pass,
         (Judgement::Connect { .. }, Source::Exchanged { renewable: true, .. }) if !refreshed => {

@@ -254,9 +254,9 @@ async fn a_bad_key_or_value_is_refused_with_its_place_and_what_to_write() {
             "environment variable POSTERN_NOT_SET is not set; set it to the secret",
         ),
         credential(
-            &format!("^{canary}"),
+            &format!("^[{canary}]"),
             "routes[0].credential.value",
-            "a secret does not stand in the file itself; write {env: NAME}",
+            "is a list where a secret belongs; write {env: NAME}",
         ),
     ];
     assert_refused(&Files::new(), cases).await;

@@ -261,6 +261,7 @@ pub fn main() -> ExitCode {
             started(server::run(config, move || config::load(&path)))
         }),
         Command::Validate { config, online } => with_config(&config, |config| {
+            warn(&config);
             let fine = println(&format!(
                 "configuration is fine: {} route(s), {} listener(s)",
                 config.routes.len(),
@@ -325,6 +326,13 @@ fn with_config(path: &Path, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
             eprintln(&report.to_string());
             ExitCode::from(BAD_CONFIG)
         }
+    }
+}
+
+/// What the configuration had better say otherwise.
+fn warn(config: &Config) {
+    for line in config.warnings.to_string().lines() {
+        eprintln(&format!("warning: {line}"));
     }
 }
 

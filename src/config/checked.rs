@@ -15,7 +15,7 @@ use super::clients::{self, Cimd, ListedClient, Names};
 use super::document::Node;
 use super::limits::{self, Limits};
 use super::reload::Fixed;
-use super::report::{Key, Problem};
+use super::report::{Key, Problem, Report};
 use super::secret::{self, Environment, SealingKey};
 use super::{file, login, policy, route, server, store, trusted};
 use crate::jose::sign::SigningKey;
@@ -35,6 +35,8 @@ pub struct Config {
     pub routes: Vec<route::Route>,
     /// What a running process does not take anew.
     pub fixed: Fixed,
+    /// What works, and had better be otherwise.
+    pub warnings: Report,
 }
 
 /// No access token lives longer.
@@ -94,7 +96,12 @@ pub struct Outbound {
 pub(super) struct Checker<'a> {
     document: &'a Node,
     environment: &'a dyn Environment,
+    /// Names of the strategies that the program has besides its own.
+    strategies: &'a [String],
     problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+    /// Whether Postern is for this machine alone; known once `server` is checked.
+    loopback: bool,
 }
 
 impl<'a> Checker<'a> {
@@ -110,6 +117,20 @@ impl<'a> Checker<'a> {
             what: what.into(),
             write: write.into(),
         });
+    }
+
+    /// The same for what works, and had better be otherwise.
+    pub(super) fn warn(&mut self, key: &Key, what: impl Into<String>, write: impl Into<String>) {
+        self.refuse(key, what, write);
+        self.warnings.extend(self.problems.pop());
+    }
+
+    pub(super) fn strategies(&self) -> &'a [String] {
+        self.strategies
+    }
+
+    pub(super) fn is_loopback(&self) -> bool {
+        self.loopback
     }
 
     /// The file at `path`, which `key` names. `None`: a problem was recorded.
@@ -206,14 +227,18 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Checks all sections. `problems` are those found before.
 pub(super) fn check(
-    file: file::File,
+    mut file: file::File,
     fixed: Fixed,
     document: &Node,
-    environment: &dyn Environment,
+    (environment, strategies): (&dyn Environment, &[String]),
     problems: Vec<Problem>,
-) -> Result<Config, Vec<Problem>> {
-    let mut check = Checker { document, environment, problems };
+    name: &str,
+) -> Result<Config, Report> {
+    file.drop_empty_secrets();
+    let mut check =
+        Checker { document, environment, strategies, problems, warnings: Vec::new(), loopback: false };
     let server = server::check(&mut check, &file.server);
+    check.loopback = server.as_ref().is_some_and(|server| server.public_url.is_loopback());
     let public_url = server.as_ref().map(|server| &server.public_url);
     let sealing_keys = secret::sealing_keys(&mut check, file.sealing_keys.as_deref().unwrap_or_default());
     let store = store::check(
@@ -222,7 +247,7 @@ pub(super) fn check(
         file.sealing_keys.as_ref().is_some_and(|keys| !keys.is_empty()),
     );
     let oauth_client = oauth_client(&mut check, file.oauth_client);
-    let issuers = trusted::check(&mut check, file.trusted_issuers.as_deref().unwrap_or_default());
+    let issuers = trusted::check(&mut check, file.trusted_issuers.as_deref().unwrap_or_default(), public_url);
     let is_ours = |route: &&file::Route| !trusted::has_issuers(route, &issuers);
     let own_routes: Vec<String> =
         file.routes.iter().filter(is_ours).map(|route| route.name.clone()).collect();
@@ -251,8 +276,9 @@ pub(super) fn check(
             limits,
             routes,
             fixed,
+            warnings: Report::new(name, check.warnings),
         }),
-        _ => Err(check.problems),
+        _ => Err(Report::new(name, check.problems)),
     }
 }
 

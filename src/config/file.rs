@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 pub(super) use calls::CallLimit;
@@ -27,7 +28,7 @@ pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
 pub(super) use trusted::{Introspection, TrustedIssuer};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
-/// `{credential: NAME}`. Relative paths count from the directory Postern is started in.
+/// `{credential: NAME}`, and as they are where `server.public_url` is a loopback one. Relative paths count from the directory Postern is started in.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 #[schemars(title = "Postern configuration")]
@@ -262,14 +263,37 @@ pub(super) struct Upstream {
     pub(super) allow_hosts: Option<Vec<String>>,
 }
 
+/// A secret: where it is read from, or, to try things out on one machine, itself. An empty `client_secret` is none: a public client.
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(super) enum Secret {
+    Place(Place),
+    Plain(#[schemars(with = "String")] SecretString),
+}
+
 /// Where a secret is read from: one of `env`, `file`, `credential`. A line break at the end is dropped.
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Secret {
+pub(super) struct Place {
     /// Name of an environment variable.
     pub(super) env: Option<String>,
     /// Path of a file.
     pub(super) file: Option<PathBuf>,
     /// Name of a systemd credential (a file in `$CREDENTIALS_DIRECTORY`).
     pub(super) credential: Option<String>,
+}
+
+impl File {
+    /// Whoever has an empty secret has none (RFC 6749 §2.1, public clients).
+    pub(super) fn drop_empty_secrets(&mut self) {
+        let providers = self.login.iter_mut().flat_map(|login| login.oidc.iter_mut().flatten());
+        let clients = self.oauth_server.iter_mut().filter_map(|server| server.clients.as_mut());
+        let clients = clients.flat_map(|clients| clients.listed.iter_mut().flatten());
+        let credentials = self.routes.iter_mut().filter_map(|route| route.credential.as_mut());
+        let secrets = providers.map(|provider| &mut provider.client_secret);
+        let secrets = secrets.chain(clients.map(|client| &mut client.client_secret));
+        for secret in secrets.chain(credentials.map(|credential| &mut credential.client_secret)) {
+            secret.take_if(|secret| matches!(secret, Secret::Plain(text) if text.expose_secret().is_empty()));
+        }
+    }
 }

@@ -37,7 +37,8 @@ pub use calls::{CallLimit, Per, Rate};
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
 pub use credential::{
-    Actor, AwsSigv4, Credential, Exchanger, OauthCredential, Subject, TokenExchange, UserHeader,
+    Actor, AwsSigv4, Credential, Custom, Exchanger, OauthCredential, Subject, TokenExchange, UserHeader,
+    is_settable,
 };
 pub use file::{
     AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, InjectedToken, RefreshRotation,
@@ -61,13 +62,21 @@ pub use trusted::{Introspection, TrustedIssuer};
 /// # Errors
 /// Every problem of the file, or that it cannot be read.
 pub fn load(path: &Path) -> Result<Config, Report> {
+    load_with(path, &[])
+}
+
+/// The same for a program that has further strategies, of these names (`credential.kind: custom`).
+///
+/// # Errors
+/// As [`load`].
+pub fn load_with(path: &Path, strategies: &[String]) -> Result<Config, Report> {
     let name = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|error| {
         Report::whole(&name, format!("cannot be read: {error}"), "give the path of a configuration file")
     })?;
     let text = String::from_utf8(bytes)
         .map_err(|_| Report::whole(&name, "is not UTF-8 text".to_owned(), "save the file as UTF-8"))?;
-    parse(&text, &name, &Process)
+    parse_with(&text, &name, &Process, strategies)
 }
 
 /// Checks the configuration `text`; `name` stands in front of every problem.
@@ -75,6 +84,15 @@ pub fn load(path: &Path) -> Result<Config, Report> {
 /// # Errors
 /// Every problem of the text.
 pub fn parse(text: &str, name: &str, environment: &dyn Environment) -> Result<Config, Report> {
+    parse_with(text, name, environment, &[])
+}
+
+fn parse_with(
+    text: &str,
+    name: &str,
+    environment: &dyn Environment,
+    strategies: &[String],
+) -> Result<Config, Report> {
     let document = document::read(text, name)?;
     let shaped = shape::check(&document, &schema());
     if shaped.broken {
@@ -84,8 +102,7 @@ pub fn parse(text: &str, name: &str, environment: &dyn Environment) -> Result<Co
     let fixed = Fixed::of(&shaped.json);
     let file: file::File = serde_json::from_value(shaped.json)
         .map_err(|error| Report::whole(name, format!("does not fit the schema: {error}"), ""))?;
-    checked::check(file, fixed, &document, environment, shaped.problems)
-        .map_err(|problems| Report::new(name, problems))
+    checked::check(file, fixed, &document, (environment, strategies), shaped.problems, name)
 }
 
 /// JSON schema (draft 2020-12) of the file, for editors and `postern schema`.

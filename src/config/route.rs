@@ -152,6 +152,14 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             }
             if let Some(provider) = credential.provider() {
                 require_provider(check, &key, &trusted_issuers, provider);
+                warn_of_passwords(check, &key, &trusted_issuers, around.login, provider);
+            }
+            // V-03: the upstream's authorization server meets another subject than the one that the caller signed in as.
+            let is_silent = entry.credential.as_ref().is_some_and(|credential| credential.subject.is_none());
+            if credential.shows_caller() && is_silent && trusted_issuers.is_empty() {
+                let what = "exchanges a JWT about the user that Postern signs, and no token of their identity provider";
+                let write = "write `subject: caller` if that is meant, or `subject_provider` with the name of a provider";
+                check.warn(&key.child("credential"), what, write);
             }
             let name = entry.name.clone();
             routes.push(Route {
@@ -193,6 +201,27 @@ fn require_sign_in(check: &mut Checker<'_>, key: &Key, issuers: &[Arc<TrustedIss
             let write = format!("add a provider with the issuer {} to `login.oidc`", trusted.issuer);
             check.refuse(&key.child("trusted_issuers"), what, write);
         }
+    }
+}
+
+/// V-09: whoever signs in with a password never gets such a token.
+fn warn_of_passwords(
+    check: &mut Checker<'_>,
+    key: &Key,
+    issuers: &[Arc<TrustedIssuer>],
+    login: &Login,
+    provider: &IdentityProvider,
+) {
+    if issuers.is_empty() && !login.users.is_empty() {
+        let what = format!(
+            "cannot be used by the people of `login.local`, who have no tokens of `{}`",
+            provider.name
+        );
+        check.warn(
+            &key.child("credential"),
+            what,
+            "let them sign in through the provider, or expect that they are sent there",
+        );
     }
 }
 

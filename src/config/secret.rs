@@ -84,9 +84,28 @@ enum Source<'a> {
 
 /// Reads the secret written at `key`. `None`: a problem was recorded.
 pub(super) fn resolve(check: &mut Checker<'_>, key: &Key, written: &file::Secret) -> Option<SecretString> {
+    let place = match written {
+        file::Secret::Place(place) => place,
+        file::Secret::Plain(text) => return plain(check, key, text),
+    };
     let source =
-        source(check, key, written.env.as_deref(), written.file.as_deref(), written.credential.as_deref())?;
+        source(check, key, place.env.as_deref(), place.file.as_deref(), place.credential.as_deref())?;
     read(check, key, &source)
+}
+
+/// A configuration file is copied, shown and kept in places where a secret has no business.
+fn plain(check: &mut Checker<'_>, key: &Key, text: &SecretString) -> Option<SecretString> {
+    let write = format!("write {SECRET_FORMS}");
+    if text.expose_secret().is_empty() {
+        check.refuse(key, "is empty", write);
+        return None;
+    }
+    if !check.is_loopback() {
+        check.refuse(key, "a secret does not stand in the file itself", write);
+        return None;
+    }
+    check.warn(key, "a secret stands in the file itself", write);
+    Some(text.clone())
 }
 
 /// Reads and checks all sealing keys.

@@ -229,7 +229,7 @@ impl<'a> Resolved<'a> {
     fn mismatch(&self, node: &Node) -> (String, String) {
         match (&node.value, self.kind) {
             _ if self.secret => {
-                ("a secret does not stand in the file itself".to_owned(), format!("write {SECRET_FORMS}"))
+                (format!("is {} where a secret belongs", node.kind()), format!("write {SECRET_FORMS}"))
             }
             (Value::Number(_) | Value::Bool(_), Some("string")) => {
                 (format!("is {}, not text", node.kind()), "put it in quotes".to_owned())

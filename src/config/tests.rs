@@ -525,11 +525,8 @@ fn certificates_are_proven() {
 fn secrets_are_named_and_never_shown() {
     let header = |value: &str| credential(&format!("kind: header, name: X-Key, value: {value}"));
     for (value, expected) in [
-        (
-            "hunter2-plain",
-            "18:52: routes[0].credential.value: a secret does not stand in the file itself; write {env: NAME}",
-        ),
-        ("12345", "18:52: routes[0].credential.value: a secret does not stand in the file itself"),
+        ("\"\"", "18:52: routes[0].credential.value: is empty; write {env: NAME}"),
+        ("12345", "18:52: routes[0].credential.value: is a number where a secret belongs"),
         ("{}", "18:52: routes[0].credential.value: does not say where the secret is"),
         ("{env: A, file: b}", "18:52: routes[0].credential.value: names more than one place"),
         ("{env: UNSET}", "18:58: routes[0].credential.value.env: environment variable UNSET is not set"),
@@ -1163,4 +1160,63 @@ fn what_exchanges_need_and_what_they_may_not_say() {
     let found =
         exchange_problems("kind: token_exchange, subject_provider: x, audience: [], params: {scope: y}");
     assert_eq!(found.len(), 6, "{found:?}");
+}
+
+#[test]
+fn a_secret_in_the_file_is_for_one_machine_alone() {
+    let header = [("#route", &*credential("kind: header, name: X-Key, value: hunter2-plain"))];
+    let config = good(&header, &Fake::default());
+    let warning =
+        "conf.yaml:18:52: routes[0].credential.value: a secret stands in the file itself; write {env: NAME}";
+    assert!(config.warnings.to_string().starts_with(warning), "{}", config.warnings);
+    assert!(
+        matches!(&config.routes[0].credential, Credential::Header { value, .. } if value.expose_secret() == "hunter2-plain")
+    );
+    let elsewhere = ("public_url: http://127.0.0.1:8080", "public_url: https://gw.example.com");
+    let report = bad(&[header[0], elsewhere], &Fake::default());
+    assert!(report.contains("credential.value: a secret does not stand in the file itself"), "{report}");
+    assert!(!report.contains("hunter2") && !config.warnings.to_string().contains("hunter2"));
+}
+
+#[test]
+fn an_empty_client_secret_means_a_public_client() {
+    let providers = "login:\n  oidc: [{name: corp, issuer: \"https://idp.example.com\", client_id: p, client_secret: \"\"}]\n";
+    let clients = "oauth_server: {clients: {static: [{client_id: c, client_secret: \"\", redirect_uris: [\"https://c.example.com/back\"]}]}}";
+    let route =
+        credential("kind: oauth, client_id: c, client_secret: \"\", token_endpoint_auth_method: none");
+    let config = good(&[("login:\n", providers), ("#top", clients), ("#route", &route)], &Fake::default());
+    assert!(config.login.providers[0].client_secret.is_none());
+    assert!(
+        matches!(&config.routes[0].credential, Credential::Oauth(oauth) if oauth.client_secret.is_none())
+    );
+    assert!(matches!(config.oauth_server.listed["c"].authentication, ListedAuthentication::None));
+    assert_eq!(config.warnings.problems, []);
+}
+
+#[test]
+fn what_works_and_is_hardly_meant_is_said() {
+    let providers = "login:\n  oidc: [{name: corp, issuer: \"https://idp.example.com\", client_id: p}]\n";
+    let warnings = |credential: &str| {
+        let route = format!("credential: {{{credential}}}");
+        let environment = Fake::default().var("KEY", "hunter2");
+        good(&[("login:\n", providers), ("#route", &route)], &environment).warnings.to_string()
+    };
+    // V-09.
+    let of_provider = warnings("kind: upstream_inject, provider: corp");
+    assert!(
+        of_provider.contains("credential: cannot be used by the people of `login.local`"),
+        "{of_provider}"
+    );
+    // V-03.
+    let at =
+        "kind: token_exchange, issuer: \"https://as.example.com\", client_id: us, client_secret: {env: KEY}";
+    let silent = warnings(at);
+    assert!(silent.contains("credential: exchanges a JWT about the user that Postern signs"), "{silent}");
+    assert_eq!(warnings(&format!("{at}, subject: caller")), "");
+    // V-04.
+    let report = bad(
+        &[("#top", "trusted_issuers: [{name: us, issuer: \"http://127.0.0.1:8080/\", allow_private: true}]")],
+        &Fake::default(),
+    );
+    assert!(report.contains("trusted_issuers[0].issuer: is Postern itself"), "{report}");
 }

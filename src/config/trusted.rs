@@ -9,6 +9,7 @@ use super::file;
 use super::oidc::{self, SEPARATOR};
 use super::report::Key;
 use super::secret;
+use super::server::PublicUrl;
 
 /// An authorization server whose access tokens are taken.
 pub struct TrustedIssuer {
@@ -49,7 +50,11 @@ impl TrustedIssuer {
 }
 
 /// Checks the list. What is wrong is recorded and left out.
-pub(super) fn check(check: &mut Checker<'_>, written: &[file::TrustedIssuer]) -> Vec<Arc<TrustedIssuer>> {
+pub(super) fn check(
+    check: &mut Checker<'_>,
+    written: &[file::TrustedIssuer],
+    public_url: Option<&PublicUrl>,
+) -> Vec<Arc<TrustedIssuer>> {
     let list = Key::top("trusted_issuers");
     let mut issuers: Vec<Arc<TrustedIssuer>> = Vec::with_capacity(written.len());
     for (index, entry) in written.iter().enumerate() {
@@ -70,6 +75,11 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::TrustedIssuer]) ->
             {
                 private_hosts.push(bare_host(&url));
             }
+        }
+        // V-04: our own tokens are taken wherever no issuers are named.
+        if public_url.is_some_and(|own| own.origin() == entry.issuer.trim_end_matches('/')) {
+            let write = "leave the entry out: Postern's own tokens are taken by every route without `trusted_issuers`";
+            check.refuse(&key.child("issuer"), "is Postern itself", write);
         }
         if entry.issuer.contains(['?', SEPARATOR]) {
             let write = "write the issuer as it names itself";

@@ -160,7 +160,9 @@ impl Token {
         key: &Arc<str>,
         act: Act,
     ) -> Result<Credential, Unresolved> {
+        // Whoever shares a connection has said so to the operator.
         let is_asked = caller.reach() == Reach::Authorization
+            && route.owner.is_none()
             && matches!(route.credential, config::Credential::Oauth(_));
         let is_missing = |scope: &String| !caller.has_scope(scope) && !route.rules.has_scope(scope);
         match is_asked && self.scopes.iter().any(is_missing) {

@@ -2,6 +2,7 @@
 //! file per strategy; a route's configuration says which.
 pub mod aws_sigv4;
 pub mod connection;
+mod custom;
 pub mod exchanged;
 mod known;
 mod postern_token;
@@ -24,6 +25,7 @@ use crate::telemetry::audit::{self, Act, Outcome, Resolution};
 
 pub use aws_sigv4::Roles;
 pub use connection::Connections;
+pub use custom::{Released, Strategies, Strategy, Withheld};
 pub use exchanged::ExchangedTokens;
 
 /// All that credentials come from.
@@ -31,6 +33,8 @@ pub struct Credentials {
     pub connections: Arc<Connections>,
     pub exchanged: Arc<ExchangedTokens>,
     pub roles: Arc<Roles>,
+    /// Those that this program was built with.
+    pub strategies: Strategies,
     pub audit: Arc<dyn audit::Sink>,
 }
 
@@ -70,6 +74,8 @@ pub enum Source {
     Fixed,
     /// Made by us.
     Minted,
+    /// Of a strategy that is not built in.
+    Custom,
     /// The user is not connected and the upstream has not asked yet.
     Anonymous,
     Connection {
@@ -119,6 +125,7 @@ impl Source {
             Source::None => "none",
             Source::Fixed => "fixed",
             Source::Minted => "minted",
+            Source::Custom => "custom",
             Source::Anonymous => "anonymous",
             Source::Connection { .. } => "connection",
             Source::Exchanged { .. } => "exchanged",
@@ -185,11 +192,11 @@ impl Unresolved {
 // === impl Credentials ===
 
 impl Credentials {
-    pub fn new(connector: Arc<Connector>, audit: Arc<dyn audit::Sink>) -> Self {
+    pub fn new(connector: Arc<Connector>, audit: Arc<dyn audit::Sink>, strategies: Strategies) -> Self {
         let connections = Arc::new(Connections::new(Arc::clone(&connector)));
         let exchanged = ExchangedTokens::new(Arc::clone(&connector), Arc::clone(&connections));
         let roles = Roles::new(connector, Arc::clone(&connections));
-        Self { connections, exchanged: Arc::new(exchanged), roles: Arc::new(roles), audit }
+        Self { connections, exchanged: Arc::new(exchanged), roles: Arc::new(roles), strategies, audit }
     }
 
     /// The credential for the permitted call. It is told to the audit log once, whatever comes of it.
@@ -233,6 +240,9 @@ impl Credentials {
                 self.exchanged.resolve(ask).await
             }
             config::Credential::AwsSigv4(aws) => self.roles.resolve(ask, aws).await,
+            config::Credential::Custom(custom) => {
+                Box::pin(custom::resolve(&self.strategies, ask, custom)).await
+            }
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::oauth::server::access_token::Keys;
 use crate::policy::{Decision, Denied, Permit, Question, Request};
 use crate::respond::Failure;
 use crate::route::{Route, canonical_path};
+use crate::telemetry::audit::{self, Sink};
 use crate::{authn, origin, policy, web};
 
 /// While the store does not say what is known of somebody.
@@ -77,7 +78,10 @@ impl Gateway {
         if is_signed {
             sign::require_short(session)?;
         }
-        let asked = match route.rules.need_message() || quota::need_message(&route.limits, listens) {
+        let asked = match route.rules.need_message()
+            || self.hook.as_ref().is_some_and(|hook| hook.needs_message())
+            || quota::need_message(&route.limits, listens)
+        {
             true => Box::pin(self.inspect(session, &route, most)).await?,
             false => Asked::Anything,
         };
@@ -103,8 +107,13 @@ impl Gateway {
             source,
             time: now,
         };
-        let question =
-            Question { caller: &caller, attributes: &attributes, route: &route, request, hook: None };
+        let question = Question {
+            caller: &caller,
+            attributes: &attributes,
+            route: &route,
+            request,
+            hook: self.hook.as_deref(),
+        };
         let permit = self.permitted(&question, asked.of_policy(), Some(&ctx.request_id)).await?;
         let credential = self.credential(&permit, None, (&ctx.request_id, &snapshot.keys, now)).await?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
@@ -157,18 +166,20 @@ impl Gateway {
         let now = self.authority.clock.now();
         let refused = target.refused.as_ref();
         // Decided and noted once before.
-        let question = target.question(head);
+        let question = target.question(head, self.hook.as_deref());
         let permit = self.permitted(&question, target.asked.of_policy(), None).await?;
         target.credential = self.credential(&permit, refused, (request_id, keys, now)).await?;
         target.again = false;
         Ok(())
     }
 
-    /// A person is sent to the upstream's authorization server; a program can be sent nowhere.
+    /// A person is sent to the upstream's authorization server; a program can be sent nowhere, nor anybody for a connection that is
+    /// somebody else's.
     /// `is_known`: they have been there before. Whoever has not has to let their client use what comes of it, so that it is the
     /// client's authorization that leads there and the page would be one trip more.
     pub(super) fn needs_user(&self, caller: &Caller, route: &Route, is_known: bool) -> Failure {
         match caller.reach() {
+            _ if route.is_of_another(caller.user()) => Failure::NeedsConnection,
             Reach::Authorization => {
                 Failure::NeedsUser { page: is_known.then(|| self.page_of(caller, route)) }
             }
@@ -212,7 +223,7 @@ impl Gateway {
     ) -> Result<Permit<'q>, Failure> {
         let (outcome, decision) = policy::permit(question, asked);
         if let Some(id) = note.filter(|_| decision.is_of_policy()) {
-            decided(question, asked, &decision, id);
+            decided(&*self.credentials.audit, question, asked, &decision, id);
         }
         match outcome {
             Ok(permit) => Ok(permit),
@@ -251,7 +262,8 @@ impl Gateway {
                 self.denied(caller, route, Denied::Scope { needed }).await
             }
             Unresolved::NeedsUser { incarnation } => {
-                if let (Some(user), Some(incarnation)) = (caller.user(), &incarnation)
+                if let (Some(user), Some(incarnation)) =
+                    (route.owner.as_deref().or(caller.user()), &incarnation)
                     && self
                         .authority
                         .connector
@@ -270,9 +282,15 @@ impl Gateway {
     }
 }
 
-/// Writes a decision into the audit log. What is called is named only where it is a name and nothing else: the address of a
-/// resource may hold a secret.
-fn decided(question: &Question<'_>, asked: policy::Asked<'_>, decision: &Decision<'_>, id: &HeaderValue) {
+/// Tells the audit log of a decision. What is called is named only where it is a name and nothing else: the address of a resource
+/// may hold a secret.
+fn decided(
+    audit: &dyn Sink,
+    question: &Question<'_>,
+    asked: policy::Asked<'_>,
+    decision: &Decision<'_>,
+    id: &HeaderValue,
+) {
     let message = match asked {
         policy::Asked::Message(message) => Some(message),
         policy::Asked::Bodiless | policy::Asked::ToCome => None,
@@ -281,21 +299,19 @@ fn decided(question: &Question<'_>, asked: policy::Asked<'_>, decision: &Decisio
         let part = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
         text.len() <= 128 && text.bytes().all(part)
     };
-    let method = message.and_then(|message| message.method.as_deref()).filter(is_name);
     let tool =
         message.and_then(|message| message.item.as_ref()).filter(|item| item.kind != ItemKind::Resource);
-    tracing::info!(
-        target: "audit",
-        event = "policy_decided",
-        route = %question.route.name,
-        user = question.caller.subject(),
-        client = question.caller.client(),
-        method,
-        item = tool.map(|tool| tool.name.as_str()).filter(is_name),
-        outcome = %decision.outcome,
-        by = %decision.by,
-        enforced = decision.enforced,
-        fault = decision.fault.map(tracing::field::display),
-        request_id = id.to_str().unwrap_or_default(),
-    );
+    audit.decision(&audit::Decision {
+        at: question.request.time,
+        outcome: decision.outcome.name(),
+        by: decision.by.to_string(),
+        enforced: decision.enforced,
+        fault: decision.fault.map(|fault| fault.to_string()),
+        route: &question.route.name,
+        user: question.caller.subject(),
+        client: question.caller.client(),
+        method: message.and_then(|message| message.method.as_deref()).filter(is_name),
+        item: tool.map(|tool| tool.name.as_str()).filter(is_name),
+        request_id: id.to_str().unwrap_or_default(),
+    });
 }

@@ -20,7 +20,7 @@ use crate::config::Attributes;
 use crate::credential::Credential;
 use crate::oauth::client::refresh::Outdated;
 use crate::oauth::server::Snapshot;
-use crate::policy::{Question, Request};
+use crate::policy::{Hook, Question, Request};
 use crate::respond::{Failure, Reply};
 use crate::route::Route;
 use crate::telemetry::Guard;
@@ -104,12 +104,12 @@ pub struct Replacement {
 
 impl Target {
     /// All that rules may look at besides the message.
-    pub fn question<'t>(&'t self, head: &'t RequestHeader) -> Question<'t> {
+    pub fn question<'t>(&'t self, head: &'t RequestHeader, hook: Option<&'t dyn Hook>) -> Question<'t> {
         let (source, time) = (self.source, self.arrived);
         let request =
             Request { method: &head.method, path: head.uri.path(), headers: &head.headers, source, time };
         let Self { caller, attributes, route, .. } = self;
-        Question { caller, attributes, route, request, hook: None }
+        Question { caller, attributes, route, request, hook }
     }
 
     /// The request is sent from its beginning, for the first time or again.

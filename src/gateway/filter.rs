@@ -85,7 +85,7 @@ impl Gateway {
         ctx: &mut Context,
     ) -> Result<()> {
         let Some(target) = &ctx.target else { return Ok(()) };
-        let question = target.question(session.req_header());
+        let question = target.question(session.req_header(), None);
         let mut keep = |kind: ItemKind, name: &str| policy::visible(&question, kind, name);
         match ctx.filter.pass(body.take().unwrap_or_default(), end, &mut keep) {
             Ok(passed) => {

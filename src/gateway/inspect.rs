@@ -124,7 +124,12 @@ impl Gateway {
             return Ok(());
         };
         let message = read(&whole, &head.headers, &target.route)?;
-        self.permitted(&target.question(head), policy::Asked::Message(&message), Some(request_id)).await?;
+        self.permitted(
+            &target.question(head, self.hook.as_deref()),
+            policy::Asked::Message(&message),
+            Some(request_id),
+        )
+        .await?;
         self.count_tool(target, &message).await?;
         *body = Some(whole);
         Ok(())

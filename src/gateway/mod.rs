@@ -61,6 +61,7 @@ use self::streams::Streams;
 use crate::authn::foreign::Foreign;
 use crate::credential::Credentials;
 use crate::oauth::server::Authority;
+use crate::policy::Hook as PolicyHook;
 use crate::respond::{self, Failure};
 use crate::telemetry::access::Log;
 use crate::telemetry::{InFlight, Metrics};
@@ -83,6 +84,8 @@ pub struct Gateway {
     pub authority: Arc<Authority>,
     pub foreign: Arc<Foreign>,
     pub credentials: Credentials,
+    /// Somebody else's say in the policy.
+    pub hook: Option<Arc<dyn PolicyHook>>,
     pub resolver: Arc<Resolver>,
     pub router: Router,
     pub metrics: Arc<Metrics>,

@@ -79,7 +79,11 @@ impl Gateway {
         let source = &target.credential.source;
         let is_of_user = !matches!(
             source,
-            Source::None | Source::Fixed | Source::Minted | Source::Exchanged { of: None, .. }
+            Source::None
+                | Source::Fixed
+                | Source::Minted
+                | Source::Custom
+                | Source::Exchanged { of: None, .. }
         );
         !success
             || !is_of_user
@@ -96,8 +100,12 @@ impl Gateway {
     ) -> Consequence {
         let connector = &self.authority.connector;
         let verdict = match verdict {
-            // What the provider's tokens may do is the operator's and the provider's to say; asking the user changes nothing.
-            Verdict::StepUp { .. } if matches!(target.route.credential, Credential::UpstreamInject(..)) => {
+            // What the provider's tokens may do is the operator's and the provider's to say, and what a shared connection may do its
+            // owner's; asking the user changes nothing.
+            Verdict::StepUp { .. }
+                if matches!(target.route.credential, Credential::UpstreamInject(..))
+                    || target.route.is_of_another(target.caller.user()) =>
+            {
                 Verdict::Pass
             }
             verdict => verdict,
@@ -186,7 +194,8 @@ impl Gateway {
     /// The next authorization asks for its scopes as well, and the grant's next refresh brings the user.
     pub(super) async fn remember_challenge(&self, caller: &Caller, route: &Route, challenge: Challenge) {
         // Whoever acts for nobody has no connection to be asked about, and a program nobody to be sent.
-        let Some(user) = caller.user().filter(|_| caller.reach() != Reach::Nobody) else {
+        let is_asked = caller.reach() != Reach::Nobody && !route.is_of_another(caller.user());
+        let Some(user) = caller.user().filter(|_| is_asked) else {
             return;
         };
         self.authority.connector.challenged(caller.grant(), user, route, &challenge).await;

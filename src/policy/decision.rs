@@ -56,13 +56,20 @@ impl<'a> Decision<'a> {
     }
 }
 
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Outcome {
+    /// For logs.
+    pub fn name(self) -> &'static str {
+        match self {
             Self::Allowed => "allowed",
             Self::Denied => "denied",
             Self::StepUp => "step_up",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 

@@ -66,7 +66,13 @@ pub enum Asked<'a> {
 
 /// A say in who may call what, besides the rules: it can take away, and never give.
 pub trait Hook: Send + Sync {
+    /// `message`: what is asked for; `None` where there is none, or where [`Hook::needs_message`] says no and no rule needs it.
     fn decide(&self, question: &Question<'_>, message: Option<&Message>) -> Ruling;
+
+    /// Whether it looks at messages. Then each is read ahead, at every route, as strictly as for a rule.
+    fn needs_message(&self) -> bool {
+        false
+    }
 }
 
 /// What a hook says.

@@ -2,6 +2,7 @@
 //! told to stop. Everything that can go wrong at start goes wrong here, with a sentence, before anything listens in
 //! name only.
 mod admin;
+mod builder;
 pub mod foundation;
 mod kept;
 mod lean;
@@ -23,6 +24,7 @@ use pingora::services::background::background_service;
 use pingora_proxy::ProxyServiceBuilder;
 
 use self::admin::Admin;
+use self::builder::Extensions;
 use self::listeners::{Bound, OnSockets};
 use self::reload::Reload;
 use self::shutdown::Flush;
@@ -32,6 +34,8 @@ use crate::config::{self, Config, Report};
 use crate::upstream::idle::{self, Idle};
 use crate::upstream::joined::Joining;
 use crate::{gateway, upstream};
+
+pub use builder::{Builder, RunError};
 
 const H2_IDLE: Duration = Duration::from_secs(300);
 /// Buffers under TLS, which reads into one of its own and writes record by record, so that those of an answer go out together.
@@ -66,6 +70,17 @@ pub fn run(
     config: Config,
     again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
 ) -> Result<(), StartError> {
+    run_with(config, again, Extensions::default())
+}
+
+fn run_with(
+    config: Config,
+    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
+    extensions: Extensions,
+) -> Result<(), StartError> {
+    for warning in config.warnings.to_string().lines() {
+        tracing::warn!("{warning}");
+    }
     rustls::crypto::ring::default_provider().install_default().ok();
     let bound = listeners::bind(&config.server)?;
     let tls = tls::certificates(&config.server);
@@ -85,7 +100,7 @@ pub fn run(
         ..ServerConf::default()
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
-    let parts = parts::build(config, admin_address)?;
+    let parts = parts::build(config, admin_address, extensions)?;
     let reload = Arc::new(Reload {
         again: Box::new(again),
         authority: Arc::clone(&parts.gateway.authority),

@@ -12,6 +12,7 @@ use tokio::sync::broadcast;
 use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
+use super::builder::Extensions;
 use super::foundation::Foundation;
 use crate::authn::foreign::Foreign;
 use crate::background::{read_revoked, reload};
@@ -30,7 +31,7 @@ use crate::seal;
 use crate::store::Change;
 use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
-use crate::telemetry::audit::Lines;
+use crate::telemetry::audit::{self, Lines};
 use crate::upstream::resolve::Resolver;
 use crate::web;
 
@@ -48,14 +49,15 @@ pub struct Parts {
 }
 
 /// Opens the store and builds everything on it. `admin`: a socket that outgoing requests never reach.
-pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartError> {
+pub fn build(config: Config, admin: Option<SocketAddr>, extensions: Extensions) -> Result<Parts, StartError> {
     let other = |error: &dyn std::fmt::Display| StartError::Other(error.to_string());
     let Foundation { clock, metrics, in_flight, records, outbound, connector } =
         Foundation::lay(&config, true, admin)?;
     let store = Arc::clone(records.store());
     let changes = store.subscribe();
     let (access, access_flush) = Log::new(config.server.access_log);
-    let (audit, audit_flush) = Lines::new(config.server.audit_log);
+    let (lines, audit_flush) = Lines::new(config.server.audit_log);
+    let audit = audit::all(lines, extensions.sinks);
     if outbound.roots().is_empty() {
         tracing::warn!(
             "no certificate authorities are installed: https upstreams cannot be reached; install ca-certificates"
@@ -92,7 +94,8 @@ pub fn build(config: Config, admin: Option<SocketAddr>) -> Result<Parts, StartEr
     let providers = Arc::new(Providers::new(outbound.clone()));
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics), Arc::clone(&providers)),
-        credentials: Credentials::new(connector, Arc::new(audit)),
+        credentials: Credentials::new(connector, audit, extensions.strategies),
+        hook: extensions.hook,
         authority,
         foreign: Arc::new(Foreign::new(outbound.clone())),
         resolver: Arc::new(Resolver::new(outbound, clock)),

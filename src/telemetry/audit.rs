@@ -3,6 +3,7 @@
 //!
 //! An event consists of words of ours and of names: there is no field that a token could get into.
 use std::io::Write;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -14,6 +15,9 @@ use crate::config::AuditLog;
 pub trait Sink: Send + Sync {
     /// One for each time that a permitted call asked for its credential.
     fn resolution(&self, resolution: &Resolution<'_>);
+
+    /// One for each request at a route with rules.
+    fn decision(&self, decision: &Decision<'_>);
 }
 
 /// What was done to give a permitted call its credential.
@@ -57,6 +61,32 @@ pub struct Resolution<'a> {
     pub request_id: &'a str,
 }
 
+/// What the policy decided about a request, and by what.
+#[derive(Debug, Clone, Serialize)]
+pub struct Decision<'a> {
+    #[serde(skip)]
+    pub at: SystemTime,
+    /// `allowed`, `denied` or `step_up`.
+    pub outcome: &'static str,
+    /// `rule NAME`, `default`, `protocol` or `hook`.
+    pub by: String,
+    /// Whether it is more than an entry here.
+    pub enforced: bool,
+    /// Why a rule could not be decided, where that counted.
+    pub fault: Option<String>,
+    pub route: &'a str,
+    pub user: &'a str,
+    pub client: &'a str,
+    /// Of the message, where it is a name and nothing else: what else stands there is the caller's own text.
+    pub method: Option<&'a str>,
+    /// Tool or prompt, the same.
+    pub item: Option<&'a str>,
+    pub request_id: &'a str,
+}
+
+/// Tells several what is told to it.
+struct All(Vec<Arc<dyn Sink>>);
+
 /// JSON lines on standard error, like the rest of the log. A full buffer is waited for: nothing is lost.
 pub struct Lines {
     writer: NonBlocking,
@@ -71,6 +101,25 @@ struct Line<'a, T> {
     #[serde(flatten)]
     what: &'a T,
     target: &'static str,
+}
+
+/// The log, and whoever else wants to hear it.
+pub fn all(lines: Lines, others: Vec<Arc<dyn Sink>>) -> Arc<dyn Sink> {
+    let lines: Arc<dyn Sink> = Arc::new(lines);
+    match others.is_empty() {
+        true => lines,
+        false => Arc::new(All(std::iter::once(lines).chain(others).collect())),
+    }
+}
+
+impl Sink for All {
+    fn resolution(&self, resolution: &Resolution<'_>) {
+        self.0.iter().for_each(|sink| sink.resolution(resolution));
+    }
+
+    fn decision(&self, decision: &Decision<'_>) {
+        self.0.iter().for_each(|sink| sink.decision(decision));
+    }
 }
 
 // === impl Lines ===
@@ -98,6 +147,12 @@ impl Sink for Lines {
         let is_usual = (resolution.act, resolution.outcome) == (Act::Inject, Outcome::Ok);
         if self.log == AuditLog::All || !is_usual {
             self.write(resolution.at, "credential", resolution);
+        }
+    }
+
+    fn decision(&self, decision: &Decision<'_>) {
+        if self.log == AuditLog::All || decision.outcome != "allowed" {
+            self.write(decision.at, "policy_decided", decision);
         }
     }
 }

@@ -85,6 +85,7 @@ pub struct Builder {
     tls: bool,
     one_of_many: Option<SocketAddr>,
     under: Vec<String>,
+    example: Option<(String, Vec<String>)>,
 }
 
 impl Builder {
@@ -119,6 +120,12 @@ impl Builder {
     /// Starts it by way of another program, that watches it.
     pub fn under(mut self, command: &[String]) -> Self {
         self.under = command.to_vec();
+        self
+    }
+
+    /// Starts a program of `examples/` in its place, with these arguments after the configuration's.
+    pub fn example(mut self, name: &str, arguments: &[&str]) -> Self {
+        self.example = Some((name.into(), arguments.iter().map(ToString::to_string).collect()));
         self
     }
 
@@ -197,6 +204,7 @@ impl Builder {
             directory,
             environment: self.environment,
             under: self.under,
+            example: self.example,
             port,
             listener: Some(listener),
             process: None,
@@ -228,6 +236,8 @@ pub struct Gateway {
     environment: Vec<(String, String)>,
     /// What the program is started by.
     under: Vec<String>,
+    /// What is started in its place.
+    example: Option<(String, Vec<String>)>,
     /// Keeps the address between two starts.
     port: Port,
     listener: Option<TcpListener>,
@@ -287,7 +297,14 @@ impl Gateway {
         let listener = self.listener.take().expect("a listener");
         let mut command = Command::new("sh");
         command.args(["-c", HAND_OVER]).args(&self.under);
-        command.args([PROGRAM, "run", "--config"]).arg(self.config_file());
+        match &self.example {
+            None => command.args([PROGRAM, "run", "--config"]).arg(self.config_file()),
+            Some((name, arguments)) => {
+                let example = Path::new(PROGRAM).with_file_name("examples").join(name);
+                assert!(example.exists(), "cargo build --examples makes {}", example.display());
+                command.arg(example).arg(self.config_file()).args(arguments)
+            }
+        };
         command.current_dir(self.directory.path()).stdin(Stdio::from(OwnedFd::from(listener)));
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         self.started_at_line = self.output.len();

@@ -103,6 +103,9 @@ impl Visit<'_> {
                     provider.name
                 ),
             ),
+            Credential::Custom(custom) => {
+                ("custom", format!("requests to the upstream get what the strategy {} says", custom.strategy))
+            }
             Credential::PosternToken(routes) => (
                 "postern_token",
                 format!(
@@ -168,7 +171,8 @@ impl Visit<'_> {
             Credential::None
             | Credential::Header { .. }
             | Credential::UserHeader(_)
-            | Credential::PosternToken(_) => step,
+            | Credential::PosternToken(_)
+            | Credential::Custom(_) => step,
         }
     }
 

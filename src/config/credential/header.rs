@@ -131,16 +131,22 @@ pub(super) fn format<'f>(check: &mut Checker<'_>, key: &Key, written: &'f str) -
     Some(written)
 }
 
+/// Whether a credential may set this header.
+#[must_use]
+pub fn is_settable(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    !REFUSED.contains(&name)
+        && !REFUSED_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        && name != "last-event-id"
+}
+
 /// A header that a credential may set.
 pub(super) fn name(check: &mut Checker<'_>, key: &Key, written: &str) -> Option<HeaderName> {
     let Ok(name) = HeaderName::from_bytes(written.as_bytes()) else {
         check.refuse(key, "is not a header name", "write a name like Authorization or X-Api-Key");
         return None;
     };
-    let taken = REFUSED.contains(&name.as_str())
-        || REFUSED_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix))
-        || name == "last-event-id";
-    if taken {
+    if !is_settable(&name) {
         check.refuse(
             key,
             "is a header that a credential cannot set",

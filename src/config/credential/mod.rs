@@ -2,6 +2,7 @@
 
 mod aws_sigv4;
 mod client_credentials;
+mod custom;
 mod exchange;
 mod header;
 mod inject;
@@ -21,8 +22,9 @@ use super::oidc::IdentityProvider;
 use super::report::Key;
 
 pub use aws_sigv4::AwsSigv4;
+pub use custom::Custom;
 pub use exchange::Exchanger;
-pub use header::UserHeader;
+pub use header::{UserHeader, is_settable};
 pub use oauth::OauthCredential;
 pub use token_exchange::{Actor, Subject, TokenExchange};
 
@@ -45,6 +47,8 @@ pub enum Credential {
     UpstreamInject(Arc<IdentityProvider>, InjectedToken),
     /// A token of ours for the caller, good for these routes; at least one.
     PosternToken(Vec<String>),
+    /// Whatever a strategy says that this program was built with.
+    Custom(Custom),
     /// A token of our own, the same for everybody.
     ClientCredentials(Arc<Exchanger>),
     /// A token for each user, got for another one.
@@ -72,6 +76,7 @@ impl Credential {
             Self::Oauth(_) => CredentialKind::Oauth,
             Self::UpstreamInject(..) => CredentialKind::UpstreamInject,
             Self::PosternToken(_) => CredentialKind::PosternToken,
+            Self::Custom(_) => CredentialKind::Custom,
             Self::ClientCredentials(_) => CredentialKind::ClientCredentials,
             Self::TokenExchange(_) => CredentialKind::TokenExchange,
             Self::AwsSigv4(_) => CredentialKind::AwsSigv4,
@@ -105,6 +110,7 @@ impl Credential {
             | Self::Header { .. }
             | Self::UserHeader(_)
             | Self::PosternToken(_)
+            | Self::Custom(_)
             | Self::Oauth(_)
             | Self::ClientCredentials(_) => None,
         }
@@ -120,6 +126,7 @@ impl Credential {
             | Self::Header { .. }
             | Self::UserHeader(_)
             | Self::PosternToken(_)
+            | Self::Custom(_)
             | Self::Oauth(_)
             | Self::UpstreamInject(..)
             | Self::AwsSigv4(_) => None,
@@ -171,9 +178,10 @@ pub(super) fn check(
     match kind {
         CredentialKind::None => Some(Credential::None),
         CredentialKind::Header => header::check(check, key, written),
-        CredentialKind::Oauth => oauth::check(check, key, written, around.private).map(Credential::Oauth),
+        CredentialKind::Oauth => oauth::check(check, key, written, around).map(Credential::Oauth),
         CredentialKind::UpstreamInject => inject::check(check, key, written, around.login),
         CredentialKind::PosternToken => postern_token::check(check, key, written),
+        CredentialKind::Custom => custom::check(check, key, written),
         CredentialKind::ClientCredentials => client_credentials::check(check, key, written, around),
         CredentialKind::TokenExchange => token_exchange::check(check, key, written, around),
         CredentialKind::AwsSigv4 => aws_sigv4::check(check, key, written, around),
@@ -183,11 +191,11 @@ pub(super) fn check(
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
     use CredentialKind::{
-        AwsSigv4, ClientCredentials, Header, Oauth, PosternToken, TokenExchange, UpstreamInject,
+        AwsSigv4, ClientCredentials, Custom, Header, Oauth, PosternToken, TokenExchange, UpstreamInject,
     };
     let token_request: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange];
     let exchange: &[CredentialKind] = &[ClientCredentials, TokenExchange];
-    let keys: [(&str, bool, &[CredentialKind]); 37] = [
+    let keys: [(&str, bool, &[CredentialKind]); 40] = [
         ("name", written.name.is_some(), &[Header, ClientCredentials, TokenExchange]),
         ("value", written.value.is_some(), &[Header]),
         ("format", written.format.is_some(), &[Header, ClientCredentials, TokenExchange]),
@@ -203,12 +211,15 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("audience", written.audience.is_some(), exchange),
         ("params", written.params.is_some(), exchange),
         ("token_endpoint_auth_method", written.token_endpoint_auth_method.is_some(), token_request),
+        ("shared_by", written.shared_by.is_some(), &[Oauth]),
         ("authorization_params", written.authorization_params.is_some(), &[Oauth]),
         ("refresh_rotation", written.refresh_rotation.is_some(), &[Oauth]),
         ("profile", written.profile.is_some(), &[Oauth]),
         ("provider", written.provider.is_some(), &[UpstreamInject]),
         ("token", written.token.is_some(), &[UpstreamInject]),
         ("routes", written.routes.is_some(), &[PosternToken]),
+        ("strategy", written.strategy.is_some(), &[Custom]),
+        ("with", written.with.is_some(), &[Custom]),
         ("form", written.form.is_some(), &[TokenExchange]),
         ("subject", written.subject.is_some(), &[TokenExchange]),
         ("subject_provider", written.subject_provider.is_some(), &[TokenExchange, AwsSigv4]),

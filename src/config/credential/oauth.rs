@@ -9,7 +9,7 @@ use super::super::file::{self, RefreshRotation, Texts, TokenEndpointAuthMethod};
 use super::super::profile::Profile;
 use super::super::report::Key;
 use super::super::secret;
-use super::{resource, urls};
+use super::{Around, resource, urls};
 
 /// What is configured about the upstream's authorization; everything else is discovered.
 #[derive(Clone, Default)]
@@ -31,6 +31,8 @@ pub struct OauthCredential {
     pub authorization_params: BTreeMap<String, String>,
     /// `None`: unknown.
     pub refresh_rotation: Option<RefreshRotation>,
+    /// Whose connection serves everybody. `None`: each user has their own.
+    pub shared_by: Option<String>,
     /// `None`: by the issuer.
     pub profile: Option<&'static Profile>,
 }
@@ -62,8 +64,9 @@ pub(super) fn check(
     check: &mut Checker<'_>,
     key: &Key,
     written: &file::Credential,
-    private: &[String],
+    around: &Around<'_>,
 ) -> Option<OauthCredential> {
+    let private = around.private;
     let client_secret = written
         .client_secret
         .as_ref()
@@ -79,6 +82,11 @@ pub(super) fn check(
         );
     }
     auth_method(check, key, written);
+    if let Some(user) = written.shared_by.as_ref().filter(|user| !around.login.knows(user)) {
+        let what = format!("`{user}` is nobody who can sign in here");
+        let write = "write a user of `login.local`, or ISSUER|SUBJECT of somebody of `login.oidc`";
+        check.refuse(&key.child("shared_by"), what, write);
+    }
     let profile = profile(check, key, written);
     let addresses = [
         ("issuer", &written.issuer),
@@ -131,6 +139,7 @@ pub(super) fn check(
         token_endpoint_auth_method: written.token_endpoint_auth_method,
         authorization_params: written.authorization_params.clone().unwrap_or_default(),
         refresh_rotation: written.refresh_rotation,
+        shared_by: written.shared_by.clone(),
         profile,
     })
 }

@@ -15,7 +15,8 @@ pub(in crate::config) struct Credential {
     /// provider gave when they signed in here. `token_exchange`: a token of each user, got for another one. `client_credentials`: a
     /// token of Postern's own, the same for everybody. `aws_sigv4`: a signature, with the credentials of the user's role at AWS.
     /// `postern_token`: a short token of Postern's own for the caller, good at other routes, for an upstream that is an MCP client
-    /// itself. `header`: one header, fixed or with each user's own secret. `none`: nothing.
+    /// itself. `header`: one header, fixed or with each user's own secret. `custom`: what a
+    /// strategy says that this program was built with. `none`: nothing.
     /// Default: `oauth`.
     pub(in crate::config) kind: Option<CredentialKind>,
     /// `upstream_inject`: entry of `login.oidc`, by name. Its tokens are kept and refreshed; for refresh tokens most providers want the scope
@@ -26,6 +27,10 @@ pub(in crate::config) struct Credential {
     pub(in crate::config) token: Option<InjectedToken>,
     /// `postern_token`: names of the routes that the upstream may call for its caller.
     pub(in crate::config) routes: Option<Vec<String>>,
+    /// `custom`: name of a strategy that this program was built with.
+    pub(in crate::config) strategy: Option<String>,
+    /// `custom`: what that strategy wants to know.
+    pub(in crate::config) with: Option<BTreeMap<String, serde_json::Value>>,
     /// `header`: name of the header. `token_exchange`, `client_credentials`: the one that the token goes into; default: `Authorization`.
     pub(in crate::config) name: Option<String>,
     /// `header`: the secret.
@@ -82,6 +87,9 @@ pub(in crate::config) struct Credential {
     /// How Postern authenticates at the token endpoint. Default: what the authorization server supports for `oauth`,
     /// `client_secret_basic` for others.
     pub(in crate::config) token_endpoint_auth_method: Option<TokenEndpointAuthMethod>,
+    /// `oauth`: the user whose connection serves everybody at this route, like `alice` or `https://idp.example.com|4711`; they alone connect
+    /// it. Default: each user has one of their own.
+    pub(in crate::config) shared_by: Option<String>,
     /// `oauth`: further parameters of the authorization request, like `{access_type: offline}`. Default: none.
     pub(in crate::config) authorization_params: Option<BTreeMap<String, String>>,
     /// `oauth`: what the authorization server does about a refresh token that comes a second time, because an answer got lost. `strict`:
@@ -129,6 +137,7 @@ pub(in crate::config) enum CredentialKind {
     Oauth,
     UpstreamInject,
     PosternToken,
+    Custom,
     TokenExchange,
     ClientCredentials,
     AwsSigv4,
@@ -143,6 +152,7 @@ impl CredentialKind {
             Self::Oauth => "oauth",
             Self::UpstreamInject => "upstream_inject",
             Self::PosternToken => "postern_token",
+            Self::Custom => "custom",
             Self::TokenExchange => "token_exchange",
             Self::ClientCredentials => "client_credentials",
             Self::AwsSigv4 => "aws_sigv4",

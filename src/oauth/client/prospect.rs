@@ -144,6 +144,9 @@ impl Connector {
         user: &str,
         anew: bool,
     ) -> Result<Prospect, DiscoverError> {
+        if route.is_of_another(Some(user)) {
+            return Ok(Prospect::NotNeeded);
+        }
         let oauth = match (&route.credential, route.credential.provider()) {
             (Credential::Oauth(oauth), _) => oauth,
             (_, Some(provider)) => return Ok(self.prospect_at_provider(provider, route, user, anew).await),
@@ -195,7 +198,7 @@ impl Connector {
     /// Whether the connection may do more than these scopes say, so that a client with no others cannot use it. What cannot be
     /// found out now is found out with the next call.
     pub async fn has_outgrown(&self, user: &str, route: &Route, scopes: &[String]) -> bool {
-        if !matches!(route.credential, Credential::Oauth(_)) {
+        if !matches!(route.credential, Credential::Oauth(_)) || route.owner.is_some() {
             return false;
         }
         let found = self.records.connection(&connection_key(user, route)).await.ok().flatten();

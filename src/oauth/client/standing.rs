@@ -102,7 +102,7 @@ impl Standing {
 impl Connector {
     /// How this user's connection at the route stands.
     pub async fn standing(&self, route: &Route, user: &str) -> Result<Standing, RecordError> {
-        if !route.credential.is_of_user() {
+        if !route.credential.is_of_user() || route.is_of_another(Some(user)) {
             return Ok(Standing { state: State::NotNeeded, held: None });
         }
         let (key, said) = (connection_key(user, route), self.last_said(route));
