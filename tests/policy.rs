@@ -6,7 +6,7 @@ mod support;
 
 use serde_json::{Value, json};
 use support::browser::Browser;
-use support::client::{Client, Tokens};
+use support::client::{Callback, Client, Tokens};
 use support::gateway::{Builder, Gateway, Route};
 use support::identity::IdentityProvider;
 use support::mcp::{McpAnswer, McpRequest};
@@ -260,12 +260,17 @@ async fn a_rule_asks_for_scopes_and_for_consent_in_its_own_words() {
     assert_eq!(lacks.status, 403);
     let scope = lacks.challenge("scope").unwrap();
     assert_eq!(scope, "mcp:access consent:adding");
+    // What one allows to an address that nobody else can have is remembered, but not this.
+    let redirect = "https://client.example/cb";
+    let document =
+        json!({"client_name": "Adder", "redirect_uris": [redirect], "token_endpoint_auth_method": "none"});
+    let id = Client::register_with(&rig.gateway, &document).await.json();
+    rig.client = Client::known_as(&rig.gateway, text(&id["client_id"]), redirect);
     for _ in 0..2 {
         let request = rig.client.authorization("demo").with("scope", &scope);
-        let page = rig.browser.go_to_consent(&rig.client.redirect_uri, &request.url()).await;
+        let page = rig.browser.go_to_consent(redirect, &request.url()).await;
         assert!(page.text().contains("Add up your numbers"), "asked each time: {}", page.text());
-        let callback = rig.browser.consent_allow(&page).await.client();
-        let code = support::client::Callback::of(&callback).code();
+        let code = Callback::of(&rig.browser.consent_allow(&page).await.client()).code();
         rig.tokens = rig.client.redeem(&code, &request).await.tokens();
         assert_eq!(rig.call().tool("add", add.clone()).await.status, 200);
     }

@@ -244,10 +244,8 @@ impl ProxyHttp for Gateway {
         if !matches!(target.asked, Asked::Held(_)) {
             return Ok(());
         }
-        let released = {
-            let (head, most) = (session.req_header(), ctx.snapshot.config.limits.inspect_body);
-            Box::pin(self.release(target, head, &ctx.request_id, most, body, end)).await
-        };
+        let (head, most) = (session.req_header(), ctx.snapshot.config.limits.inspect_body);
+        let released = Box::pin(self.release(target, head, &ctx.request_id, most, body, end)).await;
         released.map_err(|failure| {
             ctx.failure = Some(failure);
             Error::explain(ANSWERED, "an answer of ours instead")

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Seq
 use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
-use super::message::{Unreadable, folded};
+use super::message::{Unreadable, folded, is_spelling_of};
 use crate::expression::Wanted;
 
 /// A whole number beyond that is another one for readers that have doubles alone (RFC 8259 §6).
@@ -145,12 +145,7 @@ impl<'w> Visitor<'_> for Called<'w> {
         if let Some((name, below)) = wanted.get_key_value(name) {
             return Ok(Some((name, below)));
         }
-        let is_ascii = name.is_ascii();
-        let is_variant = |known: &&str| match is_ascii && known.is_ascii() {
-            true => known.eq_ignore_ascii_case(name),
-            false => folded(known) == folded(name),
-        };
-        match wanted.keys().map(|known| &**known).any(|known| is_variant(&known)) {
+        match wanted.keys().any(|known| is_spelling_of(name, known)) {
             true => Err(E::custom("another spelling of a member")),
             false => Ok(None),
         }

@@ -3,7 +3,8 @@
 //!
 //! Refused is what parsers differ about: members that come twice or differ in case alone, batches, text that is no
 //! UTF-8, a byte order mark, anything behind the end.
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::HashSet;
 use std::fmt;
 
 use http::HeaderMap;
@@ -65,7 +66,7 @@ impl Message {
         }
         let message = Members::read(text, &KNOWN)?;
         let method = message.text("method")?;
-        let params = || message.0.get("params").map(|params| params.get()).ok_or(Unreadable::Ambiguous);
+        let params = || message.raw("params").map(|params| params.get()).ok_or(Unreadable::Ambiguous);
         let (item, arguments) = match method.as_deref() {
             Some("tools/call") => called(params()?, ItemKind::Tool, wanted)?,
             Some("prompts/get") => called(params()?, ItemKind::Prompt, wanted)?,
@@ -75,7 +76,7 @@ impl Message {
             Some("completion/complete") => (completed(params()?)?, Map::new()),
             _ => (None, Map::new()),
         };
-        let id = message.0.get("id").map(|id| id.get()).filter(|id| id.len() <= LONGEST_ID);
+        let id = message.raw("id").map(|id| id.get()).filter(|id| id.len() <= LONGEST_ID);
         let id = id.unwrap_or("null").to_owned();
         Ok(Self { method, item, arguments, id })
     }
@@ -107,14 +108,14 @@ fn called(
         return Ok((Some(Members::read(params, &["name"])?.item(kind, "name")?), Map::new()));
     }
     let params = Members::read(params, &["name", "arguments"])?;
-    let arguments = params.0.get("arguments").map(|raw| arguments::read(raw, wanted)).transpose()?;
+    let arguments = params.raw("arguments").map(|raw| arguments::read(raw, wanted)).transpose()?;
     Ok((Some(params.item(kind, "name")?), arguments.unwrap_or_default()))
 }
 
 /// What is to be completed: an argument of a prompt or of a resource template.
 fn completed(params: &str) -> Result<Option<Item>, Unreadable> {
     let params = Members::read(params, &["ref"])?;
-    let reference = params.0.get("ref").ok_or(Unreadable::Ambiguous)?;
+    let reference = params.raw("ref").ok_or(Unreadable::Ambiguous)?;
     let reference = Members::read(reference.get(), &["type", "name", "uri"])?;
     Ok(match reference.text("type")?.as_deref() {
         Some("ref/prompt") => Some(reference.item(ItemKind::Prompt, "name")?),
@@ -124,16 +125,22 @@ fn completed(params: &str) -> Result<Option<Item>, Unreadable> {
 }
 
 /// The members of one object, by name; no two could be taken for one another.
-pub(super) struct Members<'t>(HashMap<String, &'t RawValue>);
+pub(super) struct Members<'t>(Vec<(Cow<'t, str>, &'t RawValue)>);
+
+/// With more members than that, names are looked for by their hash.
+const FEW: usize = 16;
+
+/// Borrowed where it was written without escapes.
+#[derive(Deserialize)]
+struct Key<'t>(#[serde(borrow)] Cow<'t, str>);
 
 impl<'t> Members<'t> {
     /// `known`: the names that have a meaning here; no other spelling of them is let through.
     pub(super) fn read(text: &'t str, known: &[&str]) -> Result<Self, Unreadable> {
         let Self(members) = serde_json::from_str(text).map_err(|_| Unreadable::Ambiguous)?;
-        let is_variant = |name: &String| {
-            !known.contains(&name.as_str()) && known.iter().any(|known| is_spelling_of(name, known))
-        };
-        if members.keys().any(is_variant) {
+        let is_variant =
+            |name: &str| !known.contains(&name) && known.iter().any(|known| is_spelling_of(name, known));
+        if members.iter().any(|(name, _)| is_variant(name)) {
             return Err(Unreadable::Ambiguous);
         }
         Ok(Self(members))
@@ -141,13 +148,12 @@ impl<'t> Members<'t> {
 
     /// As it was written.
     pub(super) fn raw(&self, name: &str) -> Option<&'t RawValue> {
-        self.0.get(name).copied()
+        self.0.iter().find(|(own, _)| own == name).map(|(_, value)| *value)
     }
 
     /// `None`: there is no such member.
     pub(super) fn text(&self, name: &str) -> Result<Option<String>, Unreadable> {
-        self.0
-            .get(name)
+        self.raw(name)
             .map(|raw| serde_json::from_str(raw.get()).map_err(|_| Unreadable::Ambiguous))
             .transpose()
     }
@@ -168,11 +174,19 @@ impl<'de> Deserialize<'de> for Members<'de> {
                 formatter.write_str("an object")
             }
             fn visit_map<M: MapAccess<'de>>(self, mut map: M) -> Result<Self::Value, M::Error> {
-                let mut members = HashMap::new();
-                while let Some((name, value)) = map.next_entry::<String, &RawValue>()? {
-                    if members.insert(name, value).is_some() {
+                let (mut members, mut names) = (Vec::<(Cow<'de, str>, _)>::with_capacity(4), HashSet::new());
+                while let Some((Key(name), value)) = map.next_entry::<Key<'de>, &RawValue>()? {
+                    if members.len() == FEW {
+                        names.extend(members.iter().map(|(name, _)| name.clone()));
+                    }
+                    let is_there = match members.len() < FEW {
+                        true => members.iter().any(|(known, _)| *known == name),
+                        false => !names.insert(name.clone()),
+                    };
+                    if is_there {
                         return Err(M::Error::custom("a member that comes twice"));
                     }
+                    members.push((name, value));
                 }
                 Ok(Members(members))
             }
@@ -182,8 +196,8 @@ impl<'de> Deserialize<'de> for Members<'de> {
 }
 
 /// Whether somebody may take the one for the other.
-fn is_spelling_of(name: &str, known: &str) -> bool {
-    match name.is_ascii() {
+pub(super) fn is_spelling_of(name: &str, known: &str) -> bool {
+    match name.is_ascii() && known.is_ascii() {
         true => name.eq_ignore_ascii_case(known),
         false => folded(name) == folded(known),
     }
@@ -253,6 +267,18 @@ mod tests {
             assert_eq!(read(body), Ok(expected), "{body}");
         }
         assert_eq!(read(r#"{"id":1,"result":{}}"#).unwrap().method, None);
+    }
+
+    #[test]
+    fn a_member_that_comes_twice_is_found_among_many() {
+        for count in [1, FEW - 1, FEW, FEW + 1, 3 * FEW] {
+            let members: String = (0..count).map(|n| format!(r#""m{n}":0,"#)).collect();
+            let message = |last: &str| format!(r#"{{{members}"method":"ping","{last}":1}}"#);
+            assert!(read(&message("other")).is_ok(), "{count}");
+            for twice in ["m0", "\\u006d0", "method", &format!("m{}", count - 1)] {
+                assert_eq!(read(&message(twice)), Err(Unreadable::Ambiguous), "{twice} of {count}");
+            }
+        }
     }
 
     #[test]
