@@ -682,3 +682,103 @@ async fn what_a_reload_changes_counts_for_the_next_call() {
     let audiences: Vec<_> = provider.exchanged().into_iter().flat_map(|given| given.audience).collect();
     assert_eq!(audiences, ["files", "mail"]);
 }
+
+/// The credential of a route whose tokens Entra gives on behalf of the user, with the rig in its place.
+fn on_behalf(provider: &IdentityProvider, tenant: &str) -> Value {
+    json!({"kind": "entra_obo", "subject_provider": "corp", "tenant": tenant, "scopes": ["api://files/.default"],
+        "token_endpoint": format!("{}/{{tenant}}/oauth2/v2.0/token", provider.issuer)})
+}
+
+/// The application that signs people in is the one that asks.
+async fn entra() -> (IdentityProvider, Upstream) {
+    let (provider, upstream) = world().await;
+    provider.set(|script| {
+        script.refreshable = true;
+        script.claims["tid"] = json!("7f58a0a4-3b4f-4c51-8f53-7f2d8dd5d2f1");
+        script.exchanges.client = "postern".into();
+        script.exchanges.secret = "of the identity provider".into();
+        script.exchanges.method = "client_secret_post";
+    });
+    (provider, upstream)
+}
+
+#[tokio::test]
+async fn brk15_06_entra_gets_exactly_its_own_form_in_the_tenant_of_the_user() {
+    for (tenant, path) in [
+        ("from_user", "/7f58a0a4-3b4f-4c51-8f53-7f2d8dd5d2f1/oauth2/v2.0/token"),
+        ("organizations", "/organizations/oauth2/v2.0/token"),
+    ] {
+        let (provider, upstream) = entra().await;
+        let route = Route::to("demo", &upstream.url(), on_behalf(&provider, tenant));
+        let gateway = with_login(Gateway::builder().route(route), &provider).start().await;
+        let (_, _, tokens) = sign_in_at(&provider, &gateway).await;
+        let calls = (0..20).map(|_| call(&gateway, &tokens));
+        for answer in futures_util::future::join_all(calls).await {
+            assert_eq!(answer.tool_text(), "heard");
+        }
+        assert_eq!((provider.exchanges(), provider.requests.count(path)), (1, 1));
+        let asked = provider.requests.last_to(path);
+        let body = asked.text();
+        let mut fields: Vec<_> = form_urlencoded::parse(body.as_bytes()).collect();
+        fields.sort();
+        let fields: Vec<_> = fields.iter().map(|(name, value)| format!("{name}={value}")).collect();
+        assert_eq!(
+            fields,
+            [
+                "assertion=access-1",
+                "client_id=postern",
+                "client_secret=of the identity provider",
+                "grant_type=urn:ietf:params:oauth:grant-type:jwt-bearer",
+                "requested_token_use=on_behalf_of",
+                "scope=api://files/.default",
+            ]
+        );
+        assert_eq!(asked.header("authorization"), None);
+        upstream.assert_never_saw(&[&held(&tokens)[..], &["access-1"]].concat());
+        gateway.output.assert_no_secret();
+    }
+}
+
+#[tokio::test]
+async fn brk15_06_conditional_access_is_a_sign_in_at_that_provider_with_its_claims() {
+    let (provider, upstream) = entra().await;
+    let route = Route::to("demo", &upstream.url(), on_behalf(&provider, "from_user"));
+    let gateway = with_login(Gateway::builder().route(route), &provider).start().await;
+    let (mut browser, client, tokens) = sign_in_at(&provider, &gateway).await;
+    let claims = r#"{"access_token":{"acrs":{"essential":true,"value":"c1"}}}"#;
+    let wanted = json!({"error": "interaction_required", "error_description": "AADSTS50076: CANARY", "claims": claims});
+    provider.set(|script| script.exchanges.error = Some((400, wanted)));
+    for _ in 0..3 {
+        let answer = call(&gateway, &tokens).await;
+        assert_eq!(answer.status, 401, "{}", answer.body);
+        assert!(answer.challenge("resource_metadata").is_some() && !answer.body.contains("AADSTS"));
+    }
+    assert_eq!((provider.exchanges(), upstream.calls().len()), (1, 0));
+    // The client's next refresh fails, so that it brings the user, who is seen there about just that.
+    assert_eq!(client.refresh(&tokens.refresh_token).await.error().as_deref(), Some("invalid_grant"));
+    let signed_in = provider.requests.count("/authorize");
+    provider.set(|script| script.exchanges.error = None);
+    let tokens = client.sign_in(&mut browser, "demo").await;
+    assert_eq!(provider.requests.count("/authorize"), signed_in + 1);
+    assert_eq!(provider.requests.last_to("/authorize").parameter("claims").as_deref(), Some(claims));
+    assert_eq!(call(&gateway, &tokens).await.tool_text(), "heard");
+    // Once they were, nobody asks again.
+    browser.go(&gateway.url("/login/start?provider=corp&next=/connections")).await.page();
+    assert_eq!(provider.requests.last_to("/authorize").parameter("claims"), None);
+    upstream.assert_never_saw(&held(&tokens));
+    gateway.output.assert_no_secret();
+}
+
+#[tokio::test]
+async fn a_user_whose_tenant_nobody_knows_or_trusts_is_asked_for_nowhere() {
+    for tid in [json!(null), json!("../admin"), json!("a/b"), json!(7), json!("")] {
+        let (provider, upstream) = entra().await;
+        provider.set(|script| script.claims["tid"] = tid.clone());
+        let route = Route::to("demo", &upstream.url(), on_behalf(&provider, "from_user"));
+        let gateway = with_login(Gateway::builder().route(route), &provider).start().await;
+        let (_, _, tokens) = sign_in_at(&provider, &gateway).await;
+        let answer = call(&gateway, &tokens).await;
+        assert_eq!((answer.status, provider.exchanges()), (502, 0), "{tid}: {}", answer.body);
+        upstream.assert_never_saw(&held(&tokens));
+    }
+}

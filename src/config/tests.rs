@@ -1098,6 +1098,7 @@ fn what_exchanges_need_and_what_they_may_not_say() {
     const SECRET: &str = "client_secret: {env: KEY}";
     let own = format!("kind: client_credentials, {AT}, {SECRET}");
     let user = format!("kind: token_exchange, {AT}, {SECRET}");
+    let obo = "kind: entra_obo, subject_provider: corp, scopes: [\"api://x/.default\"]";
     for good in [
         own.clone(),
         format!("kind: client_credentials, {AT}, token_endpoint_auth_method: private_key_jwt"),
@@ -1109,6 +1110,9 @@ fn what_exchanges_need_and_what_they_may_not_say() {
         format!("{user}, subject_provider: corp, subject_token: id, actor_token: {{env: KEY}}, actor_token_type: \"urn:a\""),
         format!("{user}, form: assertion, audience: [a, b]"),
         format!("kind: token_exchange, {AT}, token_endpoint_auth_method: none"),
+        format!("{obo}, tenant: from_user, token_endpoint_auth_method: private_key_jwt"),
+        format!("{obo}, tenant: contoso.example, client_id: us, {SECRET}"),
+        format!("{obo}, token_endpoint: \"https://as.example.com/token\", client_id: us, {SECRET}"),
     ] {
         assert_eq!(exchange_problems(&good), [""; 0], "{good}");
     }
@@ -1151,6 +1155,17 @@ fn what_exchanges_need_and_what_they_may_not_say() {
         (format!("{user}, form: assertion, actor: self"), "actor: belongs to `form: exchange`"),
         (format!("{user}, form: assertion, requested_token_type: \"urn:a\""), "requested_token_type: belongs to `form: exchange`"),
         ("kind: oauth, resource: [\"https://a.example\"]".into(), "resource: is a list"),
+        (obo.into(), "tenant: is missing"),
+        (format!("{obo}, tenant: \"a/b\""), "tenant: is not a tenant"),
+        (format!("{obo}, tenant: common, token_endpoint: \"https://as.example.com/token\""), "tenant: has no place in `token_endpoint`"),
+        // The provider has no secret here.
+        (format!("{obo}, tenant: common"), "token_endpoint_auth_method: does not fit the client"),
+        (format!("{obo}, tenant: common, {SECRET}"), "client_id: is missing beside `client_secret`"),
+        (format!("{obo}, tenant: common, resource: \"urn:x\""), "resource: belongs to `kind: oauth`"),
+        (format!("{obo}, tenant: common, audience: x"), "audience: belongs to `kind: client_credentials`"),
+        (obo.replace("corp", "other"), "subject_provider: `other` is no identity provider"),
+        ("kind: entra_obo, tenant: common".into(), "subject_provider: is missing"),
+        ("kind: entra_obo, tenant: common, subject_provider: corp".into(), "scopes: names no scope"),
     ] {
         let found = exchange_problems(&bad);
         let expected = format!("routes[0].credential.{expected}");

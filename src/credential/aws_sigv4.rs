@@ -159,7 +159,8 @@ impl Roles {
         loop {
             let now = self.connector.clock.now();
             let of = (whose.grant, whose.user);
-            let (token, shown) = self.connections.subject(of, route, refused.as_ref(), now).await?;
+            let subject = self.connections.subject(of, route, refused.as_ref(), now).await?;
+            let (token, shown) = (subject.token, subject.of);
             // It was verified when it came.
             let claims = jose::unverified(token.expose_secret()).ok_or(Unresolved::Refused)?;
             let role = aws.role(&claims.sub, &claims.rest).ok_or(Unresolved::NoRole)?;

@@ -50,6 +50,15 @@ struct Slot {
     quiet: ArcSwapOption<(Outdated, SystemTime)>,
 }
 
+/// A token to be exchanged.
+pub(super) struct Subject {
+    pub(super) token: SecretString,
+    /// Which one it is.
+    pub(super) of: Outdated,
+    /// The tenant of its user, where the ID token beside it names one (`tid`).
+    pub(super) tenant: Option<String>,
+}
+
 // === impl Connections ===
 
 impl Connections {
@@ -96,12 +105,12 @@ impl Connections {
         route: &Arc<Route>,
         refused: Option<&Outdated>,
         now: SystemTime,
-    ) -> Result<(SecretString, Outdated), Unresolved> {
+    ) -> Result<Subject, Unresolved> {
         let slot = self.slot_of(grant, user, route);
         let (known, _) = self.fresh(&slot, route, refused, now).await?;
         let token = known.token().ok_or(Unresolved::NeedsUser { incarnation: None })?;
         let sendable = token.sendable(route, now).ok_or_else(|| token.needs_user())?;
-        Ok((sendable.secret(), token.outdated()))
+        Ok(Subject { token: sendable.secret(), of: token.outdated(), tenant: token.tenant() })
     }
 
     /// What there is, its token fit to be sent, and whether it had to be fetched for that. `refused`: the one that is not.

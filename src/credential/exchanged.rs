@@ -16,7 +16,7 @@ use super::window::{spread, window};
 use super::{Ask, Credential, Put, Source, Unresolved};
 use crate::map::Shared;
 use crate::oauth::client::Connector;
-use crate::oauth::client::exchange::{Failure, Wish};
+use crate::oauth::client::exchange::Failure;
 use crate::oauth::client::exchanged::{Exchanged, Issued, Worn, exchange_key};
 use crate::oauth::client::refresh::Outdated;
 use crate::route::Route;
@@ -198,9 +198,8 @@ impl Exchanges {
     ) -> Result<Arc<Ready>, Unresolved> {
         let mut refused: Option<Outdated> = None;
         loop {
-            let (grant, shown) =
+            let (wish, shown) =
                 whose.shown(&self.connector, &self.connections, route, refused.as_ref(), now).await?;
-            let Some(wish) = Wish::of(route, grant) else { return Err(Unresolved::Refused) };
             let failure = match self.connector.exchanged(&slot.key, &wish, worn).await {
                 Exchanged::Token(token) => return slot.take(&token, route).ok_or(Unresolved::Refused),
                 Exchanged::Failed(failure) => failure,

@@ -9,6 +9,7 @@ use super::window::{spread, window};
 use super::{Credential, Put, Source, Unresolved};
 use crate::authn::{Caller, Reach};
 use crate::config::{self, InjectedToken};
+use crate::jose::unverified;
 use crate::oauth::client::refresh::Outdated;
 use crate::route::Route;
 use crate::store::record::Tokens;
@@ -140,6 +141,12 @@ impl Token {
 
     pub(super) fn outdated(&self) -> Outdated {
         Outdated { incarnation: Arc::clone(&self.incarnation), generation: self.generation }
+    }
+
+    /// `tid` of the ID token, which was verified when it came.
+    pub(super) fn tenant(&self) -> Option<String> {
+        let token = self.id.as_ref()?.secret();
+        unverified(token.expose_secret())?.text("tid").map(str::to_owned)
     }
 
     /// The user has to be there to get another one.

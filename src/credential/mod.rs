@@ -3,6 +3,7 @@
 pub mod aws_sigv4;
 pub mod connection;
 mod custom;
+mod entra_obo;
 pub mod exchanged;
 mod known;
 mod postern_token;
@@ -236,9 +237,9 @@ impl Credentials {
                     _ => Ok(resolved),
                 }
             }
-            config::Credential::ClientCredentials(_) | config::Credential::TokenExchange(_) => {
-                self.exchanged.resolve(ask).await
-            }
+            config::Credential::ClientCredentials(_)
+            | config::Credential::TokenExchange(_)
+            | config::Credential::EntraObo(_) => self.exchanged.resolve(ask).await,
             config::Credential::AwsSigv4(aws) => self.roles.resolve(ask, aws).await,
             config::Credential::Custom(custom) => {
                 Box::pin(custom::resolve(&self.strategies, ask, custom)).await

@@ -6,10 +6,10 @@ use std::time::SystemTime;
 use secrecy::SecretString;
 
 use super::connection::Connections;
-use super::{Ask, Unresolved, token_exchange};
+use super::{Ask, Unresolved, entra_obo, token_exchange};
 use crate::config::Credential;
 use crate::oauth::client::Connector;
-use crate::oauth::client::exchange::Grant;
+use crate::oauth::client::exchange::{Grant, Wish};
 use crate::oauth::client::refresh::Outdated;
 use crate::route::Route;
 
@@ -93,9 +93,10 @@ impl<'a> Whose<'a> {
         route: &Arc<Route>,
         refused: Option<&Outdated>,
         now: SystemTime,
-    ) -> Result<(Grant, Option<Outdated>), Unresolved> {
+    ) -> Result<(Wish, Option<Outdated>), Unresolved> {
+        let wish = |grant| Wish::of(route, grant).ok_or(Unresolved::Refused);
         let (token, of) = match &self.by {
-            By::Nothing => return Ok((Grant::ClientCredentials, None)),
+            By::Nothing => return Ok((wish(Grant::ClientCredentials)?, None)),
             By::Us => {
                 let at = route.credential.exchanger().ok_or(Unresolved::Refused)?;
                 let audience = at.audience_of_assertions();
@@ -104,8 +105,16 @@ impl<'a> Whose<'a> {
             By::Token(token) => ((*token).clone(), None),
             By::Connection(..) => {
                 let who = (self.grant, self.user);
-                let (token, of) = connections.subject(who, route, refused, now).await?;
-                (token, Some(of))
+                let subject = connections.subject(who, route, refused, now).await?;
+                if matches!(route.credential, Credential::EntraObo(_)) {
+                    let wish = wish(entra_obo::grant(subject.token))?;
+                    let wish = match wish.wants_tenant() {
+                        true => wish.in_tenant(&entra_obo::tenant(subject.tenant)?),
+                        false => wish,
+                    };
+                    return Ok((wish, Some(subject.of)));
+                }
+                (subject.token, Some(subject.of))
             }
         };
         let is_ours = matches!(self.by, By::Us);
@@ -115,7 +124,7 @@ impl<'a> Whose<'a> {
             }
             _ => return Err(Unresolved::Refused),
         };
-        Ok((grant, of))
+        Ok((wish(grant)?, of))
     }
 
     pub(super) fn kept(&self) -> Kept {

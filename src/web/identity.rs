@@ -96,7 +96,13 @@ pub async fn start(
         };
         let now = web.authority.clock.now();
         let redirect_uri = callback_uri(&about, provider);
-        let (url, begun) = web.providers.begin(provider, &redirect_uri, state.expose_secret(), now).await?;
+        let claims = match web.session(&about, &headers).await {
+            Ok(Some(session)) => web.authority.connector.claims_wanted(provider, &session.browser.user).await,
+            _ => None,
+        };
+        let state_text = state.expose_secret();
+        let (url, begun) =
+            web.providers.begin(provider, &redirect_uri, state_text, claims.as_deref(), now).await?;
         let sign_in = SignIn { begun, next: local_path(&next).to_owned(), browser: seal::digest(&cookie) };
         let key = seal::digest(state.expose_secret());
         let put = web.authority.records.put(&key, 0, &sign_in, SIGN_IN_TTL).await;

@@ -129,6 +129,10 @@ impl Visit<'_> {
                 "requests to the upstream get a token of the user's, which is exchanged for another one"
                     .into(),
             ),
+            Credential::EntraObo(_) => (
+                "entra_obo",
+                "requests to the upstream get a token that Entra gives on behalf of the user".into(),
+            ),
             Credential::Oauth(_) => (
                 "oauth",
                 "requests to the upstream get the user's own token, from its authorization server".into(),
@@ -154,7 +158,7 @@ impl Visit<'_> {
                 .fact("subject_provider", aws.provider.name.as_str())
                 .fact("region", aws.region.as_str())
                 .fact("service", aws.service.as_str()),
-            Credential::ClientCredentials(_) | Credential::TokenExchange(_) => {
+            Credential::ClientCredentials(_) | Credential::TokenExchange(_) | Credential::EntraObo(_) => {
                 let provider = route.credential.provider().map(|provider| provider.name.clone());
                 let step = step.fact("subject_provider", provider);
                 match route.credential.exchanger() {

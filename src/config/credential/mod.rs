@@ -3,6 +3,7 @@
 mod aws_sigv4;
 mod client_credentials;
 mod custom;
+mod entra_obo;
 mod exchange;
 mod header;
 mod inject;
@@ -23,6 +24,7 @@ use super::report::Key;
 
 pub use aws_sigv4::AwsSigv4;
 pub use custom::Custom;
+pub use entra_obo::{EntraObo, TENANT, is_tenant};
 pub use exchange::Exchanger;
 pub use header::{UserHeader, is_settable};
 pub use oauth::OauthCredential;
@@ -55,6 +57,8 @@ pub enum Credential {
     TokenExchange(Arc<TokenExchange>),
     /// A signature, with the credentials of the user's role at AWS.
     AwsSigv4(Arc<AwsSigv4>),
+    /// The same in Entra's form.
+    EntraObo(Arc<EntraObo>),
 }
 
 /// What the check of a credential looks at beside the credential.
@@ -80,6 +84,7 @@ impl Credential {
             Self::ClientCredentials(_) => CredentialKind::ClientCredentials,
             Self::TokenExchange(_) => CredentialKind::TokenExchange,
             Self::AwsSigv4(_) => CredentialKind::AwsSigv4,
+            Self::EntraObo(_) => CredentialKind::EntraObo,
         };
         kind.word()
     }
@@ -106,6 +111,7 @@ impl Credential {
                 Subject::Caller => None,
             },
             Self::AwsSigv4(aws) => Some((&aws.provider, InjectedToken::Id)),
+            Self::EntraObo(obo) => Some((&obo.provider, InjectedToken::Access)),
             Self::None
             | Self::Header { .. }
             | Self::UserHeader(_)
@@ -122,6 +128,7 @@ impl Credential {
         match self {
             Self::ClientCredentials(at) => Some(at),
             Self::TokenExchange(exchange) => Some(&exchange.at),
+            Self::EntraObo(obo) => Some(&obo.at),
             Self::None
             | Self::Header { .. }
             | Self::UserHeader(_)
@@ -185,29 +192,31 @@ pub(super) fn check(
         CredentialKind::ClientCredentials => client_credentials::check(check, key, written, around),
         CredentialKind::TokenExchange => token_exchange::check(check, key, written, around),
         CredentialKind::AwsSigv4 => aws_sigv4::check(check, key, written, around),
+        CredentialKind::EntraObo => entra_obo::check(check, key, written, around),
     }
 }
 
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
     use CredentialKind::{
-        AwsSigv4, ClientCredentials, Custom, Header, Oauth, PosternToken, TokenExchange, UpstreamInject,
+        AwsSigv4, ClientCredentials, Custom, EntraObo, Header, Oauth, PosternToken, TokenExchange, UpstreamInject,
     };
-    let token_request: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange];
+    let token_request: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange, EntraObo];
+    let issued: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange];
     let exchange: &[CredentialKind] = &[ClientCredentials, TokenExchange];
-    let keys: [(&str, bool, &[CredentialKind]); 40] = [
-        ("name", written.name.is_some(), &[Header, ClientCredentials, TokenExchange]),
+    let keys: [(&str, bool, &[CredentialKind]); 41] = [
+        ("name", written.name.is_some(), &[Header, ClientCredentials, TokenExchange, EntraObo]),
         ("value", written.value.is_some(), &[Header]),
-        ("format", written.format.is_some(), &[Header, ClientCredentials, TokenExchange]),
+        ("format", written.format.is_some(), &[Header, ClientCredentials, TokenExchange, EntraObo]),
         ("per_user", written.per_user.is_some(), &[Header]),
         ("hint", written.hint.is_some(), &[Header]),
         ("client_id", written.client_id.is_some(), token_request),
         ("client_secret", written.client_secret.is_some(), token_request),
         ("scopes", written.scopes.is_some(), token_request),
-        ("issuer", written.issuer.is_some(), token_request),
+        ("issuer", written.issuer.is_some(), issued),
         ("authorization_endpoint", written.authorization_endpoint.is_some(), &[Oauth]),
         ("token_endpoint", written.token_endpoint.is_some(), token_request),
-        ("resource", written.resource.is_some(), token_request),
+        ("resource", written.resource.is_some(), issued),
         ("audience", written.audience.is_some(), exchange),
         ("params", written.params.is_some(), exchange),
         ("token_endpoint_auth_method", written.token_endpoint_auth_method.is_some(), token_request),
@@ -222,7 +231,8 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("with", written.with.is_some(), &[Custom]),
         ("form", written.form.is_some(), &[TokenExchange]),
         ("subject", written.subject.is_some(), &[TokenExchange]),
-        ("subject_provider", written.subject_provider.is_some(), &[TokenExchange, AwsSigv4]),
+        ("subject_provider", written.subject_provider.is_some(), &[TokenExchange, EntraObo, AwsSigv4]),
+        ("tenant", written.tenant.is_some(), &[EntraObo]),
         ("subject_token", written.subject_token.is_some(), &[TokenExchange]),
         ("subject_token_type", written.subject_token_type.is_some(), &[TokenExchange]),
         ("requested_token_type", written.requested_token_type.is_some(), &[TokenExchange]),

@@ -12,8 +12,8 @@ use super::Secret;
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Credential {
     /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: a token that the user's identity
-    /// provider gave when they signed in here. `token_exchange`: a token of each user, got for another one. `client_credentials`: a
-    /// token of Postern's own, the same for everybody. `aws_sigv4`: a signature, with the credentials of the user's role at AWS.
+    /// provider gave when they signed in here. `token_exchange`: a token of each user, got for another one. `entra_obo`: the same
+    /// in the form of Microsoft Entra. `client_credentials`: a token of Postern's own, the same for everybody. `aws_sigv4`: a signature, with the credentials of the user's role at AWS.
     /// `postern_token`: a short token of Postern's own for the caller, good at other routes, for an upstream that is an MCP client
     /// itself. `header`: one header, fixed or with each user's own secret. `custom`: what a
     /// strategy says that this program was built with. `none`: nothing.
@@ -42,7 +42,8 @@ pub(in crate::config) struct Credential {
     /// `header` with `per_user`: where users get their secret, a sentence for that page.
     pub(in crate::config) hint: Option<String>,
     /// `oauth`: client id at the upstream's authorization server; default: a client metadata document, or registration.
-    /// `token_exchange`, `client_credentials`: client id at the token endpoint.
+    /// `token_exchange`, `client_credentials`: client id at the token endpoint. `entra_obo`: default: that of `subject_provider`, with its
+    /// secret.
     pub(in crate::config) client_id: Option<String>,
     /// Secret of `client_id`.
     pub(in crate::config) client_secret: Option<Secret>,
@@ -68,9 +69,12 @@ pub(in crate::config) struct Credential {
     /// `{public_url}/oauth/jwks.json`; where the route trusts other issuers, the token that they came with. Default: `caller`, unless
     /// `subject_provider` is there.
     pub(in crate::config) subject: Option<SubjectOf>,
-    /// `token_exchange`, `aws_sigv4`: entry of `login.oidc`, by name; a token that it gave when the user signed in is exchanged, for
+    /// `token_exchange`, `entra_obo`, `aws_sigv4`: entry of `login.oidc`, by name; a token that it gave when the user signed in is exchanged, for
     /// `aws_sigv4` the ID token.
     pub(in crate::config) subject_provider: Option<String>,
+    /// `entra_obo`: tenant in whose name tokens are asked for, by id or domain, or `from_user` for the user's own (`tid` of their ID token).
+    /// It takes the place of `{tenant}` in `token_endpoint`; default of that: `https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token`.
+    pub(in crate::config) tenant: Option<String>,
     /// `token_exchange`: which of the provider's tokens: `access`, or `id` for the ID token. Default: `access`.
     pub(in crate::config) subject_token: Option<InjectedToken>,
     /// `token_exchange`: type of the subject's token. Default: `urn:ietf:params:oauth:token-type:jwt` for one that Postern signs,
@@ -139,6 +143,7 @@ pub(in crate::config) enum CredentialKind {
     PosternToken,
     Custom,
     TokenExchange,
+    EntraObo,
     ClientCredentials,
     AwsSigv4,
     Header,
@@ -154,6 +159,7 @@ impl CredentialKind {
             Self::PosternToken => "postern_token",
             Self::Custom => "custom",
             Self::TokenExchange => "token_exchange",
+            Self::EntraObo => "entra_obo",
             Self::ClientCredentials => "client_credentials",
             Self::AwsSigv4 => "aws_sigv4",
             Self::Header => "header",

@@ -75,6 +75,7 @@ impl Challenge {
             let new = std::mem::replace(&mut other.scopes, self.scopes.clone());
             other.scopes.extend(new.into_iter().filter(|scope| !self.scopes.contains(scope)));
             other.is_step_up |= self.is_step_up;
+            other.claims = other.claims.or_else(|| self.claims.clone());
             // What the upstream has asked for stays its question.
             match self.lacking.is_empty() || other.lacking.is_empty() {
                 true => other.lacking.clear(),

@@ -15,7 +15,7 @@ use super::Connector;
 use super::discover::{IssuerMetadata, issuer_metadata};
 use super::register::{AuthMethod, Registration};
 use super::token::{authenticated, is_b64token, lifetime, retry_after, token};
-use crate::config::Exchanger;
+use crate::config::{Exchanger, TENANT};
 use crate::outbound::{self, AddressPolicy, Response};
 use crate::route::Route;
 use crate::seal;
@@ -124,6 +124,17 @@ impl Wish {
     pub fn of(route: &Route, grant: Grant) -> Option<Self> {
         let at = route.credential.exchanger()?.clone();
         Some(Self { at, policy: route.upstream.policy.clone(), grant })
+    }
+
+    /// Whether it is not yet said in whose tenant.
+    pub fn wants_tenant(&self) -> bool {
+        self.at.token_endpoint.as_ref().is_some_and(|endpoint| endpoint.contains(TENANT))
+    }
+
+    /// As that, in this one.
+    pub fn in_tenant(mut self, tenant: &str) -> Self {
+        self.at.token_endpoint = self.at.token_endpoint.map(|endpoint| endpoint.replace(TENANT, tenant));
+        self
     }
 
     /// Whose tokens they are.

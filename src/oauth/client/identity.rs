@@ -13,7 +13,6 @@ use serde_json::Value;
 use self::metadata::Metadata;
 use super::authorize::Pkce;
 use super::provider::ProviderTokens;
-use super::register::{AuthMethod, Registration};
 use super::token::{self, Outcome};
 use crate::config::{Attributes, IdentityProvider};
 use crate::jose::remote::{KeySets, RemoteError};
@@ -115,12 +114,13 @@ impl Providers {
         Self { outbound, keys, known }
     }
 
-    /// The URL to send the browser to. `state` comes back with it.
+    /// The URL to send the browser to. `state` comes back with it. `claims`: what the provider wants to see the person about.
     pub async fn begin(
         &self,
         provider: &IdentityProvider,
         redirect_uri: &str,
         state: &str,
+        claims: Option<&str>,
         now: SystemTime,
     ) -> Result<(String, Begun), IdentityError> {
         let metadata = self.metadata(provider, now).await?;
@@ -128,17 +128,19 @@ impl Providers {
         let pkce = Pkce::new(seal::random().map_err(no_randomness)?);
         let nonce = seal::token().map_err(no_randomness)?.expose_secret().to_owned();
         let scope = ["openid"].into_iter().chain(provider.scopes.iter().map(String::as_str));
-        let scope: Vec<&str> = scope.collect();
-        let url = metadata.authorization_url(&[
+        let scope = scope.collect::<Vec<_>>().join(" ");
+        let mut pairs = vec![
             ("response_type", "code"),
             ("client_id", &provider.client_id),
             ("redirect_uri", redirect_uri),
-            ("scope", &scope.join(" ")),
+            ("scope", &scope),
             ("state", state),
             ("nonce", &nonce),
             ("code_challenge", &pkce.challenge),
             ("code_challenge_method", "S256"),
-        ]);
+        ];
+        pairs.extend(claims.map(|claims| ("claims", claims)));
+        let url = metadata.authorization_url(&pairs);
         Ok((url, Begun { provider: provider.name.clone(), nonce, verifier: pkce.verifier }))
     }
 
@@ -308,7 +310,7 @@ impl Providers {
             ("redirect_uri", redirect_uri),
             ("code_verifier", begun.verifier.expose_secret()),
         ];
-        let client = client(provider, metadata, redirect_uri);
+        let client = metadata.client(provider, redirect_uri);
         let request = token::authenticated(&metadata.token_endpoint, &client, fields, now);
         let request = request.ok_or_else(|| IdentityError::Refused("client secret".to_owned()))?;
         let response = match self.outbound.send(request, &provider_policy(provider)).await {
@@ -342,18 +344,6 @@ impl Providers {
         };
         Ok((answer.id_token, tokens))
     }
-}
-
-/// Us, as the provider knows us.
-fn client(provider: &IdentityProvider, metadata: &Metadata, redirect_uri: &str) -> Registration {
-    let client_secret = provider.client_secret.clone();
-    let auth_method = match (&client_secret, metadata.prefers_basic()) {
-        (None, _) => AuthMethod::None,
-        (Some(_), true) => AuthMethod::ClientSecretBasic,
-        (Some(_), false) => AuthMethod::ClientSecretPost,
-    };
-    let (client_id, redirect_uri) = (provider.client_id.clone(), redirect_uri.to_owned());
-    Registration::new(client_id, client_secret, auth_method, redirect_uri)
 }
 
 /// OpenID Connect Core §3.1.3.7, what is not checked with the signature.

@@ -80,6 +80,14 @@ impl Connector {
         Ok(())
     }
 
+    /// What this provider wants to see the user about, who has signed in there before: a JSON object for the `claims` of the
+    /// next sign-in.
+    pub async fn claims_wanted(&self, provider: &IdentityProvider, user: &str) -> Option<String> {
+        let key = key_at(&provider_place(&provider.issuer), user);
+        let connection = self.records.store().connection(&key).await.ok()??;
+        self.open_challenge(&key, Some(&connection.incarnation)).await?.claims
+    }
+
     /// Ends what [`Connector::keep_provider_tokens`] has kept of this user.
     pub async fn end_provider_tokens(
         &self,

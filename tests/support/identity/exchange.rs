@@ -83,7 +83,8 @@ pub fn name(number: usize) -> String {
 /// Whether this is a request of this kind.
 pub fn is_one(request: &Received) -> bool {
     let grant = request.form("grant_type").unwrap_or_default();
-    request.path == "/token" && [EXCHANGE, JWT_BEARER, "client_credentials"].contains(&grant.as_str())
+    let is_endpoint = request.path == "/token" || request.path.ends_with("/oauth2/v2.0/token");
+    is_endpoint && [EXCHANGE, JWT_BEARER, "client_credentials"].contains(&grant.as_str())
 }
 
 /// What is published there; nothing, where nobody answers.

@@ -232,7 +232,7 @@ fn answer(
             (StatusCode::FOUND, [("location", format!("{redirect_uri}?{query}"))]).into_response()
         }
         "/token" if script.token_status != 200 => error(script.token_status, "scripted"),
-        "/token" if exchange::is_one(request) => exchange::answer(request, script, tokens, &issuer),
+        _ if exchange::is_one(request) => exchange::answer(request, script, tokens, &issuer),
         "/token" => token::answer(request, script, codes, tokens, &issuer),
         "/revoke" => {
             tokens.live.remove(&request.form("token").unwrap_or_default());

@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::IdentityError;
 use crate::config::IdentityProvider;
+use crate::oauth::client::register::{AuthMethod, Registration};
 use crate::outbound::kept::Kept;
 use crate::outbound::{AddressPolicy, Limits, Outbound, Request};
 
@@ -113,8 +114,20 @@ impl Metadata {
         }
     }
 
+    /// Us, as the provider knows us.
+    pub(super) fn client(&self, provider: &IdentityProvider, redirect_uri: &str) -> Registration {
+        let client_secret = provider.client_secret.clone();
+        let auth_method = match (&client_secret, self.prefers_basic()) {
+            (None, _) => AuthMethod::None,
+            (Some(_), true) => AuthMethod::ClientSecretBasic,
+            (Some(_), false) => AuthMethod::ClientSecretPost,
+        };
+        let (client_id, redirect_uri) = (provider.client_id.clone(), redirect_uri.to_owned());
+        Registration::new(client_id, client_secret, auth_method, redirect_uri)
+    }
+
     /// The default where nothing is said (OpenID Connect Discovery §3).
-    pub(super) fn prefers_basic(&self) -> bool {
+    fn prefers_basic(&self) -> bool {
         let methods = self.token_endpoint_auth_methods_supported.as_ref();
         methods.is_none_or(|methods| {
             let has = |method: &str| methods.iter().any(|known| known == method);
