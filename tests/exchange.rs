@@ -782,3 +782,67 @@ async fn a_user_whose_tenant_nobody_knows_or_trusts_is_asked_for_nowhere() {
         upstream.assert_never_saw(&held(&tokens));
     }
 }
+
+/// A provider that exchanges ID tokens for assertions, the authorization server that takes them, and an upstream behind it.
+async fn enterprise() -> (IdentityProvider, IdentityProvider, Upstream) {
+    let (provider, (server, upstream)) = (IdentityProvider::start().await, world().await);
+    provider.set(|script| {
+        script.refreshable = true;
+        script.exchanges.client = "postern".into();
+        script.exchanges.secret = "of the identity provider".into();
+    });
+    let (issuer, keys) = (provider.issuer.clone(), format!("{}/keys", provider.issuer));
+    server.set(|script| {
+        script.exchanges.gateway = issuer;
+        script.exchanges.jwks_uri = Some(keys);
+    });
+    (provider, server, upstream)
+}
+
+#[tokio::test]
+async fn an_id_token_becomes_an_assertion_and_that_a_token_of_the_upstreams_server() {
+    let (provider, server, upstream) = enterprise().await;
+    let more = json!({"subject_provider": "corp", "resource": upstream.url(), "scopes": ["files.read"]});
+    let gateway = with_login(builder(&server, &upstream, "id_jag", more), &provider).start().await;
+    let (_, client, tokens) = sign_in_at(&provider, &gateway).await;
+    let calls = (0..40).map(|_| call(&gateway, &tokens));
+    for answer in futures_util::future::join_all(calls).await {
+        assert_eq!(answer.tool_text(), "heard");
+    }
+    assert_eq!((provider.exchanges(), server.exchanges(), upstream.shown()), (1, 1, vec![name(1)]));
+    let asked = provider.requests.last_to("/token");
+    assert_eq!(asked.form("requested_token_type").as_deref(), Some(exchanges::ID_JAG));
+    assert_eq!(asked.form("subject_token_type").as_deref(), Some(exchanges::ID_TOKEN));
+    let first = provider.exchanged().remove(0);
+    assert_eq!((first.subject.as_str(), first.scope.as_deref()), ("4711", Some("files.read")));
+    assert_eq!((first.audience, first.resource), (vec![server.issuer.clone()], vec![upstream.url()]));
+    let second = server.exchanged().remove(0);
+    assert_eq!((second.grant.as_str(), second.subject.as_str()), (exchanges::JWT_BEARER, "4711"));
+    assert_eq!((second.audience.len(), second.resource.len()), (0, 0));
+    let shown = server.requests.last_to("/token").form("assertion").unwrap();
+    assert_eq!(shown, first.token, "the assertion, and nothing else of the user's");
+    upstream.assert_never_saw(&[&held(&tokens)[..], &["access-1", shown.as_str()]].concat());
+    let id_token = asked.form("subject_token").unwrap();
+    assert!(!upstream.requests.mention(&id_token) && !server.requests.mention(&id_token));
+    gateway.output.assert_no_secret();
+    // The upstream's server takes no assertions of this provider any more: that is nobody's to mend by signing in.
+    server.set(|script| script.exchanges.error = Some((400, json!({"error": "invalid_grant"}))));
+    upstream.take(&[]);
+    let answer = call(&gateway, &tokens).await;
+    assert_eq!((answer.status, answer.header("www-authenticate")), (502, None), "{}", answer.body);
+    assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 200);
+    upstream.assert_never_saw(&held(&tokens));
+}
+
+#[tokio::test]
+async fn without_an_assertion_nobody_is_asked_for_a_token() {
+    let (provider, server, upstream) = enterprise().await;
+    let more = json!({"subject_provider": "corp"});
+    let gateway = with_login(builder(&server, &upstream, "id_jag", more), &provider).start().await;
+    let (_, _, tokens) = sign_in_at(&provider, &gateway).await;
+    // An access token in place of an assertion.
+    provider.set(|script| script.exchanges.more = json!({"token_type": "Bearer"}));
+    assert_eq!(call(&gateway, &tokens).await.status, 502);
+    assert_eq!((provider.exchanges(), server.exchanges(), upstream.calls().len()), (1, 0, 0));
+    upstream.assert_never_saw(&held(&tokens));
+}

@@ -1112,6 +1112,8 @@ fn what_exchanges_need_and_what_they_may_not_say() {
         format!("kind: token_exchange, {AT}, token_endpoint_auth_method: none"),
         format!("{obo}, tenant: from_user, token_endpoint_auth_method: private_key_jwt"),
         format!("{obo}, tenant: contoso.example, client_id: us, {SECRET}"),
+        format!("kind: id_jag, subject_provider: corp, issuer: \"https://as.example.com\", client_id: us, {SECRET}"),
+        format!("kind: id_jag, subject_provider: corp, audience: \"https://as.example.com\", {AT}, {SECRET}"),
         format!("{obo}, token_endpoint: \"https://as.example.com/token\", client_id: us, {SECRET}"),
     ] {
         assert_eq!(exchange_problems(&good), [""; 0], "{good}");
@@ -1156,6 +1158,8 @@ fn what_exchanges_need_and_what_they_may_not_say() {
         (format!("{user}, form: assertion, requested_token_type: \"urn:a\""), "requested_token_type: belongs to `form: exchange`"),
         ("kind: oauth, resource: [\"https://a.example\"]".into(), "resource: is a list"),
         (obo.into(), "tenant: is missing"),
+        (format!("kind: id_jag, subject_provider: corp, {AT}, {SECRET}"), "audience: is missing"),
+        (format!("kind: id_jag, {AT}, {SECRET}, audience: x"), "subject_provider: is missing"),
         (format!("{obo}, tenant: \"a/b\""), "tenant: is not a tenant"),
         (format!("{obo}, tenant: common, token_endpoint: \"https://as.example.com/token\""), "tenant: has no place in `token_endpoint`"),
         // The provider has no secret here.

@@ -239,7 +239,8 @@ impl Credentials {
             }
             config::Credential::ClientCredentials(_)
             | config::Credential::TokenExchange(_)
-            | config::Credential::EntraObo(_) => self.exchanged.resolve(ask).await,
+            | config::Credential::EntraObo(_)
+            | config::Credential::IdJag(_) => self.exchanged.resolve(ask).await,
             config::Credential::AwsSigv4(aws) => self.roles.resolve(ask, aws).await,
             config::Credential::Custom(custom) => {
                 Box::pin(custom::resolve(&self.strategies, ask, custom)).await

@@ -114,6 +114,10 @@ impl<'a> Whose<'a> {
                     };
                     return Ok((wish, Some(subject.of)));
                 }
+                if matches!(route.credential, Credential::IdJag(_)) {
+                    let wish = Wish::by_assertion(route, subject.token).ok_or(Unresolved::Refused)?;
+                    return Ok((wish, Some(subject.of)));
+                }
                 (subject.token, Some(subject.of))
             }
         };

@@ -133,6 +133,11 @@ impl Visit<'_> {
                 "entra_obo",
                 "requests to the upstream get a token that Entra gives on behalf of the user".into(),
             ),
+            Credential::IdJag(_) => (
+                "id_jag",
+                "requests to the upstream get a token that is given for an assertion of the user's provider"
+                    .into(),
+            ),
             Credential::Oauth(_) => (
                 "oauth",
                 "requests to the upstream get the user's own token, from its authorization server".into(),
@@ -158,7 +163,10 @@ impl Visit<'_> {
                 .fact("subject_provider", aws.provider.name.as_str())
                 .fact("region", aws.region.as_str())
                 .fact("service", aws.service.as_str()),
-            Credential::ClientCredentials(_) | Credential::TokenExchange(_) | Credential::EntraObo(_) => {
+            Credential::ClientCredentials(_)
+            | Credential::TokenExchange(_)
+            | Credential::EntraObo(_)
+            | Credential::IdJag(_) => {
                 let provider = route.credential.provider().map(|provider| provider.name.clone());
                 let step = step.fact("subject_provider", provider);
                 match route.credential.exchanger() {

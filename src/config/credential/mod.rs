@@ -6,6 +6,7 @@ mod custom;
 mod entra_obo;
 mod exchange;
 mod header;
+mod id_jag;
 mod inject;
 mod oauth;
 pub(super) mod postern_token;
@@ -27,6 +28,7 @@ pub use custom::Custom;
 pub use entra_obo::{EntraObo, TENANT, is_tenant};
 pub use exchange::Exchanger;
 pub use header::{UserHeader, is_settable};
+pub use id_jag::IdJag;
 pub use oauth::OauthCredential;
 pub use token_exchange::{Actor, Subject, TokenExchange};
 
@@ -59,6 +61,8 @@ pub enum Credential {
     AwsSigv4(Arc<AwsSigv4>),
     /// The same in Entra's form.
     EntraObo(Arc<EntraObo>),
+    /// The same by way of an identity assertion.
+    IdJag(Arc<IdJag>),
 }
 
 /// What the check of a credential looks at beside the credential.
@@ -85,6 +89,7 @@ impl Credential {
             Self::TokenExchange(_) => CredentialKind::TokenExchange,
             Self::AwsSigv4(_) => CredentialKind::AwsSigv4,
             Self::EntraObo(_) => CredentialKind::EntraObo,
+            Self::IdJag(_) => CredentialKind::IdJag,
         };
         kind.word()
     }
@@ -112,6 +117,7 @@ impl Credential {
             },
             Self::AwsSigv4(aws) => Some((&aws.provider, InjectedToken::Id)),
             Self::EntraObo(obo) => Some((&obo.provider, InjectedToken::Access)),
+            Self::IdJag(jag) => Some((&jag.provider, InjectedToken::Id)),
             Self::None
             | Self::Header { .. }
             | Self::UserHeader(_)
@@ -129,6 +135,7 @@ impl Credential {
             Self::ClientCredentials(at) => Some(at),
             Self::TokenExchange(exchange) => Some(&exchange.at),
             Self::EntraObo(obo) => Some(&obo.at),
+            Self::IdJag(jag) => Some(&jag.at),
             Self::None
             | Self::Header { .. }
             | Self::UserHeader(_)
@@ -165,6 +172,7 @@ impl Credential {
                 };
                 [form, of, &kinds.join("\0"), &at].join("\0")
             }
+            Self::IdJag(jag) => [at, jag.first.facts()].join("\0"),
             _ => at,
         }
     }
@@ -193,21 +201,23 @@ pub(super) fn check(
         CredentialKind::TokenExchange => token_exchange::check(check, key, written, around),
         CredentialKind::AwsSigv4 => aws_sigv4::check(check, key, written, around),
         CredentialKind::EntraObo => entra_obo::check(check, key, written, around),
+        CredentialKind::IdJag => id_jag::check(check, key, written, around),
     }
 }
 
 /// Refuses keys that belong to other kinds.
 fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kind: CredentialKind) {
     use CredentialKind::{
-        AwsSigv4, ClientCredentials, Custom, EntraObo, Header, Oauth, PosternToken, TokenExchange, UpstreamInject,
+        AwsSigv4, ClientCredentials, Custom, EntraObo, Header, IdJag, Oauth, PosternToken, TokenExchange,
+        UpstreamInject,
     };
-    let token_request: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange, EntraObo];
-    let issued: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange];
-    let exchange: &[CredentialKind] = &[ClientCredentials, TokenExchange];
+    let token_request: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange, EntraObo, IdJag];
+    let issued: &[CredentialKind] = &[Oauth, ClientCredentials, TokenExchange, IdJag];
+    let exchange: &[CredentialKind] = &[ClientCredentials, TokenExchange, IdJag];
     let keys: [(&str, bool, &[CredentialKind]); 41] = [
-        ("name", written.name.is_some(), &[Header, ClientCredentials, TokenExchange, EntraObo]),
+        ("name", written.name.is_some(), &[Header, ClientCredentials, TokenExchange, EntraObo, IdJag]),
         ("value", written.value.is_some(), &[Header]),
-        ("format", written.format.is_some(), &[Header, ClientCredentials, TokenExchange, EntraObo]),
+        ("format", written.format.is_some(), &[Header, ClientCredentials, TokenExchange, EntraObo, IdJag]),
         ("per_user", written.per_user.is_some(), &[Header]),
         ("hint", written.hint.is_some(), &[Header]),
         ("client_id", written.client_id.is_some(), token_request),
@@ -231,7 +241,7 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
         ("with", written.with.is_some(), &[Custom]),
         ("form", written.form.is_some(), &[TokenExchange]),
         ("subject", written.subject.is_some(), &[TokenExchange]),
-        ("subject_provider", written.subject_provider.is_some(), &[TokenExchange, EntraObo, AwsSigv4]),
+        ("subject_provider", written.subject_provider.is_some(), &[TokenExchange, EntraObo, IdJag, AwsSigv4]),
         ("tenant", written.tenant.is_some(), &[EntraObo]),
         ("subject_token", written.subject_token.is_some(), &[TokenExchange]),
         ("subject_token_type", written.subject_token_type.is_some(), &[TokenExchange]),

@@ -13,9 +13,10 @@ use super::Secret;
 pub(in crate::config) struct Credential {
     /// `oauth`: each user's own token, got by discovery and authorization. `upstream_inject`: a token that the user's identity
     /// provider gave when they signed in here. `token_exchange`: a token of each user, got for another one. `entra_obo`: the same
-    /// in the form of Microsoft Entra. `client_credentials`: a token of Postern's own, the same for everybody. `aws_sigv4`: a signature, with the credentials of the user's role at AWS.
-    /// `postern_token`: a short token of Postern's own for the caller, good at other routes, for an upstream that is an MCP client
-    /// itself. `header`: one header, fixed or with each user's own secret. `custom`: what a
+    /// in the form of Microsoft Entra. `id_jag`: the user's ID token, exchanged for an identity assertion that the upstream's
+    /// authorization server takes. `client_credentials`: a token of Postern's own, the same for everybody. `aws_sigv4`: a signature, with
+    /// the credentials of the user's role at AWS. `postern_token`: a short token of Postern's own for the caller, good at other routes,
+    /// for an upstream that is an MCP client itself. `header`: one header, fixed or with each user's own secret. `custom`: what a
     /// strategy says that this program was built with. `none`: nothing.
     /// Default: `oauth`.
     pub(in crate::config) kind: Option<CredentialKind>,
@@ -69,8 +70,8 @@ pub(in crate::config) struct Credential {
     /// `{public_url}/oauth/jwks.json`; where the route trusts other issuers, the token that they came with. Default: `caller`, unless
     /// `subject_provider` is there.
     pub(in crate::config) subject: Option<SubjectOf>,
-    /// `token_exchange`, `entra_obo`, `aws_sigv4`: entry of `login.oidc`, by name; a token that it gave when the user signed in is exchanged, for
-    /// `aws_sigv4` the ID token.
+    /// `token_exchange`, `entra_obo`, `id_jag`, `aws_sigv4`: entry of `login.oidc`, by name; a token that it gave when the user signed in
+    /// is exchanged, for `id_jag` and `aws_sigv4` the ID token.
     pub(in crate::config) subject_provider: Option<String>,
     /// `entra_obo`: tenant in whose name tokens are asked for, by id or domain, or `from_user` for the user's own (`tid` of their ID token).
     /// It takes the place of `{tenant}` in `token_endpoint`; default of that: `https://login.microsoftonline.com/{tenant}/oauth2/v2.0/token`.
@@ -144,6 +145,7 @@ pub(in crate::config) enum CredentialKind {
     Custom,
     TokenExchange,
     EntraObo,
+    IdJag,
     ClientCredentials,
     AwsSigv4,
     Header,
@@ -160,6 +162,7 @@ impl CredentialKind {
             Self::Custom => "custom",
             Self::TokenExchange => "token_exchange",
             Self::EntraObo => "entra_obo",
+            Self::IdJag => "id_jag",
             Self::ClientCredentials => "client_credentials",
             Self::AwsSigv4 => "aws_sigv4",
             Self::Header => "header",

@@ -15,17 +15,21 @@ use super::Connector;
 use super::discover::{IssuerMetadata, issuer_metadata};
 use super::register::{AuthMethod, Registration};
 use super::token::{authenticated, is_b64token, lifetime, retry_after, token};
-use crate::config::{Exchanger, TENANT};
-use crate::outbound::{self, AddressPolicy, Response};
-use crate::route::Route;
+use crate::config::{Credential, Exchanger, TENANT};
+use crate::outbound::{self, AddressPolicy, Limits, Response};
+use crate::route::{Route, provider_policy};
 use crate::seal;
 
 /// Types of token (RFC 8693 §3).
 pub const ACCESS_TOKEN: &str = "urn:ietf:params:oauth:token-type:access_token";
 pub const ID_TOKEN: &str = "urn:ietf:params:oauth:token-type:id_token";
+/// Identity Assertion JWT Authorization Grant.
+pub const ID_JAG: &str = "urn:ietf:params:oauth:token-type:id-jag";
 pub const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
 /// More than any configuration names.
 pub(super) const ISSUERS: usize = 256;
+/// How long all answers together may take: less than the lease of whoever asks.
+const TIME: Duration = Duration::from_secs(8);
 /// Longest claims challenge that is passed on, bytes.
 const LONGEST_CLAIMS: usize = 4096;
 /// RFC 8693 §2.1 and §3.
@@ -52,6 +56,8 @@ pub struct Wish {
     at: Exchanger,
     policy: AddressPolicy,
     grant: Grant,
+    /// What has to be had first: it is shown as the grant then.
+    first: Option<Box<Wish>>,
 }
 
 /// What is shown.
@@ -123,7 +129,20 @@ impl Wish {
     /// What a route asks for. `None`: its credential is not exchanged for anything.
     pub fn of(route: &Route, grant: Grant) -> Option<Self> {
         let at = route.credential.exchanger()?.clone();
-        Some(Self { at, policy: route.upstream.policy.clone(), grant })
+        Some(Self { at, policy: route.upstream.policy.clone(), grant, first: None })
+    }
+
+    /// By way of an identity assertion for this ID token.
+    pub fn by_assertion(route: &Route, id_token: SecretString) -> Option<Self> {
+        let Credential::IdJag(jag) = &route.credential else { return None };
+        let subject = Shown { token: id_token, kind: ID_TOKEN.to_owned() };
+        let first = Self {
+            at: jag.first.clone(),
+            policy: provider_policy(&jag.provider),
+            grant: Grant::Exchange { subject, actor: None, requested: Some(ID_JAG.to_owned()) },
+            first: None,
+        };
+        Some(Self { first: Some(Box::new(first)), ..Self::of(route, Grant::ClientCredentials)? })
     }
 
     /// Whether it is not yet said in whose tenant.
@@ -144,14 +163,34 @@ impl Wish {
 
     /// Names the token that is shown.
     pub(super) fn fingerprint(&self) -> String {
-        let subject = self.grant.subject();
-        subject.map(|subject| seal::digest(subject.token.expose_secret())).unwrap_or_default()
+        let grant = self.first.as_ref().map_or(&self.grant, |first| &first.grant);
+        grant.subject().map(|subject| seal::digest(subject.token.expose_secret())).unwrap_or_default()
     }
 }
 
 impl Connector {
-    /// Asks once. No redirect, eight seconds.
+    /// Asks once at each server that has to be asked. No redirect, eight seconds together.
     pub(super) async fn exchange(&self, wish: &Wish, now: SystemTime) -> Result<Given, Failure> {
+        let Some(first) = &wish.first else { return self.ask(wish, &wish.grant, TIME, now).await };
+        let assertion = self.ask(first, &first.grant, TIME / 2, now).await?;
+        let subject = Shown { token: assertion.token, kind: ID_JAG.to_owned() };
+        let given = self.ask(wish, &Grant::Assertion { subject }, TIME / 2, now).await;
+        given.map_err(|failure| match failure {
+            // Nobody has anything newer to show.
+            Failure::Subject { .. } | Failure::Interaction { .. } => {
+                refused("the upstream's authorization server takes no assertion of this provider")
+            }
+            failure => failure,
+        })
+    }
+
+    async fn ask(
+        &self,
+        wish: &Wish,
+        grant: &Grant,
+        time: Duration,
+        now: SystemTime,
+    ) -> Result<Given, Failure> {
         let later = || Failure::Later { retry_after: None };
         let endpoint = match (&wish.at.token_endpoint, &wish.at.issuer) {
             (Some(endpoint), _) => endpoint.clone(),
@@ -162,10 +201,11 @@ impl Connector {
         };
         let client = self.client_of_wish(wish).await?;
         let scope = wish.at.scopes.join(" ");
-        let request = authenticated(&endpoint, &client, fields(wish, &scope), now)
+        let request = authenticated(&endpoint, &client, fields(wish, grant, &scope), now)
             .ok_or_else(|| refused("no request"))?;
+        let request = request.limits(Limits { total: time, ..Limits::default() });
         match self.outbound.send(request, &wish.policy).await {
-            Ok(response) => judge(&response, &wish.grant, now),
+            Ok(response) => judge(&response, grant, now),
             Err(outbound::Error::Refused { .. } | outbound::Error::Invalid { .. }) => {
                 Err(refused("an address that may not be asked"))
             }
@@ -201,9 +241,9 @@ impl Connector {
 }
 
 /// `scope`: the wish's, in one text.
-fn fields<'w>(wish: &'w Wish, scope: &'w str) -> Vec<(&'w str, &'w str)> {
+fn fields<'w>(wish: &'w Wish, grant: &'w Grant, scope: &'w str) -> Vec<(&'w str, &'w str)> {
     let mut fields: Vec<(&str, &str)> = Vec::with_capacity(12);
-    match &wish.grant {
+    match grant {
         Grant::ClientCredentials => fields.push(("grant_type", "client_credentials")),
         Grant::Exchange { subject, actor, requested } => {
             fields.extend([
@@ -274,9 +314,12 @@ fn judge(response: &Response, grant: &Grant, now: SystemTime) -> Result<Given, F
     if !status.is_success() {
         return Err(refused("no error code"));
     }
-    let is_bearer = answer.token_type.as_str().is_some_and(|kind| kind.eq_ignore_ascii_case("bearer"));
-    if !is_bearer {
-        return Err(refused("a token_type that is not Bearer"));
+    // An assertion is no access token, and says so (RFC 8693 §2.2.1).
+    let is_assertion =
+        matches!(grant, Grant::Exchange { requested: Some(requested), .. } if requested == ID_JAG);
+    let kind = if is_assertion { "N_A" } else { "Bearer" };
+    if !answer.token_type.as_str().is_some_and(|said| said.eq_ignore_ascii_case(kind)) {
+        return Err(refused("a token_type that does not fit"));
     }
     if let Grant::Exchange { requested, .. } = grant
         && !is_wanted(answer.issued_token_type.as_str().unwrap_or_default(), requested.as_deref())

@@ -28,7 +28,7 @@ pub struct Exchanges {
     pub keys: Value,
     /// Where they are fetched from before each answer.
     pub jwks_uri: Option<String>,
-    /// Who those JWTs are from.
+    /// Who those JWTs are from, the gateway or another provider.
     pub gateway: String,
     /// Seconds that what is given lives; `None`: it does not say.
     pub lifetime: Option<u64>,
@@ -142,7 +142,8 @@ fn grant(
         }
         false => name(tokens.exchanged.len() + 1),
     };
-    let mut answer = json!({"access_token": token, "token_type": about.token_type});
+    let token_type = if wanted == ID_JAG { "N_A" } else { about.token_type.as_str() };
+    let mut answer = json!({"access_token": token, "token_type": token_type});
     if let Some(lifetime) = about.lifetime {
         answer["expires_in"] = lifetime.into();
     }

@@ -62,6 +62,9 @@ fn what_is_given_has_to_be_what_was_asked_for() {
         (json!(ID_TOKEN), None, false),
         (json!("urn:ietf:params:oauth:token-type:refresh_token"), None, false),
         (json!(null), None, false),
+        (json!(ID_JAG), None, false),
+        // What is asked for as an assertion must not be an access token.
+        (json!(ID_JAG), Some(ID_JAG), false),
         (json!([ACCESS_TOKEN]), None, false),
     ] {
         let body = patched("issued_token_type", issued.clone());
@@ -90,6 +93,15 @@ fn what_is_given_has_to_be_what_was_asked_for() {
         answered(&exchange(None), 200, &[], &patched("expires_in", json!(null))).ok().unwrap().expires_in,
         None
     );
+}
+
+#[test]
+fn an_assertion_is_no_access_token() {
+    let answer = |kind| json!({"access_token": "a.b.c", "token_type": kind, "issued_token_type": ID_JAG, "expires_in": 300});
+    let wanted = exchange(Some(ID_JAG));
+    assert!(answered(&wanted, 200, &[], &answer("N_A").to_string()).is_ok());
+    assert_eq!(answered(&wanted, 200, &[], &answer("Bearer").to_string()).err(), Some(Failure::Refused));
+    assert_eq!(answered(&exchange(None), 200, &[], &answer("N_A").to_string()).err(), Some(Failure::Refused));
 }
 
 #[test]
@@ -159,10 +171,10 @@ fn every_form_sends_what_it_is_made_of_and_no_more() {
         header: http::header::AUTHORIZATION,
         format: "Bearer {value}".into(),
     };
-    let wish = |grant| Wish { at: at.clone(), policy: AddressPolicy::public(), grant };
+    let wish = |grant| Wish { at: at.clone(), policy: AddressPolicy::public(), grant, first: None };
     let text = |grant: Grant| {
         let wish = wish(grant);
-        fields(&wish, "read write")
+        fields(&wish, &wish.grant, "read write")
             .iter()
             .map(|(name, value)| format!("{name}={value}"))
             .collect::<Vec<_>>()
@@ -186,7 +198,7 @@ fn every_form_sends_what_it_is_made_of_and_no_more() {
     let nothing = Exchanger { audience: vec![], resource: vec![], params: BTreeMap::new(), ..at.clone() };
     let bare = Wish { at: nothing, ..wish(Grant::OnBehalfOf { subject: shown() }) };
     assert_eq!(
-        fields(&bare, ""),
+        fields(&bare, &bare.grant, ""),
         [("grant_type", JWT_BEARER), ("assertion", "of the user"), ("requested_token_use", "on_behalf_of")]
     );
 }
