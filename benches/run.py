@@ -73,6 +73,9 @@ class Bench:
                 print(f"skipped: {name}, not built in {self.peers}")
         if is_wanted("postern"):
             yield self.gateway("postern", "Postern").target
+        if is_wanted("postern-method"):
+            more = gateway.ruled({"name": "calls", "allow": "mcp.method == 'tools/call'"})
+            yield self.gateway("postern-method", "Postern, a rule on the method", more=more).target
         if is_wanted("postern-redis"):
             more = gateway.on_redis(self.directory, gateway.redis(self.programs))
             yield self.gateway("postern-redis", "Postern, store on Redis", more=more).target
@@ -120,6 +123,8 @@ def measure(bench, is_full, is_wanted):
             report.printed(scene.title, report.scene_table(scene, results))
 
     for scene in scenes.main_scenes(targets, bench.body(CALL), results):
+        played(scene)
+    for scene in full.rules(bench, targets, is_wanted):
         played(scene)
     if is_full:
         for scene in full.scenes(bench, is_wanted):

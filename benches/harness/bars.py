@@ -38,6 +38,8 @@ BARS = [
     Bar("p50 at 1,500/s ÷ bare Pingora", "1500", "p50", "postern", "bare", 1.05),
     Bar("p99 at half of saturation ÷ bare Pingora", "half", "p99", "postern", "bare", 1.3),
     Bar("512 connections: p99 ÷ nginx", "512", "p99", "postern", "nginx", 3.0, 1.5),
+    Bar("requests/s ÷ Postern without rules, a rule on the method", "main", "rate", "postern-method", "postern", 0.97),
+    Bar("the same, a rule on arguments and bodies of 1 KiB", "rules", "rate", "postern-arguments", "postern", 0.9),
     doing_the_same("store on Redis", "main", "postern-redis"),
     doing_the_same("JSON access log on", "main", "postern-log"),
     doing_the_same("TLS in front", "tls"),

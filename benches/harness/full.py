@@ -43,6 +43,18 @@ def scenes(bench, is_wanted):
             yield Scene("cores", "two cores for the proxy", targets, called(small, core=machine.CORES[3]))
 
 
+def rules(bench, targets, is_wanted):
+    """Postern with a rule on arguments and without any, in bodies of 1 KiB."""
+    own = [target for target in targets if target.key == "postern"]
+    if not own or not is_wanted("rules"):
+        return
+    rule = {"name": "short", "deny": "mcp.arguments.text.startsWith('x')"}
+    ruled = bench.gateway("postern-arguments", "Postern, a rule on arguments", more=gateway.ruled(rule)).target
+    body = bench.body(call(1024), "1k")
+    yield Scene("rules", "bodies of 1 KiB", [*own, ruled], lambda target, seconds: load.wrk(target, body, seconds))
+    bench.programs.end(*ruled.processes)
+
+
 @contextlib.contextmanager
 def beside_bare(bench, key, **more):
     """Postern and bare Pingora before the backend of the main table."""

@@ -27,6 +27,7 @@ class Gateway:
             "data_dir": str(programs.directory / f"{key}-data"),
             "threads": len(cores),
             "access_log": "json" if log else "off",
+            "audit_log": "changes",
             "drain_timeout": "1s",
         }
         if tls:
@@ -69,6 +70,11 @@ class Gateway:
 
     def sign_everybody_in(self):
         self.target.tokens = users.GatewayTokens(self.origin, self.target.url)
+
+
+def ruled(rule):
+    """Configuration with this rule for calls; where it denies, the rest is allowed."""
+    return {"policy": {"default": "allow" if "deny" in rule else "deny", "call": [rule]}}
 
 
 def redis(programs):

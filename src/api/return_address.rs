@@ -5,7 +5,10 @@ use url::Url;
 use crate::oauth::server::Snapshot;
 
 /// Longer ones are refused.
-const LONGEST: usize = 8 * 1024;
+const LONGEST: usize = 2048;
+/// An authorization request of ours, which goes on where somebody had to do something first, may be as long as this.
+const LONGEST_REQUEST: usize = 8 * 1024;
+const REQUEST: &str = "/oauth/authorize?";
 
 /// The address is none of those.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -24,7 +27,8 @@ pub enum ReturnAddress {
 impl ReturnAddress {
     /// Decided on the raw text: what parsing would change is refused, since a browser may read it in yet another way.
     pub fn check(snapshot: &Snapshot, asked: &str) -> Result<Self, Refused> {
-        if asked.len() > LONGEST || !asked.bytes().all(|byte| (0x21..0x7f).contains(&byte) && byte != b'\\') {
+        let longest = if asked.starts_with(REQUEST) { LONGEST_REQUEST } else { LONGEST };
+        if asked.len() > longest || !asked.bytes().all(|byte| (0x21..0x7f).contains(&byte) && byte != b'\\') {
             return Err(Refused);
         }
         let own = asked.strip_prefix(snapshot.issuer()).filter(|rest| rest.starts_with('/'));
@@ -55,7 +59,7 @@ fn is_page(snapshot: &Snapshot, path: &str) -> bool {
         |name: &str| snapshot.routes.by_name(name).is_some_and(|route| route.credential.is_of_user());
     // The authorization request is checked there as if it came from anywhere.
     matches!(path, "/" | "/connections")
-        || path.starts_with("/oauth/authorize?")
+        || path.starts_with(REQUEST)
         || path.strip_prefix("/connections/").is_some_and(is_route)
 }
 

@@ -118,13 +118,7 @@ impl Credential {
             Self::AwsSigv4(aws) => Some((&aws.provider, InjectedToken::Id)),
             Self::EntraObo(obo) => Some((&obo.provider, InjectedToken::Access)),
             Self::IdJag(jag) => Some((&jag.provider, InjectedToken::Id)),
-            Self::None
-            | Self::Header { .. }
-            | Self::UserHeader(_)
-            | Self::PosternToken(_)
-            | Self::Custom(_)
-            | Self::Oauth(_)
-            | Self::ClientCredentials(_) => None,
+            _ => None,
         }
     }
 
@@ -136,14 +130,7 @@ impl Credential {
             Self::TokenExchange(exchange) => Some(&exchange.at),
             Self::EntraObo(obo) => Some(&obo.at),
             Self::IdJag(jag) => Some(&jag.at),
-            Self::None
-            | Self::Header { .. }
-            | Self::UserHeader(_)
-            | Self::PosternToken(_)
-            | Self::Custom(_)
-            | Self::Oauth(_)
-            | Self::UpstreamInject(..)
-            | Self::AwsSigv4(_) => None,
+            _ => None,
         }
     }
 
