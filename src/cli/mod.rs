@@ -1,5 +1,6 @@
 //! The command line: one function per command, exit codes that scripts can rely on.
 mod agent;
+mod convert;
 mod demo;
 mod doctor;
 mod kept;
@@ -115,6 +116,17 @@ enum Command {
     /// Programs that call without people, each with a token that you make for it.
     #[command(subcommand)]
     ServiceAccounts(ServiceAccounts),
+    /// Print what another gateway's file says as routes of Postern's; what they cannot say goes to standard error.
+    ///
+    /// Secrets become variables, which comments name. Exit code 0 when nothing is lost, 1 when something is, 78 when the file
+    /// cannot be read.
+    Convert {
+        /// Whose file it is.
+        #[arg(long)]
+        from: convert::Origin,
+        /// The file, in YAML.
+        file: PathBuf,
+    },
     /// Read a password from standard input and print its hash for login.local.users.
     HashPassword,
 }
@@ -315,6 +327,7 @@ pub fn main() -> ExitCode {
         Command::ServiceAccounts(ServiceAccounts::Revoke { config, name }) => {
             with_config(&config, |config| kept::revoke_service(&config, &name))
         }
+        Command::Convert { from, file } => convert::convert(from, &file),
         Command::HashPassword => hash_password(),
     }
 }
