@@ -13,7 +13,7 @@ use serde_json::value::RawValue;
 
 use super::Connector;
 use super::discover::{IssuerMetadata, issuer_metadata};
-use super::register::{AuthMethod, Registration};
+use super::register::{AuthMethod, Registration, error_code};
 use super::token::{authenticated, is_b64token, lifetime, retry_after, token};
 use crate::config::{Credential, Exchanger, TENANT};
 use crate::outbound::{self, AddressPolicy, Limits, Response};
@@ -36,19 +36,6 @@ const LONGEST_CLAIMS: usize = 4096;
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 /// RFC 7523 §2.1.
 const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-/// The words that may stand in a log: whatever else a server says is its own text (RFC 6749 §5.2, RFC 8693 §2.2.2, RFC 8707
-/// §2).
-const WORDS: [&str; 9] = [
-    "access_denied",
-    "invalid_client",
-    "invalid_grant",
-    "invalid_request",
-    "invalid_scope",
-    "invalid_target",
-    "invalid_token",
-    "unauthorized_client",
-    "unsupported_grant_type",
-];
 
 /// Where to ask, as whom, and for what.
 #[derive(Clone)]
@@ -351,7 +338,7 @@ fn because(error: &str, answer: &Answer, grant: &Grant, wait: Option<Duration>) 
         "invalid_grant" | "invalid_token" if shows_somebody => Failure::Subject { surely: true },
         // RFC 8693 §2.2.2: of a token that is not valid as well.
         "invalid_request" if is_exchange => Failure::Subject { surely: false },
-        error => refused(WORDS.into_iter().find(|word| *word == error).unwrap_or("another error")),
+        error => refused(error_code(error)),
     }
 }
 
