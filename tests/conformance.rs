@@ -1,6 +1,6 @@
 //! Holds `tests/conformance.md`, the table of security rules and their tests, to what the sources say: a test that is
-//! named there exists, a test that carries the number of a rule stands in its row, no rule is left out, and what Pomerium
-//! pins or gets wrong has a test of that very name.
+//! named there exists, a test that carries the number of a rule stands in its row, no rule is left out, and what peers pin or get
+//! wrong has a test of that very name.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ const TABLE: &str = include_str!("conformance.md");
 const SCORES: &str = "\n## Official suite";
 
 /// Rules that must have a row: shelf, first and last number.
-const REQUIRED: [(&str, u32, u32); 14] = [
+const REQUIRED: [(&str, u32, u32); 16] = [
     ("AS-", 1, 5),
     ("AS-", 10, 22),
     ("AS-", 30, 41),
@@ -27,6 +27,8 @@ const REQUIRED: [(&str, u32, u32); 14] = [
     ("spec RS-", 1, 13),
     ("pom ", 16, 38),
     ("pom B", 1, 24),
+    ("brk15 ", 1, 20),
+    ("brk35 ", 1, 20),
 ];
 
 /// How the name of a test spells a shelf.
@@ -73,10 +75,11 @@ fn test_functions(text: &str) -> Vec<String> {
     found
 }
 
-/// The rules that a test says it proves: `sr_t10_sr_as_10_…` → T10, AS-10; `pom_24_pom_b6_…` → pom 24, pom B06.
+/// The rules that a test says it proves: `sr_t10_sr_as_10_…` → T10, AS-10; `pom_24_pom_b6_…` → pom 24, pom B06; `brk15_01_…` →
+/// brk15 01.
 fn claimed(test: &str) -> Vec<String> {
     let mut rules = Vec::new();
-    let places = |prefix| {
+    let places = |prefix: &str| {
         let places = test.match_indices(prefix).map(|(at, _)| at);
         places.filter(|at| *at == 0 || test[..*at].ends_with('_')).collect::<Vec<_>>()
     };
@@ -94,6 +97,14 @@ fn claimed(test: &str) -> Vec<String> {
         let (shelf, digits) = word.strip_prefix('b').map_or(("pom ", word), |digits| ("pom B", digits));
         if (1..=2).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit()) {
             rules.push(format!("{shelf}{digits:0>2}"));
+        }
+    }
+    for shelf in ["brk15", "brk35"] {
+        for at in places(&format!("{shelf}_")) {
+            let digits = test[at..].split('_').nth(1).unwrap_or_default();
+            if digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                rules.push(format!("{shelf} {digits}"));
+            }
         }
     }
     rules
@@ -144,7 +155,7 @@ fn violations(table: &str, tests: &BTreeSet<String>) -> Vec<String> {
     found.extend(required.filter(|rule| !rows.contains_key(rule)).map(|rule| format!("{rule}: has no row")));
     for (rule, row) in &rows {
         let is_named = row.tests.iter().any(|test| claimed(test).contains(rule));
-        if rule.starts_with("pom ") && !is_named && !row.is_open {
+        if ["pom ", "brk"].iter().any(|peer| rule.starts_with(peer)) && !is_named && !row.is_open {
             found.push(format!("{rule}: has no test of its name"));
         }
         for test in row.tests.iter().filter(|test| !tests.contains(*test)) {
@@ -168,6 +179,7 @@ fn names_are_read_as_they_are_meant() {
     assert_eq!(claimed("pom_24_a_document"), ["pom 24"]);
     assert_eq!(claimed("sr_t18_pom_33_pom_b6_an_answer"), ["T18", "pom 33", "pom B06"]);
     assert_eq!(claimed("pom_b24_a_token"), ["pom B24"]);
+    assert_eq!(claimed("brk15_09_brk35_16_one_refresh"), ["brk15 09", "brk35 16"]);
     for other in [
         "sr_cl_09_x",
         "sr_r01_x",
@@ -181,6 +193,9 @@ fn names_are_read_as_they_are_meant() {
         "pom_b",
         "pom_124_x",
         "epom_24_x",
+        "brk15_x",
+        "brk15_1_x",
+        "brk25_01_x",
     ] {
         assert!(claimed(other).is_empty(), "{other}: {:?}", claimed(other));
     }
@@ -209,6 +224,8 @@ fn what_is_planted_is_found() {
         ("| AS-10 | x | `b` |\n| AS-10 | x | `b` |", "AS-10: has two rows"),
         ("| pom 24 | x | `b` |", "pom 24: has no test of its name"),
         ("| pom B06 | x | `b` |", "pom B06: pom_b6_a is missing in its row"),
+        ("| brk15 02 | x | `b` |", "brk15 02: has no test of its name"),
+        ("| brk15 02 | x | `b` |", "brk35 20: has no row"),
         ("| AS-10 | x | `b` |", "pom B24: has no row"),
     ] {
         assert!(said(table).contains(expected), "{table}: {}", said(table));
