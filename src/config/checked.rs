@@ -17,7 +17,7 @@ use super::limits::{self, Limits};
 use super::reload::Fixed;
 use super::report::{Key, Problem, Report};
 use super::secret::{self, Environment, SealingKey};
-use super::{file, login, policy, route, server, store, trusted};
+use super::{file, id_jag, login, policy, route, server, store, trusted};
 use crate::jose::sign::SigningKey;
 
 /// The whole configuration. Has no `Debug`: it holds secrets.
@@ -61,6 +61,8 @@ pub struct OauthServer {
     pub dcr_enabled: bool,
     /// The listed clients, by id.
     pub listed: HashMap<String, ListedClient>,
+    /// Names of the identity providers that let clients act for their people; empty: none does.
+    pub id_jag: Vec<String>,
 }
 
 impl OauthServer {
@@ -254,7 +256,7 @@ pub(super) fn check(
     let has_people = !own_routes.is_empty() || file.login.is_some();
     let login = login::check(&mut check, &file.login.unwrap_or_default(), server.as_ref(), has_people);
     let names = Names { routes: &own_routes, users: &|user| login.knows(user) };
-    let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names);
+    let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names, &login);
     let outbound = outbound(&mut check, file.outbound);
     let policy =
         file.policy.as_ref().map(|written| policy::section(&mut check, &Key::top("policy"), written));
@@ -282,7 +284,12 @@ pub(super) fn check(
     }
 }
 
-fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Names<'_>) -> OauthServer {
+fn oauth_server(
+    check: &mut Checker<'_>,
+    written: &file::OauthServer,
+    names: &Names<'_>,
+    login: &login::Login,
+) -> OauthServer {
     let key = Key::top("oauth_server");
     let signing_keys = secret::signing_keys(check, written.signing_keys.as_deref().unwrap_or_default());
     let access_token_ttl = check.duration(
@@ -315,7 +322,9 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Na
     );
     let clients = written.clients.as_ref();
     let cimd = clients::cimd(check, clients.and_then(|clients| clients.cimd.as_ref()));
-    let listed = clients::listed(check, clients.and_then(|clients| clients.listed.as_ref()), names);
+    let id_jag = id_jag::issuers(check, written.id_jag.as_ref(), login);
+    let listed = clients.and_then(|clients| clients.listed.as_ref());
+    let listed = clients::listed(check, listed, names, !id_jag.is_empty());
     let dcr = clients.and_then(|clients| clients.dcr.as_ref());
     OauthServer {
         access_token_ttl,
@@ -326,6 +335,7 @@ fn oauth_server(check: &mut Checker<'_>, written: &file::OauthServer, names: &Na
         signing_keys,
         cimd,
         listed,
+        id_jag,
         dcr_enabled: dcr.and_then(|dcr| dcr.enabled).unwrap_or(true),
     }
 }

@@ -97,10 +97,12 @@ pub(super) fn cimd(check: &mut Checker<'_>, written: Option<&file::Cimd>) -> Cim
 }
 
 /// The clients of the list, by id. What is wrong is recorded and left out. Routes and users are checked by `names`.
+/// `assertions`: whether those that prove who they are may act for people of an identity provider.
 pub(super) fn listed(
     check: &mut Checker<'_>,
     written: Option<&Vec<file::StaticClient>>,
     names: &Names<'_>,
+    assertions: bool,
 ) -> HashMap<String, ListedClient> {
     let list = Key::top("oauth_server").child("clients").child("static");
     let mut clients = HashMap::new();
@@ -114,7 +116,9 @@ pub(super) fn listed(
         let redirect_uris = redirect_uris(check, &key.child("redirect_uris"), entry);
         let authentication = authentication(check, &key, entry);
         let machine = machine(check, &key, entry, names);
-        if redirect_uris.is_empty() && machine.is_none() && entry.introspect != Some(true) {
+        let is_public = matches!(authentication, Some(ListedAuthentication::None));
+        let is_for_people = !redirect_uris.is_empty() || (assertions && !is_public);
+        if !is_for_people && machine.is_none() && entry.introspect != Some(true) {
             let what = "can do nothing";
             check.refuse(&key, what, "give it `redirect_uris`, `client_credentials` or `introspect: true`");
         }

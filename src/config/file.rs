@@ -23,7 +23,7 @@ pub(super) use credential::{ActorToken, AwsRole, Credential, CredentialKind, Sub
 pub use credential::{ExchangeForm, InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
-pub(super) use oauth_server::{Cimd, OauthServer, SigningKey, StaticClient};
+pub(super) use oauth_server::{Cimd, IdJag, OauthServer, SigningKey, StaticClient};
 pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
 pub(super) use trusted::{Introspection, TrustedIssuer};
 

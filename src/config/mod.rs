@@ -13,6 +13,7 @@ mod clients;
 mod credential;
 mod document;
 mod file;
+mod id_jag;
 mod limits;
 mod login;
 mod oidc;

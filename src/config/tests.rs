@@ -1182,6 +1182,35 @@ fn what_exchanges_need_and_what_they_may_not_say() {
 }
 
 #[test]
+fn who_lets_clients_act_for_their_people_is_a_provider_by_its_name() {
+    let providers = "login:\n  oidc: [{name: corp, issuer: \"https://idp.example.com\", client_id: p}]\n";
+    let environment = Fake::default().var("KEY", "hunter2");
+    let agent = |issuers: &str, client: &str| {
+        format!(
+            "oauth_server: {{id_jag: {{issuers: {issuers}}}, clients: {{static: [{{client_id: agent{client}}}]}}}}"
+        )
+    };
+    const SECRET: &str = ", client_secret: {env: KEY}";
+    let text = agent("[corp]", SECRET);
+    let found = good(&[("#top", &text), ("login:\n", providers)], &environment).oauth_server;
+    assert_eq!((found.id_jag.as_slice(), found.listed.len()), (["corp".to_owned()].as_slice(), 1));
+    // V-02, V-06.
+    for (issuers, client, expected) in [
+        ("[other]", SECRET, "oauth_server.id_jag.issuers[0]: `other` is no identity provider"),
+        ("[corp, \"\"]", SECRET, "oauth_server.id_jag.issuers[1]: is empty"),
+        ("[]", SECRET, "oauth_server.id_jag.issuers: is empty"),
+        ("[corp, corp]", SECRET, "oauth_server.id_jag.issuers[1]: is listed twice"),
+        ("[corp]", "", "oauth_server.clients.static[0]: can do nothing"),
+        ("[other]", SECRET, "oauth_server.clients.static[0]: can do nothing"),
+    ] {
+        let report = bad(&[("#top", &agent(issuers, client)), ("login:\n", providers)], &environment);
+        assert!(report.contains(expected), "{report} lacks {expected}");
+    }
+    let report = bad(&[("#top", &text)], &environment);
+    assert!(report.contains("`corp` is no identity provider, and `login.oidc` has none"), "{report}");
+}
+
+#[test]
 fn a_secret_in_the_file_is_for_one_machine_alone() {
     let header = [("#route", &*credential("kind: header, name: X-Key, value: hunter2-plain"))];
     let config = good(&header, &Fake::default());

@@ -158,6 +158,7 @@ impl Web {
             client: allowed.client_id,
             route: allowed.route,
             scopes: allowed.scopes,
+            decided_by: allowed.decided_by.map(|name| label(about, name)),
         });
         let mut sessions: Vec<(u64, pages::Browser)> = Vec::new();
         for (key, found) in self.authority.records.scan::<Session>().await? {
@@ -179,6 +180,11 @@ impl Web {
             sessions: sessions.into_iter().map(|(_, session)| session).collect(),
         }))
     }
+}
+
+/// What people read of an identity provider; its short name where it is gone.
+fn label(about: &About, name: String) -> String {
+    about.snapshot.config.login.provider(&name).map_or(name, |provider| provider.label.clone())
 }
 
 /// The day, for people to read.

@@ -109,7 +109,7 @@ pub async fn token(
 ) -> Response {
     let answer = async {
         let (authorization, form) = (authorization(&headers)?, form(&headers, &body)?);
-        token::token(&web.authority, &about.snapshot, authorization, form).await
+        token::token(&web.authority, &about.snapshot, &web.providers, authorization, form).await
     };
     let answer = answer.await;
     web.print("token", StatusCode::OK, answer)

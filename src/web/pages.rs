@@ -115,6 +115,8 @@ pub struct Application {
     pub scopes: Vec<String>,
     /// A date.
     pub since: String,
+    /// Who has let it in, where the user was not asked.
+    pub decided_by: Option<String>,
 }
 
 /// A browser that is signed in.

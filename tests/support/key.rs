@@ -33,8 +33,13 @@ impl Key {
 
     /// Any claims, signed.
     pub fn sign(&self, claims: &Value) -> String {
+        self.sign_as("JWT", claims)
+    }
+
+    /// The same for any `typ`.
+    pub fn sign_as(&self, kind: &str, claims: &Value) -> String {
         let part = |value: &Value| BASE64URL_NOPAD.encode(value.to_string().as_bytes());
-        let head = json!({"alg": "ES256", "kid": self.id, "typ": "JWT"});
+        let head = json!({"alg": "ES256", "kid": self.id, "typ": kind});
         let message = format!("{}.{}", part(&head), part(claims));
         let signature = self.pair.sign(&SystemRandom::new(), message.as_bytes()).expect("signature");
         format!("{message}.{}", BASE64URL_NOPAD.encode(signature.as_ref()))

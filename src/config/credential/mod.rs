@@ -258,7 +258,7 @@ fn strangers(check: &mut Checker<'_>, key: &Key, written: &file::Credential, kin
 }
 
 /// The identity provider that a key at `key` names.
-fn provider(
+pub(super) fn provider(
     check: &mut Checker<'_>,
     key: &Key,
     written: Option<&str>,

@@ -24,6 +24,16 @@ pub(in crate::config) struct OauthServer {
     pub(in crate::config) refresh_replay_window: Option<String>,
     /// How MCP clients make themselves known.
     pub(in crate::config) clients: Option<Clients>,
+    /// Identity providers that let clients act for their people, who are not asked (enterprise-managed authorization): a client
+    /// shows an identity assertion authorization grant (ID-JAG) at the token endpoint.
+    pub(in crate::config) id_jag: Option<IdJag>,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(in crate::config) struct IdJag {
+    /// Names of entries of `login.oidc`.
+    pub(in crate::config) issuers: Vec<String>,
 }
 
 /// Forms of access tokens.

@@ -2,7 +2,9 @@
 //!
 //! Who somebody is, is issuer and subject of an ID token that the provider has signed for us and for this very sign-in
 //! (`nonce`). Everything else in it is for people to read, or narrows down who may come in.
+pub mod assertion;
 mod metadata;
+mod sign_out;
 
 use std::time::SystemTime;
 
@@ -11,18 +13,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::metadata::Metadata;
+pub use self::sign_out::SignedOut;
 use super::authorize::Pkce;
 use super::provider::ProviderTokens;
 use super::token::{self, Outcome};
 use crate::config::{Attributes, IdentityProvider};
 use crate::jose::remote::{KeySets, RemoteError};
-use crate::jose::{Claims, Expected, issuer_of, texts};
+use crate::jose::{Claims, Expected, texts};
 use crate::outbound::{self, Outbound, Request};
 use crate::route::provider_policy;
 use crate::seal;
 
-/// `events` of a logout token (OpenID Connect Back-Channel Logout §2.4).
-const LOGOUT_EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
 /// OpenID Connect Core §2.
 const SUBJECT_MAX: usize = 255;
 
@@ -56,17 +57,6 @@ pub struct Person {
     pub id_token: SecretString,
     /// What else came with it, where it can be used.
     pub tokens: Option<ProviderTokens>,
-}
-
-/// Who has signed out at the provider.
-pub struct SignedOut {
-    pub provider: String,
-    /// As [`Person::user`].
-    pub user: Option<String>,
-    /// As [`Person::session`].
-    pub session: Option<String>,
-    /// Names this notice, so that it counts once.
-    pub id: String,
 }
 
 /// What the browser brings back.
@@ -206,37 +196,6 @@ impl Providers {
         metadata.end_session_url(&pairs)
     }
 
-    /// Reads a logout token (OpenID Connect Back-Channel Logout §2.6).
-    pub async fn signed_out(
-        &self,
-        providers: &[IdentityProvider],
-        token: &str,
-        now: SystemTime,
-    ) -> Result<SignedOut, IdentityError> {
-        let refused = |why: &str| IdentityError::Refused(format!("logout token: {why}"));
-        let issuer = issuer_of(token).ok_or_else(|| refused("is none"))?;
-        let provider = providers.iter().find(|provider| provider.issuer == issuer);
-        let provider = provider.ok_or_else(|| refused("is from an unknown issuer"))?;
-        let metadata = self.metadata(provider, now).await?;
-        let audiences = [provider.client_id.as_str()];
-        let expected =
-            Expected { issuer: &issuer, audiences: Some(&audiences), types: &["logout+jwt", "jwt", ""] };
-        let claims =
-            self.keys.verify(&metadata.jwks_uri, &provider_policy(provider), token, &expected, now).await?;
-        let is_event = claims.rest.get("events").is_some_and(|events| events.get(LOGOUT_EVENT).is_some());
-        // A nonce would make it an ID token.
-        if !is_event || claims.rest.contains_key("nonce") {
-            return Err(refused("is another kind of token"));
-        }
-        let session = claims.text("sid").map(str::to_owned);
-        let user = (!claims.sub.is_empty()).then(|| provider.user(&claims.sub));
-        let id = claims.jti.filter(|id| !id.is_empty()).ok_or_else(|| refused("has no jti"))?;
-        if session.is_none() && user.is_none() {
-            return Err(refused("names nobody"));
-        }
-        Ok(SignedOut { provider: provider.name.clone(), user, session, id })
-    }
-
     /// Fetches again what is used and about to be old.
     pub async fn renew(&self, providers: &[IdentityProvider], now: SystemTime) {
         for provider in providers {
@@ -358,11 +317,15 @@ fn check(provider: &IdentityProvider, claims: &Claims, begun: &Begun) -> Result<
     {
         return refused("was made for another client (azp)");
     }
-    let printable = claims.sub.chars().all(|c| !c.is_control());
-    if claims.sub.is_empty() || claims.sub.len() > SUBJECT_MAX || !printable {
+    if !is_subject(&claims.sub) {
         return refused("names nobody (sub)");
     }
     Ok(())
+}
+
+/// Whether somebody can be called so.
+fn is_subject(sub: &str) -> bool {
+    !sub.is_empty() && sub.len() <= SUBJECT_MAX && !sub.chars().any(char::is_control)
 }
 
 /// Whether the configuration wants to know more before it lets anybody in.

@@ -198,14 +198,19 @@ impl Connector {
     /// Whether the connection may do more than these scopes say, so that a client with no others cannot use it. What cannot be
     /// found out now is found out with the next call.
     pub async fn has_outgrown(&self, user: &str, route: &Route, scopes: &[String]) -> bool {
+        let is_new = |scope: &String| !scopes.contains(scope) && !route.rules.has_scope(scope);
+        self.connected_scopes(user, route).await.iter().any(is_new)
+    }
+
+    /// What the connection may do that the user has made for this route alone; nothing where there is none that works, or
+    /// nobody can tell now.
+    pub async fn connected_scopes(&self, user: &str, route: &Route) -> Vec<String> {
         if !matches!(route.credential, Credential::Oauth(_)) || route.owner.is_some() {
-            return false;
+            return Vec::new();
         }
         let found = self.records.connection(&connection_key(user, route)).await.ok().flatten();
-        let is_new = |scope: &String| !scopes.contains(scope) && !route.rules.has_scope(scope);
-        found.is_some_and(|(connection, tokens)| {
-            connection.state != State::NeedsReauth && tokens.scopes.iter().any(is_new)
-        })
+        let usable = found.filter(|(connection, _)| connection.state != State::NeedsReauth);
+        usable.map(|(_, tokens)| tokens.scopes).unwrap_or_default()
     }
 
     /// Whether the connection will do, without the user: what has run out is renewed, so that a grant that is dead is found

@@ -198,17 +198,27 @@ impl Authority {
         if claims.sub != client.id || claims.audiences().count() != 1 || left > ASSERTION_MAX {
             return Err(UNKNOWN);
         }
+        match self.is_first_use(&client.id, &format!("{}\0{id}", client.id), left).await? {
+            true => Ok(()),
+            false => Err(UNKNOWN),
+        }
+    }
+
+    /// Whether a client shows something for the first time that is good once. `name`: what it is called among all such;
+    /// `left`: how long it is valid yet.
+    pub(super) async fn is_first_use(
+        &self,
+        client: &String,
+        name: &str,
+        left: Duration,
+    ) -> Result<bool, Refusal> {
         // Each is remembered for a while, so nobody gets any number of them.
-        if !self.assertions.admits(&client.id) {
+        if !self.assertions.admits(client) {
             return Err(Refusal::too_many("too many assertions at once, try again in a minute"));
         }
-        let key = seal::digest(&format!("{}\0{id}", client.id));
         // For as long as it could be shown again.
         let remember = left + 2 * crate::jose::SKEW;
-        match self.records.put(&key, 0, &Used {}, remember).await? {
-            Put::Stored => Ok(()),
-            Put::Conflict => Err(UNKNOWN),
-        }
+        Ok(self.records.put(&seal::digest(name), 0, &Used {}, remember).await? == Put::Stored)
     }
 }
 

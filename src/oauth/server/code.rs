@@ -116,6 +116,7 @@ pub async fn redeem(
         client_auth: code.client_auth,
         client_name: code.client_name,
         client_digest: code.client_digest,
+        decided_by: None,
         current: seal::digest(&secret),
         previous: None,
         retired: Vec::new(),

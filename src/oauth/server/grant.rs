@@ -47,6 +47,9 @@ pub struct Grant {
     pub client_name: Option<String>,
     #[serde(default)]
     pub client_digest: String,
+    /// The identity provider that has decided it, where the user was not asked.
+    #[serde(default)]
+    pub decided_by: Option<String>,
     /// Digest of the refresh token in force.
     pub(super) current: String,
     pub(super) previous: Option<Replay>,

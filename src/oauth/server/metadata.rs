@@ -2,7 +2,7 @@
 //! name only what works.
 use serde::Serialize;
 
-use super::Snapshot;
+use super::{Snapshot, jag};
 use crate::config::ClientAuthMethod;
 use crate::jose::ALGORITHMS;
 use crate::route::Route;
@@ -61,6 +61,8 @@ pub struct Server {
     response_types_supported: [&'static str; 1],
     response_modes_supported: [&'static str; 1],
     grant_types_supported: Vec<&'static str>,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    authorization_grant_profiles_supported: &'static [&'static str],
     token_endpoint_auth_methods_supported: [ClientAuthMethod; 4],
     token_endpoint_auth_signing_alg_values_supported: [&'static str; 5],
     revocation_endpoint_auth_methods_supported: [ClientAuthMethod; 4],
@@ -104,6 +106,8 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
     if snapshot.config.oauth_server.has_machines() {
         grants.push("client_credentials");
     }
+    let decides = !snapshot.config.oauth_server.id_jag.is_empty();
+    grants.extend(decides.then_some(jag::GRANT));
     Server {
         issuer: issuer.to_owned(),
         authorization_endpoint: format!("{issuer}/oauth/authorize"),
@@ -119,6 +123,7 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
         response_types_supported: ["code"],
         response_modes_supported: ["query"],
         grant_types_supported: grants,
+        authorization_grant_profiles_supported: if decides { &[jag::PROFILE] } else { &[] },
         token_endpoint_auth_methods_supported: METHODS,
         token_endpoint_auth_signing_alg_values_supported: ALGORITHMS,
         revocation_endpoint_auth_methods_supported: METHODS,

@@ -11,6 +11,7 @@ pub mod code;
 pub mod consent;
 pub mod grant;
 pub mod introspect;
+pub mod jag;
 pub mod jwt;
 pub mod machine;
 pub mod metadata;

@@ -95,35 +95,53 @@ pub struct Allowed {
     pub route: String,
     pub scopes: Vec<String>,
     pub since: SystemTime,
+    /// The identity provider that has decided it, where the user was not asked.
+    pub decided_by: Option<String>,
 }
 
 /// Everything that this user has allowed, latest first: remembered consents and grants that live, one entry per
 /// application and server.
 pub async fn of_user(authority: &Authority, user: &str) -> Result<Vec<Allowed>, RecordError> {
     let mut allowed: Vec<Allowed> = Vec::new();
-    let mut add = |client_id: String, client_name, route: String, scopes: Vec<String>, since: u64| {
-        let since = SystemTime::UNIX_EPOCH + Duration::from_secs(since);
-        match allowed.iter_mut().find(|known| known.client_id == client_id && known.route == route) {
+    let mut add = |found: Allowed| {
+        let is_same = |known: &&mut Allowed| known.client_id == found.client_id && known.route == found.route;
+        match allowed.iter_mut().find(is_same) {
             Some(known) => {
-                known.since = known.since.max(since);
-                known.client_name = known.client_name.take().or(client_name);
+                known.since = known.since.max(found.since);
+                known.client_name = known.client_name.take().or(found.client_name);
+                known.decided_by = known.decided_by.take().or(found.decided_by);
                 let new: Vec<String> =
-                    scopes.into_iter().filter(|scope| !known.scopes.contains(scope)).collect();
+                    found.scopes.into_iter().filter(|scope| !known.scopes.contains(scope)).collect();
                 known.scopes.extend(new);
             }
-            None => allowed.push(Allowed { client_id, client_name, route, scopes, since }),
+            None => allowed.push(found),
         }
     };
+    let since = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
     for (_, found) in authority.records.scan::<Consent>().await? {
         let consent = found.value;
         if consent.user == user {
-            add(consent.client_id, consent.client_name, consent.route, consent.scopes, consent.given_at);
+            add(Allowed {
+                client_id: consent.client_id,
+                client_name: consent.client_name,
+                route: consent.route,
+                scopes: consent.scopes,
+                since: since(consent.given_at),
+                decided_by: None,
+            });
         }
     }
     for (_, found) in authority.records.scan::<Grant>().await? {
         let grant = found.value;
         if grant.user == user {
-            add(grant.client_id, grant.client_name, grant.route, grant.scopes, grant.created_at);
+            add(Allowed {
+                client_id: grant.client_id,
+                client_name: grant.client_name,
+                route: grant.route,
+                scopes: grant.scopes,
+                since: since(grant.created_at),
+                decided_by: grant.decided_by,
+            });
         }
     }
     allowed.sort_by_key(|entry| std::cmp::Reverse(entry.since));

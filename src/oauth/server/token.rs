@@ -2,15 +2,18 @@
 use super::authenticate::authenticate;
 use super::code::{Redemption, redeem};
 use super::grant::{Answer, Renewal, refresh};
+use super::jag::{self, Presented, id_jag};
 use super::machine::{Wish, client_credentials};
 use super::params::Params;
 use super::refusal::Refusal;
 use super::{Authority, Snapshot};
+use crate::oauth::client::identity::Providers;
 
 /// `body`: the form as sent. `authorization`: the header of that name.
 pub async fn token(
     authority: &Authority,
     snapshot: &Snapshot,
+    providers: &Providers,
     authorization: Option<&str>,
     body: &str,
 ) -> Result<Answer, Refusal> {
@@ -46,6 +49,15 @@ pub async fn token(
         "client_credentials" if snapshot.config.oauth_server.has_machines() => {
             let wish = Wish { client: &client, scope: params.value("scope"), resource };
             client_credentials(authority, snapshot, &wish)
+        }
+        jag::GRANT if !snapshot.config.oauth_server.id_jag.is_empty() => {
+            let presented = Presented {
+                client: &client,
+                assertion: params.required("assertion", "assertion is required")?,
+                scope: params.value("scope"),
+                resource,
+            };
+            id_jag(authority, snapshot, providers, &presented).await
         }
         _ => Err(Refusal::unsupported_grant_type("grant_type is none of those that the metadata lists")),
     }
