@@ -3,7 +3,7 @@
 //! where, `register` who we are there (`ourselves`: as far as the configuration says it), `authorize` and `connect` send the
 //! user and take them back, `token` talks to the token endpoint,
 //! `refresh` keeps what we got fresh, `exchange` gets tokens for other tokens and `exchanged` keeps those, `flight` does what many want once, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
-//! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers, `provider` keeps the tokens that came with it;
+//! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers and takes what these say of them otherwise, `provider` keeps the tokens that came with it;
 //! `standing` says how a connection is doing.
 mod auth_method;
 pub mod authorize;
