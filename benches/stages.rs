@@ -378,6 +378,7 @@ fn tokens(now: SystemTime) -> Tokens {
         registration: "bench".to_owned(),
         user: USER.to_owned(),
         route: "files".to_owned(),
+        account: None,
         rotates: Some(true),
     }
 }

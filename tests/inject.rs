@@ -169,33 +169,6 @@ async fn a_403_of_the_upstream_asks_nobody_for_more() {
 }
 
 #[tokio::test]
-async fn people_of_elsewhere_are_told_so() {
-    let (provider, upstream) = world(&["access-1"]).await;
-    // Beside the people of the provider there are local ones.
-    let gateway = Gateway::builder()
-        .route(route("demo", &upstream))
-        .env("IDP_SECRET", SECRET)
-        .with("login.oidc", json!([provider.entry()]))
-        .start()
-        .await;
-    let (mut alice, client) = (Browser::new(), Client::register(&gateway).await);
-    let page = authorize(&mut alice, &client, &client.authorization("demo")).await.page();
-    assert!(
-        page.status == 400 && page.text().contains("people of another sign-in service"),
-        "{}",
-        page.text()
-    );
-    let page = account(&mut alice, &gateway).await;
-    let page = alice.submit(&page, &page.form_to("/connections/demo/connect"), &[]).await.page();
-    assert!(
-        page.status == 403 && page.text().contains("people of another sign-in service"),
-        "{}",
-        page.text()
-    );
-    assert_eq!(provider.given(), 0);
-}
-
-#[tokio::test]
 async fn the_page_ends_it_at_the_provider_and_brings_it_back() {
     let (provider, upstream) = world(&["access-1", "access-2"]).await;
     let gateway = builder(&provider, &upstream).start().await;

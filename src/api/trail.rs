@@ -33,8 +33,9 @@ pub struct Trail {
     /// Routes that are connected now, or need nothing.
     pub done: Vec<String>,
     pub failed: Vec<Failed>,
-    /// Sign in there last, since that begins another session: the provider, and a route that injects its tokens.
-    pub sign_in: Option<(String, String)>,
+    /// Where to sign in at last, one after the other: each provider, and a route that wants its tokens.
+    #[serde(default)]
+    pub sign_ins: Vec<(String, String)>,
     /// Routes that the user has to hand over a secret for, each on a page of its own.
     #[serde(default)]
     pub keys: Vec<String>,
@@ -52,8 +53,6 @@ pub struct Failed {
 pub enum Why {
     /// Somebody there said no.
     Denied,
-    /// It takes people of another identity provider.
-    NotTheirs,
     TooOften,
     Unavailable,
     /// The route is not there any more.
@@ -85,8 +84,8 @@ impl Trail {
             }
         }
         let return_to = return_to.map(|address| address.as_str().to_owned());
-        let (done, failed, keys) = (Vec::new(), Vec::new(), Vec::new());
-        Self { home, return_to, anew, at: None, left, done, failed, sign_in: None, keys }
+        let (done, failed, sign_ins, keys) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { home, return_to, anew, at: None, left, done, failed, sign_ins, keys }
     }
 
     /// The trail that an authorization was begun for, if it was.
@@ -164,9 +163,12 @@ impl Trail {
         match found {
             Ok(Prospect::Needed(_)) => self.left.push_back(name),
             Ok(Prospect::NotNeeded | Prospect::Connected { .. }) => self.done.push(name),
-            Ok(Prospect::SignIn(provider)) => self.sign_in = Some((provider, name)),
+            Ok(Prospect::SignIn(provider)) => {
+                if !self.sign_ins.iter().any(|(known, _)| *known == provider) {
+                    self.sign_ins.push((provider, name));
+                }
+            }
             Ok(Prospect::Key) => self.keys.push(name),
-            Ok(Prospect::NotTheirs) => self.fails(name, Why::NotTheirs),
             Ok(Prospect::Unexplained) => self.fails(name, Why::Broken),
             Ok(Prospect::Unknown) => self.fails(name, Why::Unavailable),
             Err(why) => self.fails(name, why),
@@ -226,9 +228,6 @@ impl Why {
     pub fn words(self) -> &'static str {
         match self {
             Self::Denied => "Its authorization server did not allow it. You can try again any time.",
-            Self::NotTheirs => {
-                "This server takes people of another sign-in service. Please sign out and come in through that one."
-            }
             Self::TooOften => {
                 "You were there three times in a few minutes, for the same. Please wait ten minutes, or disconnect first."
             }
@@ -243,7 +242,7 @@ impl Why {
     /// For programs.
     pub fn code(self) -> &'static str {
         match self {
-            Self::Denied | Self::NotTheirs => "access_denied",
+            Self::Denied => "access_denied",
             Self::TooOften => "too_many_requests",
             Self::Unavailable => "temporarily_unavailable",
             Self::Gone => "not_found",

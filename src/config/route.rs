@@ -10,7 +10,6 @@ use super::checked::{Checker, bare_host, has_dot_segment};
 use super::credential::{self, Credential};
 use super::file;
 use super::login::Login;
-use super::oidc::IdentityProvider;
 use super::policy::{self, Policy};
 use super::report::Key;
 use super::server::{PublicUrl, is_host};
@@ -150,10 +149,6 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             if credential.is_of_user() {
                 require_sign_in(check, &key, &trusted_issuers, around.login);
             }
-            if let Some(provider) = credential.provider() {
-                require_provider(check, &key, &trusted_issuers, provider);
-                warn_of_passwords(check, &key, &trusted_issuers, around.login, provider);
-            }
             // V-03: the upstream's authorization server meets another subject than the one that the caller signed in as.
             let is_silent = entry.credential.as_ref().is_some_and(|credential| credential.subject.is_none());
             if credential.shows_caller() && is_silent && trusted_issuers.is_empty() {
@@ -190,7 +185,8 @@ fn own_places(written: &[file::Route], public_url: Option<&PublicUrl>) -> Vec<(S
 }
 
 /// Who has a connection of their own makes it here, and so has to be able to sign in here as the same person: same issuer,
-/// same subject. An e-mail address makes nobody the same.
+/// same subject. An e-mail address makes nobody the same. Where the connection is at another identity provider (V-04, V-09), they
+/// go on there, as those do who come in with a password.
 fn require_sign_in(check: &mut Checker<'_>, key: &Key, issuers: &[Arc<TrustedIssuer>], login: &Login) {
     for trusted in issuers {
         if !login.providers.iter().any(|provider| provider.issuer == trusted.issuer) {
@@ -201,41 +197,6 @@ fn require_sign_in(check: &mut Checker<'_>, key: &Key, issuers: &[Arc<TrustedIss
             let write = format!("add a provider with the issuer {} to `login.oidc`", trusted.issuer);
             check.refuse(&key.child("trusted_issuers"), what, write);
         }
-    }
-}
-
-/// V-09: whoever signs in with a password never gets such a token.
-fn warn_of_passwords(
-    check: &mut Checker<'_>,
-    key: &Key,
-    issuers: &[Arc<TrustedIssuer>],
-    login: &Login,
-    provider: &IdentityProvider,
-) {
-    if issuers.is_empty() && !login.users.is_empty() {
-        let what = format!(
-            "cannot be used by the people of `login.local`, who have no tokens of `{}`",
-            provider.name
-        );
-        check.warn(
-            &key.child("credential"),
-            what,
-            "let them sign in through the provider, or expect that they are sent there",
-        );
-    }
-}
-
-/// Who comes with a token of another issuer never signed in at the provider.
-fn require_provider(
-    check: &mut Checker<'_>,
-    key: &Key,
-    issuers: &[Arc<TrustedIssuer>],
-    provider: &IdentityProvider,
-) {
-    for trusted in issuers.iter().filter(|trusted| trusted.issuer != provider.issuer) {
-        let what = format!("users of `{}` have no tokens of `{}`", trusted.name, provider.name);
-        let write = format!("leave one of the two out, or trust {}", provider.issuer);
-        check.refuse(&key.child("trusted_issuers"), what, write);
     }
 }
 

@@ -97,6 +97,9 @@ pub struct Tokens {
     /// Whose they are, and at which route: the record's key is a digest of both.
     pub user: String,
     pub route: String,
+    /// Who the user is at the identity provider that gave them: issuer and subject. A user may have signed in elsewhere.
+    #[serde(default)]
+    pub account: Option<String>,
     /// Whether the last refresh brought another refresh token; `None` before the first.
     #[serde(default)]
     pub rotates: Option<bool>,

@@ -43,6 +43,11 @@ pub struct Fields {
     /// Where to go afterwards.
     #[serde(default)]
     pub return_to: String,
+    /// Which identity provider, where one is meant, and the page of ours to go to from there.
+    #[serde(default)]
+    pub provider: String,
+    #[serde(default)]
+    pub next: String,
 }
 
 /// Who presses a button of this page, on this page: signed in, and the form came from here.

@@ -217,24 +217,25 @@ fn ended(about: &About, trail: &Trail, go: impl Fn(&str) -> Response) -> Respons
     (status, Html(not_connected(&page))).into_response()
 }
 
-/// What is left to do here, and what that is called: to hand over a secret, or to sign in again at the provider whose tokens
-/// are wanted. The way on from there is a page of ours, which shows the way back.
+/// What is left to do here, and what that is called: to hand over a secret, or to sign in at the providers whose tokens are
+/// wanted, each of which leads on to the next. The way on from there is a page of ours, which shows the way back.
 pub fn last_step(trail: &Trail, return_to: Option<&ReturnAddress>) -> Option<(String, &'static str)> {
     if let Some(route) = trail.keys.first() {
         return Some((page_of(route, return_to), "Enter your key"));
     }
-    let (provider, route) = trail.sign_in.as_ref()?;
-    let next = match return_to {
+    let (_, last) = trail.sign_ins.last()?;
+    let end = match return_to {
         Some(ReturnAddress::Page(path)) => path.clone(),
-        Some(elsewhere) => page_of(route, Some(elsewhere)),
+        Some(elsewhere) => page_of(last, Some(elsewhere)),
         None => trail.home.clone(),
     };
-    Some((sign_in_at(provider, &next), "Sign in again"))
+    let path = trail.sign_ins.iter().rev().fold(end, |next, (provider, _)| sign_in_at(provider, &next));
+    Some((path, "Sign in there"))
 }
 
 pub fn status(why: Why) -> StatusCode {
     match why {
-        Why::Denied | Why::NotTheirs => StatusCode::FORBIDDEN,
+        Why::Denied => StatusCode::FORBIDDEN,
         Why::TooOften => StatusCode::TOO_MANY_REQUESTS,
         Why::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
         Why::Gone => StatusCode::NOT_FOUND,

@@ -132,7 +132,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>, providers: Arc<P
         )
         .route("/oauth/token", post(endpoints::token).options(endpoints::preflight))
         .route("/oauth/revoke", post(endpoints::revoke).options(endpoints::preflight))
-        .route("/login/backchannel-logout", post(identity::backchannel_logout))
+        .route("/login/backchannel-logout", post(identity::logout::notice))
         .route("/oauth/introspect", post(endpoints::introspect).options(endpoints::preflight))
         .layer(map_response(async |mut response: Response| {
             response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
@@ -142,9 +142,10 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>, providers: Arc<P
         .route("/", get(home::home))
         .route("/login", get(login::form).post(login::sign_in))
         .route("/login/start", get(identity::start))
+        .route("/login/leg", post(identity::leg::set_out))
         .route("/login/callback", get(identity::callback))
         .route("/login/callback/{provider}", get(identity::callback_of))
-        .route("/login/signed-out", get(identity::signed_out))
+        .route("/login/signed-out", get(identity::logout::done))
         .route("/logout", post(login::sign_out))
         .route("/connections", get(account::show))
         .route("/connections/{route}", get(connections::show).post(connections::act))

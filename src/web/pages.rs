@@ -71,6 +71,21 @@ struct Moved<'a> {
     url: &'a str,
 }
 
+/// Whether somebody who is signed in goes to another identity provider as well.
+#[derive(Template)]
+#[template(path = "leg.html")]
+pub struct Leg<'a> {
+    pub csrf: &'a str,
+    /// Who is signed in, for people to read.
+    pub user: &'a str,
+    /// What people call the provider.
+    pub label: &'a str,
+    /// Its short name.
+    pub provider: &'a str,
+    /// The page of ours to go to from there.
+    pub next: &'a str,
+}
+
 /// An error, said to a person.
 #[derive(Template)]
 #[template(path = "problem.html")]
@@ -212,6 +227,10 @@ pub fn home(page: &Home<'_>) -> String {
 /// The result still needs HTML escaping.
 pub fn plain(text: &str) -> String {
     capped(strip(text), NAME_LENGTH)
+}
+
+pub fn leg(page: &Leg<'_>) -> String {
+    render(page)
 }
 
 /// Writing into a `String` does not fail, so neither does a template of ours; the sentence is for the compiler.

@@ -71,7 +71,8 @@ pub(in crate::config) struct IdentityProvider {
     /// one to register there. With several providers of which one does not send `iss` (RFC 9207), it keeps any of them from
     /// passing for another (RFC 9700 §4.4). Default: `false`.
     pub(in crate::config) own_redirect_uri: Option<bool>,
-    /// Whether a sign-out at the provider (back-channel logout) also ends what the person has granted to applications.
+    /// Whether a sign-out at the provider (back-channel logout) also ends what the person has granted to applications, and the
+    /// tokens that the provider gave to people who came in elsewhere.
     /// Default: `false`.
     pub(in crate::config) logout_ends_grants: Option<bool>,
 }

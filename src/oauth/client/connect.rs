@@ -26,7 +26,7 @@ const PENDING_TTL: Duration = Duration::from_secs(600);
 /// How long a disconnection is remembered: longer than anything that was under way.
 const DISCONNECTED: Duration = Duration::from_secs(24 * 3600);
 /// How long a connection is kept that nobody uses. Every refresh begins it anew.
-pub(super) const CONNECTION_TTL: Duration = Duration::from_secs(400 * 24 * 3600);
+pub const CONNECTION_TTL: Duration = Duration::from_secs(400 * 24 * 3600);
 
 /// An authorization under way (store record, found by the digest of its `state`).
 #[derive(Serialize, Deserialize)]
@@ -311,6 +311,7 @@ fn tokens(response: TokenResponse, pending: &Pending, profile: &Profile, now: Sy
         registration: pending.registration_key.clone(),
         user: pending.user.clone(),
         route: pending.route.clone(),
+        account: None,
         rotates: None,
     }
 }

@@ -81,6 +81,9 @@ pub enum IdentityError {
     /// Somebody, but nobody who may come in.
     #[error("the person is in no domain or group that is allowed")]
     NotAdmitted,
+    /// The user has been there as somebody else before.
+    #[error("the person has another account there")]
+    SomebodyElse,
 }
 
 impl From<RemoteError> for IdentityError {

@@ -49,12 +49,10 @@ pub enum Prospect {
         scopes: Vec<String>,
     },
     Needed(Box<Plan>),
-    /// The user has to sign in once more at their identity provider, of this short name.
+    /// The user has to sign in at this identity provider (its short name): once more, or for the first time.
     SignIn(String),
     /// The user has to hand over a secret, on the page of the route.
     Key,
-    /// Only people of another identity provider than this user's can use the route.
-    NotTheirs,
     /// The upstream is out of reach, so nobody can say.
     Unknown,
     /// It asks for a token and does not say who gives one.

@@ -188,6 +188,7 @@ mod tests {
             registration: "r".into(),
             user: "alice".into(),
             route: "demo".into(),
+            account: None,
             rotates: None,
         }
     }

@@ -56,6 +56,7 @@ impl Connector {
             registration: String::new(),
             user: user.to_owned(),
             route: route.name.clone(),
+            account: None,
             rotates: None,
         };
         self.records.connect(&connection_key(user, route), &tokens, CONNECTION_TTL).await?;

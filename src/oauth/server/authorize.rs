@@ -272,11 +272,6 @@ pub async fn prepare(
             };
         }
         Prospect::Key => return Ok(Prepared::Key(route.name.clone())),
-        Prospect::NotTheirs => {
-            return Err(Refused::Page(
-                "This MCP server takes people of another sign-in service. Please sign out here, sign in through that one, and start again.",
-            ));
-        }
         Prospect::Unexplained => {
             let note = "The MCP server asks for a token and does not say who gives one, so it may refuse what the application asks. Whoever runs this gateway has to look.";
             (None, Vec::new(), Some(note))

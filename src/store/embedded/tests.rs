@@ -124,6 +124,7 @@ fn tokens(access: &str) -> Tokens {
         registration: "r".to_owned(),
         user: "alice".to_owned(),
         route: "demo".to_owned(),
+        account: None,
         rotates: None,
     }
 }

@@ -118,6 +118,7 @@ mod tests {
             registration: "registration".into(),
             user: user.into(),
             route: "demo".into(),
+            account: None,
             rotates,
         };
         let key = connection_key(user, &route);
