@@ -140,7 +140,7 @@ async fn is_in(browser: &mut Browser, world: &World) -> bool {
 }
 
 #[tokio::test]
-async fn whoever_came_in_elsewhere_goes_on_to_the_provider_that_a_route_wants() {
+async fn brk35_08_brk35_09_whoever_came_in_elsewhere_goes_on_to_the_provider_that_a_route_wants() {
     let world = World::start().await;
     let (mut alice, mut ada) = (Browser::new(), world.of_corp().await);
     // One with a password, one of another provider; each asked on demand, on the way of an application.
@@ -180,7 +180,7 @@ async fn whoever_came_in_elsewhere_goes_on_to_the_provider_that_a_route_wants() 
 }
 
 #[tokio::test]
-async fn what_one_leg_brought_is_kept_when_the_next_one_fails() {
+async fn brk35_09_what_one_leg_brought_is_kept_when_the_next_one_fails() {
     let world = World::start().await;
     let mut ada = world.of_corp().await;
     world.third.set(|script| script.callback = vec![("error".to_owned(), "access_denied".to_owned())]);
@@ -236,7 +236,7 @@ async fn the_account_there_stays_the_same_until_the_user_ends_it() {
 }
 
 #[tokio::test]
-async fn a_leg_is_finished_by_the_session_that_began_it_and_by_no_other() {
+async fn brk35_08_a_leg_is_finished_by_the_session_that_began_it_and_by_no_other() {
     let world = World::start().await;
     let mut mallory = world.of_corp().await;
     let back = world.set_out(&mut mallory).await;
