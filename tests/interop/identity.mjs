@@ -54,7 +54,7 @@ async function signIn({ binary, directory, screenshots, defer, say }) {
     const [trip] = person.trips;
     expect(trip.origins.has(issuer), 'the browser was not at the identity provider');
     say(trip.steps.join('\n  '));
-    expect(gateway.child.output().includes(`${issuer}|ulla`), 'the user is not issuer and subject');
+    expect(gateway.child.printed(`${issuer}|ulla`), 'the user is not issuer and subject');
 
     // Longer than a token of the provider lives: what goes upstream has been renewed.
     const first = upstream.tokens.size;
@@ -107,7 +107,7 @@ async function foreign(format, { binary, directory, screenshots, defer, say }) {
     expect(person.trips.length === 1 && trip.url.origin === issuer, 'the client was not sent to the provider');
     expect(!trip.origins.has(gateway.origin), 'somebody signed in here');
     expect(trip.url.searchParams.get('resource') === gateway.url, `asked for ${trip.url.searchParams.get('resource')}`);
-    expect(gateway.child.output().includes(`${issuer}|ulla`), 'the user is not issuer and subject');
+    expect(gateway.child.printed(`${issuer}|ulla`), 'the user is not issuer and subject');
     say(trip.steps.join('\n  '));
   } catch (error) {
     throw new Error(`${error.stack}\n${gateway.child.output()}\n${provider.output()}`);

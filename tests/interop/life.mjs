@@ -75,7 +75,7 @@ async function live(name, { binary, directory, screenshots, defer, say }) {
     expect(asked.status === 400 && page.includes('Remove this server from it, add it again'), `the page says ${page}`);
     server.check(await app.callAgain(server.tool));
     expect(trips() > before, 'the gateway knew nobody, and nobody was asked');
-    expect(gateway.child.output().includes('client_registered'), 'the client did not register again');
+    expect(gateway.child.printed('client_registered'), 'the client did not register again');
     // A public client's id is made of what it registered: to register the same again gives the same.
     expect((await app.kept()).id === id, 'the same client has another id');
     say(`registered again, ${trips() - before} trips`);
