@@ -14,7 +14,7 @@ use quick_cache::sync::Cache;
 use secrecy::ExposeSecret;
 
 use super::connection::Connections;
-use super::whose::{Kept, Whose};
+use super::whose::Whose;
 use super::window::{spread, window};
 use super::{Ask, Credential, Put, Source, Unresolved};
 use crate::config::AwsSigv4;
@@ -67,7 +67,7 @@ struct Session {
 #[derive(Clone)]
 struct Wanted {
     key: String,
-    whose: Arc<Kept>,
+    whose: Arc<Whose<'static>>,
     route: Arc<Route>,
     aws: Arc<AwsSigv4>,
     /// In place of one that the upstream has refused.
@@ -154,11 +154,10 @@ impl Roles {
 
     async fn assume(&self, wanted: &Wanted) -> Result<Arc<Session>, Unresolved> {
         let Wanted { whose, route, aws, instead, .. } = wanted;
-        let whose = whose.borrowed();
         let mut refused: Option<Outdated> = None;
         loop {
             let now = self.connector.clock.now();
-            let of = (whose.grant, whose.user);
+            let of = (&*whose.grant, &*whose.user);
             let subject = self.connections.subject(of, route, refused.as_ref(), now).await?;
             let (token, shown) = (subject.token, subject.of);
             // It was verified when it came.

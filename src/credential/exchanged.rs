@@ -129,7 +129,7 @@ impl ExchangedTokens {
     }
 
     fn slot(&self, whose: &Whose<'_>, route: &Arc<Route>) -> Arc<Slot> {
-        let grant = whose.grant;
+        let grant = &*whose.grant;
         if let Some(place) = self.by_grant.get(grant)
             && place.is(whose, route)
         {
@@ -139,12 +139,12 @@ impl ExchangedTokens {
             self.forget_all();
         }
         let (name, upstream, facts) = (&route.name, &route.upstream.url, route.credential.facts());
-        let key = exchange_key(whose.user, &[name, upstream, whose.origin(), &facts]);
+        let key = exchange_key(&whose.user, &[name, upstream, whose.origin(), &facts]);
         let slot =
             Arc::clone(&self.by_key.entry(key.as_str().into()).or_insert_with(|| Arc::new(Slot::new(&key))));
         let place = Place {
             route: Arc::downgrade(route),
-            user: whose.user.into(),
+            user: (*whose.user).into(),
             of: whose.origin().into(),
             slot: Arc::clone(&slot),
         };
@@ -171,7 +171,7 @@ impl ExchangedTokens {
         let (exchanges, slot, route) = (self.exchanges.clone(), Arc::clone(slot), Arc::clone(route));
         let (whose, worn) = (whose.kept(), Worn { id: Arc::clone(&ready.id), refused: false });
         tokio::spawn(async move {
-            let fetched = exchanges.fetch(&slot, &whose.borrowed(), &route, Some(&worn), now).await;
+            let fetched = exchanges.fetch(&slot, &whose, &route, Some(&worn), now).await;
             // What is there serves until it ends.
             if let Err(why) = fetched {
                 let wait = match why {

@@ -1,5 +1,6 @@
 //! Whose token is exchanged, and what is shown for it: nobody's, one that we sign about our user, the one that a caller of
 //! another authorization server came with, or the one that an identity provider gave when the user signed in.
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -16,8 +17,8 @@ use crate::route::Route;
 /// Who a token is about.
 pub(super) struct Whose<'a> {
     /// Empty: nobody.
-    pub(super) user: &'a str,
-    pub(super) grant: &'a str,
+    pub(super) user: Cow<'a, str>,
+    pub(super) grant: Cow<'a, str>,
     pub(super) by: By<'a>,
 }
 
@@ -27,22 +28,8 @@ pub(super) enum By<'a> {
     /// We do.
     Us,
     /// What the caller came with.
-    Token(&'a SecretString),
+    Token(Cow<'a, SecretString>),
     /// A connection at an identity provider: key and incarnation.
-    Connection(Arc<str>, Arc<str>),
-}
-
-/// The same without its caller.
-pub(super) struct Kept {
-    user: String,
-    grant: String,
-    by: KeptBy,
-}
-
-enum KeptBy {
-    Nothing,
-    Us,
-    Token(SecretString),
     Connection(Arc<str>, Arc<str>),
 }
 
@@ -50,9 +37,9 @@ impl<'a> Whose<'a> {
     /// Whose token the route exchanges for this caller.
     pub(super) async fn of(ask: &Ask<'a>, connections: &Connections) -> Result<Whose<'a>, Unresolved> {
         let (caller, route) = (ask.permit.caller(), ask.permit.route());
-        let grant = caller.grant();
+        let grant = Cow::Borrowed(caller.grant());
         if matches!(route.credential, Credential::ClientCredentials(_)) {
-            return Ok(Whose { user: "", grant, by: By::Nothing });
+            return Ok(Whose { user: "".into(), grant, by: By::Nothing });
         }
         // Nobody else's in their place.
         let user = caller.user().ok_or(Unresolved::NeedsUser { incarnation: None })?;
@@ -61,17 +48,17 @@ impl<'a> Whose<'a> {
                 let (key, incarnation) = connections.standing(caller, route).await?;
                 By::Connection(key, incarnation)
             }
-            (None, Some(token)) => By::Token(token),
+            (None, Some(token)) => By::Token(Cow::Borrowed(token)),
             (None, None) => By::Us,
         };
-        Ok(Whose { user, grant, by })
+        Ok(Whose { user: user.into(), grant, by })
     }
 
     /// What an exchanged token belongs to besides its user: with another sign-in or another grant it is another one.
     pub(super) fn origin(&self) -> &str {
         match &self.by {
             By::Nothing => "",
-            By::Us | By::Token(_) => self.grant,
+            By::Us | By::Token(_) => &self.grant,
             By::Connection(_, incarnation) => incarnation,
         }
     }
@@ -100,11 +87,11 @@ impl<'a> Whose<'a> {
             By::Us => {
                 let at = route.credential.exchanger().ok_or(Unresolved::Refused)?;
                 let audience = at.audience_of_assertions();
-                (token_exchange::signed(connector, audience, self.user, now).await?, None)
+                (token_exchange::signed(connector, audience, &self.user, now).await?, None)
             }
-            By::Token(token) => ((*token).clone(), None),
+            By::Token(token) => (SecretString::clone(token), None),
             By::Connection(..) => {
-                let who = (self.grant, self.user);
+                let who = (&*self.grant, &*self.user);
                 let subject = connections.subject(who, route, refused, now).await?;
                 if matches!(route.credential, Credential::EntraObo(_)) {
                     let wish = wish(entra_obo::grant(subject.token))?;
@@ -131,25 +118,15 @@ impl<'a> Whose<'a> {
         Ok((wish(grant)?, of))
     }
 
-    pub(super) fn kept(&self) -> Kept {
+    /// The same without its caller.
+    pub(super) fn kept(&self) -> Whose<'static> {
         let by = match &self.by {
-            By::Nothing => KeptBy::Nothing,
-            By::Us => KeptBy::Us,
-            By::Token(token) => KeptBy::Token((*token).clone()),
-            By::Connection(key, incarnation) => KeptBy::Connection(Arc::clone(key), Arc::clone(incarnation)),
+            By::Nothing => By::Nothing,
+            By::Us => By::Us,
+            By::Token(token) => By::Token(Cow::Owned(SecretString::clone(token))),
+            By::Connection(key, incarnation) => By::Connection(Arc::clone(key), Arc::clone(incarnation)),
         };
-        Kept { user: self.user.to_owned(), grant: self.grant.to_owned(), by }
-    }
-}
-
-impl Kept {
-    pub(super) fn borrowed(&self) -> Whose<'_> {
-        let by = match &self.by {
-            KeptBy::Nothing => By::Nothing,
-            KeptBy::Us => By::Us,
-            KeptBy::Token(token) => By::Token(token),
-            KeptBy::Connection(key, incarnation) => By::Connection(Arc::clone(key), Arc::clone(incarnation)),
-        };
-        Whose { user: &self.user, grant: &self.grant, by }
+        let owned = |text: &Cow<'_, str>| Cow::Owned(text.clone().into_owned());
+        Whose { user: owned(&self.user), grant: owned(&self.grant), by }
     }
 }
