@@ -16,7 +16,7 @@ use self::foreign::{Foreign, ForeignToken};
 use crate::config::{Attributes, RELAYED, issuer_of};
 use crate::oauth::server::access_token::{Opened, PREFIX};
 use crate::oauth::server::service;
-use crate::oauth::server::standing::{Holder, NoStanding, Standing};
+use crate::oauth::server::standing::{self, Holder, NoStanding, Standing};
 use crate::route::Route;
 
 /// Who is calling, proven by a token. Only this module makes one.
@@ -267,7 +267,7 @@ impl Caller {
     pub fn is_for(&self, route: &Route) -> bool {
         match &self.who {
             Who::Ours(_) if !route.is_ours() => false,
-            Who::Ours(Holder::User(token)) => token.is_for(&route.resource),
+            Who::Ours(Holder::User(token)) => standing::is_for(token, route),
             // Taken off the list, a route is shut for tokens that were made for it.
             Who::Ours(Holder::Client { token, machine }) => {
                 token.is_for(&route.resource) && machine.routes.contains(&route.name)

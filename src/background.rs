@@ -192,6 +192,15 @@ impl Upkeep {
                     return false;
                 }
             }
+            Change::Of {
+                kind: kind @ (Kind::Organization | Kind::Membership | Kind::Configuration | Kind::Assignment),
+                key,
+            } => {
+                if let Err(error) = self.authority.managed_changed(kind, &key).await {
+                    tracing::warn!(%error, "a change of managed connections is not known yet");
+                    return false;
+                }
+            }
             Change::Of { kind: Kind::Reload, .. } => return self.read_wish().await,
             Change::Of { kind: Kind::Key, .. } => return self.read_keys().await,
             Change::Of { .. } => {}
@@ -209,7 +218,7 @@ impl Upkeep {
             tracing::warn!(%error, "what was written of late cannot be asserted yet");
             return false;
         }
-        if !self.read_revoked().await {
+        if !self.read_revoked().await || !self.read_managed().await {
             return false;
         }
         self.connections.forget_all();
@@ -234,6 +243,16 @@ impl Upkeep {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!(%error, "what is revoked cannot be read");
+                false
+            }
+        }
+    }
+
+    async fn read_managed(&self) -> bool {
+        match self.authority.read_managed().await {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!(%error, "managed connections cannot be read");
                 false
             }
         }

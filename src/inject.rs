@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 
 use crate::credential::{Credential, Put};
+use crate::managed::header::is_forwarded;
 use crate::mcp::SESSION_ID;
 use crate::route::Route;
 
@@ -108,7 +109,7 @@ pub fn ask_plainly(headers: &mut HeaderMap) {
     headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
 }
 
-/// The headers we add. The credential comes last, so that nothing else can own its name.
+/// The headers we add: first those of a route that was made at run time. The credential comes last, so that nothing else can own its name.
 pub fn additions(
     route: &Route,
     client: Option<IpAddr>,
@@ -116,7 +117,8 @@ pub fn additions(
     credential: &Credential,
 ) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
     let proto = HeaderValue::from_static(if route.resource.starts_with("https:") { "https" } else { "http" });
-    [
+    let own = route.managed.iter().flat_map(|managed| managed.headers.iter().cloned());
+    let known = [
         route.upstream.host_header.clone().map(|host| (header::HOST, host)),
         client.and_then(written).map(|client| (FORWARDED_FOR, client)),
         route.forwarded_host.clone().map(|host| (FORWARDED_HOST, host)),
@@ -126,9 +128,21 @@ pub fn additions(
             Put::Nothing | Put::Sign(_) => None,
             Put::Header(name, value) => Some((name.clone(), value.clone())),
         },
-    ]
-    .into_iter()
-    .flatten()
+    ];
+    own.chain(known.into_iter().flatten())
+}
+
+/// Takes out what is not of the protocol, at routes that were made at run time: all that a client may say to a server that
+/// its own users have added.
+pub fn narrow(route: &Route, headers: &mut HeaderMap) {
+    if route.managed.is_none() {
+        return;
+    }
+    let strangers: Vec<HeaderName> =
+        headers.keys().filter(|name| !is_forwarded(name) && *name != header::HOST).cloned().collect();
+    for name in strangers {
+        headers.remove(name);
+    }
 }
 
 /// An address as text. The formatter of the standard library takes six times as long for it as what is done here for

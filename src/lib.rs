@@ -15,6 +15,7 @@
 //!             Route              Caller   Permit    Credential    headers   answer      Verdict Reply
 //!
 //! oauth       server  we are the authorization server · client  we are the client
+//! managed     organisations, what they have added, and who may use it: records → routes
 //! route       host and path → Route · mcp  what the protocol's headers and messages say · challenge  WWW-Authenticate
 //! demo        an MCP server with an authorization server of its own, for cli alone
 //! store       records, one trait · outbound  the only HTTP client · jose  tokens that others signed · seal · telemetry ·
@@ -36,6 +37,7 @@ pub mod failpoint;
 pub mod gateway;
 pub mod inject;
 pub mod jose;
+pub mod managed;
 pub mod map;
 pub mod mcp;
 pub mod oauth;

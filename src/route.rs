@@ -5,10 +5,10 @@
 //! control bytes) is refused instead of interpreted.
 mod path;
 mod rules;
+mod table;
 mod tree;
 
-use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -17,13 +17,11 @@ use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 
 use crate::config::{self, CallLimit, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
-use crate::map::Map;
 use crate::outbound::AddressPolicy;
-
-use self::tree::Tree;
 
 pub use path::canonical_path;
 pub use rules::Rules;
+pub use table::{Managed, Table};
 
 /// The scope every access token needs, on every route.
 pub const ACCESS_SCOPE: &str = "mcp:access";
@@ -63,6 +61,20 @@ pub struct Route {
     pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
     /// What its calls count towards.
     pub limits: Vec<Arc<CallLimit>>,
+    /// What is particular about a route that was made at run time.
+    pub managed: Option<Box<Particulars>>,
+}
+
+/// Of a route that was made at run time.
+pub struct Particulars {
+    /// What its owner calls it.
+    pub title: String,
+    /// Whether paths below its own lead to the upstream too.
+    pub passthrough: bool,
+    /// Who may use it, and what their tokens are bound to besides its resource: which version of it, and whose use of it.
+    pub people: HashMap<String, String>,
+    /// What goes upstream besides: auxiliary and static headers, ready-made.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 /// Where a route leads.
@@ -85,16 +97,6 @@ pub struct Upstream {
     pub policy: AddressPolicy,
 }
 
-/// All routes of one configuration. No look-up costs more with more of them.
-pub struct Table {
-    by_authority: Map<String, Tree>,
-    by_name: Map<String, Arc<Route>>,
-    places: HashSet<String>,
-    public_authority: String,
-    scheme: &'static str,
-    default_port: u16,
-}
-
 /// A route and the part of the path below it (empty, or beginning with a slash).
 pub struct Matched<'a> {
     pub route: &'a Arc<Route>,
@@ -114,108 +116,10 @@ pub enum RouteError {
     NotFound,
 }
 
-// === impl Table ===
-
-impl Table {
-    pub fn new(public: &PublicUrl, routes: &[config::Route]) -> Self {
-        let default_port = if public.is_https() { 443 } else { 80 };
-        let public_authority = public.authority().to_owned();
-        let mut by_authority: Map<String, Tree> = Map::default();
-        let (mut by_name, mut places) = (Map::default(), HashSet::new());
-        for route in with_audiences(routes.iter().map(|configured| Route::new(public, configured)).collect())
-        {
-            let route = Arc::new(route);
-            places.insert(route.place.clone());
-            by_name.insert(route.name.clone(), Arc::clone(&route));
-            by_authority.entry(route.authority.clone()).or_default().insert(route);
-        }
-        Self { by_authority, by_name, places, public_authority, scheme: public.scheme(), default_port }
-    }
-
-    /// `host` of the request in the form authorities are compared in: lower case, default port left out.
-    pub fn authority<'h>(&self, host: &'h str) -> Result<Cow<'h, str>, RouteError> {
-        // Nearly every request spells it as the configuration does: nothing to parse.
-        if self.by_authority.contains_key(host) || self.is_public(host) {
-            return Ok(Cow::Borrowed(host));
-        }
-        let parsed: http::uri::Authority = host.parse().map_err(|_| RouteError::BadHost)?;
-        if host.contains('@') || parsed.host().is_empty() {
-            return Err(RouteError::BadHost);
-        }
-        let host = match parsed.port() {
-            Some(port) if port.as_u16() == self.default_port => {
-                host.rsplit_once(':').map_or(host, |(name, _)| name)
-            }
-            Some(_) => host,
-            None if host.ends_with(':') => return Err(RouteError::BadHost),
-            None => host,
-        };
-        Ok(match host.bytes().any(|byte| byte.is_ascii_uppercase()) {
-            true => Cow::Owned(host.to_ascii_lowercase()),
-            false => Cow::Borrowed(host),
-        })
-    }
-
-    /// Whether our own endpoints (sign-in, OAuth, pages) answer on this authority.
-    pub fn is_public(&self, authority: &str) -> bool {
-        authority == self.public_authority
-    }
-
-    /// The longest route that `path` lies in, on a path-segment boundary. `path` is canonical.
-    pub fn find<'a>(&'a self, authority: &str, path: &'a str) -> Result<Matched<'a>, RouteError> {
-        let Some(routes) = self.by_authority.get(authority) else {
-            return Err(if self.is_public(authority) {
-                RouteError::NotFound
-            } else {
-                RouteError::UnknownHost
-            });
-        };
-        routes.find(path).ok_or(RouteError::NotFound)
-    }
-
-    /// The route whose resource metadata `path` is (RFC 9728 §3.1), if it is such a path.
-    pub fn metadata(&self, authority: &str, path: &str) -> Option<Result<&Arc<Route>, RouteError>> {
-        let below = path.strip_prefix(RESOURCE_METADATA)?;
-        let found = self.by_authority.get(authority).and_then(|routes| routes.at(below));
-        Some(found.ok_or(RouteError::NotFound))
-    }
-
-    /// The route that a client of ours means by `resource` (RFC 8707), spelled in any way that leads there: the host in
-    /// capitals, a slash too many. What has query, fragment or user is another resource.
-    pub fn by_resource(&self, resource: &str) -> Option<&Arc<Route>> {
-        let (scheme, rest) = resource.split_once("://")?;
-        let (host, path) = rest.split_at_checked(rest.find('/').unwrap_or(rest.len()))?;
-        let authority = self.authority(host).ok()?;
-        let path = canonical_path(if path.is_empty() { "/" } else { path }).ok()?;
-        let routes =
-            self.by_authority.get(&*authority).filter(|_| scheme.eq_ignore_ascii_case(self.scheme))?;
-        routes.at(&path).filter(|route| route.is_ours())
-    }
-
-    pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
-        self.by_name.get(name)
-    }
-
-    /// Whether a route injects this provider's tokens.
-    pub fn injects(&self, provider: &IdentityProvider) -> bool {
-        self.has_place(&provider_place(&provider.issuer))
-    }
-
-    /// Whether a route's connections belong there.
-    pub fn has_place(&self, place: &str) -> bool {
-        self.places.contains(place)
-    }
-
-    /// All routes, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.by_name.values()
-    }
-}
-
 // === impl Route ===
 
 impl Route {
-    fn new(public: &PublicUrl, configured: &config::Route) -> Self {
+    pub fn new(public: &PublicUrl, configured: &config::Route) -> Self {
         let scheme = if public.is_https() { "https" } else { "http" };
         let default_port = if public.is_https() { 443 } else { 80 };
         let authority = match &configured.host {
@@ -254,7 +158,32 @@ impl Route {
             rules: Rules::new(&configured.tool_scopes, configured.policy.as_ref()),
             trusted_issuers: configured.trusted_issuers.clone(),
             limits: configured.limits.clone(),
+            managed: None,
         }
+    }
+
+    /// What people know it by.
+    pub fn title(&self) -> &str {
+        self.managed.as_ref().map_or(&self.name, |managed| &managed.title)
+    }
+
+    /// Whether this user may use it, as far as that is a question of the route.
+    pub fn admits(&self, user: &str) -> bool {
+        self.managed.as_ref().is_none_or(|managed| managed.people.contains_key(user))
+    }
+
+    /// What a user's tokens are bound to besides the resource. `None`: nothing, or they have no business here.
+    pub fn binding(&self, user: &str) -> Option<&str> {
+        self.managed.as_ref()?.people.get(user).map(String::as_str)
+    }
+
+    /// All that a user's tokens are made for.
+    pub fn audience_for(&self, user: &str) -> String {
+        audience(&self.resource, self.binding(user))
+    }
+
+    fn takes_descendants(&self) -> bool {
+        self.managed.as_ref().is_none_or(|managed| managed.passthrough)
     }
 
     /// Whether the connection that serves this user here is somebody else's.
@@ -270,6 +199,14 @@ impl Route {
     /// The scopes of a challenge, space-separated (RFC 6750 §3).
     pub fn scope(&self) -> String {
         self.scopes.join(" ")
+    }
+}
+
+/// What a token says that it is for: the resource, and what it is bound to besides.
+pub fn audience(resource: &str, binding: Option<&str>) -> String {
+    match binding {
+        Some(binding) => format!("{resource} {binding}"),
+        None => resource.to_owned(),
     }
 }
 

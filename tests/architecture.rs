@@ -23,6 +23,7 @@ const FLOORS: &[&[&str]] = &[
     &["authn"],
     &["oauth::server"],
     &["oauth::client"],
+    &["managed"],
     &["route", "mcp", "challenge", "origin"],
     &["store", "outbound", "seal", "jose", "telemetry", "config", "expression"],
     &["clock", "failpoint", "map"],

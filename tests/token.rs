@@ -733,7 +733,8 @@ impl Later {
             scopes: Vec::new(),
         };
         let scopes = vec![ACCESS_SCOPE.into()];
-        code::issue_code(&self.authority, &request, "alice", scopes).await.unwrap()
+        let snapshot = self.authority.snapshot();
+        code::issue_code(&self.authority, &snapshot, &request, "alice", scopes).await.unwrap()
     }
 
     /// The answer, or the error's code.

@@ -13,14 +13,14 @@ pub struct Listed<'a> {
     pub standing: Standing,
 }
 
-/// Every route, by name.
+/// Every route that the user may use, by name.
 pub async fn list<'a>(
     authority: &Authority,
     snapshot: &'a Snapshot,
     user: &str,
 ) -> Result<Vec<Listed<'a>>, RecordError> {
     let mut listed = Vec::new();
-    for route in snapshot.routes.iter() {
+    for route in snapshot.routes.iter().filter(|route| route.admits(user)) {
         listed.push(Listed { route, standing: authority.connector.standing(route, user).await? });
     }
     listed.sort_by(|one, other| one.route.name.cmp(&other.route.name));

@@ -143,7 +143,7 @@ impl Trail {
                     continue;
                 }
             };
-            let Some(route) = snapshot.routes.by_name(&name) else { continue };
+            let Some(route) = snapshot.routes.of_user(&name, &browser.user) else { continue };
             self.at = Some(name.clone());
             let resume = json!({"trail": self});
             let begun = authority.connector.begin(route, *plan, &browser.user, &browser.session, resume);
@@ -198,7 +198,7 @@ async fn look(
     name: &str,
     anew: bool,
 ) -> Result<Prospect, Why> {
-    let route = snapshot.routes.by_name(name).ok_or(Why::Gone)?;
+    let route = snapshot.routes.of_user(name, &browser.user).ok_or(Why::Gone)?;
     let found = match anew {
         true => authority.connector.prospect_anew(route, &browser.user).await,
         false => authority.connector.prospect(route, &browser.user).await,

@@ -40,7 +40,7 @@ impl Renewal {
     async fn renew(&self) {
         let (snapshot, now) = (self.authority.snapshot(), self.authority.clock.now());
         let connector = &self.authority.connector;
-        let trusted = snapshot.routes.iter().flat_map(|route| &route.trusted_issuers);
+        let trusted = snapshot.routes.configured().flat_map(|route| &route.trusted_issuers);
         tokio::join!(
             connector.renew_discovered(&snapshot.routes),
             connector.tidy_registrations(&snapshot.routes),

@@ -17,7 +17,7 @@ use super::limits::{self, Limits};
 use super::reload::Fixed;
 use super::report::{Key, Problem, Report};
 use super::secret::{self, Environment, SealingKey};
-use super::{file, id_jag, login, policy, route, server, store, trusted};
+use super::{file, id_jag, login, managed, policy, route, server, store, trusted};
 use crate::jose::sign::SigningKey;
 
 /// The whole configuration. Has no `Debug`: it holds secrets.
@@ -31,6 +31,8 @@ pub struct Config {
     pub login: login::Login,
     pub outbound: Outbound,
     pub limits: Limits,
+    /// `None`: no routes are made at run time.
+    pub managed: Option<managed::Managed>,
     /// In the order of the file. Names are unique, and so are pairs of host and path.
     pub routes: Vec<route::Route>,
     /// What a running process does not take anew.
@@ -253,7 +255,7 @@ pub(super) fn check(
     let is_ours = |route: &&file::Route| !trusted::has_issuers(route, &issuers);
     let own_routes: Vec<String> =
         file.routes.iter().filter(is_ours).map(|route| route.name.clone()).collect();
-    let has_people = !own_routes.is_empty() || file.login.is_some();
+    let has_people = !own_routes.is_empty() || file.login.is_some() || file.managed.is_some();
     let login = login::check(&mut check, &file.login.unwrap_or_default(), server.as_ref(), has_people);
     let names = Names { routes: &own_routes, users: &|user| login.knows(user) };
     let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names, &login);
@@ -264,7 +266,11 @@ pub(super) fn check(
     let at_calls = Key::top("limits").child("calls");
     let calls = calls::check(&mut check, &at_calls, limits.calls.as_deref().unwrap_or_default(), None);
     let limits = limits::check(&mut check, &limits);
-    let around = route::Around { public_url, issuers: &issuers, login: &login, policy, calls: &calls };
+    let everywhere = policy::of_route(&mut check, &Key::top("policy"), None, policy.as_ref(), true);
+    let managed = managed::check(&mut check, file.managed.as_ref(), everywhere, &calls);
+    let reserved = managed.is_some();
+    let around =
+        route::Around { public_url, issuers: &issuers, login: &login, policy, calls: &calls, reserved };
     let routes = route::check(&mut check, &file.routes, &around);
     match server {
         Some(server) if check.problems.is_empty() => Ok(Config {
@@ -276,6 +282,7 @@ pub(super) fn check(
             login,
             outbound,
             limits,
+            managed,
             routes,
             fixed,
             warnings: Report::new(name, check.warnings),

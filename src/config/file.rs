@@ -6,6 +6,7 @@
 mod calls;
 mod credential;
 mod login;
+mod managed;
 mod oauth_server;
 mod policy;
 mod trusted;
@@ -22,6 +23,7 @@ pub use calls::Per;
 pub(super) use credential::{ActorToken, AwsRole, Credential, CredentialKind, SubjectOf, Texts};
 pub use credential::{ExchangeForm, InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
 pub(super) use login::{IdentityProvider, Login};
+pub(super) use managed::Managed;
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
 pub(super) use oauth_server::{Cimd, IdJag, OauthServer, SigningKey, StaticClient};
 pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
@@ -53,6 +55,8 @@ pub(super) struct File {
     pub(super) limits: Option<Limits>,
     /// Who may call what, at all routes. Default: no rules.
     pub(super) policy: Option<Policy>,
+    /// Lets people and organisations add MCP servers at run time, by `/api/v1` or the command line. Default: nobody may.
+    pub(super) managed: Option<Managed>,
     /// The MCP servers that Postern publishes.
     pub(super) routes: Vec<Route>,
 }

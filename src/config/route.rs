@@ -71,6 +71,9 @@ impl Upstream {
     }
 }
 
+/// First path segment of every route that is made at run time.
+pub const MANAGED: &str = "connect";
+
 /// First path segments of Postern's own endpoints.
 const LOCAL: [&str; 10] = [
     "oauth",
@@ -95,6 +98,8 @@ pub(super) struct Around<'a> {
     pub policy: Option<policy::Section>,
     /// The limits of all routes together.
     pub calls: &'a [Arc<CallLimit>],
+    /// Whether routes are made at run time, in a place of their own.
+    pub reserved: bool,
 }
 
 /// Checks all routes. What is wrong is recorded and left out.
@@ -122,7 +127,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
         let path = path_of(check, &key.child("path"), entry.path.as_deref().unwrap_or_default());
         if let (Some(host), Some(path), Some(public_url)) = (&host, &path, public_url) {
             let place = (host.clone().unwrap_or_else(|| public_url.authority().to_owned()), path.clone());
-            shadow(check, &key.child("path"), &place, public_url);
+            shadow(check, &key.child("path"), &place, public_url, around.reserved);
             if let Some(other) = places.insert(place, &entry.name) {
                 let what = format!("has the same host and path as route `{other}`");
                 check.refuse(&key.child("path"), what, "give each route a place of its own");
@@ -269,13 +274,25 @@ fn path_of(check: &mut Checker<'_>, key: &Key, written: &str) -> Option<String> 
     Some(parts.flat_map(|part| ["/", part]).collect())
 }
 
-/// Refuses what would hide Postern's own endpoints; well-known documents exist under every host.
-fn shadow(check: &mut Checker<'_>, key: &Key, place: &(String, String), public_url: &PublicUrl) {
+/// Refuses what would hide Postern's own endpoints, and routes that are made at run time; well-known documents exist under
+/// every host.
+fn shadow(
+    check: &mut Checker<'_>,
+    key: &Key,
+    place: &(String, String),
+    public_url: &PublicUrl,
+    reserved: bool,
+) {
     let (host, path) = place;
     let Some(first) = path.split('/').nth(1) else {
         return;
     };
-    let taken = if host == public_url.authority() { LOCAL.contains(&first) } else { first == ".well-known" };
+    let is_public = host == public_url.authority();
+    let taken = match first {
+        ".well-known" => true,
+        MANAGED => is_public && reserved,
+        _ => is_public && LOCAL.contains(&first),
+    };
     if taken {
         let what = format!("lies under /{first}, which is Postern's own");
         check.refuse(key, what, "choose another path, or give the route a host of its own");
@@ -284,22 +301,7 @@ fn shadow(check: &mut Checker<'_>, key: &Key, place: &(String, String), public_u
 
 fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Option<Upstream> {
     let allow_private = written.allow_private.unwrap_or(false);
-    let mut allow_hosts = Vec::new();
-    for (index, host) in written.allow_hosts.iter().flatten().enumerate() {
-        let lower = host.to_ascii_lowercase();
-        let bracketed =
-            if lower.contains(':') && !lower.starts_with('[') { format!("[{lower}]") } else { lower };
-        match url::Host::parse(&bracketed) {
-            Ok(parsed) if is_host(&bracketed) => {
-                let text = parsed.to_string();
-                allow_hosts.push(text.trim_start_matches('[').trim_end_matches(']').to_owned());
-            }
-            _ => {
-                let item = key.child("allow_hosts").item(index);
-                check.refuse(&item, "is not a host name", "write a name or address without scheme and port");
-            }
-        }
-    }
+    let allow_hosts = hosts(check, &key.child("allow_hosts"), written.allow_hosts.as_deref());
     let at = key.child("url");
     let url = check.url(&at, &written.url, true)?;
     if url.scheme() == "http" && !allow_private {
@@ -315,4 +317,25 @@ fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Opt
         return Some(Upstream { url, url_as_written: written.url.clone(), allow_private, allow_hosts });
     }
     None
+}
+
+/// Hosts without scheme and port, in the form in which they are compared.
+pub(super) fn hosts(check: &mut Checker<'_>, key: &Key, written: Option<&[String]>) -> Vec<String> {
+    let mut hosts = Vec::new();
+    for (index, host) in written.iter().copied().flatten().enumerate() {
+        let lower = host.to_ascii_lowercase();
+        let bracketed =
+            if lower.contains(':') && !lower.starts_with('[') { format!("[{lower}]") } else { lower };
+        match url::Host::parse(&bracketed) {
+            Ok(parsed) if is_host(&bracketed) => {
+                let text = parsed.to_string();
+                hosts.push(text.trim_start_matches('[').trim_end_matches(']').to_owned());
+            }
+            _ => {
+                let item = key.item(index);
+                check.refuse(&item, "is not a host name", "write a name or address without scheme and port");
+            }
+        }
+    }
+    hosts
 }

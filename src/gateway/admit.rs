@@ -14,6 +14,7 @@ use super::{Gateway, screen, sign};
 use crate::authn::{Caller, Reach};
 use crate::config::Attributes;
 use crate::credential::{Ask, Credential, Unresolved};
+use crate::managed::address::is_contained;
 use crate::mcp::{self, ItemKind, METHOD, SUBSCRIPTION};
 use crate::oauth::client::challenged::Challenge;
 use crate::oauth::client::connection_key;
@@ -70,6 +71,9 @@ impl Gateway {
                 Box::pin(proven).await?
             }
         };
+        if route.managed.is_some() && !head.uri.query().is_none_or(is_contained) {
+            return Err(Failure::Malformed("the query has a name or a value that is too long, or no name"));
+        }
         let uri = route.upstream.target(matched.rest, head.uri.query());
         let uri = uri.map_err(|_| Failure::Malformed("the request target cannot be sent on"))?;
         let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);

@@ -60,6 +60,7 @@ use self::session::Session as McpSession;
 use self::streams::Streams;
 use crate::authn::foreign::Foreign;
 use crate::credential::Credentials;
+use crate::managed::address::masked;
 use crate::oauth::server::Authority;
 use crate::policy::Hook as PolicyHook;
 use crate::respond::{self, Failure};
@@ -211,6 +212,7 @@ impl ProxyHttp for Gateway {
         let additions =
             inject::additions(&target.route, screen::client(session), &ctx.request_id, &target.credential);
         let signed = head::of_request(upstream, |parts| {
+            inject::narrow(&target.route, &mut parts.headers);
             inject::prepare(&mut parts.headers, session_id, additions);
             if target.route.rules.filter_lists() {
                 inject::ask_plainly(&mut parts.headers);
@@ -372,7 +374,7 @@ impl ProxyHttp for Gateway {
 
     /// Pingora's default has the query in it, where codes and states travel.
     fn request_summary(&self, session: &Session, _ctx: &Box<Context>) -> String {
-        format!("{} {}", session.req_header().method, session.req_header().uri.path())
+        format!("{} {}", session.req_header().method, masked(session.req_header().uri.path()))
     }
 
     fn suppress_error_log(&self, _session: &Session, ctx: &Box<Context>, error: &Error) -> bool {

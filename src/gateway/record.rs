@@ -4,6 +4,7 @@ use pingora::proxy::Session;
 
 use super::context::Context;
 use super::{Gateway, screen};
+use crate::managed::address::masked;
 use crate::mcp;
 use crate::telemetry::access::Line;
 
@@ -19,7 +20,12 @@ impl Gateway {
         if ctx.reason == "ok" && error.is_some() {
             ctx.reason = "broken_off";
         }
-        let route = ctx.route.as_ref().map_or("-", |route| route.name.as_str());
+        // Anybody may make as many routes as they like, and metrics are bounded.
+        let route = match &ctx.route {
+            Some(route) if route.managed.is_some() => "managed",
+            Some(route) => &route.name,
+            None => "-",
+        };
         let class = match status {
             200..=299 => "2xx",
             300..=399 => "3xx",
@@ -36,6 +42,7 @@ impl Gateway {
 
     fn write_access_line(&self, session: &Session, ctx: &Context, status: u16) {
         let head = session.req_header();
+        let path = masked(head.uri.path());
         let call = mcp::Call::from_headers(&head.headers);
         self.access.write(&Line {
             time: humantime::format_rfc3339_millis(self.authority.clock.now()).to_string(),
@@ -43,7 +50,7 @@ impl Gateway {
             client_ip: screen::client(session),
             method: head.method.as_str(),
             host: screen::host(head).unwrap_or_default(),
-            path: head.uri.path().get(..PATH_MAX).unwrap_or(head.uri.path()),
+            path: path.get(..PATH_MAX).unwrap_or(&path),
             route: ctx.route.as_ref().map(|route| route.name.as_str()),
             status,
             reason: ctx.reason,

@@ -76,6 +76,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>, extensions: Extensions) 
     let keys = reading.block_on(async {
         wish = Some(reload::version(&authority.records).await.map_err(KeysError::from)?);
         read_revoked(&authority).await.map_err(KeysError::from)?;
+        authority.read_managed().await.map_err(KeysError::from)?;
         token_keys::load(&authority.records, &config).await
     });
     match keys {

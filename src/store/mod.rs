@@ -84,11 +84,23 @@ pub enum Kind {
     Exchange,
     /// What an identity provider says of a user, by name.
     Attributes,
+    /// An organisation that has managed connections.
+    Organization,
+    /// Somebody's place in an organisation.
+    Membership,
+    /// An MCP server that somebody has added.
+    Configuration,
+    /// Somebody's use of a configuration.
+    Assignment,
+    /// Who did what to managed connections.
+    Event,
+    /// A change that was asked for under a key, and what it was answered.
+    Idempotency,
 }
 
 impl Kind {
     /// Every kind, in the order of declaration.
-    pub const ALL: [Kind; 20] = [
+    pub const ALL: [Kind; 26] = [
         Kind::Session,
         Kind::Flow,
         Kind::Code,
@@ -109,6 +121,12 @@ impl Kind {
         Kind::Uses,
         Kind::Exchange,
         Kind::Attributes,
+        Kind::Organization,
+        Kind::Membership,
+        Kind::Configuration,
+        Kind::Assignment,
+        Kind::Event,
+        Kind::Idempotency,
     ];
 
     /// The stable name, lower case ASCII letters.
@@ -134,6 +152,12 @@ impl Kind {
             Kind::Uses => "uses",
             Kind::Exchange => "exchange",
             Kind::Attributes => "attributes",
+            Kind::Organization => "organization",
+            Kind::Membership => "membership",
+            Kind::Configuration => "configuration",
+            Kind::Assignment => "assignment",
+            Kind::Event => "event",
+            Kind::Idempotency => "idempotency",
         }
     }
 }

@@ -52,6 +52,9 @@ pub async fn show(
         Err(_) => return later(),
     };
     let user = &session.browser.user;
+    if !route.admits(user) {
+        return nothing();
+    }
     let now = web.authority.clock.now();
     if !link.is_empty() && !link::is_for(&about.snapshot.keys, &link, user, &route.name, now) {
         tracing::warn!(target: "audit", event = "link_refused", %user, route = %name, client_ip = about.client.map(tracing::field::display));
@@ -100,7 +103,7 @@ pub async fn hand_over(
     Path(name): Path<String>,
     Acting { about, session, fields }: Acting,
 ) -> Response {
-    let Some(route) = about.snapshot.routes.by_name(&name) else { return nothing() };
+    let Some(route) = about.snapshot.routes.of_user(&name, &session.browser.user) else { return nothing() };
     let Some(header) = header_of(route) else { return nothing() };
     let Ok(asked) = return_address::asked(&about.snapshot, &fields.return_to) else { return no_way_back() };
     let key = match user_key::read(header, fields.key.expose_secret()) {
@@ -139,7 +142,7 @@ async fn connect_missing(State(web): Shared, acting: Acting) -> Response {
 /// `POST /connections/{route}/connect`: to the upstream's authorization server, and back to the page.
 pub async fn connect(State(web): Shared, Path(route): Path<String>, acting: Acting) -> Response {
     let Acting { about, session, fields } = &acting;
-    if about.snapshot.routes.by_name(&route).is_none() {
+    if about.snapshot.routes.of_user(&route, &session.browser.user).is_none() {
         return nothing();
     }
     let home = match fields.alone.is_empty() {
@@ -155,7 +158,7 @@ pub async fn disconnect(
     Path(route): Path<String>,
     Acting { about, session, .. }: Acting,
 ) -> Response {
-    let Some(route) = about.snapshot.routes.by_name(&route) else { return nothing() };
+    let Some(route) = about.snapshot.routes.of_user(&route, &session.browser.user) else { return nothing() };
     match web.authority.connector.disconnect(&session.browser.user, route).await {
         Ok(_) => moved("/connections"),
         Err(_) => later(),

@@ -9,14 +9,9 @@ use super::{About, Shared, pages};
 pub async fn home(State(web): Shared, Extension(about): Extension<About>, headers: HeaderMap) -> Response {
     let session = web.session(&about, &headers).await.ok().flatten();
     let mut servers: Vec<pages::Server<'_>> = Vec::new();
-    if session.is_some() {
-        servers.extend(
-            about
-                .snapshot
-                .routes
-                .iter()
-                .map(|route| pages::Server { name: &route.name, resource: &route.resource }),
-        );
+    if let Some(session) = &session {
+        let routes = about.snapshot.routes.iter().filter(|route| route.admits(&session.browser.user));
+        servers.extend(routes.map(|route| pages::Server { name: route.title(), resource: &route.resource }));
         servers.sort_by_key(|server| server.name);
     }
     let (csrf, user) =

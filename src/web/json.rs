@@ -80,7 +80,7 @@ async fn one(
 ) -> Response {
     answer(async {
         let session = web.reads(&about, &headers).await?;
-        let route = known(&about, &name)?;
+        let route = known(&about, &name, &session.browser.user)?;
         let standing = web.authority.connector.standing(route, &session.browser.user).await;
         Ok(document(&about, &Listed { route, standing: standing.map_err(|_| later())? }))
     })
@@ -130,7 +130,7 @@ async fn begin(
             (None, true) => return Err(invalid("routes has to name at least one route")),
         };
         for name in &routes {
-            known(&about, name)?;
+            known(&about, name, &session.browser.user)?;
         }
         web.set_out(&about, &session, Wish { routes, ..wish }, home).await
     })
@@ -146,7 +146,8 @@ async fn end(
 ) -> Response {
     answer(async {
         let session = web.acts(&about, &headers).await?;
-        let (route, user) = (known(&about, &name)?, &session.browser.user);
+        let user = &session.browser.user;
+        let route = known(&about, &name, user)?;
         let connector = &web.authority.connector;
         if route.credential.is_of_user() {
             connector.disconnect(user, route).await.map_err(|_| later())?;
@@ -168,9 +169,9 @@ async fn answer(work: impl Future<Output = Result<Value, Refusal>>) -> Response 
     }
 }
 
-fn known<'a>(about: &'a About, name: &str) -> Result<&'a Arc<Route>, Refusal> {
+fn known<'a>(about: &'a About, name: &str, user: &str) -> Result<&'a Arc<Route>, Refusal> {
     let gone = || Refusal::new(StatusCode::NOT_FOUND, "not_found", "There is no route of that name.");
-    about.snapshot.routes.by_name(name).ok_or_else(gone)
+    about.snapshot.routes.of_user(name, user).ok_or_else(gone)
 }
 
 /// A body is optional, but one that is there is JSON and says so: no form of a foreign page can.

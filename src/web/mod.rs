@@ -71,7 +71,7 @@ impl Web {
 
     /// Somebody has signed out: what was exchanged for them is exchanged anew, if an application still calls for them.
     async fn forget_exchanged(&self, about: &About, user: &str) -> Result<(), RecordError> {
-        match about.snapshot.routes.iter().any(|route| route.credential.exchanger().is_some()) {
+        match about.snapshot.routes.configured().any(|route| route.credential.exchanger().is_some()) {
             true => forget_exchanged(&self.authority.records, user).await,
             false => Ok(()),
         }

@@ -121,6 +121,11 @@ impl Connector {
         &self.ourselves.origin
     }
 
+    /// As [`Ourselves::has_documents`].
+    pub fn has_documents(&self) -> bool {
+        self.ourselves.has_documents()
+    }
+
     /// As [`Ourselves::redirect_uri`].
     pub fn redirect_uri(&self, issuer_key: &str) -> String {
         self.ourselves.redirect_uri(issuer_key)

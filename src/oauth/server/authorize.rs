@@ -228,7 +228,7 @@ fn check<'s>(
 }
 
 fn only_route(snapshot: &Snapshot) -> Option<&Arc<Route>> {
-    let mut routes = snapshot.routes.iter().filter(|route| route.is_ours());
+    let mut routes = snapshot.routes.configured().filter(|route| route.is_ours());
     routes.next().filter(|_| routes.next().is_none())
 }
 
@@ -252,6 +252,10 @@ pub async fn prepare(
         .by_resource(&request.resource)
         .ok_or(Refused::Page("This MCP server is gone."))?
         .clone();
+    if !route.admits(&browser.user) {
+        tracing::info!(target: "audit", event = "route_refused", user = %browser.user, client = %request.client_id, route = %route.name);
+        return Err(refuse(Refusal::access_denied("this MCP server is not open to the user")));
+    }
     let prospect = authority.connector.prospect(&route, &browser.user).await.map_err(|error| {
         tracing::warn!(target: "postern::oauth", route = %route.name, %error, "upstream authorization cannot be prepared: `postern doctor` with this route says why and what to write");
         refuse(match error.is_transient() {
@@ -337,7 +341,7 @@ pub(super) async fn issue(
     user: &str,
     scopes: Vec<String>,
 ) -> String {
-    match issue_code(authority, &request, user, scopes).await {
+    match issue_code(authority, snapshot, &request, user, scopes).await {
         Ok(code) => {
             let mut pairs = vec![("code", code.as_str())];
             pairs.extend(request.state.as_deref().map(|state| ("state", state)));

@@ -1,5 +1,6 @@
 //! Authorization codes (RFC 6749 §4.1.2): good once, for a minute, for the client, the redirect URI and the PKCE verifier
 //! they were made for. Redeemed, a code becomes a grant.
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +15,7 @@ use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::clock::unix_seconds;
 use crate::config::ClientAuthMethod;
+use crate::route::Route;
 use crate::seal;
 use crate::store::Kind;
 use crate::store::record::{Typed, Versioned};
@@ -40,6 +42,9 @@ pub struct Code {
     pub client_name: Option<String>,
     #[serde(default)]
     pub client_digest: String,
+    /// As of the grant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<String>,
     /// The grant it turns into; chosen early, so that a replayed code finds what to revoke.
     pub grant: String,
 }
@@ -60,11 +65,16 @@ pub struct Redemption<'a> {
 /// Stores a code for what `user` allowed and returns it.
 pub async fn issue_code(
     authority: &Authority,
+    snapshot: &Snapshot,
     request: &Request,
     user: &str,
     scopes: Vec<String>,
 ) -> Result<String, Refusal> {
     let secret = format!("{CODE_PREFIX}{}", fresh_token()?);
+    let route = snapshot.routes.by_resource(&request.resource);
+    // While the user was asked, the route may have been taken from them.
+    let route = route.filter(|route| route.admits(user));
+    let route = route.ok_or(Refusal::access_denied("this MCP server is not open to the user any more"))?;
     let code = Code {
         client_id: request.client_id.clone(),
         redirect_uri: request.redirect_uri.clone(),
@@ -76,6 +86,7 @@ pub async fn issue_code(
         client_auth: request.client_auth,
         client_name: request.client_name.clone(),
         client_digest: request.client_digest.clone(),
+        binding: route.binding(user).map(str::to_owned),
         grant: seal::name().map_err(|_| Refusal::server_error("no randomness"))?,
     };
     authority.records.put(&seal::digest(&secret), 0, &code, CODE_TTL).await?;
@@ -104,6 +115,11 @@ pub async fn redeem(
         return Err(INVALID);
     }
     check_resource(snapshot, &code.resource, redemption.resource)?;
+    let route = snapshot.routes.by_resource(&code.resource);
+    let is_same = |route: &&Arc<Route>| {
+        route.admits(&code.user) && route.binding(&code.user) == code.binding.as_deref()
+    };
+    route.filter(is_same).ok_or(INVALID)?;
     let now = authority.clock.now();
     let secret = fresh_token()?;
     let mut grant = Grant {
@@ -116,6 +132,7 @@ pub async fn redeem(
         client_auth: code.client_auth,
         client_name: code.client_name,
         client_digest: code.client_digest,
+        binding: code.binding,
         decided_by: None,
         current: seal::digest(&secret),
         previous: None,

@@ -19,7 +19,7 @@ use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::clock::unix_seconds;
 use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
-use crate::route::Route;
+use crate::route::{Route, audience};
 use crate::seal;
 use crate::store::record::{Typed, Versioned};
 use crate::store::{Kind, Put};
@@ -47,6 +47,9 @@ pub struct Grant {
     pub client_name: Option<String>,
     #[serde(default)]
     pub client_digest: String,
+    /// What its tokens are bound to besides the resource ([`Route::binding`]).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub binding: Option<String>,
     /// The identity provider that has decided it, where the user was not asked.
     #[serde(default)]
     pub decided_by: Option<String>,
@@ -135,6 +138,9 @@ pub async fn refresh(
             .by_resource(&grant.resource)
             .ok_or(Refusal::invalid_target("the MCP server is no longer published here"))?;
         let is_another = |client: &Client| client.digest() != grant.client_digest;
+        if !route.admits(&grant.user) || route.binding(&grant.user) != grant.binding.as_deref() {
+            return Err(Refusal::invalid_grant("what this was granted for has changed, ask the user again"));
+        }
         if renewal.client.client.as_ref().is_some_and(is_another) && !grant.client_digest.is_empty() {
             // Allowed for the client as it was; consent is asked anew with the next authorization.
             tracing::info!(target: "audit", event = "client_changed", user = %grant.user, client = %grant.client_id);
@@ -242,7 +248,7 @@ pub(super) fn mint(
     now: SystemTime,
 ) -> Result<Answer, Refusal> {
     let claims = Claims {
-        audience: &grant.resource,
+        audience: &audience(&grant.resource, grant.binding.as_deref()),
         grant: id,
         subject: &grant.user,
         client: &grant.client_id,

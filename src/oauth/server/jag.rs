@@ -67,6 +67,9 @@ pub async fn id_jag(
     if !authority.admits(snapshot, &assertion.user) {
         return Err(refused("the user is blocked"));
     }
+    if !route.admits(&assertion.user) {
+        return Err(refused("the MCP server is not open to the user"));
+    }
     let known = authority.attributes_of(snapshot, &assertion.user, now).await?;
     let attributes = assertion.admitted(provider, &known).map_err(why)?;
     let scopes = scopes(authority, route, &assertion, presented.scope).await?;
@@ -74,7 +77,7 @@ pub async fn id_jag(
     let ttl = snapshot.config.oauth_server.access_token_ttl;
     let grant = granted(client, &assertion, route, provider, &scopes, now)?;
     let claims = Claims {
-        audience: &route.resource,
+        audience: &route.audience_for(&assertion.user),
         grant: &id,
         subject: &assertion.user,
         client: &client.id,
@@ -185,6 +188,7 @@ fn granted(
         client_auth: client.auth.method(),
         client_name: client.name.clone(),
         client_digest: client.digest(),
+        binding: route.binding(&assertion.user).map(str::to_owned),
         decided_by: Some(provider.name.clone()),
         // Of a refresh token that nobody has.
         current: seal::digest(&fresh_token()?),

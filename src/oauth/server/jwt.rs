@@ -8,7 +8,7 @@ use jsonwebtoken::jwk::Jwk;
 use quick_cache::sync::Cache;
 use ring::digest::{SHA256, digest};
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::access_token::{Claims, OpenError, Opened};
 use crate::clock::unix_seconds;
@@ -35,7 +35,7 @@ pub struct Jwts {
 struct Payload<'a> {
     iss: &'a str,
     sub: &'a str,
-    aud: &'a str,
+    aud: Value,
     client_id: &'a str,
     scope: &'a str,
     iat: u64,
@@ -71,7 +71,10 @@ impl Jwts {
         let payload = Payload {
             iss: &self.issuer,
             sub: claims.subject,
-            aud: claims.audience,
+            aud: match claims.audience.contains(' ') {
+                true => claims.audience.split(' ').collect(),
+                false => Value::from(claims.audience),
+            },
             client_id: claims.client,
             scope: claims.scope,
             iat: unix_seconds(now),
@@ -111,10 +114,10 @@ impl Jwts {
         })?;
         let rest = serde_json::Value::Object(claims.rest.clone());
         let ours: Ours = serde_json::from_value(rest).map_err(|_| OpenError::Foreign)?;
-        let mut audiences = claims.audiences();
-        let audience = audiences.next().filter(|_| audiences.next().is_none()).ok_or(OpenError::Foreign)?;
+        let audience = claims.audiences().collect::<Vec<_>>().join(" ");
+        Some(()).filter(|()| !audience.is_empty()).ok_or(OpenError::Foreign)?;
         let expires_at = UNIX_EPOCH + Duration::from_secs(claims.exp);
-        let fields = [audience, &ours.grant, &claims.sub, &ours.client_id, &ours.scope];
+        let fields = [audience.as_str(), &ours.grant, &claims.sub, &ours.client_id, &ours.scope];
         Opened::of(expires_at, fields.map(str::as_bytes)).ok_or(OpenError::Foreign)
     }
 }

@@ -35,9 +35,11 @@ use tokio::sync::Notify;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::jose::remote::KeySets;
+use crate::managed::{self, Directory};
 use crate::oauth::client::Connector;
 use crate::route::Table;
-use crate::store::record::Records;
+use crate::store::Kind;
+use crate::store::record::{RecordError, Records};
 
 /// What one request sees of configuration, routes and keys: taken once, never changing under it.
 #[derive(Clone)]
@@ -59,6 +61,8 @@ pub struct Authority {
     pub services: service::Services,
     /// What identity providers say of users, in memory.
     pub attributes: attributes::Remembered,
+    /// Managed connections, in memory.
+    pub directory: Directory,
     /// Another configuration may want other keys of tokens: somebody who can read the store is to look.
     pub rekey: Notify,
     snapshot: ArcSwap<Snapshot>,
@@ -86,6 +90,7 @@ impl Authority {
             revoked: revoked::Revoked::default(),
             services: service::Services::default(),
             attributes: attributes::Remembered::default(),
+            directory: Directory::default(),
             rekey: Notify::new(),
             snapshot: ArcSwap::from_pointee(snapshot),
             connector,
@@ -108,15 +113,53 @@ impl Authority {
 
     /// From the next request on this configuration and its routes count.
     pub fn use_config(&self, config: Config) {
-        let routes = Arc::new(Table::new(&config.server.public_url, &config.routes));
+        let configured = Table::new(&config.server.public_url, &config.routes);
         let config = Arc::new(config);
-        self.snapshot.rcu(|snapshot| Snapshot {
-            config: Arc::clone(&config),
-            routes: Arc::clone(&routes),
-            keys: Arc::clone(&snapshot.keys),
+        self.snapshot.rcu(|snapshot| {
+            // Inside, so that what changes meanwhile is in it: then this is done again.
+            let routes = match managed::Around::of(&config) {
+                Some(around) => configured.clone().with_managed(self.directory.routes(around)),
+                None => configured.clone(),
+            };
+            Snapshot {
+                config: Arc::clone(&config),
+                routes: Arc::new(routes),
+                keys: Arc::clone(&snapshot.keys),
+            }
         });
         self.revoked.taken_back();
         self.rekey.notify_one();
+    }
+
+    /// Managed connections, all of them, as the store has them now.
+    pub async fn read_managed(&self) -> Result<(), RecordError> {
+        self.directory.read(&self.records).await?;
+        self.snapshot.rcu(|snapshot| {
+            let around = managed::Around::of(&snapshot.config);
+            let routes = around.map(|around| {
+                Arc::new(Table::clone(&snapshot.routes).with_managed(self.directory.routes(around)))
+            });
+            Snapshot {
+                routes: routes.unwrap_or_else(|| Arc::clone(&snapshot.routes)),
+                ..Snapshot::clone(snapshot)
+            }
+        });
+        self.revoked.taken_back();
+        Ok(())
+    }
+
+    /// The same for one record, from the next request on.
+    pub async fn managed_changed(&self, kind: Kind, key: &str) -> Result<(), RecordError> {
+        let affected = self.directory.changed(&self.records, kind, key).await?;
+        self.snapshot.rcu(|snapshot| {
+            let Some(around) = managed::Around::of(&snapshot.config) else {
+                return Snapshot::clone(snapshot);
+            };
+            let changed = affected.iter().map(|id| (id.clone(), self.directory.route(id, around)));
+            Snapshot { routes: Arc::new(snapshot.routes.with(changed)), ..Snapshot::clone(snapshot) }
+        });
+        self.revoked.taken_back();
+        Ok(())
     }
 
     /// From the next request on these keys count.

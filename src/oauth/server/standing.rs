@@ -54,6 +54,13 @@ impl From<OpenError> for NoStanding {
     }
 }
 
+/// Whether a user's token was made for this route (RFC 8707 §2), and where the route was made at run time, for the route and
+/// the user's use of it as both are now.
+pub fn is_for(token: &Opened, route: &Route) -> bool {
+    let is_bound = || route.binding(token.subject()).is_some_and(|binding| token.is_for(binding));
+    token.is_for(&route.resource) && (route.managed.is_none() || is_bound())
+}
+
 impl Authority {
     pub fn standing<'a>(&'a self, snapshot: &'a Snapshot) -> Standing<'a> {
         let Snapshot { config, keys, routes } = snapshot;
@@ -88,7 +95,11 @@ impl Standing<'_> {
             !self.revoked.has_grant(token.grant()) && !self.revoked.has_client(token.client())
         };
         match holder {
-            Holder::User(user) => token(user) && self.admits(user.subject()),
+            Holder::User(user) => {
+                let is_there = |now: &Arc<Route>| is_for(user, now);
+                let stays = route.managed.is_none() || self.routes.by_name(&route.name).is_some_and(is_there);
+                token(user) && self.admits(user.subject()) && stays
+            }
             Holder::Client { token: client, machine: then } => {
                 let same =
                     |now: &Arc<Machine>| now.routes.contains(&route.name) && now.acts_for == then.acts_for;
