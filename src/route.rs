@@ -69,6 +69,8 @@ pub struct Route {
 pub struct Particulars {
     /// What its owner calls it.
     pub title: String,
+    /// What the organisation is called that it belongs to. `None`: it is somebody's own.
+    pub organization: Option<String>,
     /// Whether paths below its own lead to the upstream too.
     pub passthrough: bool,
     /// Who may use it, and what their tokens are bound to besides its resource: which version of it, and whose use of it.

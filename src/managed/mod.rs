@@ -46,7 +46,7 @@ pub struct Around<'a> {
 
 /// The route of a configuration as it would be, without anybody who may use it: where it leads, and with what.
 pub fn route_of(configuration: &Configuration, around: Around<'_>) -> Option<Route> {
-    routes::route(configuration, &BTreeMap::new(), around)
+    routes::route(configuration, None, &BTreeMap::new(), around)
 }
 
 /// Host of a URL in the form in which hosts are compared: lower case, IPv6 without brackets.
@@ -135,7 +135,7 @@ impl Directory {
     pub fn route(&self, id: &str, around: Around<'_>) -> Option<Arc<Route>> {
         let held = self.held();
         let configuration = held.configurations.get(id).filter(|known| known.is_served())?;
-        routes::route(configuration, &held.people(configuration), around).map(Arc::new)
+        held.route(configuration, around).map(Arc::new)
     }
 
     /// All routes.
@@ -143,8 +143,7 @@ impl Directory {
         let held = self.held();
         let served = held.configurations.values().filter(|known| known.is_served());
         let routes = served.filter_map(|configuration| {
-            let route = routes::route(configuration, &held.people(configuration), around)?;
-            Some((configuration.id.clone(), Arc::new(route)))
+            Some((configuration.id.clone(), Arc::new(held.route(configuration, around)?)))
         });
         routes.collect()
     }
@@ -247,6 +246,11 @@ impl Held {
             Owner::Organization(_) => members.is_some_and(|members| members.contains_key(user)),
         };
         assigned.filter(|(user, _)| may(user)).map(|(user, assignment)| (user.as_str(), assignment)).collect()
+    }
+
+    fn route(&self, configuration: &Configuration, around: Around<'_>) -> Option<Route> {
+        let organization = configuration.owner.organization().and_then(|id| self.organizations.get(id));
+        routes::route(configuration, organization, &self.people(configuration), around)
     }
 
     fn of(&self, owner: &Owner) -> Vec<String> {

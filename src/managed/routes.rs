@@ -6,13 +6,14 @@ use secrecy::ExposeSecret;
 use url::Url;
 
 use super::Around;
-use super::record::{Assignment, Auth, Configuration};
+use super::record::{Assignment, Auth, Configuration, Organization};
 use crate::config::{self, Credential, MANAGED, OauthCredential};
 use crate::route::{Particulars, Route};
 
 /// `None`: it was made under rules that are others by now.
 pub(super) fn route(
     configuration: &Configuration,
+    organization: Option<&Organization>,
     people: &BTreeMap<&str, &Assignment>,
     around: Around<'_>,
 ) -> Option<Route> {
@@ -32,6 +33,7 @@ pub(super) fn route(
     let bound = |assignment: &Assignment| binding(configuration, assignment);
     route.managed = Some(Box::new(Particulars {
         title: configuration.name.clone(),
+        organization: organization.map(|organization| organization.name.clone()),
         passthrough: configuration.passthrough,
         people: people.iter().map(|(user, own)| ((*user).to_owned(), bound(own))).collect(),
         headers: headers(configuration),

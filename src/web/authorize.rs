@@ -212,7 +212,11 @@ fn ask(session: &SignedIn, question: &Question) -> Response {
         redirect_host: &redirect_host,
         redirect_uri: &question.redirect_uri,
         redirect_loopback,
-        server_name: &question.route.name,
+        server_name: question.route.title(),
+        added: question.route.managed.as_ref().map(|managed| pages::Added {
+            organization: managed.organization.as_deref(),
+            host: &question.route.upstream.authority,
+        }),
         resource: &question.route.resource,
         scopes: &own,
         agreements: &agreements,

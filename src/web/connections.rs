@@ -11,6 +11,7 @@ use super::identity::sign_in_at;
 use super::pages::connections::{
     Held, Mood, NotConnected, Offer, OneServer, Server, label, not_connected, one_server,
 };
+use super::pages::plain;
 use super::session::SignedIn;
 use super::{About, Shared, Web, link, moved, page, see_other};
 use crate::api::connections::{Listed, list};
@@ -284,6 +285,7 @@ pub fn shown<'a>(listed: &'a Listed<'a>) -> Server<'a> {
     };
     Server {
         name: &route.name,
+        title: plain(route.title()),
         resource: &route.resource,
         words: listed.words(),
         mood,

@@ -14,7 +14,7 @@ mod consent;
 use askama::Template;
 
 use self::connections::Offer;
-pub use self::consent::{Consent, ConsentUpstream};
+pub use self::consent::{Added, Consent, ConsentUpstream};
 
 /// The stylesheet of all pages.
 pub const STYLE: &str = include_str!("style.css");
@@ -174,6 +174,12 @@ pub struct Home<'a> {
 pub struct Server<'a> {
     pub name: &'a str,
     pub resource: &'a str,
+}
+
+impl Server<'_> {
+    fn shown_name(&self) -> String {
+        plain(self.name)
+    }
 }
 
 /// The sign-in page.
@@ -345,6 +351,7 @@ mod tests {
             redirect_uri: "http://127.0.0.1:5000/callback",
             redirect_loopback: true,
             server_name: "files",
+            added: None,
             resource: "https://mcp.example.com/files",
             scopes,
             agreements: &[],
@@ -377,6 +384,7 @@ mod tests {
             redirect_uri: SCRIPT,
             redirect_loopback: true,
             server_name: SCRIPT,
+            added: Some(Added { organization: Some(SCRIPT), host: SCRIPT }),
             resource: SCRIPT,
             scopes: &hostile,
             agreements: &hostile,

@@ -5,7 +5,10 @@ use super::{address, plain, render, scope_list};
 
 /// A server, and how the user's connection there stands. `connection.html` shows it.
 pub struct Server<'a> {
+    /// Of its route, as in addresses.
     pub name: &'a str,
+    /// What people know it by.
+    pub title: String,
     pub resource: &'a str,
     /// The state, in a sentence.
     pub words: String,
@@ -126,6 +129,7 @@ mod tests {
             csrf: "c",
             user: "<b>alice</b>",
             server: Server {
+                title: "files".to_owned(),
                 name: "files",
                 resource: "https://gw.example/files",
                 words: "A sentence.".to_owned(),

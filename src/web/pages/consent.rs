@@ -28,8 +28,10 @@ pub struct Consent<'a> {
     pub redirect_uri: &'a str,
     /// Whether the redirect URI leads to this computer.
     pub redirect_loopback: bool,
-    /// The route's name.
+    /// What people know the route by.
     pub server_name: &'a str,
+    /// Who has added it, where it was added at run time.
+    pub added: Option<Added<'a>>,
     /// The route's canonical URL.
     pub resource: &'a str,
     /// Those of the route.
@@ -44,6 +46,14 @@ pub struct Consent<'a> {
     pub upstream_note: Option<&'a str>,
 }
 
+/// An MCP server that was added at run time.
+pub struct Added<'a> {
+    /// The organisation's name; `None`: the user has added it.
+    pub organization: Option<&'a str>,
+    /// Host of the server.
+    pub host: &'a str,
+}
+
 /// What the upstream's authorization server will ask next.
 pub struct ConsentUpstream<'a> {
     /// Host of the upstream MCP server.
@@ -54,7 +64,17 @@ pub struct ConsentUpstream<'a> {
     pub scopes: &'a [String],
 }
 
+impl Added<'_> {
+    fn shown_organization(&self) -> Option<String> {
+        self.organization.map(plain)
+    }
+}
+
 impl Consent<'_> {
+    fn shown_server_name(&self) -> String {
+        plain(self.server_name)
+    }
+
     fn client_label(&self) -> String {
         self.client_name.map(plain).unwrap_or_default()
     }
