@@ -25,6 +25,8 @@ pub use table::{Managed, Table};
 
 /// The scope every access token needs, on every route.
 pub const ACCESS_SCOPE: &str = "mcp:access";
+/// Lets a client know who its user is, and call nothing.
+pub const PROFILE_SCOPE: &str = "profile";
 const RESOURCE_METADATA: &str = "/.well-known/oauth-protected-resource";
 
 /// An MCP server as published by the gateway.

@@ -11,6 +11,7 @@ use crate::oauth::server::authenticate::{Authenticated, authenticate};
 use crate::oauth::server::params::Params;
 use crate::oauth::server::refusal::Refusal;
 use crate::oauth::server::register::manage::{self, Presented};
+use crate::oauth::server::userinfo::{self, NoUserInfo};
 use crate::oauth::server::{grant, introspect, register, token};
 
 /// No form sent to these endpoints is larger, bytes.
@@ -147,6 +148,31 @@ pub async fn introspect(
     };
     let answer = answer.await;
     web.print("introspect", StatusCode::OK, answer)
+}
+
+/// `GET` and `POST /oauth/userinfo` (OpenID Connect Core §5.3.1), the token in the header alone.
+pub async fn userinfo(
+    State(web): Shared,
+    Extension(about): Extension<About>,
+    headers: HeaderMap,
+) -> Response {
+    let token = authorization(&headers).ok().flatten().and_then(|value| value.split_once(' '));
+    let token =
+        token.filter(|(scheme, _)| scheme.eq_ignore_ascii_case("bearer")).map(|(_, token)| token.trim());
+    let said = token
+        .map(|token| userinfo::userinfo(&web.authority, &about.snapshot, token, web.authority.clock.now()));
+    let (status, challenge) = match said {
+        Some(Ok(info)) => return ([(header::CACHE_CONTROL, "no-store")], Json(info)).into_response(),
+        None => (StatusCode::UNAUTHORIZED, "Bearer"),
+        Some(Err(NoUserInfo::Token)) => (StatusCode::UNAUTHORIZED, "Bearer error=\"invalid_token\""),
+        Some(Err(NoUserInfo::Scope)) => {
+            (StatusCode::FORBIDDEN, "Bearer error=\"insufficient_scope\", scope=\"profile\"")
+        }
+        Some(Err(NoUserInfo::NotReady)) => {
+            return (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")]).into_response();
+        }
+    };
+    (status, [(header::WWW_AUTHENTICATE, challenge)]).into_response()
 }
 
 fn form<'b>(headers: &HeaderMap, body: &'b [u8]) -> Result<&'b str, Refusal> {

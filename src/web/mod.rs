@@ -130,6 +130,10 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>, providers: Arc<P
                 .delete(endpoints::delete_client)
                 .options(endpoints::preflight),
         )
+        .route(
+            "/oauth/userinfo",
+            get(endpoints::userinfo).post(endpoints::userinfo).options(endpoints::preflight),
+        )
         .route("/oauth/token", post(endpoints::token).options(endpoints::preflight))
         .route("/oauth/revoke", post(endpoints::revoke).options(endpoints::preflight))
         .route("/login/backchannel-logout", post(identity::logout::notice))

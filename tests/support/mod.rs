@@ -25,6 +25,7 @@ pub mod identity;
 pub mod internet;
 pub mod key;
 pub mod ledger;
+pub mod managed;
 pub mod mcp;
 pub mod mcp_server;
 pub mod node;

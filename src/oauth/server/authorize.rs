@@ -16,7 +16,7 @@ use super::remembered::is_remembered;
 use super::{Authority, Snapshot, redirect};
 use crate::config::ClientAuthMethod;
 use crate::oauth::client::prospect::{Plan, Prospect};
-use crate::route::Route;
+use crate::route::{PROFILE_SCOPE, Route};
 use crate::seal;
 use crate::store::Kind;
 use crate::store::record::Typed;
@@ -314,7 +314,7 @@ pub async fn prepare(
 }
 
 /// What is granted: the route's own scopes always, since nothing works without them; of what was asked, what single calls
-/// need; and all that the connection may do at the upstream, since a client uses it whole or not at all. Unknown names are
+/// need, and to know the user; and all that the connection may do at the upstream, since a client uses it whole or not at all. Unknown names are
 /// dropped.
 fn granted<'a>(
     route: &Route,
@@ -322,7 +322,8 @@ fn granted<'a>(
     upstream: &'a [String],
 ) -> Vec<String> {
     let mut scopes = route.scopes.clone();
-    let of_calls = asked.filter(|scope| route.rules.scopes().any(|known| known == *scope));
+    let is_known = |scope: &str| scope == PROFILE_SCOPE || route.rules.scopes().any(|known| known == scope);
+    let of_calls = asked.filter(|scope| is_known(scope));
     // What a tool needs is nothing that an upstream can hand out.
     let theirs = upstream.iter().filter(|scope| !route.rules.has_scope(scope));
     for scope in of_calls.chain(theirs) {

@@ -19,7 +19,7 @@ use super::refusal::Refusal;
 use super::{Authority, Snapshot};
 use crate::clock::unix_seconds;
 use crate::config::{ACCESS_TOKEN_TTL_MAX, ClientAuthMethod};
-use crate::route::{Route, audience};
+use crate::route::{PROFILE_SCOPE, Route, audience};
 use crate::seal;
 use crate::store::record::{Typed, Versioned};
 use crate::store::{Kind, Put};
@@ -303,7 +303,9 @@ pub(super) fn left(snapshot: &Snapshot, grant: &Grant, now: SystemTime) -> Durat
 
 /// What a client does without is its own; what it may do at the upstream it has whole or not at all, and none asks for by name.
 fn whole(mut scopes: Vec<String>, grant: &Grant, route: &Route) -> Vec<String> {
-    let is_ours = |scope: &String| route.scopes.contains(scope) || route.rules.has_scope(scope);
+    let is_ours = |scope: &String| {
+        scope == PROFILE_SCOPE || route.scopes.contains(scope) || route.rules.has_scope(scope)
+    };
     let theirs = grant.scopes.iter().filter(|scope| !is_ours(scope));
     let missing: Vec<String> = theirs.filter(|scope| !scopes.contains(scope)).cloned().collect();
     scopes.extend(missing);

@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::{Snapshot, jag};
 use crate::config::ClientAuthMethod;
 use crate::jose::ALGORITHMS;
-use crate::route::Route;
+use crate::route::{PROFILE_SCOPE, Route};
 
 /// Protected resource metadata of one route (RFC 9728 §2).
 #[derive(Serialize)]
@@ -28,7 +28,7 @@ pub fn resource<'a>(snapshot: &'a Snapshot, route: &'a Route) -> Resource<'a> {
         bearer_methods_supported: ["header"],
         // What there is to begin with; more is asked for when it is needed (MCP, Scope Selection Strategy).
         scopes_supported: &route.scopes,
-        resource_name: &route.name,
+        resource_name: route.title(),
     }
 }
 
@@ -88,17 +88,19 @@ struct Introspection {
 /// issued, so there is no algorithm to name.
 #[derive(Serialize)]
 struct OpenId {
+    userinfo_endpoint: String,
     subject_types_supported: [&'static str; 1],
     id_token_signing_alg_values_supported: [&'static str; 0],
 }
 
 pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
     let issuer = snapshot.issuer();
-    let mut scopes: Vec<String> = snapshot
-        .routes
-        .iter()
+    // Of those that were made at run time one speaks for all.
+    let routes = snapshot.routes.configured().chain(snapshot.routes.managed().take(1));
+    let mut scopes: Vec<String> = routes
         .filter(|route| route.is_ours())
         .flat_map(|route| route.scopes.iter().chain(route.rules.scopes()).cloned())
+        .chain([PROFILE_SCOPE.to_owned()])
         .collect();
     scopes.sort();
     scopes.dedup();
@@ -136,7 +138,8 @@ pub fn server(snapshot: &Snapshot, openid: bool) -> Server {
             introspection_endpoint_auth_methods_supported: PROVEN,
             introspection_endpoint_auth_signing_alg_values_supported: ALGORITHMS,
         }),
-        openid: openid.then_some(OpenId {
+        openid: openid.then(|| OpenId {
+            userinfo_endpoint: format!("{issuer}/oauth/userinfo"),
             subject_types_supported: ["public"],
             id_token_signing_alg_values_supported: [],
         }),

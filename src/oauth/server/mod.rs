@@ -26,6 +26,7 @@ pub mod service;
 pub mod standing;
 pub mod token;
 pub mod token_keys;
+pub mod userinfo;
 
 use std::sync::Arc;
 
