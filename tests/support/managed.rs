@@ -148,7 +148,7 @@ pub fn id(document: &Value) -> &str {
 
 /// The address of its route.
 pub fn address(configuration: &Value) -> &str {
-    configuration["address"].as_str().expect("address")
+    configuration["route"]["url"].as_str().expect("address")
 }
 
 /// Of an address at the gateway: its path, without the slash it begins with.
