@@ -5,21 +5,15 @@
 
 mod support;
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
+use support::PATIENCE;
 use support::client::Client;
 use support::gateway::Gateway;
 use support::managed::{Person, address, builder, call_at, id, path};
 use support::mcp::McpAnswer;
-use support::process::run;
 use support::raw::exchange;
 use support::script::Answer;
 use support::upstream::Upstream;
-use support::{PATIENCE, eventually};
-
-/// How soon a change counts everywhere.
-const SECOND: Duration = Duration::from_secs(1);
 
 async fn ping(gateway: &Gateway, url: &str, token: &str) -> McpAnswer {
     call_at(gateway, url, token).call("ping", json!({})).await
@@ -467,39 +461,6 @@ async fn brk25_20_a_program_gets_a_short_token_and_what_is_deleted_is_gone() {
     gateway.output.assert_no_secret();
 }
 
-/// Blocked from the command line, at a store that several share.
-#[tokio::test]
-async fn brk25_04_who_is_blocked_is_out_everywhere_and_a_new_address_counts_everywhere() {
-    use support::cluster::{Cluster, Shared, address_of, store_at};
-    use support::redis::Redis;
-    let upstream = Upstream::open().await;
-    let redis = Redis::start(&[]);
-    let shared = Shared::new(store_at(address_of(&redis)), Vec::new());
-    let managed = json!({"administrators": ["alice"], "allow_hosts": ["127.0.0.1"]});
-    let cluster = Cluster::of(3, shared.with("managed", managed)).await;
-    let gateway = &cluster.instances[0];
-    let mut alice = Person::sign_in(gateway, "alice").await;
-    let client = Client::register(gateway).await;
-    let added = alice.add(None, &upstream, json!({"auth": {"mode": "none"}})).await;
-    let url = address(&added).to_owned();
-    let tokens = alice.let_in(&client, &url).await;
-    let all = async |url: &str, token: &str, status: u16| {
-        for instance in &cluster.instances {
-            eventually(SECOND, async || ping(instance, url, token).await.status == status).await;
-        }
-    };
-    all(&url, &tokens.access_token, 200).await;
-    let rotated = alice.ask("POST", &format!("/configurations/{}/rotate", id(&added))).done(200).await;
-    all(&url, &tokens.access_token, 404).await;
-    let url = address(&rotated).to_owned();
-    let tokens = alice.let_in(&client, &url).await;
-    all(&url, &tokens.access_token, 200).await;
-    let config = gateway.config_file();
-    let blocked = run(&["users", "block", "alice", "--config", config.to_str().unwrap()], &[]).await;
-    assert_eq!(blocked.code, Some(0), "{}", blocked.stderr);
-    all(&url, &tokens.access_token, 401).await;
-}
-
 #[tokio::test]
 async fn brk25_06_to_know_the_user_and_to_call_are_two_scopes_and_old_registrations_work() {
     let upstream = Upstream::open().await;
@@ -509,7 +470,8 @@ async fn brk25_06_to_know_the_user_and_to_call_are_two_scopes_and_old_registrati
     let url = address(&added).to_owned();
     let redirect_uri = support::client::unused_redirect_uri();
     // One of the first clients, which has registered for the profile alone.
-    let document = json!({"redirect_uris": [redirect_uri], "token_endpoint_auth_method": "none", "scope": "profile"});
+    let document =
+        json!({"redirect_uris": [redirect_uri], "token_endpoint_auth_method": "none", "scope": "profile"});
     let registered = Client::register_with(&gateway, &document).await.json();
     let client = Client::known_as(&gateway, registered["client_id"].as_str().unwrap(), &redirect_uri);
     let request = client.authorization(path(&url)).with("scope", "profile");
