@@ -300,15 +300,16 @@ fn decided(
         policy::Asked::Bodiless | policy::Asked::ToCome => None,
     };
     let is_name = |text: &&str| {
-        let part = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-".contains(&byte);
-        text.len() <= 128 && text.bytes().all(part)
+        let is_part =
+            |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'/' | b'.' | b'_' | b'-');
+        text.len() <= 128 && text.bytes().all(is_part)
     };
     let tool =
         message.and_then(|message| message.item.as_ref()).filter(|item| item.kind != ItemKind::Resource);
     audit.decision(&audit::Decision {
         at: question.request.time,
         outcome: decision.outcome.name(),
-        by: decision.by.to_string(),
+        by: decision.by.into(),
         enforced: decision.enforced,
         fault: decision.fault.map(|fault| fault.to_string()),
         route: &question.route.name,

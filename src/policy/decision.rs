@@ -2,6 +2,7 @@
 use std::fmt;
 
 use crate::expression::Fault;
+use crate::telemetry::audit;
 
 /// One decision. Holds names of rules and nothing of the request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,13 +76,19 @@ impl fmt::Display for Outcome {
 
 impl fmt::Display for By<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Default => f.write_str("default"),
-            Self::Hook => f.write_str("hook"),
-            Self::Protocol => f.write_str("protocol"),
-            Self::Rule(name) => write!(f, "rule {name}"),
-            Self::ToCome => f.write_str("to come"),
-            Self::Token => f.write_str("token"),
+        audit::By::from(*self).fmt(f)
+    }
+}
+
+impl<'a> From<By<'a>> for audit::By<'a> {
+    fn from(by: By<'a>) -> Self {
+        match by {
+            By::Default => Self::Other("default"),
+            By::Hook => Self::Other("hook"),
+            By::Protocol => Self::Other("protocol"),
+            By::Rule(name) => Self::Rule(name),
+            By::ToCome => Self::Other("to come"),
+            By::Token => Self::Other("token"),
         }
     }
 }

@@ -2,11 +2,12 @@
 //! sign-in, a consent, a revocation) is written where it happens, as events of the target `audit`.
 //!
 //! An event consists of words of ours and of names: there is no field that a token could get into.
+use std::fmt;
 use std::io::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
 use crate::config::AuditLog;
@@ -68,8 +69,7 @@ pub struct Decision<'a> {
     pub at: SystemTime,
     /// `allowed`, `denied` or `step_up`.
     pub outcome: &'static str,
-    /// `rule NAME`, `default`, `protocol` or `hook`.
-    pub by: String,
+    pub by: By<'a>,
     /// Whether it is more than an entry here.
     pub enforced: bool,
     /// Why a rule could not be decided, where that counted.
@@ -82,6 +82,13 @@ pub struct Decision<'a> {
     /// Tool or prompt, the same.
     pub item: Option<&'a str>,
     pub request_id: &'a str,
+}
+
+/// What decided. In text and in JSON it is `rule NAME`, `default`, `protocol` or `hook`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By<'a> {
+    Rule(&'a str),
+    Other(&'static str),
 }
 
 /// Tells several what is told to it.
@@ -119,6 +126,23 @@ impl Sink for All {
 
     fn decision(&self, decision: &Decision<'_>) {
         self.0.iter().for_each(|sink| sink.decision(decision));
+    }
+}
+
+// === impl By ===
+
+impl fmt::Display for By<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rule(name) => write!(f, "rule {name}"),
+            Self::Other(word) => f.write_str(word),
+        }
+    }
+}
+
+impl Serialize for By<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 
