@@ -5,7 +5,7 @@
 //! parsers might read in two ways is refused: one of them could find an item that the other did not see.
 use std::ops::Range;
 
-use memchr::memchr_iter;
+use memchr::{memchr, memchr3_iter};
 use serde_json::value::RawValue;
 
 use super::message::{ItemKind, Members, Unreadable};
@@ -56,6 +56,10 @@ fn is_indifferent(text: &str) -> bool {
     let is_member = |colon: usize| {
         let before = bytes.get(..colon).unwrap_or_default().trim_ascii_end();
         let name = before.strip_suffix(b"\"").or(before.strip_suffix(b"'")).unwrap_or(before);
+        // All of them end in one of two letters, and few names in texts do.
+        if !matches!(name.last(), Some(b's' | b'S' | b'e' | b'E')) {
+            return before.ends_with(b"/");
+        }
         let ends_with = |end: &[u8]| {
             let found = name.len().checked_sub(end.len()).and_then(|start| name.get(start..));
             found.is_some_and(|found| found.eq_ignore_ascii_case(end))
@@ -63,12 +67,15 @@ fn is_indifferent(text: &str) -> bool {
         // Behind a comment anything may stand.
         before.ends_with(b"/") || ENDS.iter().any(|end| ends_with(end))
     };
-    // Names can be spelled in escapes, and with a letter that folds to an `s`.
-    let is_escape = |at: usize| bytes.get(at + 1) == Some(&b'u');
-    !text.contains('{')
-        || !memchr_iter(b'\\', bytes).any(is_escape)
-            && !text.contains('ſ')
-            && !memchr_iter(b':', bytes).any(is_member)
+    // Names can be spelled in escapes, and with a letter that folds to an `s`: `ſ`, in UTF-8 these two bytes.
+    let [long, s] = [0xC5, 0xBF];
+    let is_before = |at: usize, byte: u8| bytes.get(at + 1) == Some(&byte);
+    let may_name = |at: usize| match bytes.get(at) {
+        Some(b':') => is_member(at),
+        Some(b'\\') => is_before(at, b'u'),
+        _ => is_before(at, s),
+    };
+    memchr(b'{', bytes).is_none() || !memchr3_iter(b':', b'\\', long, bytes).any(may_name)
 }
 
 fn of_message<'t>(
