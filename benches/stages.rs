@@ -289,7 +289,7 @@ impl Gateway {
     fn injected(&self, mut head: HeaderMap, session: HeaderValue, credential: &Credential) -> HeaderMap {
         let client = Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 17)));
         let additions = inject::additions(&self.route, client, &self.request_id, credential);
-        inject::prepare(&mut head, Some(session), additions);
+        inject::prepare(&mut head, Some(session), false, additions);
         head
     }
 

@@ -18,7 +18,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 
 /// No more headers than that are added.
-const ADDED: usize = 6;
+const ADDED: usize = 7;
 
 /// Identity, address and routing claims that proxies are known to believe.
 const DROPPED: [&str; 19] = [
@@ -72,13 +72,24 @@ pub fn is_dropped(name: &HeaderName) -> bool {
         || name.contains('_')
 }
 
+/// Whether a header asks for less than all of an answer.
+fn is_condition(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "if-match" | "if-modified-since" | "if-none-match" | "if-range" | "if-unmodified-since" | "range"
+    )
+}
+
 /// Takes out what the client may not say and puts in what we say. `session`: the upstream's id of the session it is in.
+/// `plainly`: the answer is going to be read, so all of it is asked for, and not encoded.
 pub fn prepare(
     headers: &mut HeaderMap,
     session: Option<HeaderValue>,
+    plainly: bool,
     additions: impl Iterator<Item = (HeaderName, HeaderValue)>,
 ) {
-    let dropped: Vec<HeaderName> = headers.keys().filter(|name| is_dropped(name)).cloned().collect();
+    let is_out = |name: &&HeaderName| is_dropped(name) || plainly && is_condition(name);
+    let dropped: Vec<HeaderName> = headers.keys().filter(is_out).cloned().collect();
     for name in dropped {
         headers.remove(name);
     }
@@ -88,28 +99,16 @@ pub fn prepare(
         None => headers.remove(SESSION_ID),
     };
     headers.reserve(ADDED);
+    if plainly {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    }
     for (name, value) in additions {
         headers.insert(name, value);
     }
 }
 
-/// Asks for an answer that can be read: all of it, and not encoded.
-pub fn ask_plainly(headers: &mut HeaderMap) {
-    const CONDITIONS: [HeaderName; 6] = [
-        header::IF_MATCH,
-        header::IF_MODIFIED_SINCE,
-        header::IF_NONE_MATCH,
-        header::IF_RANGE,
-        header::IF_UNMODIFIED_SINCE,
-        header::RANGE,
-    ];
-    for name in CONDITIONS {
-        headers.remove(name);
-    }
-    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-}
-
-/// The headers we add: first those of a route that was made at run time. The credential comes last, so that nothing else can own its name.
+/// The headers we add: first those of a route that was made at run time. The credential comes last, so that nothing else can
+/// own its name.
 pub fn additions(
     route: &Route,
     client: Option<IpAddr>,

@@ -16,16 +16,6 @@ use crate::mcp::{ItemKind, Unreadable, events, list};
 use crate::policy;
 use crate::respond::Failure;
 
-/// What is said of the bytes of a body, which may be others when they leave.
-const DROPPED: [HeaderName; 6] = [
-    header::ACCEPT_RANGES,
-    HeaderName::from_static("content-digest"),
-    HeaderName::from_static("content-md5"),
-    HeaderName::from_static("digest"),
-    header::ETAG,
-    HeaderName::from_static("repr-digest"),
-];
-
 /// What becomes of the body of an answer.
 #[derive(Default)]
 pub enum Filter {
@@ -158,7 +148,8 @@ impl Filter {
         if self.is_off() {
             return;
         }
-        for name in DROPPED {
+        let untrue: Vec<HeaderName> = head.headers.keys().filter(|name| is_of_bytes(name)).cloned().collect();
+        for name in untrue {
             head.headers.remove(name);
         }
         if !self.changes_length() {
@@ -187,6 +178,14 @@ impl Filter {
             }
         }
     }
+}
+
+/// Whether a header speaks of the bytes of a body, which may be others when they leave.
+fn is_of_bytes(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "accept-ranges" | "content-digest" | "content-md5" | "digest" | "etag" | "repr-digest"
+    )
 }
 
 const TOO_LONG: &str = "it is longer than limits.inspect_answer";

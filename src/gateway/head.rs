@@ -6,7 +6,7 @@ use std::mem;
 
 use http::request::Parts as RequestParts;
 use http::response::Parts as ResponseParts;
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 /// Changes a request's head. Its target is that of `uri` from here on.
@@ -27,12 +27,19 @@ pub fn of_response<T>(head: &mut ResponseHeader, change: impl FnOnce(&mut Respon
     changed
 }
 
+const JSON: &str = "application/json";
+
 /// What a body is said to be: its one type, without parameters. `None`: nobody says, several things are said, or it is in
 /// other characters than UTF-8.
 pub fn media_type(headers: &HeaderMap) -> Option<&str> {
     let mut types = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(Ok(value)), None) = (types.next().map(HeaderValue::to_str), types.next()) else { return None };
-    let (essence, parameters) = value.split_once(';').unwrap_or((value, ""));
+    let (Some(value), None) = (types.next(), types.next()) else { return None };
+    // As nearly all of them are.
+    if value == JSON {
+        return Some(JSON);
+    }
+    let value = value.to_str().ok()?;
+    let Some((essence, parameters)) = value.split_once(';') else { return Some(value.trim()) };
     let mut parameters = parameters.split(';').map(|parameter| parameter.trim().to_ascii_lowercase());
     let is_utf8 = parameters.all(|parameter| {
         parameter.strip_prefix("charset=").is_none_or(|charset| charset.trim_matches('"') == "utf-8")

@@ -144,7 +144,12 @@ fn expects_continue(session: &Session) -> bool {
 
 /// Whether the unread body may be read later: never after `Expect: 100-continue`, where the client may leave it out.
 pub(super) fn is_small(session: &Session) -> bool {
-    length(session).is_some_and(|length| length <= BODY_MAX) && !expects_continue(session)
+    is_small_of(length(session), session)
+}
+
+/// The same, where the length is known.
+pub(super) fn is_small_of(length: Option<usize>, session: &Session) -> bool {
+    length.is_some_and(|length| length <= BODY_MAX) && !expects_continue(session)
 }
 
 /// How long the body is to be, as far as that is said, bytes.

@@ -213,10 +213,8 @@ impl ProxyHttp for Gateway {
             inject::additions(&target.route, screen::client(session), &ctx.request_id, &target.credential);
         let signed = head::of_request(upstream, |parts| {
             inject::narrow(&target.route, &mut parts.headers);
-            inject::prepare(&mut parts.headers, session_id, additions);
-            if target.route.rules.filter_lists() {
-                inject::ask_plainly(&mut parts.headers);
-            }
+            let plainly = target.route.rules.filter_lists();
+            inject::prepare(&mut parts.headers, session_id, plainly, additions);
             // Path and query of the matched route, and nothing of an absolute-form target.
             parts.uri = target.uri.clone();
             self.sign(session, target, parts)
