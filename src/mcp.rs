@@ -5,9 +5,11 @@
 //! here touches a body on its way through.
 mod arguments;
 mod elicitation;
+mod envelope;
 pub mod events;
 pub mod list;
 mod message;
+mod scan;
 
 use std::borrow::Cow;
 

@@ -170,7 +170,7 @@ async fn read_all(session: &mut Session) -> Result<Bytes, Box<Error>> {
 fn read(body: &[u8], headers: &HeaderMap, route: &Route) -> Result<Message, Failure> {
     let message = Message::read(body, route.rules.arguments()).map_err(Failure::Unreadable)?;
     if !message.is_mirrored_in(headers) {
-        return Err(Failure::HeaderMismatch { id: message.id });
+        return Err(Failure::HeaderMismatch { id: message.id.into() });
     }
     Ok(message)
 }

@@ -4,7 +4,6 @@ use std::collections::HashSet;
 use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::value::RawValue;
 use serde_json::{Map, Number, Value};
 
 use super::message::{Unreadable, folded, is_spelling_of};
@@ -14,11 +13,12 @@ use crate::expression::Wanted;
 const WHOLE: u64 = 1 << 53;
 
 /// Those of an object's members that are wanted, in their order. `null` is an object without any.
-pub fn read(raw: &RawValue, wanted: &Wanted) -> Result<Map<String, Value>, Unreadable> {
-    let mut text = serde_json::Deserializer::from_str(raw.get());
+/// `raw`: one value as it is written.
+pub fn read(raw: &str, wanted: &Wanted) -> Result<Map<String, Value>, Unreadable> {
+    let mut text = serde_json::Deserializer::from_str(raw);
     match Wanting(wanted).deserialize(&mut text) {
-        Ok(Value::Object(members)) if raw.get().starts_with('{') => Ok(members),
-        Ok(_) if raw.get() == "null" => Ok(Map::new()),
+        Ok(Value::Object(members)) if raw.starts_with('{') => Ok(members),
+        Ok(_) if raw == "null" => Ok(Map::new()),
         _ => Err(Unreadable::Ambiguous),
     }
 }
@@ -156,6 +156,7 @@ impl<'w> Visitor<'_> for Called<'w> {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use serde_json::json;
+    use serde_json::value::RawValue;
 
     use super::*;
     use crate::expression::compile;
@@ -164,7 +165,7 @@ mod tests {
     fn read_for(rule: &str, arguments: &str) -> Option<Value> {
         let program = compile(rule).ok().unwrap();
         let raw: Box<RawValue> = serde_json::from_str(arguments).ok()?;
-        read(&raw, program.arguments()).ok().map(Value::Object)
+        read(raw.get(), program.arguments()).ok().map(Value::Object)
     }
 
     #[test]

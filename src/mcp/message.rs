@@ -7,12 +7,15 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 use std::fmt;
 
+use compact_str::CompactString;
 use http::HeaderMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, Visitor};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
+use super::envelope::Envelope;
+use super::scan::Text;
 use super::{METHOD, NAME, arguments, decoded, single};
 use crate::expression::Wanted;
 
@@ -22,13 +25,13 @@ const LONGEST_ID: usize = 256;
 /// What a message asks for. An answer of the client to a request of the server asks for nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Message {
-    pub method: Option<String>,
+    pub method: Option<CompactString>,
     /// What is called, read, subscribed to or completed.
     pub item: Option<Item>,
     /// Of a tool or a prompt, as far as they were wanted.
     pub arguments: Map<String, Value>,
     /// `id` as JSON, as it was written; `null` where there is none that is worth repeating.
-    pub id: String,
+    pub id: CompactString,
 }
 
 /// Something that a server offers.
@@ -36,7 +39,7 @@ pub struct Message {
 pub struct Item {
     pub kind: ItemKind,
     /// Of a resource its URI.
-    pub name: String,
+    pub name: CompactString,
 }
 
 /// What servers offer. A resource template is a resource, by its template.
@@ -59,26 +62,23 @@ pub enum Unreadable {
 impl Message {
     /// `wanted`: the arguments that somebody will look at.
     pub fn read(body: &[u8], wanted: &Wanted) -> Result<Self, Unreadable> {
-        const KNOWN: [&str; 6] = ["jsonrpc", "id", "method", "params", "result", "error"];
         let text = std::str::from_utf8(body).map_err(|_| Unreadable::Ambiguous)?;
         if text.trim_ascii_start().starts_with('[') {
             return Err(Unreadable::Batch);
         }
-        let message = Members::read(text, &KNOWN)?;
-        let method = message.text("method")?;
-        let params = || message.raw("params").map(|params| params.get()).ok_or(Unreadable::Ambiguous);
+        let envelope = Envelope::read(text)?;
+        let method = envelope.text("method")?;
         let (item, arguments) = match method.as_deref() {
-            Some("tools/call") => called(params()?, ItemKind::Tool, wanted)?,
-            Some("prompts/get") => called(params()?, ItemKind::Prompt, wanted)?,
+            Some("tools/call") => called(&envelope, ItemKind::Tool, wanted)?,
+            Some("prompts/get") => called(&envelope, ItemKind::Prompt, wanted)?,
             Some("resources/read" | "resources/subscribe" | "resources/unsubscribe") => {
-                (Some(Members::read(params()?, &["uri"])?.item(ItemKind::Resource, "uri")?), Map::new())
+                (Some(Item::named(ItemKind::Resource, envelope.param("uri")?)?), Map::new())
             }
-            Some("completion/complete") => (completed(params()?)?, Map::new()),
+            Some("completion/complete") => (completed(&envelope)?, Map::new()),
             _ => (None, Map::new()),
         };
-        let id = message.raw("id").map(|id| id.get()).filter(|id| id.len() <= LONGEST_ID);
-        let id = id.unwrap_or("null").to_owned();
-        Ok(Self { method, item, arguments, id })
+        let id = envelope.raw("id").filter(|id| id.len() <= LONGEST_ID).unwrap_or("null");
+        Ok(Self { method: method.map(CompactString::from), item, arguments, id: id.into() })
     }
 
     /// Whether `Mcp-Method` and `Mcp-Name`, where they are, say the same: a server may go by either (SEP-2243).
@@ -98,30 +98,38 @@ impl Message {
     }
 }
 
+impl Item {
+    /// `name`: as it is written, where it is.
+    fn named(kind: ItemKind, name: Option<&str>) -> Result<Self, Unreadable> {
+        let name = Text::of(name.ok_or(Unreadable::Ambiguous)?)?.read()?;
+        Ok(Self { kind, name: name.into() })
+    }
+}
+
 /// The tool or prompt that is called, and its arguments.
 fn called(
-    params: &str,
+    envelope: &Envelope<'_>,
     kind: ItemKind,
     wanted: &Wanted,
 ) -> Result<(Option<Item>, Map<String, Value>), Unreadable> {
-    if wanted.is_nothing() {
-        return Ok((Some(Members::read(params, &["name"])?.item(kind, "name")?), Map::new()));
-    }
-    let params = Members::read(params, &["name", "arguments"])?;
-    let arguments = params.raw("arguments").map(|raw| arguments::read(raw, wanted)).transpose()?;
-    Ok((Some(params.item(kind, "name")?), arguments.unwrap_or_default()))
+    let arguments = match wanted.is_nothing() {
+        true => None,
+        false => envelope.param("arguments")?,
+    };
+    let arguments = arguments.map(|raw| arguments::read(raw, wanted)).transpose()?;
+    Ok((Some(Item::named(kind, envelope.param("name")?)?), arguments.unwrap_or_default()))
 }
 
 /// What is to be completed: an argument of a prompt or of a resource template.
-fn completed(params: &str) -> Result<Option<Item>, Unreadable> {
-    let params = Members::read(params, &["ref"])?;
-    let reference = params.raw("ref").ok_or(Unreadable::Ambiguous)?;
-    let reference = Members::read(reference.get(), &["type", "name", "uri"])?;
-    Ok(match reference.text("type")?.as_deref() {
-        Some("ref/prompt") => Some(reference.item(ItemKind::Prompt, "name")?),
-        Some("ref/resource") => Some(reference.item(ItemKind::Resource, "uri")?),
-        _ => None,
-    })
+fn completed(envelope: &Envelope<'_>) -> Result<Option<Item>, Unreadable> {
+    let reference = envelope.param("ref")?.ok_or(Unreadable::Ambiguous)?;
+    let reference = Members::read(reference, &["type", "name", "uri"])?;
+    let named = |kind, name| Item::named(kind, reference.raw(name).map(RawValue::get)).map(Some);
+    match reference.text("type")?.as_deref() {
+        Some("ref/prompt") => named(ItemKind::Prompt, "name"),
+        Some("ref/resource") => named(ItemKind::Resource, "uri"),
+        _ => Ok(None),
+    }
 }
 
 /// The members of one object, by name; no two could be taken for one another.
@@ -156,12 +164,6 @@ impl<'t> Members<'t> {
         self.raw(name)
             .map(|raw| serde_json::from_str(raw.get()).map_err(|_| Unreadable::Ambiguous))
             .transpose()
-    }
-
-    /// What the member `named` names.
-    fn item(&self, kind: ItemKind, named: &str) -> Result<Item, Unreadable> {
-        let name = self.text(named)?.ok_or(Unreadable::Ambiguous)?;
-        Ok(Item { kind, name })
     }
 }
 
@@ -213,8 +215,10 @@ pub(super) fn folded(name: &str) -> String {
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use http::HeaderValue;
+    use proptest::prelude::*;
 
     use super::*;
+    use crate::expression::compile;
 
     fn read(body: &str) -> Result<Message, Unreadable> {
         Message::read(body.as_bytes(), &Wanted::default())
@@ -223,10 +227,10 @@ mod tests {
     #[test]
     fn a_call_says_what_it_calls() {
         let message = |method: &str, name: Option<(ItemKind, &str)>, id: &str| Message {
-            method: Some(method.to_owned()),
-            item: name.map(|(kind, name)| Item { kind, name: name.to_owned() }),
+            method: Some(method.into()),
+            item: name.map(|(kind, name)| Item { kind, name: name.into() }),
             arguments: Map::new(),
-            id: id.to_owned(),
+            id: id.into(),
         };
         for (body, expected) in [
             (
@@ -300,6 +304,138 @@ mod tests {
                 headers.append(name, HeaderValue::from_static(value));
             }
             assert_eq!(message.is_mirrored_in(&headers), same, "{lines:?}");
+        }
+    }
+
+    /// The same in several passes: each object on its own, by `serde_json`.
+    fn read_by_serde(text: &str, wanted: &Wanted) -> Result<Message, Unreadable> {
+        let message = Members::read(text, &["jsonrpc", "id", "method", "params", "result", "error"])?;
+        let method = message.text("method")?;
+        let params = |known: &[&str]| Members::read(message.raw("params").map_or("", RawValue::get), known);
+        let named = |members: &Members<'_>, kind, key: &str| {
+            let name = members.text(key)?.ok_or(Unreadable::Ambiguous)?.into();
+            Ok::<_, Unreadable>(Some(Item { kind, name }))
+        };
+        let mut arguments = Map::new();
+        let item = match method.as_deref() {
+            Some(method @ ("tools/call" | "prompts/get")) => {
+                let known = if wanted.is_nothing() { &["name"][..] } else { &["name", "arguments"] };
+                let params = params(known)?;
+                if let Some(raw) = params.raw("arguments").filter(|_| !wanted.is_nothing()) {
+                    arguments = arguments::read(raw.get(), wanted)?;
+                }
+                let kind = if method == "tools/call" { ItemKind::Tool } else { ItemKind::Prompt };
+                named(&params, kind, "name")?
+            }
+            Some("resources/read" | "resources/subscribe" | "resources/unsubscribe") => {
+                named(&params(&["uri"])?, ItemKind::Resource, "uri")?
+            }
+            Some("completion/complete") => {
+                let params = params(&["ref"])?;
+                let of =
+                    Members::read(params.raw("ref").map_or("", RawValue::get), &["type", "name", "uri"])?;
+                match of.text("type")?.as_deref() {
+                    Some("ref/prompt") => named(&of, ItemKind::Prompt, "name")?,
+                    Some("ref/resource") => named(&of, ItemKind::Resource, "uri")?,
+                    _ => None,
+                }
+            }
+            _ => None,
+        };
+        let id = message.raw("id").map(RawValue::get).filter(|id| id.len() <= LONGEST_ID);
+        Ok(Message { method: method.map(Into::into), item, arguments, id: id.unwrap_or("null").into() })
+    }
+
+    /// An object of these members, with now and then a slip in it.
+    fn object(members: impl Strategy<Value = String>) -> impl Strategy<Value = String> {
+        let slip =
+            prop_oneof![30 => Just(""), 1 => Just(","), 1 => Just("{"), 1 => Just("1"), 1 => Just("\"")];
+        (prop::collection::vec(members, 0..6), prop::sample::select(vec![",", " ,\n "]), slip)
+            .prop_map(|(members, comma, slip)| format!("{{{}{slip}}}", members.join(comma)))
+    }
+
+    fn member(
+        names: &'static [&'static str],
+        values: impl Strategy<Value = String>,
+    ) -> impl Strategy<Value = String> {
+        (prop::sample::select(names), values).prop_map(|(name, value)| format!("\"{name}\": {value}"))
+    }
+
+    fn messages() -> impl Strategy<Value = String> {
+        let value = || {
+            const VALUES: [&str; 10] = [
+                "\"a\"",
+                "\"\\u0061\"",
+                "\"\\ud800\"",
+                "1",
+                "null",
+                "{}",
+                "[]",
+                "{\"key\":1}",
+                "{\"key\":1,\"Key\":2}",
+                "01",
+            ];
+            prop::sample::select(&VALUES[..]).prop_map(str::to_owned)
+        };
+        let reference = object(member(
+            &["type", "name", "uri", "Name", "x"],
+            prop_oneof![value(), Just("\"ref/prompt\"".to_owned()), Just("\"ref/resource\"".to_owned())],
+        ));
+        let params = object(member(
+            &[
+                "name",
+                "name",
+                "uri",
+                "ref",
+                "arguments",
+                "n\\u0061me",
+                "Name",
+                "URI",
+                "Ref",
+                "argumentſ",
+                "_meta",
+                "a",
+                "\\ud800",
+            ],
+            prop_oneof![value(), reference],
+        ))
+        .boxed();
+        let method = prop::sample::select(vec![
+            "\"tools/call\"",
+            "\"tools/call\"",
+            "\"tools\\/call\"",
+            "\"prompts/get\"",
+            "\"resources/read\"",
+            "\"completion/complete\"",
+            "\"ping\"",
+            "null",
+            "1",
+        ]);
+        let of_method =
+            (method, any::<bool>(), params.clone()).prop_map(|(method, before, params)| match before {
+                true => format!("\"method\":{method}, \"params\" :{params}"),
+                false => format!("\"params\":{params},\"method\":{method}"),
+            });
+        let other = member(
+            &[
+                "jsonrpc", "id", "id", "result", "error", "params", "Method", "\\u0069d", "iD", "reſult",
+                "x", "y", "\\ud800",
+            ],
+            prop_oneof![3 => value(), 1 => params],
+        );
+        (object(prop_oneof![1 => of_method, 2 => other]), prop_oneof![9 => Just(""), 1 => Just(" x")])
+            .prop_map(|(object, behind)| format!(" {object}{behind}"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn one_pass_reads_what_several_read(text in messages(), rule: bool) {
+            let program = compile("mcp.arguments.key == 1").ok().unwrap();
+            let nothing = Wanted::default();
+            let wanted = if rule { program.arguments() } else { &nothing };
+            prop_assert_eq!(Message::read(text.as_bytes(), wanted), read_by_serde(&text, wanted), "{}", text);
         }
     }
 }

@@ -145,7 +145,7 @@ pub fn permit<'a>(question: &Question<'a>, asked: Asked<'_>) -> (Result<Permit<'
 
 fn refusal(asked: Asked<'_>) -> Denied {
     let id = match asked {
-        Asked::Message(message) if message.is_request() => Some(message.id.clone()),
+        Asked::Message(message) if message.is_request() => Some(message.id.to_string()),
         _ => None,
     };
     Denied::Policy { id }

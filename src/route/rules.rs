@@ -63,7 +63,7 @@ impl Rules {
     /// Scopes that are needed for what is asked, besides those of the route.
     pub fn scopes_for(&self, message: &Message) -> &[String] {
         let tool = message.item.as_ref().filter(|item| item.kind == ItemKind::Tool);
-        tool.and_then(|tool| self.tool_scopes.get(&tool.name)).map(Vec::as_slice).unwrap_or_default()
+        tool.and_then(|tool| self.tool_scopes.get(tool.name.as_str())).map(Vec::as_slice).unwrap_or_default()
     }
 
     /// Whether something here needs it.
