@@ -846,3 +846,77 @@ async fn without_an_assertion_nobody_is_asked_for_a_token() {
     assert_eq!((provider.exchanges(), server.exchanges(), upstream.calls().len()), (1, 0, 0));
     upstream.assert_never_saw(&held(&tokens));
 }
+
+/// As [`enterprise`], with an upstream whose metadata name that authorization server.
+async fn enterprise_that_says_so() -> (IdentityProvider, IdentityProvider, Upstream) {
+    let (provider, server, upstream) = enterprise().await;
+    let issuers = vec![server.issuer.clone()];
+    upstream.set(|script| script.resource_metadata.authorization_servers = Some(issuers));
+    server.set(|script| script.metadata = json!({"grant_types_supported": [exchanges::JWT_BEARER]}));
+    (provider, server, upstream)
+}
+
+/// A gateway that is not told who takes assertions for the upstream, and a user's tokens.
+async fn untold(
+    provider: &IdentityProvider,
+    server: &IdentityProvider,
+    upstream: &Upstream,
+) -> (Gateway, Tokens) {
+    let credential = json!({"kind": "id_jag", "subject_provider": "corp", "client_id": "gateway",
+        "client_secret": {"env": "CLIENT_SECRET"}, "scopes": ["files.read"]});
+    let route = Route::to("demo", &upstream.url(), credential);
+    let builder = Gateway::builder().route(route).env("CLIENT_SECRET", &server.client_secret());
+    let gateway = with_login(builder, provider).start().await;
+    let (_, _, tokens) = sign_in_at(provider, &gateway).await;
+    (gateway, tokens)
+}
+
+#[tokio::test]
+async fn who_takes_assertions_is_what_the_upstream_says_where_nobody_writes_it() {
+    let (provider, server, upstream) = enterprise_that_says_so().await;
+    let (gateway, tokens) = untold(&provider, &server, &upstream).await;
+    for _ in 0..3 {
+        assert_eq!(call(&gateway, &tokens).await.tool_text(), "heard");
+    }
+    assert_eq!((provider.exchanges(), server.exchanges(), upstream.shown()), (1, 1, vec![name(1)]));
+    // The assertion is for that server, and for that resource of it.
+    let first = provider.exchanged().remove(0);
+    assert_eq!((first.audience, first.resource), (vec![server.issuer.clone()], vec![upstream.url()]));
+    let second = server.exchanged().remove(0);
+    assert_eq!((second.grant.as_str(), second.subject.as_str()), (exchanges::JWT_BEARER, "4711"));
+    upstream.assert_never_saw(&held(&tokens));
+    gateway.output.assert_no_secret();
+}
+
+#[tokio::test]
+async fn an_upstream_whose_server_takes_no_assertions_is_the_operators_to_mend() {
+    for grants in [json!(["authorization_code", "refresh_token"]), json!(null)] {
+        let (provider, server, upstream) = enterprise_that_says_so().await;
+        server.set(|script| script.metadata = json!({"grant_types_supported": grants}));
+        let (gateway, tokens) = untold(&provider, &server, &upstream).await;
+        for _ in 0..2 {
+            let answer = call(&gateway, &tokens).await;
+            assert_eq!((answer.status, answer.header("www-authenticate")), (502, None), "{}", answer.body);
+        }
+        gateway.output.shows("do not list the grant urn:ietf:params:oauth:grant-type:jwt-bearer").await;
+        gateway.output.shows("write credential.issuer").await;
+        // No assertion was made for nobody, and nobody was shown the client's secret.
+        assert_eq!(
+            (provider.exchanges(), server.requests.count("/token"), upstream.shown().len()),
+            (0, 0, 0)
+        );
+    }
+}
+
+#[tokio::test]
+async fn who_takes_assertions_may_be_found_a_moment_later() {
+    let (provider, server, upstream) = enterprise_that_says_so().await;
+    server.set(|script| script.down = true);
+    let (gateway, tokens) = untold(&provider, &server, &upstream).await;
+    let answer = call(&gateway, &tokens).await;
+    assert_eq!((answer.status, answer.header("retry-after").is_some()), (503, true), "{}", answer.body);
+    assert_eq!(provider.exchanges(), 0);
+    server.set(|script| script.down = false);
+    eventually(15 * SECOND, async || call(&gateway, &tokens).await.status == 200).await;
+    upstream.assert_never_saw(&held(&tokens));
+}

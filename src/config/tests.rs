@@ -1119,6 +1119,7 @@ fn what_exchanges_need_and_what_they_may_not_say() {
         format!("{obo}, tenant: contoso.example, client_id: us, {SECRET}"),
         format!("kind: id_jag, subject_provider: corp, issuer: \"https://as.example.com\", client_id: us, {SECRET}"),
         format!("kind: id_jag, subject_provider: corp, audience: \"https://as.example.com\", {AT}, {SECRET}"),
+        format!("kind: id_jag, subject_provider: corp, client_id: us, {SECRET}"),
         format!("{obo}, token_endpoint: \"https://as.example.com/token\", client_id: us, {SECRET}"),
     ] {
         assert_eq!(exchange_problems(&good), [""; 0], "{good}");

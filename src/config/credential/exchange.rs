@@ -37,7 +37,7 @@ const RESERVED: [&str; 16] = [
 pub struct Exchanger {
     /// Exactly as written. Alone: its metadata say where its token endpoint is.
     pub issuer: Option<String>,
-    /// One of the two is there.
+    /// One of the two is there, or an upstream says where.
     pub token_endpoint: Option<String>,
     pub client_id: String,
     /// Where the method wants one.
@@ -93,7 +93,8 @@ pub(super) fn check(
         around.private,
         &[("issuer", &written.issuer), ("token_endpoint", &written.token_endpoint)],
     );
-    if written.issuer.is_none() && written.token_endpoint.is_none() {
+    let is_discovered = matches!(written.kind, Some(file::CredentialKind::IdJag));
+    if written.issuer.is_none() && written.token_endpoint.is_none() && !is_discovered {
         let write =
             "write where tokens are got, or as `issuer` the authorization server whose metadata say so";
         check.refuse(&key.child("token_endpoint"), "is missing", write);

@@ -1,5 +1,6 @@
 //! `kind: id_jag`: enterprise-managed authorization. The ID token of the user's sign-in is exchanged at its provider for an identity
-//! assertion (ID-JAG) for the upstream's authorization server, which gives a token for it.
+//! assertion (ID-JAG) for the upstream's authorization server, which gives a token for it. Where nobody writes which one that is,
+//! the upstream's metadata say so.
 
 use std::sync::Arc;
 
@@ -20,6 +21,14 @@ pub struct IdJag {
     pub provider: Arc<IdentityProvider>,
 }
 
+impl IdJag {
+    /// Whether the upstream is asked for its authorization server.
+    #[must_use]
+    pub fn is_discovered(&self) -> bool {
+        self.at.issuer.is_none() && self.at.token_endpoint.is_none()
+    }
+}
+
 pub(super) fn check(
     check: &mut Checker<'_>,
     key: &Key,
@@ -28,7 +37,7 @@ pub(super) fn check(
 ) -> Option<Credential> {
     let provider =
         provider(check, &key.child("subject_provider"), written.subject_provider.as_deref(), around.login);
-    if written.issuer.is_none() && written.audience.is_none() {
+    if written.issuer.is_none() && written.audience.is_none() && written.token_endpoint.is_some() {
         let write = "write the issuer of the upstream's authorization server here or as `issuer`";
         check.refuse(&key.child("audience"), "is missing", write);
     }

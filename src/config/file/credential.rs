@@ -51,7 +51,8 @@ pub(in crate::config) struct Credential {
     /// Scopes to ask for. Default: what the upstream names for `oauth`, none for others.
     pub(in crate::config) scopes: Option<Vec<String>>,
     /// `oauth`: the upstream's authorization server; default: what discovery finds. `token_exchange`, `client_credentials`: the
-    /// authorization server whose metadata say where the token endpoint is.
+    /// authorization server whose metadata say where the token endpoint is. `id_jag`: both; default of it and `token_endpoint`: the
+    /// authorization server that the upstream's metadata names, where it takes assertions.
     pub(in crate::config) issuer: Option<String>,
     /// `oauth`: authorization endpoint, in place of the discovered one. Together with `token_endpoint`, nothing is discovered.
     pub(in crate::config) authorization_endpoint: Option<String>,

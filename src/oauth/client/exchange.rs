@@ -12,7 +12,7 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Connector;
-use super::discover::{IssuerMetadata, issuer_metadata};
+use super::discover::{AssertionServer, IssuerMetadata, JWT_BEARER, issuer_metadata};
 use super::register::{AuthMethod, Registration, error_code};
 use super::token::{authenticated, is_b64token, lifetime, retry_after, token};
 use crate::config::{Credential, Exchanger, TENANT};
@@ -34,8 +34,6 @@ const TIME: Duration = Duration::from_secs(8);
 const LONGEST_CLAIMS: usize = 4096;
 /// RFC 8693 §2.1 and §3.
 const EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
-/// RFC 7523 §2.1.
-const JWT_BEARER: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 
 /// Where to ask, as whom, and for what.
 #[derive(Clone)]
@@ -45,6 +43,8 @@ pub struct Wish {
     grant: Grant,
     /// What has to be had first: it is shown as the grant then.
     first: Option<Box<Wish>>,
+    /// URL of the upstream that says where to ask, where nobody else does.
+    upstream: Option<String>,
 }
 
 /// What is shown.
@@ -116,7 +116,7 @@ impl Wish {
     /// What a route asks for. `None`: its credential is not exchanged for anything.
     pub fn of(route: &Route, grant: Grant) -> Option<Self> {
         let at = route.credential.exchanger()?.clone();
-        Some(Self { at, policy: route.upstream.policy.clone(), grant, first: None })
+        Some(Self { at, policy: route.upstream.policy.clone(), grant, first: None, upstream: None })
     }
 
     /// By way of an identity assertion for this ID token.
@@ -128,8 +128,10 @@ impl Wish {
             policy: provider_policy(&jag.provider),
             grant: Grant::Exchange { subject, actor: None, requested: Some(ID_JAG.to_owned()) },
             first: None,
+            upstream: None,
         };
-        Some(Self { first: Some(Box::new(first)), ..Self::of(route, Grant::ClientCredentials)? })
+        let upstream = jag.is_discovered().then(|| route.upstream.url.clone());
+        Some(Self { first: Some(Box::new(first)), upstream, ..Self::of(route, Grant::ClientCredentials)? })
     }
 
     /// Whether it is not yet said in whose tenant.
@@ -145,7 +147,24 @@ impl Wish {
 
     /// Whose tokens they are.
     pub(super) fn server(&self) -> &str {
-        self.at.audience_of_assertions()
+        self.upstream.as_deref().unwrap_or_else(|| self.at.audience_of_assertions())
+    }
+
+    /// As that, at this server. What is written of whom and what the assertion is for stays.
+    fn placed(mut self, server: &AssertionServer) -> Self {
+        self.at.issuer = Some(server.issuer.clone());
+        self.at.token_endpoint = Some(server.token_endpoint.clone());
+        self.upstream = None;
+        if let Some(first) = &mut self.first {
+            for (written, found) in
+                [(&mut first.at.audience, &server.issuer), (&mut first.at.resource, &server.resource)]
+            {
+                if written.is_empty() {
+                    written.push(found.clone());
+                }
+            }
+        }
+        self
     }
 
     /// Names the token that is shown.
@@ -159,6 +178,11 @@ impl Connector {
     /// Asks once at each server that has to be asked. No redirect, eight seconds together.
     pub(super) async fn exchange(&self, wish: &Wish, now: SystemTime) -> Result<Given, Failure> {
         let Some(first) = &wish.first else { return self.ask(wish, &wish.grant, TIME, now).await };
+        if let Some(upstream) = &wish.upstream {
+            let known = wish.first.as_ref().and_then(|first| first.at.resource.first());
+            let server = self.redeemer(upstream, &wish.policy, known.map(String::as_str), now).await?;
+            return Box::pin(self.exchange(&wish.clone().placed(&server), now)).await;
+        }
         let assertion = self.ask(first, &first.grant, TIME / 2, now).await?;
         let subject = Shown { token: assertion.token, kind: ID_JAG.to_owned() };
         let given = self.ask(wish, &Grant::Assertion { subject }, TIME / 2, now).await;

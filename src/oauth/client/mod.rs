@@ -2,7 +2,7 @@
 //! there once. One step, one file: `prospect` says whether that is needed, `probe` asks the upstream, `discover` finds out
 //! where, `register` who we are there (`ourselves`: as far as the configuration says it), `authorize` and `connect` send the
 //! user and take them back, `token` talks to the token endpoint,
-//! `refresh` keeps what we got fresh, `exchange` gets tokens for other tokens and `exchanged` keeps those, `flight` does what many want once, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
+//! `refresh` keeps what we got fresh, `exchange` gets tokens for other tokens and `exchanged` keeps those, `redeemer` finds out who takes assertions, `flight` does what many want once, `challenged` remembers what an upstream asked for meanwhile, `visits` how often;
 //! `client_key` proves us where no secret is shared, `identity` signs people in at identity providers and takes what these say of them otherwise, `provider` keeps the tokens that came with it;
 //! `standing` says how a connection is doing.
 mod auth_method;
@@ -20,6 +20,7 @@ pub mod ourselves;
 pub mod probe;
 pub mod prospect;
 pub mod provider;
+mod redeemer;
 pub mod refresh;
 pub mod register;
 pub mod registration;
@@ -76,6 +77,8 @@ pub struct Connector {
     exchanging: flight::Flights<exchanged::Exchanged>,
     /// Where issuers exchange tokens.
     exchangers: Kept<exchange::Metadata>,
+    /// Where upstreams have assertions redeemed, by upstream; or why nowhere.
+    redeemers: Kept<redeemer::Redeemer>,
     /// Who may refresh at an issuer.
     turns: DashMap<String, Arc<Semaphore>>,
 }
@@ -107,6 +110,7 @@ impl Connector {
             refreshing: flight::Flights::default(),
             exchanging: flight::Flights::default(),
             exchangers: Kept::new(exchange::ISSUERS),
+            redeemers: Kept::new(exchange::ISSUERS),
             turns: DashMap::new(),
         }
     }

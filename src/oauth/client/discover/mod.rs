@@ -4,6 +4,7 @@
 //! the issuer named there (RFC 8414, OpenID Connect Discovery), in the order the MCP specification gives. A server
 //! without resource metadata is taken as one of revision 2025-03-26, its own authorization server at its origin.
 //! Every document is checked before anything in it is used ([`check`]); nothing is stored and nothing is cached here.
+mod assertion;
 mod check;
 mod document;
 mod scope;
@@ -15,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+pub use self::assertion::{AssertionServer, JWT_BEARER, assertion_server};
 use self::check::{issuer_url, origin, resource_matches, safe_url, server_metadata_urls};
 use self::document::{ResourceMetadata, ServerMetadata, fetch};
 pub(super) use self::scope::scope_list;

@@ -695,3 +695,45 @@ async fn our_key_is_shown_only_where_its_algorithm_is_taken() {
         assert_eq!(discovered(&stub).await.unwrap().server.auth_methods, expected, "{algorithms}");
     }
 }
+
+/// What an upstream says of who takes assertions, with members of the server's metadata replaced.
+async fn takes_assertions(changes: Value) -> Result<AssertionServer, DiscoverError> {
+    let stub = serving(move |path, base| match path {
+        PATH_METADATA => Some(resource(base)),
+        RFC8414 => {
+            let mut document = server_taking_assertions(base);
+            for (name, value) in changes.as_object().unwrap() {
+                document[name] = value.clone();
+            }
+            Some(document)
+        }
+        _ => None,
+    })
+    .await;
+    assertion_server(&outbound(), (&stub.url("/mcp"), &local()), None, None).await
+}
+
+#[tokio::test]
+async fn who_takes_assertions_needs_neither_codes_nor_pkce_and_an_address_that_may_be_asked() {
+    let server = takes_assertions(json!({})).await.unwrap();
+    assert!(server.token_endpoint.ends_with("/token") && server.resource.ends_with("/mcp"));
+    for (changes, error) in [
+        (json!({"issuer": "https://other.example"}), DiscoverError::IssuerMismatch),
+        (json!({"token_endpoint": "http://169.254.169.254/token"}), DiscoverError::Refused),
+        (json!({"token_endpoint": null}), DiscoverError::Unsupported("it has no token endpoint")),
+    ] {
+        assert_eq!(takes_assertions(changes).await, Err(error));
+    }
+    for grants in [json!(null), json!([]), json!(["authorization_code"])] {
+        let refused = takes_assertions(json!({"grant_types_supported": grants})).await;
+        assert!(matches!(refused, Err(DiscoverError::Unsupported(why)) if why.contains("jwt-bearer")));
+    }
+    // Nothing is guessed at.
+    let stub = serving(|path, base| (path == RFC8414).then(|| server_taking_assertions(base))).await;
+    let found = assertion_server(&outbound(), (&stub.url("/mcp"), &local()), None, None).await;
+    assert_eq!(found, Err(DiscoverError::Unsupported("the upstream's resource metadata name none")));
+}
+
+fn server_taking_assertions(base: &str) -> Value {
+    json!({"issuer": base, "token_endpoint": format!("{base}/token"), "grant_types_supported": [JWT_BEARER]})
+}

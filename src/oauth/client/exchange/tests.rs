@@ -171,7 +171,8 @@ fn every_form_sends_what_it_is_made_of_and_no_more() {
         header: http::header::AUTHORIZATION,
         format: "Bearer {value}".into(),
     };
-    let wish = |grant| Wish { at: at.clone(), policy: AddressPolicy::public(), grant, first: None };
+    let wish =
+        |grant| Wish { at: at.clone(), policy: AddressPolicy::public(), grant, first: None, upstream: None };
     let text = |grant: Grant| {
         let wish = wish(grant);
         fields(&wish, &wish.grant, "read write")
