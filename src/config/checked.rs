@@ -272,6 +272,10 @@ pub(super) fn check(
     let around =
         route::Around { public_url, issuers: &issuers, login: &login, policy, calls: &calls, reserved };
     let routes = route::check(&mut check, &file.routes, &around);
+    if let Some(public_url) = public_url {
+        let written = file.trusted_issuers.as_deref().unwrap_or_default();
+        trusted::check_audiences(&mut check, written, &routes, public_url);
+    }
     match server {
         Some(server) if check.problems.is_empty() => Ok(Config {
             server,

@@ -1028,6 +1028,51 @@ fn shipped_file_names_every_key() {
 }
 
 #[test]
+fn what_tokens_of_other_issuers_are_for_is_no_other_place() {
+    let found = |audience: &str, takes: &str| {
+        let issuer = format!(
+            "trusted_issuers: [{{name: other, issuer: \"https://other.example.com\", audience: \"{audience}\"}}]"
+        );
+        let routes = format!(
+            "trusted_issuers: [other]\n    credential: {{kind: none}}\n  - {{name: mail, path: /mail, upstream: {{url: \"https://mail.example.com/mcp/\"}}, credential: {{kind: none}}, trusted_issuers: {takes}}}"
+        );
+        let changes = [("#route", routes.as_str()), ("#top", issuer.as_str())];
+        parse(&base(&changes), "test", &Fake::default()).err().map(|report| report.to_string())
+    };
+    // V-07. Under the name of the only route that takes them they are for that.
+    for (audience, takes) in [
+        ("http://127.0.0.1:8080/demo", "[]"),
+        ("http://127.0.0.1:8080", "[other]"),
+        ("http://127.0.0.1:8080/mailbox", "[other]"),
+        ("api://postern", "[other]"),
+        ("mail", "[other]"),
+    ] {
+        assert_eq!(found(audience, takes), None, "{audience} {takes}");
+    }
+    for (audience, takes, expected) in [
+        (
+            "http://127.0.0.1:8080/mail",
+            "[other]",
+            "is the resource of route `mail`, whose tokens would be taken at route `demo`",
+        ),
+        (
+            "HTTP://127.0.0.1:8080/demo/",
+            "[other]",
+            "is the resource of route `demo`, whose tokens would be taken at route `mail`",
+        ),
+        ("http://127.0.0.1:8080/mail", "[]", "is the resource of route `mail`"),
+        ("https://mail.example.com/mcp", "[other]", "is the upstream of route `mail`"),
+        ("https://MAIL.example.com:443/mcp/", "[]", "is the upstream of route `mail`"),
+    ] {
+        let report = found(audience, takes).unwrap_or_default();
+        assert!(
+            report.contains(&format!("trusted_issuers[0].audience: {expected}")),
+            "{audience} {takes}: {report}"
+        );
+    }
+}
+
+#[test]
 fn schema_file_is_current() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/postern.schema.json");
     let written: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();

@@ -3,11 +3,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use secrecy::SecretString;
+use url::Url;
 
 use super::checked::{Checker, bare_host};
 use super::file;
 use super::oidc::{self, SEPARATOR};
 use super::report::Key;
+use super::route::Route;
 use super::secret;
 use super::server::PublicUrl;
 
@@ -155,4 +157,48 @@ pub(super) fn of_route(
         }
     }
     taken
+}
+
+/// V-07: what a token is for is the place that takes it. Under the name of one route it would be taken at others as well, and
+/// under that of an upstream every token that somebody has for the upstream would be one for Postern.
+pub(super) fn check_audiences(
+    check: &mut Checker<'_>,
+    written: &[file::TrustedIssuer],
+    routes: &[Route],
+    public_url: &PublicUrl,
+) {
+    let list = Key::top("trusted_issuers");
+    let resource = |route: &Route| {
+        let host = route.host.as_deref().unwrap_or(public_url.authority());
+        format!("{}://{host}{}", public_url.scheme(), route.path)
+    };
+    let write =
+        "leave it out: tokens are for the resource of the route then; or write what the issuer calls Postern";
+    for (index, entry) in written.iter().enumerate() {
+        let Some(audience) = entry.audience.as_deref().and_then(plain) else { continue };
+        let key = list.item(index).child("audience");
+        let is_it = |text: &str| plain(text).is_some_and(|text| text == audience);
+        if let Some(route) = routes.iter().find(|route| is_it(&route.upstream.url_as_written)) {
+            let what = format!(
+                "is the upstream of route `{}`, whose callers would hand over tokens that are meant for it",
+                route.name
+            );
+            check.refuse(&key, what, write);
+        }
+        let Some(named) = routes.iter().find(|route| is_it(&resource(route))) else { continue };
+        let takes = |route: &&Route| route.trusted_issuers.iter().any(|issuer| issuer.name == entry.name);
+        if let Some(other) = routes.iter().filter(takes).find(|route| route.name != named.name) {
+            let what = format!(
+                "is the resource of route `{}`, whose tokens would be taken at route `{}`",
+                named.name, other.name
+            );
+            check.refuse(&key, what, write);
+        }
+    }
+}
+
+/// A URL in the form in which two are compared. `None`: it is a name of another kind.
+fn plain(text: &str) -> Option<String> {
+    let url = Url::parse(text).ok().filter(Url::has_host)?;
+    Some(url.as_str().trim_end_matches('/').to_owned())
 }

@@ -12,7 +12,8 @@ pub(in crate::config) struct TrustedIssuer {
     pub(in crate::config) name: String,
     /// The issuer, exactly as it writes itself (RFC 8414).
     pub(in crate::config) issuer: String,
-    /// What its tokens name as audience. Default: the URL of the route they are used at.
+    /// What its tokens name as audience. The resource of a route only where that route alone takes them,
+    /// and never an upstream's URL. Default: the URL of the route they are used at.
     pub(in crate::config) audience: Option<String>,
     /// Where its keys are. Default: where its metadata say.
     pub(in crate::config) jwks_uri: Option<String>,
