@@ -228,6 +228,31 @@ async fn what_needs_no_message_is_decided_before_anything_goes_upstream() {
 }
 
 #[tokio::test]
+async fn rules_that_could_not_be_decided_are_counted() {
+    let rig = Rig::new(json!({"call": [
+        {"name": "secret", "deny": "mcp.tool == 'add' && mcp.arguments.secret == 'x'"},
+        {"name": "long", "allow": "mcp.arguments.message.size() > 2"},
+    ]}))
+    .await;
+    let series = r#"postern_policy_faults_total{route="demo"}"#;
+    let faults = async || {
+        let text = rig.gateway.http.get(rig.gateway.admin("/metrics")).send().await.unwrap().text().await;
+        let text = text.unwrap();
+        text.lines().find_map(|line| line.strip_prefix(series)).map(|count| count.trim().to_owned())
+    };
+    assert_eq!(rig.echo("heard").await.tool_text(), "heard");
+    assert_eq!(rig.echo("x").await.json()["error"]["code"], -32099, "decided, and denied");
+    assert_eq!(faults().await, None);
+    // The argument that a rule looks at is not there: of a deny, of an allow.
+    rig.call().tool("add", json!({"a": 1, "b": 2})).await;
+    assert_eq!(faults().await.as_deref(), Some("1"));
+    rig.call().tool("whoami", json!({})).await;
+    assert_eq!(faults().await.as_deref(), Some("2"));
+    let is = |line: &&Value| line["event"] == "policy_decided" && line["fault"].is_string();
+    assert_eq!(rig.gateway.output.records().iter().filter(is).count(), 2);
+}
+
+#[tokio::test]
 async fn a_dry_run_lets_everything_through_and_says_what_it_would_do() {
     let rig = Rig::new(json!({"dry_run": true, "call": [
         {"name": "no-echo", "deny": "mcp.tool == 'echo'"},

@@ -228,6 +228,9 @@ impl Gateway {
         let (outcome, decision) = policy::permit(question, asked);
         if let Some(id) = note.filter(|_| decision.is_of_policy()) {
             decided(&*self.credentials.audit, question, asked, &decision, id);
+            if decision.fault.is_some() {
+                self.metrics.policy_faults.with_label_values(&[&question.route.name]).inc();
+            }
         }
         match outcome {
             Ok(permit) => Ok(permit),

@@ -35,6 +35,8 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// Requests that a limit on calls refused, by route, what it counts apart, and whether it was its rate.
     pub limited: IntCounterVec,
+    /// Calls at which a rule could not be decided, by route.
+    pub policy_faults: IntCounterVec,
     /// Requests at a shared limit that this instance has counted alone.
     pub counted_alone: IntCounter,
 }
@@ -79,6 +81,11 @@ impl Metrics {
             "Requests refused by a limit on calls, by route, what the limit is per, and its kind.",
             &["route", "per", "kind"],
         )?;
+        let policy_faults = counter(
+            "postern_policy_faults_total",
+            "Calls at which a rule could not be decided, by route.",
+            &["route"],
+        )?;
         let counted_alone = IntCounter::new(
             "postern_calls_counted_alone_total",
             "Requests at a shared limit while the store did not answer.",
@@ -111,6 +118,7 @@ impl Metrics {
             oauth,
             reloads,
             limited,
+            policy_faults,
             counted_alone,
         })
     }
