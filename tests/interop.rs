@@ -6,7 +6,8 @@
 //! The work is done by `tests/interop/run.mjs`; a test here is one of its cases: `client_registration_upstream`,
 //! `conformance_…`, `identity_oidc`, where people sign in through an identity provider, `foreign_…`, where that provider
 //! stands in our place, `life_…`, all that happens to a client after it has signed in, `upstream_…`, all that happens to a
-//! connection to a server nobody here wrote, or `lists_…`, what clients see where rules hide a part.
+//! connection to a server nobody here wrote, `lists_…`, what clients see where rules hide a part, or `step_up_…`, how they get
+//! a scope that a rule wants.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 mod support;
@@ -77,6 +78,8 @@ cases! {
     upstream_fastmcp
     lists_sdk1
     lists_sdk2
+    step_up_sdk1
+    step_up_sdk2
 }
 
 #[tokio::test]

@@ -38,7 +38,7 @@ function expect(condition, message) {
 }
 
 /** A server of revision 2026-07-28, for anybody. */
-function startServer({ defer }) {
+export function startServer({ defer }) {
   return withFreePorts(1, async ([port]) => {
     const mcp = createMcpHandler(offering, { legacy: 'reject' });
     const server = createServer(getRequestListener(request => mcp.fetch(request)));

@@ -20,7 +20,7 @@ if (names.length === 0) stop('usage: run.mjs CASE…|all|list [--direct]');
 
 const setup = spawnSync(fileURLToPath(new URL('setup.sh', import.meta.url)), { stdio: ['ignore', 2, 2] });
 if (setup.status !== 0) stop(`setup.sh failed: ${setup.error?.message ?? `status ${setup.status}`}`);
-const files = await Promise.all([import('./case.mjs'), import('./pages.mjs'), import('./conformance/cases.mjs'), import('./identity.mjs'), import('./life.mjs'), import('./upstream.mjs'), import('./lists.mjs')]);
+const files = await Promise.all([import('./case.mjs'), import('./pages.mjs'), import('./conformance/cases.mjs'), import('./identity.mjs'), import('./life.mjs'), import('./upstream.mjs'), import('./lists.mjs'), import('./step-up.mjs')]);
 const cases = files.flatMap(file => file.cases);
 
 if (names[0] === 'list') {

@@ -7,7 +7,7 @@ import { connectWith } from './sdk.mjs';
 export const sdk = {
   UnauthorizedError,
   client: () => new Client({ name: 'interop-sdk1', version: '1.0.0' }),
-  transport: (url, authProvider) => new StreamableHTTPClientTransport(new URL(url), { authProvider }),
+  transport: (url, authProvider, fetch) => new StreamableHTTPClientTransport(new URL(url), { authProvider, fetch }),
   finish: (transport, answer) => transport.finishAuth(answer.get('code')),
 };
 

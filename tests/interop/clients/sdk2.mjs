@@ -5,7 +5,7 @@ import { connectWith } from './sdk.mjs';
 export const sdk = {
   UnauthorizedError,
   client: () => new Client({ name: 'interop-sdk2', version: '1.0.0' }, { versionNegotiation: { mode: 'auto' } }),
-  transport: (url, authProvider) => new StreamableHTTPClientTransport(new URL(url), { authProvider }),
+  transport: (url, authProvider, fetch) => new StreamableHTTPClientTransport(new URL(url), { authProvider, fetch }),
   // All parameters, so that the SDK checks `iss` too.
   finish: (transport, answer) => transport.finishAuth(answer),
 };
