@@ -193,6 +193,11 @@ async function elsewhere(person, { binary, directory, defer }) {
   await person.look('consent-listed-client', /^Allow “Team dashboard” to use demo\?$/);
   await person.press('Allow');
   await person.at(uri);
+  // One more provider, for somebody who is in already: asked first, and nothing is lost when it is away.
+  await person.open(`${gateway.origin}/login/start?provider=corp&next=/connections&further=1`);
+  await person.look('further-provider', /^Sign in at Example Corporation.* as well\?$/);
+  await person.press('Allow and sign in there');
+  await person.look('further-provider-away', /^You are not connected$/, 503);
   await person.open(`${gateway.origin}/connections/wiki?return_to=/connections`);
   await person.look('key-wanted', /^Your connection to wiki$/);
   await person.fill('Your key for wiki', 'two words');
