@@ -8,12 +8,14 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use support::aws::{REGION, SERVICE, Sts};
 use support::browser::{Arrival, Browser, Page};
 use support::client::{Callback, Client, Tokens};
 use support::eventually;
 use support::gateway::{Gateway, Route};
 use support::html::meta_refresh;
 use support::identity::IdentityProvider;
+use support::identity::exchange::{self as exchanges, name};
 use support::upstream::Upstream;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -31,11 +33,12 @@ struct World {
 
 impl World {
     async fn start() -> Self {
-        let (corp, partner, third) = (
-            IdentityProvider::start().await,
-            IdentityProvider::start().await,
-            IdentityProvider::start().await,
-        );
+        Self::wanting(IdentityProvider::start().await, None).await
+    }
+
+    /// `wanted`: what `demo` wants instead of the access token of `partner`.
+    async fn wanting(partner: IdentityProvider, wanted: Option<Value>) -> Self {
+        let (corp, third) = (IdentityProvider::start().await, IdentityProvider::start().await);
         let (demo, other) = (Upstream::start().await, Upstream::start().await);
         for (provider, upstream) in [(&partner, &demo), (&third, &other)] {
             provider.set(|script| script.refreshable = true);
@@ -48,10 +51,12 @@ impl World {
             entry
         };
         let wants = |name: &str| json!({"kind": "upstream_inject", "provider": name});
+        let wanted = wanted.unwrap_or_else(|| wants("partner"));
         let gateway = Gateway::builder()
-            .route(Route::to("demo", &demo.url(), wants("partner")))
+            .route(Route::to("demo", &demo.url(), wanted))
             .route(Route::to("other", &other.url(), wants("third")))
             .env("IDP_SECRET", "of the identity provider")
+            .env("CLIENT_SECRET", &partner.client_secret())
             .with(
                 "login.oidc",
                 json!([entry(&corp, "corp"), entry(&partner, "partner"), entry(&third, "third")]),
@@ -313,4 +318,60 @@ async fn a_sign_out_there_ends_the_connection_and_not_the_session() {
     world.notify(&world.corp, &json!({"sub": "4711"})).await;
     assert!(!is_in(&mut ada, &world).await);
     assert!(world.other.calls().is_empty());
+}
+
+#[tokio::test]
+async fn the_token_of_a_leg_is_exchanged_for_the_person_who_went_on_it() {
+    let partner = IdentityProvider::start().await;
+    let wanted = json!({"kind": "token_exchange", "issuer": partner.issuer, "client_id": "gateway",
+        "client_secret": {"env": "CLIENT_SECRET"}, "subject_provider": "partner", "audience": "files"});
+    let world = World::wanting(partner, Some(wanted)).await;
+    take(&world.demo, &[&name(1)]);
+    let mut alice = Browser::new();
+    let tokens = world.sign_in(&mut alice, "demo").await;
+    world.legs(1, "alice", &world.partner.user("4711")).await;
+    assert_eq!((world.call("demo", &tokens).await, world.partner.exchanges()), (200, 1));
+    let asked = world.partner.requests.last_to("/token");
+    assert_eq!(asked.form("subject_token").as_deref(), Some("access-1"), "what the leg brought");
+    assert_eq!(asked.form("subject_token_type").as_deref(), Some(exchanges::ACCESS_TOKEN));
+    world.demo.assert_never_saw(&[&tokens.access_token, &tokens.refresh_token, "access-1"]);
+    // Without the leg there is nothing to exchange: the person is sent there again.
+    world.act(&mut alice, "/connections/demo/disconnect").await;
+    eventually(SECOND, async || world.call("demo", &tokens).await == 401).await;
+    assert_eq!(world.partner.exchanges(), 1);
+    take(&world.demo, &[&name(2)]);
+    let again = world.sign_in(&mut alice, "demo").await;
+    assert_eq!((world.call("demo", &again).await, world.partner.exchanges()), (200, 2));
+    world.legs(2, "alice", &world.partner.user("4711")).await;
+    world.gateway.output.assert_no_secret();
+}
+
+#[tokio::test]
+async fn the_role_at_aws_is_that_of_the_account_of_the_leg() {
+    let partner = IdentityProvider::start().await;
+    partner.set(|script| script.claims["groups"] = json!(["staff"]));
+    let sts = Sts::trusting(&partner).await;
+    let arn = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
+    let wanted = json!({"kind": "aws_sigv4", "region": REGION, "service": SERVICE, "subject_provider": "partner",
+        "sts_endpoint": sts.endpoint, "roles": [{"claim": "groups", "values": ["staff"], "arn": arn("staff")}]});
+    let world = World::wanting(partner, Some(wanted)).await;
+    world.demo.set(|script| script.requires_auth = false);
+    // At `corp` she is an admin, which is nothing to the other provider.
+    world.corp.set(|script| script.claims["groups"] = json!(["admins"]));
+    let mut ada = world.of_corp().await;
+    let tokens = world.sign_in(&mut ada, "demo").await;
+    world.legs(1, &world.corp.user("4711"), &world.partner.user("4711")).await;
+    assert_eq!(world.call("demo", &tokens).await, 200);
+    let given = sts.given();
+    assert_eq!((given.len(), given[0].role.as_str()), (1, arn("staff").as_str()));
+    let signed = world.demo.calls().pop().unwrap();
+    assert_eq!(sts.signer(&signed).unwrap().access_key, given[0].access_key);
+    let shown = sts.requests.all()[0].form("WebIdentityToken").unwrap();
+    assert!(!world.demo.requests.mention(&shown) && !world.corp.requests.mention(&shown));
+    // What comes of the leg goes with it.
+    world.act(&mut ada, "/connections/demo/disconnect").await;
+    eventually(SECOND, async || world.call("demo", &tokens).await == 401).await;
+    assert_eq!(sts.given().len(), 1);
+    world.demo.assert_never_saw(&[&tokens.access_token, &tokens.refresh_token]);
+    world.gateway.output.assert_no_secret();
 }
