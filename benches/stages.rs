@@ -251,6 +251,7 @@ impl Gateway {
         let permit = permit(&caller, &gateway.route, &head);
         let ask = Ask {
             permit: &permit,
+            attributes: &Attributes::default(),
             refused: None,
             request_id: &gateway.request_id,
             keys: &gateway.snapshot.keys,
@@ -274,6 +275,7 @@ impl Gateway {
     fn credential(&self, permit: &Permit<'_>) -> Credential {
         let ask = Ask {
             permit,
+            attributes: &Attributes::default(),
             refused: None,
             request_id: &self.request_id,
             keys: &self.snapshot.keys,

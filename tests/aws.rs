@@ -66,10 +66,7 @@ impl World {
             .start()
             .await;
         let client = Client::register(&gateway).await;
-        let request = client.authorization("demo");
-        let arrival = Browser::new().authorize_or_stop(&client.redirect_uri, &request.url()).await;
-        let Arrival::Client(url) = arrival else { panic!("{}", arrival.page().text()) };
-        let tokens = client.redeem(&Callback::of(&url).code(), &request).await.tokens();
+        let tokens = sign_in(&client).await;
         World { provider, sts, upstream, gateway, client, tokens }
     }
 
@@ -102,6 +99,14 @@ impl World {
         assert!(!self.upstream.requests.mention("access-"), "a token of the provider's");
         self.gateway.output.assert_no_secret();
     }
+}
+
+/// In a browser of its own.
+async fn sign_in(client: &Client) -> Tokens {
+    let request = client.authorization("demo");
+    let arrival = Browser::new().authorize_or_stop(&client.redirect_uri, &request.url()).await;
+    let Arrival::Client(url) = arrival else { panic!("{}", arrival.page().text()) };
+    client.redeem(&Callback::of(&url).code(), &request).await.tokens()
 }
 
 #[tokio::test]
@@ -164,6 +169,49 @@ async fn who_has_no_role_is_refused_unless_there_is_one_for_everybody_else() {
     assert_eq!(world.echo("x").await.status, 200);
     assert_eq!(world.signers()[0].role, arn("guest"));
     assert_eq!(world.signers()[0].duration, 900);
+}
+
+#[tokio::test]
+async fn conditions_on_the_caller_give_a_role_as_well() {
+    let roles = json!([
+        {"when": "caller.client == 'somebody else' || caller.machine", "arn": arn("admin"), "priority": 1},
+        {"when": "'staff' in caller.groups && caller.email.endsWith('@example.com')", "arn": arn("staff"), "priority": 2},
+        {"when": "caller.claims.team == 'cats'", "arn": arn("cats"), "priority": 3},
+    ]);
+    let more = json!({"roles": roles, "fallback_role": arn("guest")});
+    let world = World::of(json!(["staff"]), more.clone()).await;
+    assert_eq!(world.echo("x").await.tool_text(), "x");
+    assert_eq!(world.signers()[0].role, arn("staff"));
+    world.assert_nothing_leaked();
+    // What nobody knows of the caller decides nothing: there is no role then, and none for everybody else either.
+    let world = World::of(json!(["guests"]), more).await;
+    let answer = world.echo("x").await;
+    assert_eq!((answer.status, &answer.json()["error"]), (403, &json!("access_denied")), "{}", answer.body);
+    assert_eq!((world.sts.requests.all().len(), world.upstream.calls().len()), (0, 0));
+    world.assert_nothing_leaked();
+}
+
+#[tokio::test]
+async fn another_client_of_the_same_user_may_have_another_role() {
+    let world = World::of(json!([]), json!({"fallback_role": arn("guest")})).await;
+    let other = Client::register(&world.gateway).await;
+    let mut credential = credential(&world.sts);
+    credential["roles"] =
+        json!([{"when": format!("caller.client == '{}'", world.client.id), "arn": arn("known")}]);
+    credential["fallback_role"] = json!(arn("guest"));
+    let route = Route::to("demo", &world.upstream.url(), credential);
+    world.gateway.reconfigure("routes", json!([route.document()]));
+    world.gateway.hang_up();
+    world.gateway.output.shows("the configuration is in use").await;
+    let theirs = sign_in(&other).await;
+    for _ in 0..2 {
+        assert_eq!(world.echo("x").await.status, 200);
+        let call = world.gateway.mcp("demo").bearer(&theirs.access_token);
+        assert_eq!(call.tool("echo", json!({"message": "x"})).await.status, 200);
+    }
+    let roles: Vec<_> = world.signers().into_iter().map(|given| given.role).collect();
+    assert_eq!(roles, [arn("known"), arn("guest"), arn("known"), arn("guest")]);
+    world.assert_nothing_leaked();
 }
 
 #[tokio::test]

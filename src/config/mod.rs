@@ -39,8 +39,8 @@ pub use calls::{CallLimit, Per, Rate};
 pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
 pub use credential::{
-    Actor, AwsSigv4, Credential, Custom, EntraObo, Exchanger, IdJag, OauthCredential, Subject, TENANT,
-    TokenExchange, UserHeader, is_settable, is_tenant,
+    Actor, AwsSigv4, Credential, Custom, EntraObo, Exchanger, IdJag, OauthCredential, RolesHeld, Subject,
+    TENANT, TokenExchange, UserHeader, is_settable, is_tenant,
 };
 pub use file::{
     AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, InjectedToken, RefreshRotation,

@@ -196,9 +196,17 @@ fn refuse_if(check: &mut Checker<'_>, key: &Key, written: &file::PolicyRule) {
     }
 }
 
-/// An expression; what is wrong with it is said with its place in it.
 fn compiled(check: &mut Checker<'_>, key: &Key, text: &str) -> Option<Program> {
-    let mistakes = match expression::compile(text) {
+    program(check, key, expression::compile(text))
+}
+
+/// An expression that was read; what is wrong with it is said with its place in it.
+pub(super) fn program(
+    check: &mut Checker<'_>,
+    key: &Key,
+    read: Result<Program, Vec<expression::Mistake>>,
+) -> Option<Program> {
+    let mistakes = match read {
         Ok(program) => return Some(program),
         Err(mistakes) => mistakes,
     };

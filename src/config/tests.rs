@@ -842,6 +842,21 @@ fn injected_tokens_come_from_a_provider_that_there_is() {
             "credential.roles[0].claim: is empty",
         ),
         (
+            aws(&format!(
+                "roles: [{{when: \"caller.email.endsWith('@example.com') &&\n caller.groups == 1\", arn: \"{role}\"}}]"
+            )),
+            "credential.roles[0].when: line 1, column ",
+        ),
+        (
+            aws(&format!("roles: [{{when: \"caller.machine || mcp.tool == 'x'\", arn: \"{role}\"}}]")),
+            "credential.roles[0].when: line 1, column 22 of the expression: `mcp.tool` has no place here; write one of caller.subject",
+        ),
+        (
+            aws(&format!("roles: [{{when: caller.machine, claim: groups, arn: \"{role}\"}}]")),
+            "credential.roles[0].when: stands beside `claim` or `values`",
+        ),
+        (aws(&format!("roles: [{{arn: \"{role}\"}}]")), "credential.roles[0].claim: is missing"),
+        (
             aws(&format!("fallback_role: \"{role}\", duration: 10m")),
             "credential.duration: is out of range; write a duration from 15m to 12h",
         ),

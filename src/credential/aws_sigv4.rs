@@ -1,7 +1,8 @@
 //! `aws_sigv4`: the ID token of the user's identity provider → the credentials of their role at AWS, by which requests are
 //! signed.
 //!
-//! Which role that is follows from what the ID token says, when the credentials are got. They are kept by this process until
+//! Which role that is follows from what the ID token says, when the credentials are got, and from the conditions on the caller,
+//! as they are with each call. They are kept by this process until
 //! they end, and a newer ID token alone changes nothing about them; another sign-in, or a configuration that says something
 //! else, does. Every instance gets its own: a role may be assumed by several at once.
 mod signer;
@@ -17,7 +18,9 @@ use super::connection::Connections;
 use super::whose::Whose;
 use super::window::{spread, window};
 use super::{Ask, Credential, Put, Source, Unresolved};
-use crate::config::AwsSigv4;
+use crate::authn::Caller;
+use crate::config::{Attributes, AwsSigv4, RolesHeld};
+use crate::expression::{Facts, List, Map, Name, Value};
 use crate::oauth::client::Connector;
 use crate::oauth::client::flight::Flights;
 use crate::oauth::client::refresh::Outdated;
@@ -70,8 +73,31 @@ struct Wanted {
     whose: Arc<Whose<'static>>,
     route: Arc<Route>,
     aws: Arc<AwsSigv4>,
+    /// What the conditions of its roles come to.
+    roles: RolesHeld,
     /// In place of one that the upstream has refused.
     instead: bool,
+}
+
+/// What the conditions of roles may speak of.
+struct Known<'a> {
+    caller: &'a Caller,
+    attributes: &'a Attributes,
+}
+
+impl Facts for Known<'_> {
+    fn fact(&self, name: Name) -> Option<Value<'_>> {
+        Some(match name {
+            Name::CallerSubject => Value::text(self.caller.subject()),
+            Name::CallerIssuer => Value::text(self.caller.issuer()),
+            Name::CallerEmail => Value::text(&self.attributes.email),
+            Name::CallerGroups => Value::List(List::Texts(&self.attributes.groups)),
+            Name::CallerClaims => Value::Map(Map::Json(&self.attributes.claims)),
+            Name::CallerClient => Value::text(self.caller.client()),
+            Name::CallerMachine => Value::Bool(self.caller.is_machine()),
+            _ => return None,
+        })
+    }
 }
 
 impl Roles {
@@ -87,14 +113,17 @@ impl Roles {
         let (route, now) = (ask.permit.route(), ask.now);
         let whose = Whose::of(ask, &self.connections).await?;
         let of = whose.connection().ok_or(Unresolved::NeedsUser { incarnation: None })?;
-        let key = format!("{}\0{}\0{}", of.0, of.1, aws.facts());
+        let known = Known { caller: ask.permit.caller(), attributes: ask.attributes };
+        let roles = aws.held(&known);
+        let key = format!("{}\0{}\0{}\0{roles:?}", of.0, of.1, aws.facts());
         let held = self.held.get(&key).unwrap_or_default();
         let is_refused =
             |session: &Session| ask.refused.is_some_and(|refused| refused.incarnation == session.id);
         let failure = held.failed.filter(|(until, _)| now < *until).map(|(_, why)| why);
         let wanted = || {
             let (whose, route, aws) = (Arc::new(whose.kept()), Arc::clone(route), Arc::clone(aws));
-            Wanted { key: key.clone(), whose, route, aws, instead: ask.refused.is_some() }
+            let roles = roles.clone();
+            Wanted { key: key.clone(), whose, route, aws, roles, instead: ask.refused.is_some() }
         };
         let (session, act) = match held.session.filter(|session| now < session.dead_at) {
             Some(session) if !is_refused(&session) => {
@@ -153,7 +182,7 @@ impl Roles {
     }
 
     async fn assume(&self, wanted: &Wanted) -> Result<Arc<Session>, Unresolved> {
-        let Wanted { whose, route, aws, instead, .. } = wanted;
+        let Wanted { whose, route, aws, roles, instead, .. } = wanted;
         let mut refused: Option<Outdated> = None;
         loop {
             let now = self.connector.clock.now();
@@ -162,7 +191,7 @@ impl Roles {
             let (token, shown) = (subject.token, subject.of);
             // It was verified when it came.
             let claims = jose::unverified(token.expose_secret()).ok_or(Unresolved::Refused)?;
-            let role = aws.role(&claims.sub, &claims.rest).ok_or(Unresolved::NoRole)?;
+            let role = aws.role(&claims.sub, &claims.rest, roles).ok_or(Unresolved::NoRole)?;
             let asked = Asked {
                 region: &aws.region,
                 endpoint: aws.sts_endpoint.as_deref(),

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, HeaderValue};
 
-use crate::config;
+use crate::config::{self, Attributes};
 use crate::oauth::client::Connector;
 use crate::oauth::client::refresh::Outdated;
 use crate::oauth::server::access_token::Keys;
@@ -42,6 +42,8 @@ pub struct Credentials {
 /// A permitted call that wants a credential.
 pub struct Ask<'a> {
     pub permit: &'a Permit<'a>,
+    /// Of the caller's user; nothing where nobody needs to know.
+    pub attributes: &'a Attributes,
     /// What the upstream has just turned down: something newer is wanted.
     pub refused: Option<&'a Outdated>,
     pub request_id: &'a HeaderValue,

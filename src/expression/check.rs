@@ -20,6 +20,8 @@ type Checked = Option<(Node, Kind)>;
 
 pub(super) struct Check<'e> {
     source: &'e SourceInfo,
+    /// Names are below this one alone.
+    root: Option<&'static str>,
     pub(super) mistakes: Vec<Mistake>,
     pub(super) uses: Names,
     pub(super) arguments: Wanted,
@@ -29,9 +31,10 @@ pub(super) struct Check<'e> {
 }
 
 impl<'e> Check<'e> {
-    pub(super) fn new(source: &'e SourceInfo) -> Self {
+    pub(super) fn new(source: &'e SourceInfo, root: Option<&'static str>) -> Self {
         Self {
             source,
+            root,
             mistakes: Vec::new(),
             uses: Names::default(),
             arguments: Wanted::default(),
@@ -163,6 +166,10 @@ impl<'e> Check<'e> {
         let (mut node, mut kind) = match root {
             None => self.part(base)?,
             Some((root, field)) => match Name::find(root, field) {
+                Some(name) if self.root.is_some_and(|only| only != root) => {
+                    let write = format!("write one of {}", Name::below(self.root.unwrap_or_default()));
+                    return self.refuse(base, format!("`{}` has no place here", name.text()), write);
+                }
                 Some(name) => {
                     if name == Name::McpArguments {
                         let path: Vec<&str> = members.iter().map(|(_, name)| *name).chain(tested).collect();

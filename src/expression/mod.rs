@@ -51,6 +51,16 @@ pub struct Mistake {
 
 /// Reads and checks an expression that is true or false. All that is wrong is said, at least one thing.
 pub fn compile(text: &str) -> Result<Program, Vec<Mistake>> {
+    compile_below(text, None)
+}
+
+/// The same for one that may speak of the caller and of nothing else.
+pub fn compile_of_caller(text: &str) -> Result<Program, Vec<Mistake>> {
+    compile_below(text, Some("caller"))
+}
+
+/// `root`: what alone it may speak of.
+fn compile_below(text: &str, root: Option<&'static str>) -> Result<Program, Vec<Mistake>> {
     let whole = |what: &str, write: &str| {
         vec![Mistake { line: 1, column: 1, what: what.to_owned(), write: write.to_owned() }]
     };
@@ -61,13 +71,13 @@ pub fn compile(text: &str) -> Result<Program, Vec<Mistake>> {
         return Err(whole("is too long", &format!("write no more than {LONGEST} bytes, or several rules")));
     }
     thread::scope(|scope| {
-        let reading = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || read(text));
+        let reading = thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || read(text, root));
         let read = reading.map_err(|_| whole("cannot be read now", "try again"))?;
         read.join().unwrap_or_else(|_| Err(whole("cannot be read", "write a condition in CEL")))
     })
 }
 
-fn read(text: &str) -> Result<Program, Vec<Mistake>> {
+fn read(text: &str, root: Option<&'static str>) -> Result<Program, Vec<Mistake>> {
     let (expression, source) = Parser::new().parse_with_source_info(text).map_err(|errors| {
         let mistakes = errors.errors.into_iter().map(|error| {
             let (line, column) = error.pos;
@@ -82,7 +92,7 @@ fn read(text: &str) -> Result<Program, Vec<Mistake>> {
         });
         mistakes.collect::<Vec<_>>()
     })?;
-    let mut check = Check::new(&source);
+    let mut check = Check::new(&source, root);
     match (check.condition(&expression), check.mistakes.is_empty()) {
         (Some(node), true) => {
             Ok(Program { node, uses: check.uses, arguments: check.arguments, text: text.trim().into() })

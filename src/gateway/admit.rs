@@ -92,7 +92,7 @@ impl Gateway {
         if is_signed {
             Box::pin(sign::read_body(session, &asked)).await?;
         }
-        let attributes = match route.rules.need_attributes() {
+        let attributes = match route.rules.need_attributes() || route.credential.needs_attributes() {
             true => Box::pin(self.attributes(&snapshot, &caller, now)).await?,
             false => Arc::default(),
         };
@@ -119,7 +119,8 @@ impl Gateway {
             hook: self.hook.as_deref(),
         };
         let permit = self.permitted(&question, asked.of_policy(), Some(&ctx.request_id)).await?;
-        let credential = self.credential(&permit, None, (&ctx.request_id, &snapshot.keys, now)).await?;
+        let credential =
+            self.credential(&permit, &attributes, None, (&ctx.request_id, &snapshot.keys, now)).await?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
         let stream = match head.method == Method::GET || listens {
             true => Some(self.streams.open(caller.subject(), &snapshot.config.limits)?),
@@ -172,7 +173,8 @@ impl Gateway {
         // Decided and noted once before.
         let question = target.question(head, self.hook.as_deref());
         let permit = self.permitted(&question, target.asked.of_policy(), None).await?;
-        target.credential = self.credential(&permit, refused, (request_id, keys, now)).await?;
+        target.credential =
+            self.credential(&permit, &target.attributes, refused, (request_id, keys, now)).await?;
         target.again = false;
         Ok(())
     }
@@ -242,10 +244,11 @@ impl Gateway {
     async fn credential(
         &self,
         permit: &Permit<'_>,
+        attributes: &Attributes,
         refused: Option<&Outdated>,
         (request_id, keys, now): (&HeaderValue, &Keys, SystemTime),
     ) -> Result<Credential, Failure> {
-        match self.credentials.resolve(&Ask { permit, refused, request_id, keys, now }).await {
+        match self.credentials.resolve(&Ask { permit, attributes, refused, request_id, keys, now }).await {
             Ok(credential) => Ok(credential),
             Err(unresolved) => {
                 Err(Box::pin(self.unresolved(permit.caller(), permit.route(), unresolved)).await)

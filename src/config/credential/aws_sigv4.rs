@@ -9,8 +9,10 @@ use serde_json::{Map, Value};
 use super::super::checked::{Checker, bare_host};
 use super::super::file;
 use super::super::oidc::IdentityProvider;
+use super::super::policy;
 use super::super::report::Key;
 use super::{Around, Credential, provider};
+use crate::expression::{Facts, Name, Names, Program, compile_of_caller};
 use crate::jose;
 
 /// Requests that are signed with the credentials of a role (AWS Signature Version 4), which the user gets for their ID token.
@@ -34,10 +36,23 @@ pub struct AwsSigv4 {
 
 #[derive(Clone)]
 struct Role {
-    claim: String,
-    values: Vec<String>,
+    who: Who,
     arn: String,
 }
+
+/// Who has a role.
+#[derive(Clone)]
+enum Who {
+    /// Of whom the ID token says one of these.
+    Says { claim: String, values: Vec<String> },
+    /// Of whom this holds.
+    When(Arc<Program>),
+}
+
+/// What the conditions of the roles come to for a caller, in their order; `None` could not be decided. It is part of what a
+/// role's credentials depend on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held(Vec<Option<bool>>);
 
 impl AwsSigv4 {
     /// Everything that a role's credentials depend on which is not about the user.
@@ -46,21 +61,55 @@ impl AwsSigv4 {
         let Self { region, service, session_name_claim, .. } = self;
         let endpoint = self.sts_endpoint.as_deref().unwrap_or_default();
         let mut facts = format!("{region}\0{service}\0{endpoint}\0{session_name_claim}\0{:?}", self.duration);
-        for Role { claim, values, arn } in &self.roles {
-            facts.extend(["\0", claim, "\0", arn, "\0", &values.join("\0")]);
+        for Role { who, arn } in &self.roles {
+            match who {
+                Who::Says { claim, values } => {
+                    facts.extend(["\0", claim, "\0", arn, "\0", &values.join("\0")]);
+                }
+                Who::When(program) => facts.extend(["\0\0", program.text(), "\0", arn]),
+            }
         }
         facts.extend(["\0", self.fallback_role.as_deref().unwrap_or_default()]);
         facts
     }
 
-    /// The role of somebody about whom their ID token says this. `None`: they have none.
+    /// Whether it takes more of a user than who they are.
     #[must_use]
-    pub fn role(&self, subject: &str, claims: &Map<String, Value>) -> Option<&str> {
-        let has = |role: &&Role| {
-            let said = said(subject, claims, &role.claim);
-            said.iter().any(|said| role.values.contains(said))
-        };
-        self.roles.iter().find(has).map(|role| role.arn.as_str()).or(self.fallback_role.as_deref())
+    pub fn needs_attributes(&self) -> bool {
+        let of_user = Names::of(&[Name::CallerEmail, Name::CallerGroups, Name::CallerClaims]);
+        self.conditions().any(|program| program.uses().meets(of_user))
+    }
+
+    fn conditions(&self) -> impl Iterator<Item = &Program> {
+        self.roles.iter().filter_map(|role| match &role.who {
+            Who::When(program) => Some(&**program),
+            Who::Says { .. } => None,
+        })
+    }
+
+    /// What the conditions come to.
+    #[must_use]
+    pub fn held(&self, facts: &dyn Facts) -> Held {
+        Held(self.conditions().map(|program| program.holds(facts).ok()).collect())
+    }
+
+    /// The role of somebody about whom their ID token says this, and of whom that held. `None`: they have none. A condition that
+    /// could not be decided ends the search: those behind it are for whom it does not hold.
+    #[must_use]
+    pub fn role(&self, subject: &str, claims: &Map<String, Value>, held: &Held) -> Option<&str> {
+        let mut held = held.0.iter();
+        for role in &self.roles {
+            let is_theirs = match &role.who {
+                Who::When(_) => held.next().copied().flatten()?,
+                Who::Says { claim, values } => {
+                    said(subject, claims, claim).iter().any(|said| values.contains(said))
+                }
+            };
+            if is_theirs {
+                return Some(&role.arn);
+            }
+        }
+        self.fallback_role.as_deref()
     }
 
     /// What the role's session is called: 2 to 64 letters, digits and some signs. It is seen in the logs of AWS.
@@ -148,18 +197,36 @@ fn roles(check: &mut Checker<'_>, list: &Key, written: &[file::AwsRole]) -> Vec<
     let mut roles = Vec::with_capacity(written.len());
     for (index, entry) in written.iter().enumerate() {
         let key = list.item(index);
-        if entry.claim.is_empty() {
-            check.refuse(&key.child("claim"), "is empty", "write the name of a claim, like groups");
-        }
-        if entry.values.is_empty() {
-            check.refuse(&key.child("values"), "names no value", "write those that have the role");
-        }
         arn_is_fit(check, &key.child("arn"), &entry.arn);
-        let (claim, values, arn) = (entry.claim.clone(), entry.values.clone(), entry.arn.clone());
-        roles.push((entry.priority.unwrap_or_default(), Role { claim, values, arn }));
+        if let Some(who) = who(check, &key, entry) {
+            roles.push((entry.priority.unwrap_or_default(), Role { who, arn: entry.arn.clone() }));
+        }
     }
     roles.sort_by_key(|(priority, _)| *priority);
     roles.into_iter().map(|(_, role)| role).collect()
+}
+
+/// By a claim with its values, or by a condition.
+fn who(check: &mut Checker<'_>, key: &Key, written: &file::AwsRole) -> Option<Who> {
+    if let Some(when) = &written.when {
+        if written.claim.is_some() || written.values.is_some() {
+            let write = "leave one out; a condition may speak of `caller.groups` and `caller.claims`";
+            check.refuse(&key.child("when"), "stands beside `claim` or `values`", write);
+        }
+        let read = compile_of_caller(when);
+        return policy::program(check, &key.child("when"), read).map(|program| Who::When(Arc::new(program)));
+    }
+    let claim = written.claim.clone().unwrap_or_default();
+    if claim.is_empty() {
+        let what = if written.claim.is_some() { "is empty" } else { "is missing" };
+        let write = "write the name of a claim, like groups, or a condition as `when`";
+        check.refuse(&key.child("claim"), what, write);
+    }
+    let values = written.values.clone().unwrap_or_default();
+    if values.is_empty() {
+        check.refuse(&key.child("values"), "names no value", "write those that have the role");
+    }
+    Some(Who::Says { claim, values })
 }
 
 fn arn_is_fit(check: &mut Checker<'_>, key: &Key, written: &str) -> bool {
@@ -216,7 +283,7 @@ mod tests {
             arn("ada")
         );
         let aws = configured(&roles);
-        let role = |sub: &str, said: Value| aws.role(sub, &claims(said)).map(str::to_owned);
+        let role = |sub: &str, said: Value| aws.role(sub, &claims(said), &Held::default()).map(str::to_owned);
         assert_eq!(role("x", json!({"groups": ["all", "admins"]})), Some(arn("admin")));
         assert_eq!(role("ada", json!({"groups": "staff"})), Some(arn("staff")), "as they are written");
         assert_eq!(role("ada", json!({"sub": "staff"})), Some(arn("ada")));
@@ -226,7 +293,40 @@ mod tests {
             assert_eq!(role("x", nothing), None);
         }
         let fallback = configured(&format!(r#"{roles}, "fallback_role": "{}""#, arn("guest")));
-        assert_eq!(fallback.role("x", &claims(json!({}))), Some(arn("guest").as_str()));
+        assert_eq!(fallback.role("x", &claims(json!({})), &Held::default()), Some(arn("guest").as_str()));
+    }
+
+    #[test]
+    fn a_condition_gives_a_role_and_where_it_cannot_be_decided_none() {
+        struct Groups(Vec<String>);
+        impl Facts for Groups {
+            fn fact(&self, name: Name) -> Option<crate::expression::Value<'_>> {
+                (name == Name::CallerGroups)
+                    .then(|| crate::expression::Value::List(crate::expression::List::Texts(&self.0)))
+            }
+        }
+        let arn = |name: &str| format!("arn:aws:iam::123456789012:role/{name}");
+        let roles = format!(
+            r#""roles": [{{"when": "caller.groups.size() > 0 && caller.groups[1] == 'on-call'", "arn": "{}", "priority": 1}},
+            {{"claim": "groups", "values": ["boss"], "arn": "{}"}},
+            {{"when": "'staff' in caller.groups", "arn": "{}", "priority": 2}}], "fallback_role": "{}""#,
+            arn("on-call"),
+            arn("boss"),
+            arn("staff"),
+            arn("guest")
+        );
+        let aws = configured(&roles);
+        assert!(aws.needs_attributes());
+        let role = |groups: &[&str], said: Value| {
+            let held = aws.held(&Groups(groups.iter().map(ToString::to_string).collect()));
+            aws.role("x", &claims(said), &held).map(str::to_owned)
+        };
+        assert_eq!(role(&["staff", "on-call"], json!({})), Some(arn("on-call")));
+        assert_eq!(role(&["staff", "x"], json!({})), Some(arn("staff")));
+        assert_eq!(role(&[], json!({})), Some(arn("guest")));
+        // There is no second group to look at.
+        assert_eq!(role(&["staff"], json!({})), None);
+        assert_eq!(role(&["staff"], json!({"groups": "boss"})), Some(arn("boss")), "that is tried before");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::login::Login;
 use super::oidc::IdentityProvider;
 use super::report::Key;
 
-pub use aws_sigv4::AwsSigv4;
+pub use aws_sigv4::{AwsSigv4, Held as RolesHeld};
 pub use custom::Custom;
 pub use entra_obo::{EntraObo, TENANT, is_tenant};
 pub use exchange::Exchanger;
@@ -132,6 +132,12 @@ impl Credential {
             Self::IdJag(jag) => Some(&jag.at),
             _ => None,
         }
+    }
+
+    /// Whether it takes more of a user than who they are.
+    #[must_use]
+    pub fn needs_attributes(&self) -> bool {
+        matches!(self, Self::AwsSigv4(aws) if aws.needs_attributes())
     }
 
     /// Whether the token that a caller comes with is shown to somebody else.

@@ -126,9 +126,12 @@ pub(in crate::config) struct Credential {
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct AwsRole {
     /// Claim of the ID token, like `groups`: a text, or a list of texts.
-    pub(in crate::config) claim: String,
+    pub(in crate::config) claim: Option<String>,
     /// Those who have one of these there have the role.
-    pub(in crate::config) values: Vec<String>,
+    pub(in crate::config) values: Option<Vec<String>>,
+    /// In place of `claim` and `values`: a condition in CEL on `caller`, as in rules, like `'admins' in caller.groups`. Where it cannot be
+    /// decided, nobody gets this role or one behind it.
+    pub(in crate::config) when: Option<String>,
     /// The role, like `arn:aws:iam::123456789012:role/name`.
     pub(in crate::config) arn: String,
     /// The lowest is tried first, equal ones as they are written. Default: 0.
