@@ -862,10 +862,19 @@ async fn untold(
     server: &IdentityProvider,
     upstream: &Upstream,
 ) -> (Gateway, Tokens) {
+    untold_in(Gateway::builder(), provider, server, upstream).await
+}
+
+async fn untold_in(
+    builder: Builder,
+    provider: &IdentityProvider,
+    server: &IdentityProvider,
+    upstream: &Upstream,
+) -> (Gateway, Tokens) {
     let credential = json!({"kind": "id_jag", "subject_provider": "corp", "client_id": "gateway",
         "client_secret": {"env": "CLIENT_SECRET"}, "scopes": ["files.read"]});
     let route = Route::to("demo", &upstream.url(), credential);
-    let builder = Gateway::builder().route(route).env("CLIENT_SECRET", &server.client_secret());
+    let builder = builder.route(route).env("CLIENT_SECRET", &server.client_secret());
     let gateway = with_login(builder, provider).start().await;
     let (_, _, tokens) = sign_in_at(provider, &gateway).await;
     (gateway, tokens)
@@ -919,4 +928,20 @@ async fn who_takes_assertions_may_be_found_a_moment_later() {
     server.set(|script| script.down = false);
     eventually(15 * SECOND, async || call(&gateway, &tokens).await.status == 200).await;
     upstream.assert_never_saw(&held(&tokens));
+}
+
+#[tokio::test]
+async fn an_upstream_that_sends_assertions_to_postern_itself_gets_none() {
+    let (provider, server, upstream) = enterprise_that_says_so().await;
+    let takes = Gateway::builder().with(
+        "oauth_server",
+        json!({"id_jag": {"issuers": ["corp"]}, "clients": {"static": [
+        {"client_id": "gateway", "client_secret": {"env": "CLIENT_SECRET"}}]}}),
+    );
+    let (gateway, tokens) = untold_in(takes, &provider, &server, &upstream).await;
+    let ours = vec![gateway.url("").trim_end_matches('/').to_owned()];
+    upstream.set(|script| script.resource_metadata.authorization_servers = Some(ours));
+    assert_eq!(call(&gateway, &tokens).await.status, 502);
+    gateway.output.shows("it is Postern itself").await;
+    assert_eq!((provider.exchanges(), upstream.shown().len()), (0, 0));
 }
