@@ -171,6 +171,11 @@ impl Route {
         self.managed.as_ref().map_or(&self.name, |managed| &managed.title)
     }
 
+    /// What metrics know it by: of those that were made at run time there may be any number, and metrics are bounded.
+    pub fn label(&self) -> &str {
+        self.managed.as_ref().map_or(&self.name, |_| "managed")
+    }
+
     /// Whether this user may use it, as far as that is a question of the route.
     pub fn admits(&self, user: &str) -> bool {
         self.managed.as_ref().is_none_or(|managed| managed.people.contains_key(user))

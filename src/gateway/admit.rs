@@ -229,9 +229,12 @@ impl Gateway {
     ) -> Result<Permit<'q>, Failure> {
         let (outcome, decision) = policy::permit(question, asked);
         if let Some(id) = note.filter(|_| decision.is_of_policy()) {
-            decided(&*self.credentials.audit, question, asked, &decision, id);
+            let audit = &*self.credentials.audit;
+            if audit.wants(decision.outcome.name()) {
+                decided(audit, question, asked, &decision, id);
+            }
             if decision.fault.is_some() {
-                self.metrics.policy_faults.with_label_values(&[&question.route.name]).inc();
+                self.metrics.policy_faults.with_label_values(&[question.route.label()]).inc();
             }
         }
         match outcome {

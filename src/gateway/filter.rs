@@ -9,9 +9,10 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
+use super::Gateway;
 use super::context::{ANSWERED, Context};
+use super::head::Said;
 use super::inspect::{Asked, Held};
-use super::{Gateway, head};
 use crate::mcp::{ItemKind, Unreadable, events, list};
 use crate::policy;
 use crate::respond::Failure;
@@ -108,30 +109,25 @@ impl Filter {
         if status == StatusCode::PARTIAL_CONTENT {
             return Err("it is a part of a whole");
         }
-        let kind = head::media_type(headers).unwrap_or_default();
+        let said = Said::of(headers);
+        let kind = said.media_type().unwrap_or_default();
         let is_events = kind.eq_ignore_ascii_case("text/event-stream");
         // Some servers accept a message with an answer that has no type, and nothing in it.
-        let is_whole =
-            kind.eq_ignore_ascii_case("application/json") || !headers.contains_key(header::CONTENT_TYPE);
+        let is_whole = kind.eq_ignore_ascii_case("application/json") || !said.has_type();
         if !is_events && !is_whole {
             // The page of some proxy that says what went wrong.
             return if status.is_success() { Err("it is neither JSON nor events") } else { Ok(Self::Off) };
         }
-        let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-        if head::is_encoded(headers)
-            || codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked"))
-        {
+        if said.is_encoded || said.is_recoded {
             return Err("it is encoded, although that was not asked for");
         }
         if is_events {
             return Ok(Self::Events(events::Events::new(longest)));
         }
-        let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
-        let length = length.and_then(|length| length.parse().ok());
-        if length.is_some_and(|length: usize| length > longest) {
+        if said.length.is_some_and(|length| length > longest) {
             return Err(TOO_LONG);
         }
-        let announced = length.filter(|_| is_call);
+        let announced = said.length.filter(|_| is_call);
         Ok(Self::Whole(Whole { held: Held::default(), longest, announced }))
     }
 

@@ -6,7 +6,7 @@ use std::mem;
 
 use http::request::Parts as RequestParts;
 use http::response::Parts as ResponseParts;
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 /// Changes a request's head. Its target is that of `uri` from here on.
@@ -29,26 +29,60 @@ pub fn of_response<T>(head: &mut ResponseHeader, change: impl FnOnce(&mut Respon
 
 const JSON: &str = "application/json";
 
-/// What a body is said to be: its one type, without parameters. `None`: nobody says, several things are said, or it is in
-/// other characters than UTF-8.
-pub fn media_type(headers: &HeaderMap) -> Option<&str> {
-    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
-    let (Some(value), None) = (types.next(), types.next()) else { return None };
-    // As nearly all of them are.
-    if value == JSON {
-        return Some(JSON);
-    }
-    let value = value.to_str().ok()?;
-    let Some((essence, parameters)) = value.split_once(';') else { return Some(value.trim()) };
-    let mut parameters = parameters.split(';').map(|parameter| parameter.trim().to_ascii_lowercase());
-    let is_utf8 = parameters.all(|parameter| {
-        parameter.strip_prefix("charset=").is_none_or(|charset| charset.trim_matches('"') == "utf-8")
-    });
-    is_utf8.then(|| essence.trim())
+/// What a head says about the body behind it. Gathered in one pass: each look-up by name would cost a hash.
+#[derive(Default)]
+pub struct Said<'h> {
+    kind: Option<&'h HeaderValue>,
+    kinds: usize,
+    /// It has to be decoded before it can be read.
+    pub is_encoded: bool,
+    /// It comes in another transfer coding than `chunked`.
+    pub is_recoded: bool,
+    /// Bytes.
+    pub length: Option<usize>,
+    /// Whoever sends it waits to be asked for it.
+    pub is_awaited: bool,
 }
 
-/// Whether a body has to be decoded before it can be read.
-pub fn is_encoded(headers: &HeaderMap) -> bool {
-    let encodings = headers.get_all(header::CONTENT_ENCODING);
-    encodings.iter().any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+impl<'h> Said<'h> {
+    pub fn of(headers: &'h HeaderMap) -> Self {
+        let mut said = Self::default();
+        for (name, value) in headers {
+            if *name == header::CONTENT_TYPE {
+                said.kind = Some(value);
+                said.kinds += 1;
+            } else if *name == header::CONTENT_LENGTH {
+                let length = value.to_str().ok().and_then(|length| length.parse().ok());
+                said.length = said.length.or(length);
+            } else if *name == header::CONTENT_ENCODING {
+                said.is_encoded |= !value.as_bytes().eq_ignore_ascii_case(b"identity");
+            } else if *name == header::TRANSFER_ENCODING {
+                said.is_recoded |= !value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+            } else if *name == header::EXPECT {
+                said.is_awaited |= value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+            }
+        }
+        said
+    }
+
+    pub fn has_type(&self) -> bool {
+        self.kinds > 0
+    }
+
+    /// Its one type, without parameters. `None`: nobody says, several things are said, or it is in other characters than
+    /// UTF-8.
+    pub fn media_type(&self) -> Option<&'h str> {
+        let value = self.kind.filter(|_| self.kinds == 1)?;
+        // As nearly all of them are.
+        if value == JSON {
+            return Some(JSON);
+        }
+        let value = value.to_str().ok()?;
+        let Some((essence, parameters)) = value.split_once(';') else { return Some(value.trim()) };
+        let mut parameters = parameters.split(';').map(|parameter| parameter.trim().to_ascii_lowercase());
+        let is_utf8 = parameters.all(|parameter| {
+            parameter.strip_prefix("charset=").is_none_or(|charset| charset.trim_matches('"') == "utf-8")
+        });
+        is_utf8.then(|| essence.trim())
+    }
 }

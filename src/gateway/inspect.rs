@@ -16,7 +16,8 @@ use pingora::proxy::Session;
 use tokio::time::timeout;
 
 use super::context::Target;
-use super::{Gateway, head, local};
+use super::head::Said;
+use super::{Gateway, local};
 use crate::mcp::Message;
 use crate::policy;
 use crate::respond::Failure;
@@ -94,12 +95,12 @@ impl Gateway {
         if session.as_downstream_mut().is_body_empty() {
             return Ok(Asked::Anything);
         }
-        require_json(&session.req_header().headers)?;
-        let length = local::length(session);
-        if length.is_some_and(|length| length > most) {
+        let said = Said::of(&session.req_header().headers);
+        require_json(&said)?;
+        if said.length.is_some_and(|length| length > most) {
             return Err(Failure::TooLarge);
         }
-        if !local::is_small_of(length, session) {
+        if !local::is_said_small(&said) {
             return Ok(Asked::Held(Held::default()));
         }
         // What was read is sent on from there, and again.
@@ -176,11 +177,11 @@ fn read(body: &[u8], headers: &HeaderMap, route: &Route) -> Result<Message, Fail
 }
 
 /// What is said to be something else may be read as something else.
-fn require_json(headers: &HeaderMap) -> Result<(), Failure> {
-    if !head::media_type(headers).is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
+fn require_json(said: &Said<'_>) -> Result<(), Failure> {
+    if !said.media_type().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
         return Err(Failure::Malformed("the body has to be application/json in UTF-8"));
     }
-    if head::is_encoded(headers) {
+    if said.is_encoded {
         return Err(Failure::Malformed("the body has to be sent without content-encoding"));
     }
     Ok(())

@@ -14,6 +14,7 @@ use tower::ServiceExt as _;
 
 use super::admit::Admitted;
 use super::context::Context;
+use super::head::Said;
 use super::{Gateway, screen};
 use crate::origin;
 use crate::respond::{Failure, Reply};
@@ -144,17 +145,12 @@ fn expects_continue(session: &Session) -> bool {
 
 /// Whether the unread body may be read later: never after `Expect: 100-continue`, where the client may leave it out.
 pub(super) fn is_small(session: &Session) -> bool {
-    is_small_of(length(session), session)
+    is_said_small(&Said::of(&session.req_header().headers))
 }
 
-/// The same, where the length is known.
-pub(super) fn is_small_of(length: Option<usize>, session: &Session) -> bool {
-    length.is_some_and(|length| length <= BODY_MAX) && !expects_continue(session)
-}
-
-/// How long the body is to be, as far as that is said, bytes.
-pub(super) fn length(session: &Session) -> Option<usize> {
-    session.get_header(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok())
+/// The same, where it is known what the head says.
+pub(super) fn is_said_small(said: &Said<'_>) -> bool {
+    said.length.is_some_and(|length| length <= BODY_MAX) && !said.is_awaited
 }
 
 async fn read_body(session: &mut Session) -> Result<Option<Vec<u8>>> {

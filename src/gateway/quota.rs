@@ -109,7 +109,7 @@ impl Quotas {
             let outcome = self.count_one(limit, &key, counting.is_stream, counted).await;
             if let Err(failure) = outcome {
                 let kind = if failure == Failure::TooManyUnderWay { "concurrent" } else { "rate" };
-                let labels = [&counting.route.name, &per(limit), kind];
+                let labels = [counting.route.label(), &per(limit), kind];
                 self.metrics.limited.with_label_values(&labels).inc();
                 return Err(failure);
             }

@@ -20,12 +20,7 @@ impl Gateway {
         if ctx.reason == "ok" && error.is_some() {
             ctx.reason = "broken_off";
         }
-        // Anybody may make as many routes as they like, and metrics are bounded.
-        let route = match &ctx.route {
-            Some(route) if route.managed.is_some() => "managed",
-            Some(route) => &route.name,
-            None => "-",
-        };
+        let route = ctx.route.as_ref().map_or("-", |route| route.label());
         let class = match status {
             200..=299 => "2xx",
             300..=399 => "3xx",

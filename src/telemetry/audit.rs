@@ -17,6 +17,11 @@ pub trait Sink: Send + Sync {
     /// One for each time that a permitted call asked for its credential.
     fn resolution(&self, resolution: &Resolution<'_>);
 
+    /// Whether it takes decisions of this outcome: nothing is put together for who does not.
+    fn wants(&self, _outcome: &str) -> bool {
+        true
+    }
+
     /// One for each request at a route with rules.
     fn decision(&self, decision: &Decision<'_>);
 }
@@ -120,12 +125,16 @@ pub fn all(lines: Lines, others: Vec<Arc<dyn Sink>>) -> Arc<dyn Sink> {
 }
 
 impl Sink for All {
+    fn wants(&self, outcome: &str) -> bool {
+        self.0.iter().any(|sink| sink.wants(outcome))
+    }
+
     fn resolution(&self, resolution: &Resolution<'_>) {
         self.0.iter().for_each(|sink| sink.resolution(resolution));
     }
 
     fn decision(&self, decision: &Decision<'_>) {
-        self.0.iter().for_each(|sink| sink.decision(decision));
+        self.0.iter().filter(|sink| sink.wants(decision.outcome)).for_each(|sink| sink.decision(decision));
     }
 }
 
@@ -174,9 +183,11 @@ impl Sink for Lines {
         }
     }
 
+    fn wants(&self, outcome: &str) -> bool {
+        self.log == AuditLog::All || outcome != "allowed"
+    }
+
     fn decision(&self, decision: &Decision<'_>) {
-        if self.log == AuditLog::All || decision.outcome != "allowed" {
-            self.write(decision.at, "policy_decided", decision);
-        }
+        self.write(decision.at, "policy_decided", decision);
     }
 }
