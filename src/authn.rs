@@ -70,14 +70,18 @@ pub fn authenticate(
     standing: &Standing<'_>,
     now: SystemTime,
 ) -> Result<Caller, AuthnError> {
+    holder(headers, standing, now).map(|holder| Caller { who: Who::Ours(holder) })
+}
+
+/// Whose token of ours a request brings, wherever it may be good.
+pub fn holder(headers: &HeaderMap, standing: &Standing<'_>, now: SystemTime) -> Result<Holder, AuthnError> {
     let token = bearer(headers)?;
-    let holder = standing.holder(&token, now).map_err(|error| match error {
+    standing.holder(&token, now).map_err(|error| match error {
         NoStanding::Foreign => AuthnError::Invalid,
         NoStanding::Expired => AuthnError::Expired,
         NoStanding::Revoked => AuthnError::Revoked,
         NoStanding::NotReady => AuthnError::NotReady,
-    })?;
-    Ok(Caller { who: Who::Ours(holder) })
+    })
 }
 
 /// Proves who is calling a route whose tokens are others'.

@@ -43,8 +43,13 @@ fn account(config: &Config, route: &str) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let parts = Foundation::lay(config, false, None).map_err(|error| error.to_string())?;
-    let wanted =
-        Wanted { name: NAME.into(), routes: vec![route.to_owned()], acts_for: None, lifetime: LIFETIME };
+    let wanted = Wanted {
+        name: NAME.into(),
+        routes: vec![route.to_owned()],
+        acts_for: None,
+        api: Vec::new(),
+        lifetime: LIFETIME,
+    };
     let made = runtime.block_on(async {
         service::revoke(&parts.records, NAME).await?;
         service::create(&parts.records, wanted, parts.clock.now()).await

@@ -306,6 +306,9 @@ pub fn create_service(config: &Config, wanted: Wanted) -> ExitCode {
     if let Some(user) = wanted.acts_for.as_deref().filter(|user| !config.login.knows(user)) {
         return failed(&format!("there is no user {user} in the configuration"));
     }
+    if !wanted.api.is_empty() && config.managed.is_none() {
+        return failed("--api is of use only where the configuration has `managed`");
+    }
     if wanted.lifetime < Duration::from_secs(1) || wanted.lifetime > service::LIFETIME_MAX {
         return failed("--expires is from one second to ten years");
     }
@@ -335,7 +338,11 @@ pub fn list_services(config: &Config) -> ExitCode {
         for (name, account) in parts.records.scan::<ServiceAccount>().await? {
             let (routes, user) = (account.value.routes.join(","), account.value.acts_for);
             let end = humantime::format_rfc3339_seconds(account.expires_at);
-            lines.push(format!("{name}\t{routes}\t{}\t{end}", user.as_deref().unwrap_or("-")));
+            let mut line = format!("{name}\t{routes}\t{}\t{end}", user.as_deref().unwrap_or("-"));
+            if !account.value.api.is_empty() {
+                line = format!("{line}\t{}", account.value.api.join(","));
+            }
+            lines.push(line);
         }
         lines.sort();
         let text = if lines.is_empty() { "no service accounts".to_owned() } else { lines.join("\n") };

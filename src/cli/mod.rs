@@ -5,18 +5,17 @@ mod demo;
 mod doctor;
 mod kept;
 mod policy;
+mod service_accounts;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Duration;
 
 use argon2::{Argon2, PasswordHasher};
 use clap::{Parser, Subcommand};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::config::{self, Config};
-use crate::oauth::server::service::Wanted;
 use crate::{seal, server, telemetry};
 
 pub use agent::ROUTE as AGENT_ROUTE;
@@ -115,7 +114,7 @@ enum Command {
     Users(Users),
     /// Programs that call without people, each with a token that you make for it.
     #[command(subcommand)]
-    ServiceAccounts(ServiceAccounts),
+    ServiceAccounts(service_accounts::Command),
     /// Print what another gateway's file says as routes of Postern's; what they cannot say goes to standard error.
     ///
     /// Secrets become variables, which comments name. Exit code 0 when nothing is lost, 1 when something is, 78 when the file
@@ -205,41 +204,6 @@ enum Users {
 }
 
 #[derive(Subcommand)]
-enum ServiceAccounts {
-    /// List the accounts: their routes, for whom they act, and when they end.
-    List {
-        /// The configuration file.
-        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
-        config: PathBuf,
-    },
-    /// Make an account and print its token, which is shown this once.
-    Create {
-        /// The configuration file.
-        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
-        config: PathBuf,
-        /// What it is called: letters, digits, `-`, `_` and `.`.
-        name: String,
-        /// A route that it may call; may be given several times.
-        #[arg(long = "route", required = true)]
-        routes: Vec<String>,
-        /// The user whose connections it uses at routes with a credential per user. Without: nobody's.
-        #[arg(long)]
-        acts_for: Option<String>,
-        /// After how long it ends, like `90d`.
-        #[arg(long, default_value = "90d", value_parser = humantime::parse_duration)]
-        expires: Duration,
-    },
-    /// Take an account back: within a second no instance takes its token.
-    Revoke {
-        /// The configuration file.
-        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
-        config: PathBuf,
-        /// Its name.
-        name: String,
-    },
-}
-
-#[derive(Subcommand)]
 enum Connections {
     /// List who is connected to which route, and how that stands.
     List {
@@ -317,16 +281,7 @@ pub fn main() -> ExitCode {
         Command::Users(Users::Unblock { config, user }) => {
             with_config(&config, |config| kept::unblock(&config, &user))
         }
-        Command::ServiceAccounts(ServiceAccounts::List { config }) => {
-            with_config(&config, |config| kept::list_services(&config))
-        }
-        Command::ServiceAccounts(ServiceAccounts::Create { config, name, routes, acts_for, expires }) => {
-            let wanted = Wanted { name, routes, acts_for, lifetime: expires };
-            with_config(&config, |config| kept::create_service(&config, wanted))
-        }
-        Command::ServiceAccounts(ServiceAccounts::Revoke { config, name }) => {
-            with_config(&config, |config| kept::revoke_service(&config, &name))
-        }
+        Command::ServiceAccounts(command) => command.run(),
         Command::Convert { from, file } => convert::convert(from, &file),
         Command::HashPassword => hash_password(),
     }

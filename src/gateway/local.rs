@@ -35,7 +35,8 @@ impl Gateway {
             Ok(Admitted::Proxied) => Ok(()),
             Ok(Admitted::Local { path, authority }) => {
                 let client = screen::client(session);
-                let about = About { snapshot: Arc::clone(&ctx.snapshot), authority, client };
+                let request_id = ctx.request_id.to_str().unwrap_or_default().to_owned();
+                let about = About { snapshot: Arc::clone(&ctx.snapshot), authority, client, request_id };
                 serve(session, &self.router, &path, about).await?;
                 ctx.reason = "local";
                 Ok(())

@@ -2,6 +2,7 @@
 //! was there, without its secrets.
 use std::fmt;
 
+use schemars::JsonSchema;
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +28,7 @@ pub const ORGANIZATION: &str = "org-";
 pub const CONFIGURATION: &str = "mc.";
 
 /// What a member may do in an organisation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// Use what is assigned to them.
@@ -106,7 +107,7 @@ pub enum Auth {
 }
 
 /// How many may be assigned at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sharing {
     SingleUser,

@@ -23,8 +23,8 @@ use crate::api::trail::{Onward, Trail};
 use crate::oauth::client::standing::State as Stands;
 use crate::route::Route;
 
-const CSRF: HeaderName = HeaderName::from_static("x-csrf-token");
-const SAME_ORIGIN: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+pub(super) const CSRF: HeaderName = HeaderName::from_static("x-csrf-token");
+pub(super) const SAME_ORIGIN: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
 
 /// What a connection is asked for with.
 #[derive(Default, Deserialize)]

@@ -16,12 +16,15 @@ const SIGN_INS: Quota = per_second(2, 600);
 const ALL_SIGN_INS: Quota = per_second(200, 20_000);
 /// Authorizations under way, of one user; each is kept for ten minutes.
 const PER_USER: Quota = per_second(1, 100);
+/// Requests to the management API, of one user or program.
+const MANAGEMENT: Quota = per_second(50, 1_000);
 
 /// The limits of one instance.
 pub struct Limits {
     address: Each<IpAddr>,
     everybody: DefaultDirectRateLimiter,
     user: Each<String>,
+    management: Each<String>,
     sign_in: Each<IpAddr>,
     sign_ins: DefaultDirectRateLimiter,
 }
@@ -32,6 +35,7 @@ impl Default for Limits {
             address: Each::of(PER_ADDRESS),
             everybody: RateLimiter::direct(BY_EVERYBODY),
             user: Each::of(PER_USER),
+            management: Each::of(MANAGEMENT),
             sign_in: Each::of(SIGN_INS),
             sign_ins: RateLimiter::direct(ALL_SIGN_INS),
         }
@@ -54,6 +58,11 @@ impl Limits {
     /// Whether this user may begin one more authorization, or do anything else that costs as much.
     pub fn authorization(&self, user: &str) -> bool {
         self.user.admits(&user.to_owned())
+    }
+
+    /// Whether this user or program may ask the management API once more.
+    pub fn management(&self, actor: &str) -> bool {
+        self.management.admits(&actor.to_owned())
     }
 }
 

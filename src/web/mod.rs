@@ -15,6 +15,7 @@ mod json;
 mod limits;
 pub mod link;
 mod login;
+mod management;
 pub mod pages;
 mod session;
 mod throttle;
@@ -45,6 +46,8 @@ pub struct About {
     /// Host the request came to, in canonical form.
     pub authority: String,
     pub client: Option<IpAddr>,
+    /// As in the log.
+    pub request_id: String,
 }
 
 /// What all handlers share.
@@ -161,6 +164,7 @@ pub fn router(authority: Arc<Authority>, metrics: Arc<Metrics>, providers: Arc<P
         .route("/oauth/upstream/callback/{key}", get(authorize::callback))
         .route(pages::STYLE_PATH, get(style))
         .merge(json::routes())
+        .merge(management::routes())
         .fallback(async || {
             page(StatusCode::NOT_FOUND, "There is nothing here", "The address may be misspelt.")
         })

@@ -94,7 +94,7 @@ impl Desk<'_> {
         let (configuration, user) = (&assignment.configuration, &assignment.user);
         self.remove::<Assignment>(&pair(configuration, user)).await?;
         if let Some(configuration) = self.authority.directory.configuration(configuration) {
-            self.disconnect(&configuration, [user.as_str()]).await?;
+            self.disconnect(&configuration, vec![user.clone()]).await?;
         }
         let free = |configuration: Configuration| match &configuration.slot {
             Some(own) if own == user => Ok(Configuration { slot: None, ..configuration }),

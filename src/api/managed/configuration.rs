@@ -1,28 +1,23 @@
 //! MCP servers that people and organisations have added.
-use std::collections::BTreeSet;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream;
-use secrecy::{ExposeSecret as _, SecretString};
-use url::Url;
+use secrecy::SecretString;
 
 use super::event::Event;
-use super::{Current, Desk, Refused, name};
+use super::wish::{Wish, is_material, require_secrets, wished};
+use super::{Current, Desk, Refused};
+use crate::managed;
 use crate::managed::record::{
-    Assignment, Auth, CONFIGURATION, Configuration, ConnectRoute, Discovered, Header, Owner, SecretHeader,
-    Sharing, pair,
+    Assignment, Auth, CONFIGURATION, Configuration, ConnectRoute, Discovered, Header, Owner, Sharing, pair,
 };
-use crate::managed::{self, header};
 use crate::oauth::client::connection_key;
+use crate::route::Route;
 use crate::seal;
 use crate::store::FOREVER;
 
-/// Of an URL, bytes.
-const LONGEST_URL: usize = 2048;
-/// Of one kind.
-const MOST_HEADERS: usize = 20;
-const MOST_SCOPES: usize = 50;
 /// Connections that are ended at a time.
 const ENDINGS: usize = 16;
 
@@ -36,20 +31,6 @@ pub struct Draft {
     pub passthrough: bool,
     pub scopes: Option<Vec<String>>,
     pub headers: Vec<Header>,
-}
-
-/// What somebody wants to be otherwise; `None`: as it is.
-#[derive(Default, Clone)]
-pub struct Wish {
-    pub name: Option<String>,
-    pub url: Option<String>,
-    pub auth: Option<Auth>,
-    pub sharing: Option<Sharing>,
-    pub passthrough: Option<bool>,
-    /// `Some(None)`: what the server wants.
-    pub scopes: Option<Option<Vec<String>>>,
-    pub headers: Option<Vec<Header>>,
-    pub enabled: Option<bool>,
 }
 
 impl Desk<'_> {
@@ -78,8 +59,16 @@ impl Desk<'_> {
         if found.value.is_deleted() {
             return Err(Refused::NotFound);
         }
-        self.require_owner(&found.value.owner)?;
-        Ok(Current { value: found.value, version: found.version })
+        match self.require_owner(&found.value.owner) {
+            // A member knows of what they are assigned, and of nothing else that the organisation has.
+            Err(Refused::Forbidden(_)) if !self.is_assigned(id) => Err(Refused::NotFound),
+            may => may.map(|()| Current { value: found.value, version: found.version }),
+        }
+    }
+
+    fn is_assigned(&self, configuration: &str) -> bool {
+        let assignments = self.authority.directory.assignments(configuration);
+        assignments.iter().any(|assignment| assignment.user == self.actor.name)
     }
 
     /// Looks at the server and adds it. What is personal is assigned to its owner at once.
@@ -147,6 +136,13 @@ impl Desk<'_> {
     ) -> Result<Current<Configuration>, Refused> {
         let changed = async {
             let before = self.configuration_to_change(id).await?;
+            // Before anybody's server is asked anything.
+            if expected.is_some_and(|expected| expected != before.version) {
+                return Err(Refused::Stale);
+            }
+            if wish.url.as_ref().is_some_and(|url| *url != before.value.url) {
+                require_secrets(&before.value.auth, wish.auth.as_ref())?;
+            }
             let mut wanted = wished(before.value.clone(), &wish);
             self.check(&mut wanted)?;
             let assigned = self.authority.directory.assignments(id).len();
@@ -219,14 +215,14 @@ impl Desk<'_> {
 
     async fn disconnect_all(&self, configuration: &Configuration) -> Result<(), Refused> {
         let assigned = self.authority.directory.assignments(&configuration.id);
-        self.disconnect(configuration, assigned.iter().map(|assignment| assignment.user.as_str())).await
+        self.disconnect(configuration, assigned.into_iter().map(|assignment| assignment.user).collect()).await
     }
 
     /// Ends what users were connected with, as the configuration says it.
     pub(super) async fn disconnect(
         &self,
         configuration: &Configuration,
-        users: impl IntoIterator<Item = &str>,
+        users: Vec<String>,
     ) -> Result<(), Refused> {
         let around = managed::Around::of(&self.snapshot.config).ok_or(Refused::Unavailable)?;
         let Some(route) =
@@ -234,16 +230,21 @@ impl Desk<'_> {
         else {
             return Ok(());
         };
-        let connector = &self.authority.connector;
-        let ended = stream::iter(users).map(async |user| {
-            let key = connection_key(user, &route);
-            connector.end(&key, user, &route.name, &route.issuer_policy, &route.credential).await
-        });
-        let ended: Vec<_> = ended.buffer_unordered(ENDINGS).collect().await;
-        for end in ended {
-            end?;
-        }
-        Ok(())
+        let endings: Vec<_> = users.into_iter().map(|user| self.end(&route, user)).collect();
+        let ended: Vec<_> = stream::iter(endings).buffer_unordered(ENDINGS).collect().await;
+        ended.into_iter().collect()
+    }
+
+    fn end<'d>(
+        &'d self,
+        route: &'d Route,
+        user: String,
+    ) -> Pin<Box<dyn Future<Output = Result<(), Refused>> + Send + 'd>> {
+        Box::pin(async move {
+            let (connector, key) = (&self.authority.connector, connection_key(&user, route));
+            connector.end(&key, &user, &route.name, &route.issuer_policy, &route.credential).await?;
+            Ok(())
+        })
     }
 
     fn event(&self, action: &str, id: &str) -> Event {
@@ -254,139 +255,10 @@ impl Desk<'_> {
         }
     }
 
-    /// Whether it may be written so, and the form in which it is kept.
-    fn check(&self, configuration: &mut Configuration) -> Result<(), Refused> {
-        configuration.name = name(&configuration.name)?;
-        self.check_url(&configuration.url)?;
-        if configuration.headers.len() > MOST_HEADERS {
-            return Err(Refused::Invalid("headers", format!("are more than {MOST_HEADERS}")));
-        }
-        let bad = |what: &'static str, name: &str, why: header::BadHeader| {
-            Refused::Invalid(what, format!("{name} {why}"))
-        };
-        for written in &configuration.headers {
-            header::check(&written.name, &written.value, false)
-                .map_err(|why| bad("headers", &written.name, why))?;
-        }
-        match &configuration.auth {
-            Auth::StaticHeaders(headers) if headers.is_empty() || headers.len() > MOST_HEADERS => {
-                let why = format!("have to be 1 to {MOST_HEADERS}");
-                return Err(Refused::Invalid("auth.headers", why));
-            }
-            Auth::StaticHeaders(headers) => {
-                for written in headers {
-                    header::check(&written.name, written.value.expose_secret(), true)
-                        .map_err(|why| bad("auth.headers", &written.name, why))?;
-                }
-            }
-            Auth::OauthStatic { client_id, .. } if client_id.trim().is_empty() => {
-                return Err(Refused::Invalid("auth.client_id", "is missing".to_owned()));
-            }
-            Auth::None | Auth::OauthDynamic | Auth::OauthStatic { .. } => {}
-        }
-        let is_scope = |scope: &String| {
-            !scope.is_empty() && scope.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e))
-        };
-        match &configuration.scopes {
-            Some(scopes) if scopes.len() > MOST_SCOPES || !scopes.iter().all(is_scope) => {
-                let why = format!("are not scopes of RFC 6749 §3.3, or more than {MOST_SCOPES}");
-                Err(Refused::Invalid("scopes", why))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    pub(super) fn check_url(&self, written: &str) -> Result<Url, Refused> {
-        let invalid = |why: &str| Refused::Invalid("url", why.to_owned());
-        if written.len() > LONGEST_URL {
-            return Err(invalid("is too long"));
-        }
-        let url = Url::parse(written).map_err(|_| invalid("is not a URL"))?;
-        let host = managed::host(&url).ok_or_else(|| invalid("has no host"))?;
-        let is_listed = self.settings.private_hosts.contains(&host);
-        match url.scheme() {
-            "https" => {}
-            "http" if is_listed => {}
-            _ => return Err(invalid("has to begin with https://")),
-        }
-        if !url.username().is_empty() || url.password().is_some() {
-            return Err(invalid("may not have a user or a password in it: use static headers"));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(invalid("may not have a query or a fragment"));
-        }
-        // The parser drops and turns what others may read otherwise.
-        let is_plain = written.bytes().all(|byte| (0x21..0x7f).contains(&byte) && byte != b'\\');
-        if !is_plain || written.split('/').any(|part| matches!(part, "." | "..")) || written.contains("%2") {
-            return Err(invalid("can be read in more than one way"));
-        }
-        let is_local = host == "localhost" || host.ends_with(".localhost") || !host.contains(['.', ':']);
-        match is_local && !is_listed {
-            true => Err(invalid("names a host of this network")),
-            false => Ok(url),
-        }
-    }
-
     async fn look_at(&self, configuration: &Configuration) -> Result<Discovered, Refused> {
         let seen = self.seen(configuration).await?;
         seen.fits(&configuration.auth)?;
         Ok(seen.discovered)
-    }
-}
-
-/// Whether tokens and connections that were good before are so no more. The order of scopes is no matter, nor is what is
-/// sent along.
-fn is_material(before: &Configuration, after: &Configuration) -> bool {
-    let set = |scopes: &Option<Vec<String>>| {
-        scopes.as_ref().map(|scopes| scopes.iter().cloned().collect::<BTreeSet<_>>())
-    };
-    let client = |auth: &Auth| match auth {
-        Auth::OauthStatic { client_id, client_secret } => {
-            let secret = client_secret.as_ref().map(|secret| secret.expose_secret().to_owned());
-            Some((client_id.clone(), secret))
-        }
-        Auth::None | Auth::StaticHeaders(_) | Auth::OauthDynamic => None,
-    };
-    before.url != after.url
-        || before.auth.word() != after.auth.word()
-        || client(&before.auth) != client(&after.auth)
-        || set(&before.scopes) != set(&after.scopes)
-}
-
-fn wished(configuration: Configuration, wish: &Wish) -> Configuration {
-    let wish = wish.clone();
-    Configuration {
-        name: wish.name.unwrap_or(configuration.name),
-        url: wish.url.unwrap_or(configuration.url),
-        auth: wish.auth.map_or(configuration.auth.clone(), |auth| kept(auth, configuration.auth)),
-        sharing: wish.sharing.unwrap_or(configuration.sharing),
-        passthrough: wish.passthrough.unwrap_or(configuration.passthrough),
-        scopes: wish.scopes.unwrap_or(configuration.scopes),
-        headers: wish.headers.unwrap_or(configuration.headers),
-        enabled: wish.enabled.unwrap_or(configuration.enabled),
-        ..configuration
-    }
-}
-
-/// Secrets are written and never read: one that is left empty is the one that is there.
-fn kept(wish: Auth, there: Auth) -> Auth {
-    let is_empty = |secret: &SecretString| secret.expose_secret().is_empty();
-    match (wish, there) {
-        (Auth::StaticHeaders(headers), Auth::StaticHeaders(known)) => {
-            let keep = |header: SecretHeader| {
-                let same = known.iter().find(|known| known.name.eq_ignore_ascii_case(&header.name));
-                match same.filter(|_| is_empty(&header.value)) {
-                    Some(known) => SecretHeader { value: known.value.clone(), ..header },
-                    None => header,
-                }
-            };
-            Auth::StaticHeaders(headers.into_iter().map(keep).collect())
-        }
-        (
-            Auth::OauthStatic { client_id, client_secret: None },
-            Auth::OauthStatic { client_id: known, client_secret },
-        ) if client_id == known => Auth::OauthStatic { client_id, client_secret },
-        (wish, _) => wish,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Who did what to managed connections, and what came of it. Events have no place for a secret: they name things and say no
 //! value. They are kept for a time that the configuration says.
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Desk, Refused};
@@ -34,7 +35,7 @@ impl Typed for Event {
     const KIND: Kind = Kind::Event;
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
     Success,

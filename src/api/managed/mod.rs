@@ -4,11 +4,14 @@
 //! A change is one conditional write, taken in by this instance before it is answered and by all others from the store's
 //! events. What nobody may know of is not found.
 pub mod assignment;
+mod check;
 pub mod configuration;
 pub mod discover;
 pub mod event;
 pub mod organization;
+pub mod scope;
 pub mod token;
+pub mod wish;
 
 use std::time::{Duration, SystemTime};
 

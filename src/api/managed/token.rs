@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::event::Event;
+use super::scope::Scope;
 use super::{Desk, Refused};
 use crate::config::RELAYED;
 use crate::oauth::server::access_token::Claims;
@@ -19,7 +20,34 @@ pub struct Minted {
     pub expires_in: u64,
 }
 
+/// What tokens for the management API call the client that they were made for.
+const API_CLIENT: &str = "api";
+
 impl Desk<'_> {
+    /// A token of the actor's for the management API itself.
+    pub async fn mint_for_api(
+        &self,
+        audience: &str,
+        scopes: &[Scope],
+        lifetime: Duration,
+    ) -> Result<String, Refused> {
+        let minted = async {
+            let now = self.now();
+            let names: Vec<_> = scopes.iter().map(|scope| scope.name()).collect();
+            let claims = Claims {
+                audience,
+                grant: &seal::name().map_err(|_| Refused::Unavailable)?,
+                subject: &self.actor.name,
+                client: API_CLIENT,
+                scope: &names.join(" "),
+                expires_at: now + lifetime,
+            };
+            self.snapshot.keys.seal_opaque(&claims, now).map_err(|_| Refused::Unavailable)
+        };
+        let event = Event::new("token.api").to(&self.actor.name);
+        self.noted(event, minted.await).await
+    }
+
     /// A token of the actor's for the route of a configuration.
     pub async fn mint(&self, configuration: &str) -> Result<Minted, Refused> {
         let minted = async {

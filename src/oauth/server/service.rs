@@ -34,6 +34,9 @@ pub struct ServiceAccount {
     pub routes: Vec<String>,
     /// The user whose connections it uses. `None`: nobody's.
     pub acts_for: Option<String>,
+    /// What it may do through the management API, as scopes.
+    #[serde(default)]
+    pub api: Vec<String>,
     /// Seconds since the epoch.
     pub created_at: u64,
     pub expires_at: u64,
@@ -48,6 +51,7 @@ pub struct Wanted {
     pub name: String,
     pub routes: Vec<String>,
     pub acts_for: Option<String>,
+    pub api: Vec<String>,
     pub lifetime: Duration,
 }
 
@@ -64,6 +68,7 @@ pub async fn create(
         digest: seal::digest(&token),
         routes: wanted.routes,
         acts_for: wanted.acts_for,
+        api: wanted.api,
         created_at: unix_seconds(now),
         expires_at: unix_seconds(now + wanted.lifetime),
     };
