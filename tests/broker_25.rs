@@ -57,7 +57,8 @@ async fn brk25_01_brk25_02_an_address_has_a_key_that_is_replaced_at_once_and_con
         assert_eq!(ping(&gateway, &new, &tokens.access_token).await.status, 401);
         let old = ping(&gateway, url, &tokens.access_token).await;
         assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 400);
-        let nobodys = new.replace(&segments[4][..4], "AAAA");
+        let key = path(&new).rsplit_once('/').unwrap().1;
+        let nobodys = new.replace(key, &key.chars().rev().collect::<String>());
         let short = new.rsplit_once('/').unwrap().0.to_owned();
         for other in [
             nobodys,
@@ -380,8 +381,11 @@ async fn brk25_19_nothing_is_followed_and_nothing_leads_out() {
     let moved = [("location", location.as_str()), ("set-cookie", "a=b"), ("www-authenticate", "Basic")];
     upstream.answer_next(Answer::http(302, &moved, ""));
     let answer = ping(&gateway, &url, &tokens.access_token).await;
-    assert_eq!((answer.status, answer.header("location")), (302, Some(location.as_str())));
-    assert_eq!((answer.header("set-cookie"), answer.header("www-authenticate")), (None, None));
+    // Returned, but not where to: a client that follows would show its token there.
+    assert_eq!(answer.status, 302);
+    for name in ["location", "set-cookie", "www-authenticate"] {
+        assert_eq!(answer.header(name), None, "{name}");
+    }
     assert!(elsewhere.calls().is_empty());
 
     let calls = upstream.requests.all().len();
@@ -407,7 +411,7 @@ async fn brk25_19_nothing_is_followed_and_nothing_leads_out() {
     assert_eq!(upstream.requests.all().len(), calls + 1);
     let below = gateway.mcp(&format!("{}/below", path(&url))).bearer(&tokens.access_token);
     below.call("ping", json!({})).await;
-    assert!(upstream.requests.all().pop().unwrap().path.ends_with("/below"));
+    assert!(upstream.authorization.requests.all().pop().unwrap().path.ends_with("/mcp/below"));
 }
 
 #[tokio::test]
@@ -423,7 +427,7 @@ async fn brk25_20_a_program_gets_a_short_token_and_what_is_deleted_is_gone() {
     // Nobody is connected yet.
     assert_eq!(alice.ask("POST", &mint).send().await.status, 409);
     alice.let_in(&client, &url).await;
-    let minted = alice.ask("POST", &mint).done(201).await;
+    let minted = alice.ask("POST", &mint).done(200).await;
     let token = minted["access_token"].as_str().unwrap();
     assert!(minted["expires_in"].as_u64().unwrap() <= 300 && minted.get("refresh_token").is_none());
     assert_eq!(minted["resource"], url);
@@ -491,12 +495,12 @@ async fn brk25_06_to_know_the_user_and_to_call_are_two_scopes_and_old_registrati
     };
     let profile = narrow("profile", &tokens.refresh_token).await;
     assert_eq!(profile.scope, "profile");
+    let access = narrow("mcp:access", &profile.refresh_token).await;
+    assert_eq!(ping(&gateway, &url, &access.access_token).await.status, 200);
     let refused = ping(&gateway, &url, &profile.access_token).await;
     assert_eq!((refused.status, refused.challenge("error").as_deref()), (403, Some("insufficient_scope")));
     assert_eq!(refused.challenge("scope").as_deref(), Some("profile mcp:access"));
     assert_eq!(about(&profile.access_token).await.status, 200);
-    let access = narrow("mcp:access", &profile.refresh_token).await;
-    assert_eq!(ping(&gateway, &url, &access.access_token).await.status, 200);
     let refused = about(&access.access_token).await;
     assert_eq!((refused.status, refused.challenge("scope").as_deref()), (403, Some("profile")));
     for token in ["", "x", &tokens.refresh_token] {

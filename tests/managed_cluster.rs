@@ -155,6 +155,13 @@ async fn a_call_asks_the_store_nothing() {
         line.unwrap().trim().parse::<u64>().unwrap()
     };
     assert_eq!(ping(gateway, address(&added), &tokens.access_token).await.status, 200);
+    // Whoever starts reads everything and sweeps; that is over once nothing but the poll goes on.
+    let mut seen = 0;
+    eventually(PATIENCE, || {
+        let last = std::mem::replace(&mut seen, processed());
+        std::future::ready(seen - last < 20)
+    })
+    .await;
     let before = processed();
     for _ in 0..CALLS {
         assert_eq!(ping(gateway, address(&added), &tokens.access_token).await.status, 200);

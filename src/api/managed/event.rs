@@ -148,7 +148,13 @@ impl Desk<'_> {
             }
             (None, None) => {
                 let own = Wanted { actor: Some(&self.actor.name), ..*wanted };
-                return list(self.authority, &own).await;
+                let mut events = list(self.authority, &own).await?;
+                // Whoever was refused is not told whose it is.
+                let is_hidden = |id: &mut String| self.role(id).is_err();
+                for event in events.iter_mut().filter(|event| event.outcome == Outcome::Blocked) {
+                    event.organization.take_if(is_hidden);
+                }
+                return Ok(events);
             }
         }
         list(self.authority, wanted).await
