@@ -127,6 +127,8 @@ def measure(bench, is_full, is_wanted):
     for scene in full.rules(bench, targets, is_wanted):
         played(scene)
     if is_full:
+        for scene in full.managed_connections(bench, targets, is_wanted):
+            played(scene)
         for scene in full.scenes(bench, is_wanted):
             played(scene)
         for title, rows in counted.figures(bench, is_wanted, results):

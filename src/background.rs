@@ -19,6 +19,7 @@ use crate::oauth::server::{Authority, block, token_keys};
 use crate::store::record::RecordError;
 use crate::store::{Change, Kind, Store, export};
 use crate::upstream::idle::Idle;
+use crate::upstream::resolve::Resolver;
 
 const SWEEP: Duration = Duration::from_secs(60);
 /// How long a connection nobody has asked for may be kept beyond its time.
@@ -37,6 +38,7 @@ pub struct Upkeep {
     /// Which wish for that was heard last. `None`: the store could not be asked when the file was read.
     pub heard: Mutex<Option<u64>>,
     pub idle: Idle,
+    pub resolver: Arc<Resolver>,
 }
 
 #[async_trait]
@@ -264,6 +266,8 @@ impl Upkeep {
 
     async fn sweep(&self) {
         self.authority.revoked.sweep(self.authority.clock.now());
+        // Routes that were made at run time come and go without a reload.
+        self.resolver.keep_only(&self.authority.snapshot().routes);
         match self.authority.records.store().sweep().await {
             Ok(0) => {}
             Ok(count) => tracing::debug!(count, "expired records removed"),

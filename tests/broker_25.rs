@@ -507,3 +507,33 @@ async fn brk25_06_to_know_the_user_and_to_call_are_two_scopes_and_old_registrati
         assert_eq!(about(token).await.status, 401);
     }
 }
+
+#[tokio::test]
+async fn brk25_04_who_loses_access_hears_no_more_of_a_stream() {
+    let upstream = Upstream::open().await;
+    let gateway = builder().start().await;
+    let alice = Person::sign_in(&gateway, "alice").await;
+    let mut bob = Person::sign_in(&gateway, "bob").await;
+    let client = Client::register(&gateway).await;
+    let members = [("alice", "administrator"), ("bob", "member")];
+    let organization = alice.organization("Acme", &members).await;
+    let added = alice.add(Some(&organization), &upstream, json!({"auth": {"mode": "none"}})).await;
+    for end in ["unassign", "rotate", "disable"] {
+        alice.assign(&added, "bob").await;
+        let of = format!("/configurations/{}", id(&added));
+        let url = address(&alice.get(&of).await).to_owned();
+        let tokens = bob.let_in(&client, &url).await;
+        let (feed, answer) = Answer::stream();
+        upstream.answer_next(answer);
+        let mut stream = call_at(&gateway, &url, &tokens.access_token).send("GET", None).await;
+        feed.event("before");
+        assert!(stream.chunk().await.unwrap().is_some(), "{end}");
+        match end {
+            "unassign" => alice.unassign(&added, "bob").await,
+            "rotate" => drop(alice.ask("POST", &format!("{of}/rotate")).done(200).await),
+            _ => drop(alice.ask("PATCH", &of).with(json!({"enabled": false})).done(200).await),
+        }
+        feed.event("after");
+        assert!(stream.chunk().await.is_err(), "{end}: nothing more comes");
+    }
+}

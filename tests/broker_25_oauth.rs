@@ -79,7 +79,8 @@ async fn brk25_10_a_code_counts_once_and_a_refresh_token_that_comes_twice_ends_i
     let again = client.refresh(&tokens.refresh_token).await;
     assert_eq!(again.error().as_deref(), Some("invalid_grant"));
     assert_eq!(client.refresh(&next.refresh_token).await.error().as_deref(), Some("invalid_grant"));
-    eventually(SECOND, async || ping(&gateway, address(&added), &next.access_token).await.status == 401).await;
+    eventually(SECOND, async || ping(&gateway, address(&added), &next.access_token).await.status == 401)
+        .await;
     // Not the address of another route.
     let tokens = alice.let_in(&client, address(&added)).await;
     let other = alice.add(None, &upstream, json!({"auth": {"mode": "none"}})).await;

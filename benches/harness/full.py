@@ -1,8 +1,9 @@
 """The rows beside the main table: Postern and bare Pingora, doing the same. Each scene has its own."""
 
 import contextlib
+import dataclasses
 
-from . import check, gateway, load, machine, peers, users
+from . import check, gateway, load, machine, managed, peers, users
 from .calls import CALL, call
 from .scenes import Scene
 
@@ -53,6 +54,29 @@ def rules(bench, targets, is_wanted):
     body = bench.body(call(1024), "1k")
     yield Scene("rules", "bodies of 1 KiB", [*own, ruled], lambda target, seconds: load.wrk(target, body, seconds))
     bench.programs.end(*ruled.processes)
+
+
+def managed_connections(bench, targets, is_wanted):
+    """Postern with many managed configurations in its store, at a configured route and at one of theirs."""
+    own = [target for target in targets if target.key == "postern"]
+    if not own or not is_wanted("managed"):
+        return
+    more = gateway.on_redis(bench.directory, gateway.redis(bench.programs))
+    more |= {"managed": {"allow_hosts": ["127.0.0.1"]}}
+    made = bench.gateway("postern-managed", "Postern, 10,000 managed configurations", more=more)
+    address = managed.filled(made, f"http://{bench.address}/mcp")
+    tokens = users.GatewayTokens(made.origin, address)
+    theirs = dataclasses.replace(
+        made.target, key="postern-connect", name="the same, at the route of one", url=address, tokens=tokens
+    )
+    body = bench.body(CALL)
+    yield Scene(
+        "managed",
+        "10,000 managed configurations, 100,000 assignments",
+        [*own, made.target, theirs],
+        lambda target, seconds: load.wrk(target, body, seconds),
+    )
+    bench.programs.end(*made.target.processes)
 
 
 @contextlib.contextmanager

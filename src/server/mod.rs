@@ -141,6 +141,7 @@ fn run_with(
         reload: Arc::new(move || reload.now()),
         heard: tokio::sync::Mutex::new(parts.wish),
         idle: idle.clone(),
+        resolver: Arc::clone(&gateway.resolver),
     };
     let renewal = Renewal {
         authority: Arc::clone(&authority),
