@@ -825,3 +825,51 @@ async fn the_document_is_whole() {
     names.dedup();
     assert_eq!(names.len(), 22, "{names:?}");
 }
+
+/// Schemathesis against the served document, below `tests/interop`.
+async fn schemathesis(gateway: &Gateway, program: &Api, settings: &str, words: &[&str]) {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let directory = tempfile::tempdir().unwrap();
+    // Whoever names a version that is gone hears that first.
+    let refused =
+        r#"expected-statuses = ["400", "401", "403", "404", "409", "412", "413", "415", "422", "429"]"#;
+    let settings = format!("{settings}[checks.negative_data_rejection]\n{refused}\n");
+    std::fs::write(directory.path().join("schemathesis.toml"), settings).unwrap();
+    let checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance,\
+                  response_headers_conformance,negative_data_rejection,missing_required_header,ignored_auth";
+    let (_, token) = program.headers.iter().find(|(name, _)| *name == "authorization").unwrap();
+    let mut command = std::process::Command::new(root.join("target/interop-venv/bin/st"));
+    command
+        .args(["--no-color", "run", &gateway.url("/api/v1/openapi.json"), "--header"])
+        .arg(format!("Authorization: {token}"))
+        .args(["--checks", checks, "--phases", "coverage,fuzzing", "--seed", "1", "--max-examples", "10"])
+        .args(["--warnings", "off", "--generation-database", "none"])
+        .args(words)
+        .current_dir(directory.path());
+    let ended = tokio::task::spawn_blocking(move || {
+        let setup = std::process::Command::new(root.join("tests/interop/setup.sh")).output().unwrap();
+        assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
+        command.output().unwrap()
+    });
+    let ended = ended.await.unwrap();
+    let said = String::from_utf8_lossy(&ended.stdout);
+    assert!(ended.status.success(), "{said}{}", String::from_utf8_lossy(&ended.stderr));
+    assert!(said.contains("passed"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn schemathesis_finds_nothing() {
+    let all = "connections:read,connections:write,connections:token,connections:audit";
+    let accounts: [&[&str]; 2] = [&["wide", "--api", all], &["deep", "--api", all]];
+    let (gateway, [wide, deep]) = with_programs(accounts).await;
+    let open = Upstream::open().await;
+    schemathesis(&gateway, &wide, "", &[]).await;
+    // Once more, at what is there.
+    let organization = deep.make_organization("Works").await;
+    let configuration = deep.make_configuration(&open_server(&open, Some(&organization))).await;
+    let settings = format!(
+        "[parameters]\n\"path.organization\" = \"{organization}\"\n\"path.configuration\" = \"{configuration}\"\n\"path.user\" = \"bob\"\n"
+    );
+    schemathesis(&gateway, &deep, &settings, &["--exclude-method", "DELETE"]).await;
+    assert_eq!(deep.get(&format!("/configurations/{configuration}")).await.status, 200);
+}

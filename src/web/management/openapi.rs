@@ -49,6 +49,17 @@ fn document() -> Value {
     }
     let mut schemas = shapes.read.take_definitions(true);
     schemas.extend(shapes.written.take_definitions(true));
+    let malformed = json!({
+        "description": "The request cannot be read, in words of this API or, where its path has no one meaning, of the gateway",
+        "content": {
+            "application/problem+json": {"schema": problem},
+            "application/json": {"schema": {
+                "type": "object",
+                "required": ["error", "error_description"],
+                "properties": {"error": {"type": "string"}, "error_description": {"type": "string"}},
+            }},
+        },
+    });
     let problems = json!({
         "description": "What is wrong (RFC 9457)",
         "headers": {
@@ -69,7 +80,7 @@ fn document() -> Value {
         "paths": paths,
         "components": {
             "schemas": schemas,
-            "responses": {"Problem": problems},
+            "responses": {"Problem": problems, "Malformed": malformed},
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "session": {"type": "apiKey", "in": "cookie", "name": "__Host-postern-session"},
@@ -99,10 +110,11 @@ fn described(operation: &Operation, shapes: &mut Shapes) -> Value {
         "The same key and the same request again are answered as before, for a day",
     )));
     parameters.extend(headers.into_iter().map(|(name, words)| {
-        json!({
-            "name": name, "in": "header", "description": words, "required": false,
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-        })
+        let schema = match name {
+            "idempotency-key" => json!({"type": "string", "minLength": 1, "maxLength": 255}),
+            _ => json!({"type": "string"}),
+        };
+        json!({"name": name, "in": "header", "description": words, "required": false, "schema": schema})
     }));
     let mut described = json!({
         "operationId": operation.name,
@@ -135,12 +147,12 @@ fn is_creation(operation: &Operation) -> bool {
 
 fn of_path(name: &str) -> Value {
     let words = match name {
-        "user" => "Their name, or `~` and its base64url where it cannot stand in a path",
+        "user" => "Their name, or `~` and its base64url where there is anything else in it",
         _ => "Its id",
     };
     json!({
         "name": name, "in": "path", "required": true, "description": words,
-        "schema": {"type": "string", "minLength": 1, "maxLength": 512},
+        "schema": {"type": "string", "pattern": "^[A-Za-z0-9_.@~-]+$", "maxLength": 512},
     })
 }
 
@@ -178,7 +190,8 @@ fn responses(operation: &Operation, shapes: &mut Shapes) -> Value {
         all.insert("304".to_owned(), json!({"description": "It is the version that is known"}));
     }
     for status in refusals {
-        all.insert(status.to_owned(), json!({"$ref": "#/components/responses/Problem"}));
+        let name = if status == "400" { "Malformed" } else { "Problem" };
+        all.insert(status.to_owned(), json!({"$ref": format!("#/components/responses/{name}")}));
     }
     Value::Object(all)
 }
