@@ -944,6 +944,7 @@ async fn sr_as_05_a_local_request_is_answered_on_the_snapshot_it_came_with() {
 
         authority: "taken.example".into(),
         client: None,
+        request_id: String::new(),
     };
     let ask = async |method: &str, path: &str, kind: &str, body: String| {
         let request = http::Request::builder().method(method).uri(path).header("content-type", kind);
