@@ -4,6 +4,8 @@ mod convert;
 mod demo;
 mod doctor;
 mod kept;
+mod managed;
+mod password;
 mod policy;
 mod service_accounts;
 
@@ -11,9 +13,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use argon2::{Argon2, PasswordHasher};
 use clap::{Parser, Subcommand};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
 use crate::config::{self, Config};
 use crate::{seal, server, telemetry};
@@ -22,20 +23,6 @@ pub use agent::ROUTE as AGENT_ROUTE;
 
 /// A bad configuration (`EX_CONFIG` of sysexits.h).
 const BAD_CONFIG: u8 = 78;
-
-/// What `doctor --json` prints.
-const DOCTOR_JSON: &str = "\
-JSON: {route, steps, verdict}
-  steps    list of {step, request?, response?, facts?, decision, why, fix?}
-    step      route, address, probe, resource_metadata, server_metadata, authorization_server,
-              token_endpoint, identity, registration_endpoint or registration
-    request   {method, url}
-    response  {status or error, content_type?, length?, milliseconds,
-               www_authenticate?: {schemes, scope?, resource_metadata?, error?}}
-    facts     names and values: what was configured, published or chosen
-    decision, why, fix   text
-  verdict  {ok, summary, fixes}: ok as in the exit code; fixes: those of all steps, in order
-Nothing in it is secret; what strangers have written is cut to one short line of visible ASCII.";
 
 /// MCP gateway: clients sign in once, each user's own token reaches every MCP server behind it.
 #[derive(Parser)]
@@ -83,7 +70,7 @@ enum Command {
     ///
     /// Needs no running gateway and no store; changes nothing. Exit code 0 when an authorization could begin or none is
     /// needed, 1 when not.
-    #[command(after_long_help = DOCTOR_JSON)]
+    #[command(after_long_help = doctor::JSON)]
     Doctor {
         /// The configuration file.
         #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
@@ -115,6 +102,8 @@ enum Command {
     /// Programs that call without people, each with a token that you make for it.
     #[command(subcommand)]
     ServiceAccounts(service_accounts::Command),
+    #[command(flatten)]
+    Managed(Box<managed::Managed>),
     /// Print what another gateway's file says as routes of Postern's; what they cannot say goes to standard error.
     ///
     /// Secrets become variables, which comments name. Exit code 0 when nothing is lost, 1 when something is, 78 when the file
@@ -282,8 +271,9 @@ pub fn main() -> ExitCode {
             with_config(&config, |config| kept::unblock(&config, &user))
         }
         Command::ServiceAccounts(command) => command.run(),
+        Command::Managed(command) => managed::run(*command),
         Command::Convert { from, file } => convert::convert(from, &file),
-        Command::HashPassword => hash_password(),
+        Command::HashPassword => password::hash(),
     }
 }
 
@@ -307,23 +297,6 @@ fn warn(config: &Config) {
 fn started(outcome: Result<(), server::StartError>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => failed(&error.to_string()),
-    }
-}
-
-fn hash_password() -> ExitCode {
-    let mut line = String::new();
-    if let Err(error) = std::io::stdin().read_line(&mut line) {
-        return failed(&format!("password cannot be read from standard input: {error}"));
-    }
-    let password = SecretString::from(line.trim_end_matches(['\r', '\n']).to_owned());
-    if password.expose_secret().is_empty() {
-        return failed(
-            "give the password on standard input, for example: printf %s \"$PASSWORD\" | postern hash-password",
-        );
-    }
-    match Argon2::default().hash_password(password.expose_secret().as_bytes()) {
-        Ok(hash) => println(&hash.to_string()),
         Err(error) => failed(&error.to_string()),
     }
 }

@@ -85,6 +85,17 @@ impl Node {
         node.position
     }
 
+    /// The text under these names, one within the other.
+    pub(super) fn text(&self, names: &[&str]) -> Option<&str> {
+        match (&self.value, names) {
+            (Value::Text(text), []) => Some(text),
+            (Value::Map(entries), [name, inner @ ..]) => {
+                entries.iter().find(|entry| entry.key == *name)?.node.text(inner)
+            }
+            _ => None,
+        }
+    }
+
     /// What kind of value this is, for messages.
     pub(super) fn kind(&self) -> &'static str {
         match self.value {

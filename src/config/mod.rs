@@ -74,12 +74,32 @@ pub fn load(path: &Path) -> Result<Config, Report> {
 /// As [`load`].
 pub fn load_with(path: &Path, strategies: &[String]) -> Result<Config, Report> {
     let name = path.display().to_string();
+    parse_with(&read(path, &name)?, &name, &Process, strategies)
+}
+
+/// `server.public_url` of the file at `path`, as written: for whoever only wants to know where Postern is, and may not see
+/// the secrets that the file names.
+///
+/// # Errors
+/// That the file cannot be read, or does not say it.
+pub fn public_url(path: &Path) -> Result<String, Report> {
+    let name = path.display().to_string();
+    let document = document::read(&read(path, &name)?, &name)?;
+    document.text(&["server", "public_url"]).map(str::to_owned).ok_or_else(|| {
+        Report::whole(
+            &name,
+            "has no server.public_url".to_owned(),
+            "write the URL under which clients reach Postern",
+        )
+    })
+}
+
+fn read(path: &Path, name: &str) -> Result<String, Report> {
     let bytes = std::fs::read(path).map_err(|error| {
-        Report::whole(&name, format!("cannot be read: {error}"), "give the path of a configuration file")
+        Report::whole(name, format!("cannot be read: {error}"), "give the path of a configuration file")
     })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| Report::whole(&name, "is not UTF-8 text".to_owned(), "save the file as UTF-8"))?;
-    parse_with(&text, &name, &Process, strategies)
+    String::from_utf8(bytes)
+        .map_err(|_| Report::whole(name, "is not UTF-8 text".to_owned(), "save the file as UTF-8"))
 }
 
 /// Checks the configuration `text`; `name` stands in front of every problem.

@@ -23,6 +23,20 @@ use crate::oauth::client::prospect::{Upstream, ask};
 use crate::outbound::{AddressPolicy, Outbound, Settings};
 use crate::route::{Route, Table};
 
+/// What `doctor --json` prints.
+pub const JSON: &str = "\
+JSON: {route, steps, verdict}
+  steps    list of {step, request?, response?, facts?, decision, why, fix?}
+    step      route, address, probe, resource_metadata, server_metadata, authorization_server,
+              token_endpoint, identity, registration_endpoint or registration
+    request   {method, url}
+    response  {status or error, content_type?, length?, milliseconds,
+               www_authenticate?: {schemes, scope?, resource_metadata?, error?}}
+    facts     names and values: what was configured, published or chosen
+    decision, why, fix   text
+  verdict  {ok, summary, fixes}: ok as in the exit code; fixes: those of all steps, in order
+Nothing in it is secret; what strangers have written is cut to one short line of visible ASCII.";
+
 /// `registers`: registers for real, and ends that registration where it can be ended.
 pub fn doctor(config: &Config, name: &str, registers: bool, as_json: bool) -> ExitCode {
     rustls::crypto::ring::default_provider().install_default().ok();
