@@ -8,6 +8,7 @@ mod kept;
 mod lean;
 mod listeners;
 mod parts;
+mod pulse;
 mod reload;
 mod shutdown;
 mod tls;
@@ -153,6 +154,7 @@ fn run_with(
         .custom(
             Joining::new(idle),
             Arc::new(|proxy, stream, shutdown| {
+                pulse::start();
                 tokio::spawn(kept::serve(proxy, stream, shutdown.clone()));
                 Box::pin(std::future::ready(None))
             }),
