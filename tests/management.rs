@@ -227,6 +227,29 @@ async fn organisations_and_their_members() {
 }
 
 #[tokio::test]
+async fn people_of_a_provider_have_a_place_in_paths() {
+    let provider = json!({
+        "name": "corp", "issuer": "https://idp.example.com", "client_id": "c", "client_secret": "CANARY_idp",
+    });
+    let gateway = builder().with("login.oidc", json!([provider])).start().await;
+    let alice = Api::of(&gateway, "alice").await;
+    let members = format!("/organizations/{}/members", alice.make_organization("Works").await);
+    let role = json!({"role": "member"});
+    let segment = |user: &str| format!("~{}", data_encoding::BASE64URL_NOPAD.encode(user.as_bytes()));
+    let person = "https://idp.example.com|a/b 1";
+    let put = alice.put(&format!("{members}/{}", segment(person)), &role).await.is(200);
+    assert_eq!((&put["user"], &put["segment"]), (&json!(person), &json!(segment(person))));
+    assert_eq!(alice.get(&members).await.is(200)["items"][1], put);
+    assert_eq!(alice.delete(&format!("{members}/{}", segment(person))).await.status, 204);
+    // Longer than the store could keep it, and what nobody is called.
+    let long = format!("https://idp.example.com|{}", "x".repeat(1_500));
+    for nobody in [segment(&long), segment("https://idp.example.com|a\0b"), "~x!".into(), "~".into()] {
+        alice.put(&format!("{members}/{nobody}"), &role).await.refused(404, "not-found");
+    }
+    assert_eq!(alice.get(&members).await.is(200)["items"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
 async fn a_configuration_from_its_making_to_its_end() {
     let (gateway, open) = (builder().start().await, Upstream::open().await);
     let (alice, bob) = (Api::of(&gateway, "alice").await, Api::of(&gateway, "bob").await);
@@ -511,6 +534,7 @@ async fn what_is_not_asked_for_is_refused() {
     assert_eq!(wrong.header("allow"), "GET, POST");
     alice.get(&format!("{at}/nothing")).await.refused(404, "not-found");
     alice.get(&format!("{at}/{}", "x".repeat(2_000))).await.refused(404, "not-found");
+    alice.get(&format!("/configurations/{}", "x".repeat(2_000))).await.refused(404, "not-found");
     alice.get("/configurations/nothing?x=1").await.refused(400, "malformed");
     for (member, value) in [
         ("auth", json!({"mode": "none", "headers": []})),

@@ -941,10 +941,9 @@ async fn sr_as_05_a_local_request_is_answered_on_the_snapshot_it_came_with() {
         postern::web::router(Arc::new(later.authority), Arc::new(Metrics::new().unwrap()), providers);
     let about = postern::web::About {
         snapshot: taken.authority.snapshot(),
-
         authority: "taken.example".into(),
         client: None,
-        request_id: String::new(),
+        request_id: "1".into(),
     };
     let ask = async |method: &str, path: &str, kind: &str, body: String| {
         let request = http::Request::builder().method(method).uri(path).header("content-type", kind);

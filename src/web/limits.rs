@@ -90,6 +90,14 @@ mod tests {
     }
 
     #[test]
+    fn who_asks_the_management_api_too_often_waits_and_nobody_else() {
+        let limits = Limits::default();
+        let flood = (0..3_000).filter(|_| limits.management("alice")).count();
+        assert!((1_000..1_100).contains(&flood), "{flood}");
+        assert!(limits.management("bob"));
+    }
+
+    #[test]
     fn sr_as_62_all_addresses_together_have_a_bound() {
         let limits = Limits::default();
         let from = |number: u32| Some(IpAddr::from(number.to_be_bytes()));
