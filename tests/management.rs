@@ -529,6 +529,8 @@ async fn what_is_not_asked_for_is_refused() {
         alice.post(at, &body).await.refused(422, "invalid");
     }
     raw("application/json", "{\"name\": \"a\", \"name\": \"b\"}").await.refused(422, "invalid");
+    let head = alice.send("HEAD", at, None).await;
+    assert_eq!((head.status, head.json), (200, json!(null)));
     let wrong = alice.send("PUT", at, None).await;
     wrong.refused(405, "method-not-allowed");
     assert_eq!(wrong.header("allow"), "GET, POST");
@@ -669,6 +671,8 @@ async fn tokens_are_good_for_their_scopes_and_nothing_else() {
 
     // Programs.
     let organization = program.make_organization("Works").await;
+    let refused = program.post("/configurations", &open_server(&open, None)).await;
+    assert_eq!(refused.refused(422, "invalid")["errors"][0]["pointer"], "#/organization");
     assert_eq!(alice.get(&format!("/organizations/{organization}")).await.status, 200);
     program.get("/events").await.refused(403, "insufficient-scope");
     assert_eq!(own.get("/organizations").await.is(200)["items"], json!([]));

@@ -85,7 +85,9 @@ impl Desk<'_> {
     async fn made_configuration(&self, draft: Draft) -> Result<Current<Configuration>, Refused> {
         self.require_owner(&draft.owner)?;
         if matches!(draft.owner, Owner::User(_)) {
-            self.require_user(&self.actor.name)?;
+            let why = "is needed: a program has nothing of its own";
+            self.require_user(&self.actor.name)
+                .map_err(|_| Refused::Invalid("organization", why.to_owned()))?;
             if !self.settings.personal {
                 return Err(Refused::Forbidden("this gateway lets organisations alone add servers"));
             }
