@@ -443,6 +443,19 @@ async fn brk25_20_a_program_gets_a_short_token_and_what_is_deleted_is_gone() {
     assert_eq!(alice.ask("PUT", &slot("carol")).send().await.status, 409);
     alice.unassign(&single, "bob").await;
     alice.assign(&single, "carol").await;
+    // It becomes one for several, and one for one again, who keeps it.
+    let share = async |sharing: &str, status: u16| {
+        let change = alice.ask("PATCH", &format!("/configurations/{}", id(&single)));
+        change.with(json!({"sharing": sharing})).done(status).await
+    };
+    share("multi_user", 200).await;
+    alice.assign(&single, "bob").await;
+    share("single_user", 409).await;
+    alice.unassign(&single, "carol").await;
+    share("single_user", 200).await;
+    assert_eq!(alice.ask("PUT", &slot("carol")).send().await.status, 409);
+    let own = alice.ask("PATCH", &format!("/configurations/{}", id(&added)));
+    own.with(json!({"sharing": "multi_user"})).done(422).await;
 
     let of = format!("/configurations/{}", id(&added));
     alice.ask("DELETE", &of).done(204).await;

@@ -147,9 +147,8 @@ impl Desk<'_> {
             }
             let mut wanted = wished(before.value.clone(), &wish);
             self.check(&mut wanted)?;
-            let assigned = self.authority.directory.assignments(id).len();
-            if wanted.sharing == Sharing::SingleUser && assigned > 1 {
-                return Err(Refused::Conflict("it is assigned to several users"));
+            if wanted.sharing != before.value.sharing {
+                wanted.slot = self.slot_for(&wanted)?;
             }
             let is_material = is_material(&before.value, &wanted);
             if is_material {
@@ -167,6 +166,20 @@ impl Desk<'_> {
         };
         let event = self.event("configuration.change", id);
         self.noted(event, changed.await).await
+    }
+
+    /// Who has the one place, where there is one from now on.
+    fn slot_for(&self, wanted: &Configuration) -> Result<Option<String>, Refused> {
+        if matches!((&wanted.owner, wanted.sharing), (Owner::User(_), Sharing::MultiUser)) {
+            let why = "a personal configuration is for a single user".to_owned();
+            return Err(Refused::Invalid("sharing", why));
+        }
+        let mut assigned = self.authority.directory.assignments(&wanted.id).into_iter();
+        match (wanted.sharing, assigned.next(), assigned.next()) {
+            (Sharing::MultiUser, ..) => Ok(None),
+            (Sharing::SingleUser, only, None) => Ok(only.map(|only| only.user)),
+            (Sharing::SingleUser, ..) => Err(Refused::Conflict("it is assigned to several users")),
+        }
     }
 
     /// Another address: the old one and every token for it are no good from now on. Connections stay.
