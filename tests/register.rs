@@ -111,7 +111,7 @@ async fn sr_as_01_sr_as_02_the_metadata_lists_exactly_what_there_is() {
         "registration_endpoint": gateway.url("/oauth/register"),
         "revocation_endpoint": gateway.url("/oauth/revoke"),
         "jwks_uri": gateway.url("/oauth/jwks.json"),
-        "scopes_supported": [ACCESS_SCOPE, "second:read"],
+        "scopes_supported": [ACCESS_SCOPE, "profile", "second:read"],
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],
         "grant_types_supported": ["authorization_code", "refresh_token"],
@@ -126,6 +126,7 @@ async fn sr_as_01_sr_as_02_the_metadata_lists_exactly_what_there_is() {
     assert_eq!(answer.json(), expected);
     let mut openid = get(&gateway, OPENID).await.json();
     let extra = openid.as_object_mut().unwrap();
+    assert_eq!(extra.remove("userinfo_endpoint"), Some(json!(gateway.url("/oauth/userinfo"))));
     assert_eq!(extra.remove("subject_types_supported"), Some(json!(["public"])));
     // Clients insist on the member, but no ID token is ever issued.
     assert_eq!(extra.remove("id_token_signing_alg_values_supported"), Some(json!([])));
@@ -163,7 +164,7 @@ async fn sr_as_03_what_is_listed_works_and_what_is_not_listed_is_refused() {
             "{grant}"
         );
     }
-    for path in ["/oauth/introspect", "/oauth/device", "/oauth/par", "/oauth/userinfo"] {
+    for path in ["/oauth/introspect", "/oauth/device", "/oauth/par"] {
         let answer = client.form(path, &Params::new().with("token", &tokens.access_token)).await;
         assert_eq!(answer.status, 404, "{path}");
     }
