@@ -162,7 +162,7 @@ async fn what_tools_need_is_asked_for_when_it_is_needed() {
     let server = document("/.well-known/oauth-authorization-server").await;
     assert_eq!(
         server["scopes_supported"],
-        json!(["demo:echo", "demo:self", "mcp:access"]),
+        json!(["demo:echo", "demo:self", "mcp:access", "profile"]),
         "all that can be had"
     );
     // A consent that is remembered covers what was asked, and no more.
