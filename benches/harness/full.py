@@ -63,7 +63,7 @@ def managed_connections(bench, targets, is_wanted):
         return
     more = gateway.on_redis(bench.directory, gateway.redis(bench.programs))
     more |= {"managed": {"allow_hosts": ["127.0.0.1"]}}
-    made = bench.gateway("postern-managed", "Postern, 10,000 managed configurations", more=more)
+    made = bench.gateway("postern-managed", "Postern, 1,000 managed configurations", more=more)
     address = managed.filled(made, f"http://{bench.address}/mcp")
     tokens = users.GatewayTokens(made.origin, address)
     theirs = dataclasses.replace(
@@ -72,7 +72,7 @@ def managed_connections(bench, targets, is_wanted):
     body = bench.body(CALL)
     yield Scene(
         "managed",
-        "10,000 managed configurations, 100,000 assignments",
+        "1,000 managed configurations, 10,000 assignments",
         [*own, made.target, theirs],
         lambda target, seconds: load.wrk(target, body, seconds),
     )
