@@ -9,15 +9,11 @@ use serde_json::{Value, json};
 use support::PATIENCE;
 use support::client::Client;
 use support::gateway::Gateway;
-use support::managed::{Person, address, builder, call_at, id, path};
+use support::managed::{Person, address, builder, call_at, id, path, ping};
 use support::mcp::McpAnswer;
 use support::raw::exchange;
 use support::script::Answer;
 use support::upstream::Upstream;
-
-async fn ping(gateway: &Gateway, url: &str, token: &str) -> McpAnswer {
-    call_at(gateway, url, token).call("ping", json!({})).await
-}
 
 /// What an answer says, without what differs between any two.
 fn said(answer: &McpAnswer) -> (u16, String, Vec<String>) {

@@ -11,17 +11,12 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use support::client::Client;
 use support::eventually;
-use support::gateway::Gateway;
-use support::managed::{Person, address, builder, call_at, id, path};
+use support::managed::{Person, address, builder, id, path, ping};
 use support::mcp::McpAnswer;
 use support::script::{Consent, TokenFault};
 use support::upstream::Upstream;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-async fn ping(gateway: &Gateway, url: &str, token: &str) -> McpAnswer {
-    call_at(gateway, url, token).call("ping", json!({})).await
-}
 
 #[tokio::test]
 async fn brk25_08_clients_register_manage_themselves_and_prove_themselves_as_they_said() {

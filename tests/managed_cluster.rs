@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use support::client::{Client, Tokens};
 use support::cluster::{Cluster, Shared, address_of, store_at};
 use support::gateway::Gateway;
-use support::managed::{Person, address, call_at, id};
-use support::mcp::McpAnswer;
+use support::managed::{Person, address, id, ping};
 use support::process::run;
 use support::redis::Redis;
 use support::relay::{Relay, Weather};
@@ -21,10 +20,6 @@ use support::{PATIENCE, eventually};
 
 /// How soon a change counts everywhere.
 const SECOND: Duration = Duration::from_secs(1);
-
-async fn ping(gateway: &Gateway, url: &str, token: &str) -> McpAnswer {
-    call_at(gateway, url, token).call("ping", json!({})).await
-}
 
 fn managed() -> Value {
     json!({"administrators": ["alice"], "allow_hosts": ["127.0.0.1"]})

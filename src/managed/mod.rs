@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use url::Url;
+use zeroize::Zeroizing;
 
 use self::record::{Assignment, Configuration, Membership, Organization, Owner, halves};
 use crate::config::{Config, Managed as Settings, PublicUrl};
@@ -88,7 +89,8 @@ impl Directory {
         Ok(())
     }
 
-    /// Reads one record again. Returns the configurations whose routes may be others now.
+    /// Reads one record again. Returns the configurations whose routes may be others now: none where it is as it was, as when
+    /// the store tells this instance of what it has changed itself.
     pub async fn changed(
         &self,
         records: &Records,
@@ -100,6 +102,9 @@ impl Directory {
             Kind::Organization => {
                 let found = value(records, key).await?;
                 let mut held = self.held();
+                if is_same(held.organizations.get(key), found.as_ref()) {
+                    return Ok(Vec::new());
+                }
                 held.organizations.remove(key);
                 found.into_iter().for_each(|organization| held.put_organization(organization));
                 Ok(held.of(&Owner::Organization(key.to_owned())))
@@ -108,6 +113,10 @@ impl Directory {
                 let Some((organization, user)) = halves(key) else { return Ok(Vec::new()) };
                 let found = value(records, key).await?;
                 let mut held = self.held();
+                let known = held.members.get(organization).and_then(|members| members.get(user));
+                if is_same(known, found.as_ref()) {
+                    return Ok(Vec::new());
+                }
                 held.remove_membership(organization, user);
                 found.into_iter().for_each(|membership| held.put_membership(membership));
                 Ok(held.of(&Owner::Organization(organization.to_owned())))
@@ -115,6 +124,9 @@ impl Directory {
             Kind::Configuration => {
                 let found = value(records, key).await?;
                 let mut held = self.held();
+                if is_same(held.configurations.get(key).map(|known| &**known), found.as_ref()) {
+                    return Ok(Vec::new());
+                }
                 held.remove_configuration(key);
                 found.into_iter().for_each(|configuration| held.put_configuration(configuration));
                 Ok(vec![key.to_owned()])
@@ -123,6 +135,10 @@ impl Directory {
                 let Some((configuration, user)) = halves(key) else { return Ok(Vec::new()) };
                 let found = value(records, key).await?;
                 let mut held = self.held();
+                let known = held.assignments.get(configuration).and_then(|assigned| assigned.get(user));
+                if is_same(known, found.as_ref()) {
+                    return Ok(Vec::new());
+                }
                 held.remove_assignment(configuration, user);
                 found.into_iter().for_each(|assignment| held.put_assignment(assignment));
                 Ok(vec![configuration.to_owned()])
@@ -221,6 +237,12 @@ impl Directory {
 
 async fn all<T: Typed>(records: &Records) -> Result<Vec<T>, RecordError> {
     Ok(records.scan::<T>().await?.into_iter().map(|(_, found)| found.value).collect())
+}
+
+/// Whether a record says what is known already.
+fn is_same<T: Typed>(known: Option<&T>, found: Option<&T>) -> bool {
+    let written = |record: Option<&T>| serde_json::to_vec(&record).map(Zeroizing::new).ok();
+    written(known).is_some_and(|known| written(found).is_some_and(|found| known == found))
 }
 
 async fn value<T: Typed>(records: &Records, key: &str) -> Result<Option<T>, RecordError> {

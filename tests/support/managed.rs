@@ -156,6 +156,10 @@ pub fn path(url: &str) -> &str {
     url.splitn(4, '/').nth(3).expect("path")
 }
 
+pub async fn ping(gateway: &Gateway, url: &str, token: &str) -> McpAnswer {
+    call_at(gateway, url, token).call("ping", json!({})).await
+}
+
 pub fn call_at(gateway: &Gateway, url: &str, token: &str) -> McpRequest {
     gateway.mcp(path(url)).bearer(token)
 }

@@ -152,6 +152,9 @@ impl Authority {
     /// The same for one record, from the next request on.
     pub async fn managed_changed(&self, kind: Kind, key: &str) -> Result<(), RecordError> {
         let affected = self.directory.changed(&self.records, kind, key).await?;
+        if affected.is_empty() {
+            return Ok(());
+        }
         self.snapshot.rcu(|snapshot| {
             let Some(around) = managed::Around::of(&snapshot.config) else {
                 return Snapshot::clone(snapshot);
