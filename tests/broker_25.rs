@@ -82,6 +82,7 @@ async fn brk25_01_brk25_02_an_address_has_a_key_that_is_replaced_at_once_and_con
 #[tokio::test]
 async fn brk25_03_a_token_is_for_one_address_version_use_and_context() {
     let (upstream, other) = (Upstream::start().await, Upstream::start().await);
+    let (open, second_open) = (Upstream::open().await, Upstream::open().await);
     for format in ["sealed", "jwt"] {
         let gateway = builder().with("oauth_server.access_token_format", json!(format)).start().await;
         let mut alice = Person::sign_in(&gateway, "alice").await;
@@ -115,6 +116,26 @@ async fn brk25_03_a_token_is_for_one_address_version_use_and_context() {
         assert!(other.calls_with_token().is_empty(), "no token of one server goes to another");
         let dead = upstream.authorization.ledger(|ledger| ledger.families.iter().all(|family| family.dead));
         assert!(dead, "what the old server was connected with is ended there");
+
+        // Nor is it the connection alone that makes the difference.
+        let none = json!({"auth": {"mode": "none"}});
+        let free = alice.add(Some(&organization), &open, none).await;
+        let free_url = address(&free).to_owned();
+        for what in ["use", "version"] {
+            alice.assign(&free, "alice").await;
+            let tokens = alice.let_in(&client, &free_url).await;
+            assert_eq!(ping(&gateway, &free_url, &tokens.access_token).await.status, 200, "{what}");
+            if what == "use" {
+                alice.unassign(&free, "alice").await;
+                alice.assign(&free, "alice").await;
+            } else {
+                let change = alice.ask("PATCH", &format!("/configurations/{}", id(&free)));
+                change.with(json!({"url": second_open.url()})).done(200).await;
+            }
+            let refused = ping(&gateway, &free_url, &tokens.access_token).await;
+            assert_eq!(refused.status, 401, "{format}: another {what}");
+            assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 400, "{what}");
+        }
     }
 }
 
