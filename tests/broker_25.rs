@@ -8,7 +8,6 @@ mod support;
 use serde_json::{Value, json};
 use support::PATIENCE;
 use support::client::Client;
-use support::gateway::Gateway;
 use support::managed::{Person, address, builder, call_at, id, path, ping};
 use support::mcp::McpAnswer;
 use support::raw::exchange;
