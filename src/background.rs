@@ -116,8 +116,9 @@ impl Upkeep {
     }
 
     async fn follow_all(&self, changes: &mut broadcast::Receiver<Change>) {
-        // Whether something is still to be read that could not be read when it changed.
-        let mut missed = !self.read_all().await;
+        // Whether something is still to be read that could not be read when it changed. What is copied has been forgotten
+        // already, and is followed since: it is not forgotten a second time under the first requests.
+        let mut missed = !self.read_ahead().await || !self.read_last().await;
         let mut sweep = tokio::time::interval(SWEEP);
         let mut again = tokio::time::interval(AGAIN);
         loop {
@@ -216,16 +217,24 @@ impl Upkeep {
     /// answers: while it does not, those in memory serve. Keys come last: with them the first request is judged, and what
     /// is revoked has to be known by then.
     async fn read_all(&self) -> bool {
-        if let Err(error) = self.authority.records.reassert().await {
-            tracing::warn!(%error, "what was written of late cannot be asserted yet");
-            return false;
-        }
-        if !self.read_revoked().await || !self.read_managed().await {
+        if !self.read_ahead().await {
             return false;
         }
         self.connections.forget_all();
         self.exchanged.forget_all();
         self.authority.attributes.forget_all();
+        self.read_last().await
+    }
+
+    async fn read_ahead(&self) -> bool {
+        if let Err(error) = self.authority.records.reassert().await {
+            tracing::warn!(%error, "what was written of late cannot be asserted yet");
+            return false;
+        }
+        self.read_revoked().await && self.read_managed().await
+    }
+
+    async fn read_last(&self) -> bool {
         self.read_wish().await && self.read_keys().await
     }
 
