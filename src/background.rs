@@ -1,5 +1,6 @@
 //! What goes on beside the requests: hearing of changes in the store, so that copies in memory follow within
 //! milliseconds, sweeping out what has expired, and renewing what is about to.
+pub mod changes;
 pub mod reload;
 pub mod renewal;
 
@@ -10,8 +11,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::Mutex;
+
+use changes::{Behind, Changes};
 
 use crate::credential::{Connections, ExchangedTokens};
 use crate::oauth::server::grant::REMEMBER_REVOKED;
@@ -32,7 +34,7 @@ pub struct Upkeep {
     pub connections: Arc<Connections>,
     pub exchanged: Arc<ExchangedTokens>,
     /// Subscribed before anything was read from the store, so that nothing is missed in between.
-    pub changes: Mutex<broadcast::Receiver<Change>>,
+    pub changes: Mutex<Changes>,
     /// Reads the configuration again.
     pub reload: Arc<dyn Fn() + Send + Sync>,
     /// Which wish for that was heard last. `None`: the store could not be asked when the file was read.
@@ -46,7 +48,7 @@ impl BackgroundService for Upkeep {
     /// Goes on while the last requests end: a revocation counts for them too.
     async fn start(&self, _shutdown: ShutdownWatch) {
         let mut changes = self.changes.lock().await;
-        let copies = changes.resubscribe();
+        let copies = changes.from_now_on();
         // What was read before is followed by nobody.
         self.connections.forget_all();
         self.exchanged.forget_all();
@@ -97,25 +99,24 @@ impl Upkeep {
     }
 
     /// Copies that are read again by whoever needs them: nothing is asked here, so nothing holds this up.
-    async fn follow_copies(&self, mut changes: broadcast::Receiver<Change>) {
-        loop {
-            match changes.recv().await {
+    async fn follow_copies(&self, mut changes: Changes) {
+        while let Some(next) = changes.next().await {
+            match next {
                 Ok(Change::Of { kind: Kind::Connection, key }) => self.connections.changed(&key),
                 Ok(Change::Of { kind: Kind::Challenge, key }) => {
                     self.authority.connector.challenge_changed(&key);
                 }
                 Ok(Change::Of { kind: Kind::Attributes, key }) => self.authority.attributes.changed(&key),
                 Ok(_) => {}
-                Err(RecvError::Lagged(_)) => {
+                Err(Behind) => {
                     self.connections.forget_all();
                     self.authority.attributes.forget_all();
                 }
-                Err(RecvError::Closed) => return,
             }
         }
     }
 
-    async fn follow_all(&self, changes: &mut broadcast::Receiver<Change>) {
+    async fn follow_all(&self, changes: &mut Changes) {
         // Whether something is still to be read that could not be read when it changed. What is copied has been forgotten
         // already, and is followed since: it is not forgotten a second time under the first requests.
         let mut missed = !self.read_ahead().await || !self.read_last().await;
@@ -123,13 +124,13 @@ impl Upkeep {
         let mut again = tokio::time::interval(AGAIN);
         loop {
             tokio::select! {
-                change = changes.recv() => match change {
-                    Ok(change) => missed |= !self.follow(change).await,
-                    Err(RecvError::Lagged(count)) => {
-                        tracing::warn!(count, "changes in the store were missed: reading everything again");
+                next = changes.next() => match next {
+                    Some(Ok(change)) => missed |= !self.follow(change).await,
+                    Some(Err(Behind)) => {
+                        tracing::warn!("changes in the store were missed: reading everything again");
                         missed |= !self.follow(Change::Missed).await;
                     }
-                    Err(RecvError::Closed) => return,
+                    None => return,
                 },
                 () = self.authority.rekey.notified() => missed |= !self.read_keys().await,
                 _ = again.tick(), if missed => missed = !self.read_all().await,

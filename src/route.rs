@@ -3,6 +3,7 @@
 //! The decision is made on one canonical form of the path, and that same form is what goes upstream, so nothing can
 //! be routed as one thing and read as another. Whatever has no single meaning (escaped separators, dot segments,
 //! control bytes) is refused instead of interpreted.
+mod managed;
 mod path;
 mod rules;
 mod table;
@@ -19,9 +20,10 @@ use secrecy::ExposeSecret;
 use crate::config::{self, CallLimit, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
 use crate::outbound::AddressPolicy;
 
+pub use managed::Managed;
 pub use path::canonical_path;
 pub use rules::Rules;
-pub use table::{Managed, Table};
+pub use table::Table;
 
 /// The scope every access token needs, on every route.
 pub const ACCESS_SCOPE: &str = "mcp:access";

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 
 from . import check, gateway, load, machine, managed, peers, users
 from .calls import CALL, call
@@ -63,8 +64,10 @@ def managed_connections(bench, targets, is_wanted):
         return
     more = gateway.on_redis(bench.directory, gateway.redis(bench.programs))
     more |= {"managed": {"allow_hosts": ["127.0.0.1"]}}
-    made = bench.gateway("postern-managed", "Postern, 1,000 managed configurations", more=more)
+    made = bench.gateway("postern-managed", "Postern, 10,000 managed configurations", more=more)
+    begun = time.monotonic()
     address = managed.filled(made, f"http://{bench.address}/mcp")
+    print(f"made over the API in {time.monotonic() - begun:.0f} s")
     tokens = users.GatewayTokens(made.origin, address)
     theirs = dataclasses.replace(
         made.target, key="postern-connect", name="the same, at the route of one", url=address, tokens=tokens
@@ -72,7 +75,7 @@ def managed_connections(bench, targets, is_wanted):
     body = bench.body(CALL)
     yield Scene(
         "managed",
-        "1,000 managed configurations, 10,000 assignments",
+        "10,000 managed configurations, 100,000 assignments",
         [*own, made.target, theirs],
         lambda target, seconds: load.wrk(target, body, seconds),
     )

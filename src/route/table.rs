@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
+use super::managed::Managed;
 use super::tree::Tree;
 use super::{Matched, RESOURCE_METADATA, Route, RouteError, canonical_path, provider_place, with_audiences};
 use crate::config::{self, IdentityProvider, MANAGED, PublicUrl};
@@ -16,11 +17,8 @@ use crate::map::Map;
 pub struct Table {
     configured: Arc<Configured>,
     /// `None`: there are none, and their places are the configuration's.
-    managed: Option<Arc<Managed>>,
+    managed: Option<Managed>,
 }
-
-/// Routes that were made at run time, by name.
-pub type Managed = Map<String, Arc<Route>>;
 
 /// A route, and what of the path lies below it.
 type Found<'t, 'p> = (&'t Arc<Route>, &'p str);
@@ -56,20 +54,14 @@ impl Table {
 
     /// From here on what lies below [`MANAGED`] is a route of these or none at all.
     pub fn with_managed(self, managed: Managed) -> Self {
-        Self { managed: Some(Arc::new(managed)), ..self }
+        Self { managed: Some(managed), ..self }
     }
 
     /// With these in place of those of the same names; `None`: it is taken out.
     pub fn with(&self, changed: impl IntoIterator<Item = (String, Option<Arc<Route>>)>) -> Self {
-        let managed = self.managed.as_deref().map(|managed| {
-            let mut managed = managed.clone();
-            for (name, route) in changed {
-                match route {
-                    Some(route) => managed.insert(name, route),
-                    None => managed.remove(&name),
-                };
-            }
-            Arc::new(managed)
+        let managed = self.managed.clone().map(|mut managed| {
+            changed.into_iter().for_each(|(name, route)| managed.set(name, route));
+            managed
         });
         Self { configured: Arc::clone(&self.configured), managed }
     }
@@ -121,7 +113,7 @@ impl Table {
     /// `None`: such a path is the configuration's. Nothing tells a key that is wrong, or was good once, from a route that
     /// never was.
     fn find_managed<'t, 'p>(&'t self, authority: &str, path: &'p str) -> Option<Option<Found<'t, 'p>>> {
-        let managed = self.managed.as_deref()?;
+        let managed = self.managed.as_ref()?;
         let segments = path.strip_prefix('/')?.strip_prefix(MANAGED)?.strip_prefix('/')?;
         if !self.is_public(authority) {
             return None;
@@ -163,7 +155,7 @@ impl Table {
     }
 
     pub fn by_name(&self, name: &str) -> Option<&Arc<Route>> {
-        self.configured.by_name.get(name).or_else(|| self.managed.as_deref()?.get(name))
+        self.configured.by_name.get(name).or_else(|| self.managed.as_ref()?.get(name))
     }
 
     /// The same, for somebody who may use it.
@@ -180,7 +172,7 @@ impl Table {
     pub fn has_place(&self, place: &str) -> bool {
         let of_managed = || {
             let (name, _) = place.split_once('\0')?;
-            self.managed.as_deref()?.get(name).filter(|route| route.place == place)
+            self.managed.as_ref()?.get(name).filter(|route| route.place == place)
         };
         self.configured.places.contains(place) || of_managed().is_some()
     }
@@ -197,6 +189,6 @@ impl Table {
 
     /// Those that were made at run time.
     pub fn managed(&self) -> impl Iterator<Item = &Arc<Route>> {
-        self.managed.iter().flat_map(|managed| managed.values())
+        self.managed.iter().flat_map(Managed::iter)
     }
 }

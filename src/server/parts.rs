@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use data_encoding::{BASE64, HEXLOWER};
-use tokio::sync::broadcast;
 use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
 use super::builder::Extensions;
 use super::foundation::Foundation;
 use crate::authn::foreign::Foreign;
+use crate::background::changes::Changes;
 use crate::background::{read_revoked, reload};
 use crate::config::{self, Config};
 use crate::credential::Credentials;
@@ -28,7 +28,6 @@ use crate::oauth::server::{Authority, Snapshot};
 use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
 use crate::seal;
-use crate::store::Change;
 use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
 use crate::telemetry::audit::{self, Lines};
@@ -41,7 +40,7 @@ pub struct Parts {
     pub providers: Arc<Providers>,
     pub in_flight: InFlight,
     /// What the store says from before anything was read on.
-    pub changes: broadcast::Receiver<Change>,
+    pub changes: Changes,
     /// Which wish to read the configuration again was there already.
     pub wish: Option<u64>,
     /// Write out the rest of the logs when dropped.
@@ -54,7 +53,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>, extensions: Extensions) 
     let Foundation { clock, metrics, in_flight, records, outbound, connector } =
         Foundation::lay(&config, true, admin)?;
     let store = Arc::clone(records.store());
-    let changes = store.subscribe();
+    let changes = Changes::of(&*store);
     let (access, access_flush) = Log::new(config.server.access_log);
     let (lines, audit_flush) = Lines::new(config.server.audit_log);
     let audit = audit::all(lines, extensions.sinks);
