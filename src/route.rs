@@ -101,6 +101,15 @@ pub struct Upstream {
     /// `base_path`, ready-made: what nearly every request asks for.
     base_uri: Option<Uri>,
     pub policy: AddressPolicy,
+    /// Where it is, and whom its peers may reach. `None`: where `url` says.
+    pub pool: Option<Box<Pool>>,
+}
+
+/// The addresses behind an upstream.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Pool {
+    pub settings: config::Pool,
+    pub policy: AddressPolicy,
 }
 
 /// A route and the part of the path below it (empty, or beginning with a slash).
@@ -269,6 +278,16 @@ fn with_port(host: &str, public_port: u16, default_port: u16) -> String {
     }
 }
 
+// === impl Pool ===
+
+impl Pool {
+    fn new(configured: &config::Upstream, pool: &config::Pool) -> Self {
+        let peers = pool.peers.iter().filter(|_| configured.allow_private).map(|peer| peer.host.clone());
+        let policy = AddressPolicy::allowing(peers.chain(configured.allow_hosts.iter().cloned()));
+        Self { settings: pool.clone(), policy }
+    }
+}
+
 // === impl Upstream ===
 
 impl Upstream {
@@ -291,6 +310,7 @@ impl Upstream {
             base_path: url.path().to_owned(),
             base_uri: url.path().parse().ok(),
             policy: AddressPolicy::allowing(configured.private_hosts()),
+            pool: configured.pool.as_ref().map(|pool| Box::new(Pool::new(configured, pool))),
             host,
             group: group.finish(),
         }

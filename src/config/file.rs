@@ -9,6 +9,7 @@ mod login;
 mod managed;
 mod oauth_server;
 mod policy;
+mod pool;
 mod trusted;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,8 @@ pub(super) use managed::Managed;
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
 pub(super) use oauth_server::{Cimd, IdJag, OauthServer, SigningKey, StaticClient};
 pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
+pub use pool::{Balance, BalanceOn};
+pub(super) use pool::{Health, HealthKind, Peer};
 pub(super) use trusted::{Introspection, TrustedIssuer};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
@@ -261,10 +264,23 @@ pub(super) struct Route {
 pub(super) struct Upstream {
     /// URL of the MCP endpoint, like `https://files.example.com/mcp`.
     pub(super) url: String,
-    /// Allows `http`, and loopback and private addresses, for the host of `url`. Default: `false`.
+    /// Allows `http`, and loopback and private addresses, for the host of `url` and for `peers`. Default: `false`.
     pub(super) allow_private: Option<bool>,
     /// Other hosts that the upstream may lead to (its authorization server, say), for which the same is allowed. Names without port. Default: none.
     pub(super) allow_hosts: Option<Vec<String>>,
+    /// Where it is, as `HOST:PORT`: requests are shared out among these. Scheme, host header, TLS name and path stay those of `url`, which
+    /// is still who the upstream is. Default: where `url` says.
+    pub(super) peers: Option<Vec<Peer>>,
+    /// How the peer of a request is chosen; those of a session stay with the peer where it was begun. Default: `round_robin`.
+    pub(super) balance: Option<Balance>,
+    /// What `consistent` goes by. Default: `caller`.
+    pub(super) balance_on: Option<BalanceOn>,
+    /// How peers are asked whether they are well. Default: not at all; what becomes of requests says it.
+    pub(super) health: Option<Health>,
+    /// How long a peer that has come back takes until it bears its whole share. Default: `0s`.
+    pub(super) slow_start: Option<String>,
+    /// How long a peer that was taken out still has the sessions that were begun there, while it answers. Default: `10m`.
+    pub(super) drain: Option<String>,
 }
 
 /// A secret: where it is read from, or, to try things out on one machine, itself. An empty `client_secret` is none: a public client.

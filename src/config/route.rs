@@ -11,6 +11,7 @@ use super::credential::{self, Credential};
 use super::file;
 use super::login::Login;
 use super::policy::{self, Policy};
+use super::pool::{self, Pool};
 use super::report::Key;
 use super::server::{PublicUrl, is_host};
 use super::trusted::{self, TrustedIssuer};
@@ -48,6 +49,8 @@ pub struct Upstream {
     pub allow_private: bool,
     /// Other hosts with the same permission: lower case, no port, IPv6 without brackets.
     pub allow_hosts: Vec<String>,
+    /// Where it is. `None`: where `url` says.
+    pub pool: Option<Pool>,
 }
 
 impl Upstream {
@@ -302,6 +305,7 @@ fn shadow(
 fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Option<Upstream> {
     let allow_private = written.allow_private.unwrap_or(false);
     let allow_hosts = hosts(check, &key.child("allow_hosts"), written.allow_hosts.as_deref());
+    let pool = pool::check(check, key, written, allow_private, &allow_hosts);
     let at = key.child("url");
     let url = check.url(&at, &written.url, true)?;
     if url.scheme() == "http" && !allow_private {
@@ -314,7 +318,7 @@ fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Opt
     } else if url.port() == Some(0) {
         check.refuse(&at, "has port 0", "write the port of the upstream");
     } else {
-        return Some(Upstream { url, url_as_written: written.url.clone(), allow_private, allow_hosts });
+        return Some(Upstream { url, url_as_written: written.url.clone(), allow_private, allow_hosts, pool });
     }
     None
 }

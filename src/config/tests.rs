@@ -214,7 +214,7 @@ fn unknown_keys_are_all_reported_with_place_and_choice() {
     let expected = "\
 conf.yaml:4:3: server.acces_log: unknown key; did you mean `access_log`? write one of access_log, admin, allowed_origins, audit_log, data_dir, drain_timeout, listen, public_url, threads, tls
 conf.yaml:14:11: routes[0].path: lies under /oauth, which is Postern's own; choose another path, or give the route a host of its own
-conf.yaml:17:7: routes[0].upstream.ulr: unknown key; did you mean `url`? write one of allow_hosts, allow_private, url";
+conf.yaml:17:7: routes[0].upstream.ulr: unknown key; did you mean `url`? write one of allow_hosts, allow_private, balance, balance_on, drain, health, peers, slow_start, url";
     assert_eq!(report, expected);
 }
 
@@ -792,6 +792,104 @@ fn upstream_urls() {
             "conf.yaml:17:21: routes[0].upstream.allow_hosts[0]: is not a host name",
         );
     }
+}
+
+#[test]
+fn peers_are_addresses_and_nothing_else() {
+    let peers = |text: &str| format!("peers: [{text}]");
+    let plain = "peers: [\"Up-1.internal:8080\", {address: \"[2001:200::1]:443\", weight: 3}]";
+    let upstream = good(&[("#upstream", plain)], &Fake::default()).routes.remove(0).upstream;
+    let pool = upstream.pool.clone().unwrap();
+    let expected = [
+        Peer { host: "up-1.internal".to_owned(), port: 8080, weight: 1 },
+        Peer { host: "2001:200::1".to_owned(), port: 443, weight: 3 },
+    ];
+    assert_eq!((&pool.peers[..], pool.balance, pool.health), (&expected[..], Balance::RoundRobin, None));
+    assert_eq!((pool.slow_start, pool.drain), (Duration::ZERO, Duration::from_secs(600)));
+    assert_eq!((upstream.host().as_str(), upstream.private_hosts().len()), ("up.example.com", 0));
+
+    for (peer, what) in [
+        ("\"https://a.example:443\"", "is a URL and no address; write host and port alone"),
+        ("\"a.example:443/other\"", "has a path"),
+        ("\"user@a.example:443\"", "has a user"),
+        ("\"a.example:443?x\"", "has a query or fragment"),
+        ("\"srv:_mcp._tcp.example\"", "is an SRV name, which is not looked up"),
+        ("a.example", "has no port"),
+        ("\"a.example:0\"", "has no port"),
+        ("\"a.example:+80\"", "has no port"),
+        ("\"2001:200::1:443\"", "has no port"),
+        ("\"a b:443\"", "is not a host with a port"),
+        ("\"0x8.8.8.8:443\"", "is not a host with a port"),
+        ("\"10.0.0.1:443\"", "is not a public address; add `allow_private: true`"),
+        ("\"[::1]:443\"", "is not a public address"),
+        ("\"169.254.169.254:80\"", "is not a public address"),
+    ] {
+        one("#upstream", &peers(peer), &format!("conf.yaml:17:15: routes[0].upstream.peers[0]: {what}"));
+    }
+    for (text, what) in [
+        (peers("{address: \"a.example:1\", host: b}"), "peers[0].host: unknown key"),
+        (peers("{address: \"a.example:1\", path: /x}"), "peers[0].path: unknown key"),
+        (peers("{address: \"a.example:1\", weight: 101}"), "peers[0].weight: is out of range"),
+        (peers("\"a.example:1\", \"A.example:1\""), "peers[1]: stands here twice"),
+        (peers(""), "peers: has none or too many"),
+    ] {
+        let report = bad(&[("#upstream", &text)], &Fake::default());
+        assert!(
+            report.contains(&format!("routes[0].upstream.{what}")) && report.lines().count() == 1,
+            "{report}"
+        );
+    }
+    // Allowed by name, or with the upstream itself.
+    for allowed in ["allow_hosts: [10.0.0.1]", "allow_private: true"] {
+        let text = format!("{allowed}\n      peers: [\"10.0.0.1:443\"]");
+        good(&[("#upstream", &text)], &Fake::default());
+    }
+}
+
+#[test]
+fn what_is_said_of_peers_needs_some_and_fits_together() {
+    for alone in
+        ["balance: round_robin", "balance_on: caller", "health: {kind: tcp}", "slow_start: 1s", "drain: 1s"]
+    {
+        let (name, _) = alone.split_once(':').unwrap();
+        let what =
+            format!("conf.yaml:17:{}: routes[0].upstream.{name}: says something of peers", 9 + name.len());
+        one("#upstream", alone, &what);
+    }
+    let with = |text: &str| format!("peers: [\"a.example:1\"]\n      {text}");
+    for (text, what) in [
+        ("balance: random", "balance: unknown value"),
+        ("balance_on: caller", "balance_on: belongs to `balance: consistent`"),
+        ("health: {kind: http}", "health.path: is missing"),
+        ("health: {kind: http, path: healthz}", "health.path: is no path"),
+        ("health: {kind: http, path: \"/a/../b\"}", "health.path: is no path"),
+        ("health: {kind: mcp, path: /x}", "health.path: belongs to `kind: http`"),
+        ("health: {kind: udp}", "health.kind: unknown value"),
+        ("health: {kind: tcp, interval: 1ms}", "health.interval: is out of range"),
+        ("health: {kind: tcp, timeout: 2h}", "health.timeout: is out of range"),
+        ("health: {kind: tcp, unhealthy: 101}", "health.unhealthy: is out of range"),
+        ("slow_start: 2h", "slow_start: is out of range"),
+        ("drain: 2d", "drain: is out of range"),
+    ] {
+        let report = bad(&[("#upstream", &with(text))], &Fake::default());
+        assert!(
+            report.contains(&format!("routes[0].upstream.{what}")) && report.lines().count() == 1,
+            "{report}"
+        );
+    }
+    let text = with(
+        "balance: consistent\n      balance_on: mcp-name\n      health: {kind: http, path: \"/h?x=1\", interval: 1s}\n      slow_start: 30s",
+    );
+    let pool = good(&[("#upstream", &text)], &Fake::default()).routes.remove(0).upstream.pool.unwrap();
+    assert_eq!((pool.balance, pool.balance_on), (Balance::Consistent, BalanceOn::McpName));
+    let health = Health {
+        probe: Probe::Http("/h?x=1".to_owned()),
+        interval: Duration::from_secs(1),
+        timeout: Duration::from_secs(2),
+        healthy: 2,
+        unhealthy: 3,
+    };
+    assert_eq!((pool.health, pool.slow_start), (Some(health), Duration::from_secs(30)));
 }
 
 #[test]

@@ -143,6 +143,7 @@ impl Gateway {
             opening: may_begin.then(Opening::default),
             revoked,
             peer: None,
+            busy: None,
             refused: None,
             again: false,
         });

@@ -24,6 +24,7 @@ use crate::policy::{Hook, Question, Request};
 use crate::respond::{Failure, Reply};
 use crate::route::Route;
 use crate::telemetry::Guard;
+use crate::upstream::balance::Busy;
 
 /// The upstream refused the token; a newer one is fetched and the request sent again.
 pub const REFRESHED: ErrorType = ErrorType::Custom("UpstreamTokenRefused");
@@ -86,6 +87,8 @@ pub struct Target {
     pub revoked: u64,
     /// Where the request went.
     pub peer: Option<SocketAddr>,
+    /// Counts there, where the upstream has peers.
+    pub busy: Option<Busy>,
     /// The tokens that were refused, once some were.
     pub refused: Option<Outdated>,
     /// The credential is looked up again before the next attempt.

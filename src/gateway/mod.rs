@@ -23,6 +23,7 @@ mod head;
 mod hook;
 mod inspect;
 pub mod local;
+mod place;
 pub mod quota;
 mod record;
 mod rescue;
@@ -63,16 +64,18 @@ use crate::credential::Credentials;
 use crate::managed::address::masked;
 use crate::oauth::server::Authority;
 use crate::policy::Hook as PolicyHook;
-use crate::respond::{self, Failure};
+use crate::respond;
 use crate::telemetry::access::Log;
 use crate::telemetry::{InFlight, Metrics};
-use crate::upstream::{peer, resolve::Resolver};
+use crate::upstream::{peer, pool::Pools, resolve::Resolver};
 use crate::{inject, origin};
 
 /// All tries of a request together: other addresses, a connection that was just closing, one newer token.
-pub const TRIES: u32 = 5;
+const TRIES: u32 = 5;
 /// Of them, how many may be spent on connections that do not come about.
 const CONNECTS: u32 = 3;
+/// As that, where there are peers: nearly all may be gone at once. The most tries of all.
+pub const PLACES: u32 = 16;
 /// Idle client connections are closed after that long.
 pub const KEEPALIVE_SECONDS: u64 = 75;
 /// How long an unread request body may take to arrive once it is answered.
@@ -88,6 +91,7 @@ pub struct Gateway {
     /// Somebody else's say in the policy.
     pub hook: Option<Arc<dyn PolicyHook>>,
     pub resolver: Arc<Resolver>,
+    pub pools: Arc<Pools>,
     pub router: Router,
     pub metrics: Arc<Metrics>,
     pub access: Log,
@@ -170,15 +174,10 @@ impl ProxyHttp for Gateway {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "no newer token"));
         }
-        let begun_at = target.session.as_ref().and_then(|session| session.peer);
-        match self.resolver.address(&target.route, begun_at).await {
-            Ok(address) => {
-                target.peer = Some(address);
-                Ok(peer::peer(&target.route, address))
-            }
-            Err(error) => {
-                tracing::warn!(target: "postern::upstream", route = %target.route.name, %error, "no address for the upstream");
-                ctx.failure = Some(Failure::UpstreamUnreachable);
+        match self.place(target, session.req_header()).await {
+            Ok(address) => Ok(peer::peer(&target.route, address)),
+            Err(failure) => {
+                ctx.failure = Some(failure);
                 Err(Error::explain(ANSWERED, "no address"))
             }
         }
@@ -269,6 +268,7 @@ impl ProxyHttp for Gateway {
         upstream: &mut ResponseHeader,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
+        self.heard(ctx);
         self.judge(session, upstream, ctx).await?;
         self.begin_filter(session, upstream, ctx)
     }
@@ -330,7 +330,6 @@ impl ProxyHttp for Gateway {
         Ok(rest.filter(|rest| !rest.is_empty()))
     }
 
-    /// Nothing was sent yet, so whatever the method, another address may be tried.
     fn fail_to_connect(
         &self,
         _session: &mut Session,
@@ -338,10 +337,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Context>,
         mut error: Box<Error>,
     ) -> Box<Error> {
-        if let Some(target) = &ctx.target {
-            self.resolver.failed(&target.route);
-        }
-        error.set_retry(ctx.attempts < CONNECTS);
+        self.not_connected(ctx, &mut error);
         error
     }
 
@@ -353,6 +349,7 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Context>,
         _reused: bool,
     ) -> Box<Error> {
+        self.broken(session, ctx, &error);
         rescue::decide_retry(session, &mut error, ctx);
         error
     }

@@ -6,7 +6,7 @@ use pingora::proxy::{FailToProxy, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result, RetryType};
 
 use super::context::{Context, REFRESHED};
-use super::{Gateway, local};
+use super::{Gateway, TRIES, local};
 use crate::respond::{self, Failure, Reply};
 use crate::route::Route;
 use crate::{inject, origin};
@@ -57,7 +57,7 @@ impl Gateway {
 
 /// Whether a request that was sent may be sent once more.
 pub(super) fn decide_retry(session: &Session, error: &mut Error, ctx: &Context) {
-    let complete = !session.as_ref().retry_buffer_truncated();
+    let complete = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
     // What Pingora has decided may be sent again was not carried out: a stream refused, or a connection that said
     // good-bye before it (RFC 9113 §8.7). A broken frame proves nothing.
     let untouched = matches!(error.retry, RetryType::Decided(true)) && error.etype() != &ErrorType::InvalidH2;

@@ -72,6 +72,11 @@ impl Session {
         Ok(Some(Self { ours: ours.clone(), upstream, peer, elicitation }))
     }
 
+    /// Whether it is at one peer alone.
+    pub fn is_bound(&self) -> bool {
+        self.peer.is_some()
+    }
+
     /// What the upstream gets as its session id.
     pub fn to_upstream(&self) -> HeaderValue {
         self.upstream.clone()

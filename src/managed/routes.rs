@@ -60,6 +60,7 @@ fn upstream(configuration: &Configuration, around: Around<'_>) -> Option<config:
         url,
         allow_private: false,
         allow_hosts: around.settings.private_hosts.clone(),
+        pool: None,
     };
     let may_be_plain = around.settings.private_hosts.contains(&upstream.host());
     (upstream.url.scheme() == "https" || may_be_plain).then_some(upstream)

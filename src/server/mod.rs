@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pingora::apps::HttpServerOptions;
+use pingora::connectors::ConnectorOptions;
+use pingora::connectors::http::Connector;
 use pingora::listeners::{ListenerConfig, TcpSocketOptions};
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::ServerConf;
@@ -32,6 +34,7 @@ use self::shutdown::Flush;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Report};
+use crate::upstream::health::Watching;
 use crate::upstream::idle::{self, Idle};
 use crate::upstream::joined::Joining;
 use crate::{gateway, upstream};
@@ -97,7 +100,7 @@ fn run_with(
         upstream_keepalive_pool_size: idle::MOST,
         upgrade_sock: config.server.data_dir.join("upgrade.sock").to_string_lossy().into_owned(),
         ca_file: parts::ca_bundle(&config)?,
-        max_retries: gateway::TRIES as usize,
+        max_retries: gateway::PLACES as usize,
         ..ServerConf::default()
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
@@ -106,6 +109,7 @@ fn run_with(
         again: Box::new(again),
         authority: Arc::clone(&parts.gateway.authority),
         resolver: Arc::clone(&parts.gateway.resolver),
+        pools: Arc::clone(&parts.gateway.pools),
         quotas: Arc::clone(&parts.gateway.quotas),
         tls: tls.clone(),
         metrics: Arc::clone(&parts.gateway.metrics),
@@ -149,6 +153,10 @@ fn run_with(
         foreign: Arc::clone(&gateway.foreign),
         providers: parts.providers,
     };
+    let watching = Watching {
+        pools: Arc::clone(&gateway.pools),
+        connector: Arc::new(Connector::new(Some(ConnectorOptions::from_server_conf(&conf)))),
+    };
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
         .custom(
@@ -181,6 +189,7 @@ fn run_with(
     server.add_service(OnSockets::new(service, sockets));
     server.add_service(background_service("upkeep", upkeep));
     server.add_service(background_service("renewal", renewal));
+    server.add_service(background_service("pools", watching));
     let snapshot = authority.snapshot();
     if matches!(snapshot.config.store, config::Store::Embedded) {
         let store = Arc::clone(authority.records.store());

@@ -31,6 +31,8 @@ use crate::seal;
 use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
 use crate::telemetry::audit::{self, Lines};
+use crate::upstream::figures::Figures;
+use crate::upstream::pool::Pools;
 use crate::upstream::resolve::Resolver;
 use crate::web;
 
@@ -92,6 +94,11 @@ pub fn build(config: Config, admin: Option<SocketAddr>, extensions: Extensions) 
     let streams = Streams::new(metrics.streams.clone());
     let quotas = Quotas::new(clock.clone(), store, Arc::clone(&metrics));
     let providers = Arc::new(Providers::new(outbound.clone()));
+    let pools = Arc::new(Pools::new(outbound.clone(), clock.clone()));
+    pools.use_routes(&authority.snapshot().routes);
+    metrics
+        .add(Figures::new(Arc::clone(&pools)).map_err(|error| other(&error))?)
+        .map_err(|error| other(&error))?;
     let gateway = Gateway {
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics), Arc::clone(&providers)),
         credentials: Credentials::new(connector, audit, extensions.strategies),
@@ -99,6 +106,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>, extensions: Extensions) 
         authority,
         foreign: Arc::new(Foreign::new(outbound.clone())),
         resolver: Arc::new(Resolver::new(outbound, clock)),
+        pools,
         metrics,
         access,
         in_flight: in_flight.clone(),

@@ -9,6 +9,7 @@ use crate::gateway::quota::Quotas;
 use crate::oauth::server::Authority;
 use crate::seal::SealingKey;
 use crate::telemetry::Metrics;
+use crate::upstream::pool::Pools;
 use crate::upstream::resolve::Resolver;
 
 /// What is changed while it runs.
@@ -17,6 +18,7 @@ pub struct Reload {
     pub again: Box<dyn Fn() -> Result<Config, Report> + Send + Sync>,
     pub authority: Arc<Authority>,
     pub resolver: Arc<Resolver>,
+    pub pools: Arc<Pools>,
     pub quotas: Arc<Quotas>,
     pub tls: Option<Tls>,
     pub metrics: Arc<Metrics>,
@@ -65,6 +67,7 @@ impl Reload {
         self.authority.use_config(config);
         let routes = &self.authority.snapshot().routes;
         self.resolver.keep_only(routes);
+        self.pools.use_routes(routes);
         self.quotas.keep_only(routes);
         Ok(waiting)
     }

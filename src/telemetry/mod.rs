@@ -6,6 +6,7 @@ pub mod audit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use prometheus::core::Collector;
 use prometheus::{
     Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
@@ -121,6 +122,11 @@ impl Metrics {
             policy_faults,
             counted_alone,
         })
+    }
+
+    /// Figures of somebody else's, read off when they are asked for.
+    pub fn add(&self, figures: impl Collector + 'static) -> prometheus::Result<()> {
+        self.registry.register(Box::new(figures))
     }
 
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.

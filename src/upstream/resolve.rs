@@ -11,9 +11,9 @@ use crate::outbound::{self, AddressPolicy, Outbound};
 use crate::route::{Route, Table, Upstream};
 
 /// After that long an address is looked up again, while the old one still serves.
-const FRESH: Duration = Duration::from_secs(30);
+pub(super) const FRESH: Duration = Duration::from_secs(30);
 /// How long an old address serves when the name service does not answer.
-const STALE: Duration = Duration::from_secs(600);
+pub(super) const STALE: Duration = Duration::from_secs(600);
 
 /// Remembers vetted addresses by route.
 pub struct Resolver {
