@@ -5,6 +5,7 @@
 
 mod calls;
 mod credential;
+mod limits;
 mod login;
 mod managed;
 mod oauth_server;
@@ -23,6 +24,7 @@ pub(super) use calls::CallLimit;
 pub use calls::Per;
 pub(super) use credential::{ActorToken, AwsRole, Credential, CredentialKind, SubjectOf, Texts};
 pub use credential::{ExchangeForm, InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
+pub(super) use limits::Limits;
 pub(super) use login::{IdentityProvider, Login};
 pub(super) use managed::Managed;
 pub use oauth_server::{AccessTokenFormat, ClientAuthMethod};
@@ -210,26 +212,6 @@ pub(super) struct OauthClient {
 pub(super) struct Outbound {
     /// PEM files with certificates to trust beside the system's, for OAuth requests and upstreams. Default: none.
     pub(super) ca_files: Option<Vec<PathBuf>>,
-}
-
-#[derive(Deserialize, JsonSchema, Default)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Limits {
-    /// Streams that clients open for themselves (`GET`, `subscriptions/listen`) and that stay open; further ones are refused with 503. Default: 10000.
-    #[schemars(range(min = 1))]
-    pub(super) streams: Option<usize>,
-    /// Of them, those of one user or program, in all their clients and at all routes; further ones are refused with 429. Default: 256.
-    #[schemars(range(min = 1))]
-    pub(super) streams_per_user: Option<usize>,
-    /// The longest body of a request that a rule depends on, in bytes; longer ones are refused with 413. At least 64 KiB. Default: 1048576.
-    #[schemars(range(min = 65536))]
-    pub(super) inspect_body: Option<usize>,
-    /// The longest JSON answer, or event of a stream, at a route whose rules decide who sees what, in bytes; longer ones are refused
-    /// with 502, or end their stream. Default: 4194304.
-    #[schemars(range(min = 1))]
-    pub(super) inspect_answer: Option<usize>,
-    /// How often somebody may call, and how many calls at once, over all routes. Default: no limits.
-    pub(super) calls: Option<Vec<CallLimit>>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -41,7 +41,8 @@ impl Gateway {
     /// Says what becomes of a request.
     pub(super) async fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Admitted, Failure> {
         let head = session.req_header();
-        screen::request(head).map_err(Failure::Malformed)?;
+        self.require_room(&ctx.snapshot.config.limits)?;
+        screen::request(head, &ctx.snapshot.config.limits)?;
         let snapshot = Arc::clone(&ctx.snapshot);
         let host = screen::host(head).ok_or(Failure::Malformed("exactly one host is needed"))?;
         let authority = snapshot.routes.authority(host)?;

@@ -16,6 +16,7 @@
 //! What only few requests need is awaited in a box of its own: Pingora moves the future of each hook into a box, and with
 //! the rare ways in it a request would copy 12 KiB for nothing.
 mod admit;
+mod bounds;
 pub mod context;
 mod elicit;
 mod filter;
@@ -80,8 +81,6 @@ pub const PLACES: u32 = 16;
 pub const KEEPALIVE_SECONDS: u64 = 75;
 /// How long an unread request body may take to arrive once it is answered.
 const DRAIN: Duration = Duration::from_secs(5);
-/// A client that reads nothing for so long is gone.
-const WRITE: Duration = Duration::from_secs(60);
 
 /// The proxy: what all requests share.
 pub struct Gateway {
@@ -145,7 +144,7 @@ impl ProxyHttp for Gateway {
             session.set_keepalive(Some(KEEPALIVE_SECONDS));
         }
         session.set_total_drain_timeout(Some(DRAIN));
-        session.set_write_timeout(Some(WRITE));
+        bounds::set_times(session, &ctx.snapshot.config.limits);
         head::of_request(session.req_header_mut(), |_| ());
         ctx.request_id = screen::request_id(session.req_header(), &self.request_ids);
         done()
@@ -234,6 +233,9 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
+        if body.is_some() {
+            bounds::require_pace(session, ctx)?;
+        }
         let Some(target) = &mut ctx.target else {
             return Ok(());
         };

@@ -20,6 +20,7 @@ impl Gateway {
         if ctx.reason == "ok" && error.is_some() {
             ctx.reason = "broken_off";
         }
+        error.into_iter().for_each(|error| self.note_end(error));
         let route = ctx.route.as_ref().map_or("-", |route| route.label());
         let class = match status {
             200..=299 => "2xx",

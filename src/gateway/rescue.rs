@@ -23,6 +23,7 @@ impl Gateway {
         session: &Session,
         ctx: &mut Context,
     ) -> Reply {
+        self.note_limit(failure);
         let mut reply = respond::reply(failure, route, &session.req_header().headers, &ctx.request_id);
         reply.headers.extend(ctx.origin.iter().flat_map(origin::readable));
         reply.headers.push((inject::REQUEST_ID, ctx.request_id.clone()));
@@ -80,9 +81,8 @@ fn blame(error: &Error) -> Option<Failure> {
     };
     match (error.esource(), error.etype()) {
         (Downstream, HTTPStatus(413)) => Some(Failure::TooLarge),
-        (Downstream, ConnectionClosed | H2Error | ReadError | ReadTimedout | WriteError | WriteTimedout) => {
-            None
-        }
+        (Downstream, ReadTimedout) => Some(Failure::TooSlow),
+        (Downstream, ConnectionClosed | H2Error | ReadError | WriteError | WriteTimedout) => None,
         (Downstream, _) => Some(Failure::Malformed("the request body is malformed")),
         (Upstream, ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout) => {
             Some(Failure::UpstreamTimeout)

@@ -7,23 +7,32 @@ use http::{HeaderMap, HeaderValue, Method, header};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
+use crate::config::Limits;
 use crate::inject;
+use crate::respond::Failure;
 
 /// More unwanted body than that is not read to its end, bytes.
 pub const SHORT: usize = 64 * 1024;
 
 /// Says what is wrong with the request, if anything is.
-pub fn request(head: &RequestHeader) -> Result<(), &'static str> {
+pub fn request(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
-        return Err("method is not supported");
+        return Err(Failure::Malformed("method is not supported"));
+    }
+    if head.headers.len() > limits.header_fields {
+        return Err(Failure::TooManyFields);
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH);
     if lengths.iter().any(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) {
-        return Err("content-length is not one number");
+        return Err(Failure::Malformed("content-length is not one number"));
+    }
+    let is_too_long = |length: &str| length.parse::<usize>().is_ok_and(|length| length > limits.body);
+    if lengths.iter().filter_map(|length| length.to_str().ok()).any(is_too_long) {
+        return Err(Failure::TooLarge);
     }
     let codings = head.headers.get_all(header::TRANSFER_ENCODING);
     if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
-        return Err("transfer-encoding other than chunked");
+        return Err(Failure::Malformed("transfer-encoding other than chunked"));
     }
     // What is named here would be removed on the way, and these are not the client's to remove.
     let nominated = head
@@ -36,7 +45,7 @@ pub fn request(head: &RequestHeader) -> Result<(), &'static str> {
         .map(str::trim)
         .any(|name| name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("mcp-")))
     {
-        return Err("connection names a header of the protocol");
+        return Err(Failure::Malformed("connection names a header of the protocol"));
     }
     Ok(())
 }

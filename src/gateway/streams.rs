@@ -29,6 +29,11 @@ impl Streams {
         Self { all: AtomicUsize::new(0), gauge, by_subject: Arc::default() }
     }
 
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
+    }
+
     /// One more of this subject.
     pub fn open(self: &Arc<Self>, subject: &str, limits: &Limits) -> Result<Stream, Failure> {
         let own = self.by_subject.take(subject, limits.streams_per_user).ok_or(Failure::TooManyStreams)?;
@@ -56,7 +61,7 @@ mod tests {
     #[test]
     fn each_has_a_share_and_nothing_is_left_of_what_has_ended() {
         let streams = Arc::new(Streams::new(IntGauge::new("streams", "streams").unwrap()));
-        let limits = Limits { streams: 3, streams_per_user: 2, inspect_body: 0, inspect_answer: 0 };
+        let limits = Limits { streams: 3, streams_per_user: 2, ..Limits::default() };
         let open = |subject: &str| streams.open(subject, &limits);
         let (first, _second) = (open("alice").unwrap(), open("alice").unwrap());
         assert_eq!(open("alice").err(), Some(Failure::TooManyStreams));

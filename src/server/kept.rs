@@ -10,16 +10,19 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::future::BoxFuture;
 use pingora::apps::{HttpPersistentSettings, HttpServerApp};
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::server::ShutdownWatch;
-use pingora::time::timeout;
-use tokio::io::{AsyncRead, ReadBuf};
+use pingora::time::{Elapsed, timeout};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
+use super::doors::header::{Bounds, Header, Progress};
+use super::doors::{Place, farewell};
 use super::lean::Lean;
 
-/// What a request is given to begin, and to go on with its header; its first filter gives the connection longer.
+/// Until its first filter gives it longer, a connection that is kept is kept that long, seconds.
 const BEGIN: u64 = 60;
 /// Idle connections are closed after that long.
 const IDLE: Duration = Duration::from_secs(crate::gateway::KEEPALIVE_SECONDS);
@@ -28,25 +31,76 @@ const FIRST: usize = 4096;
 /// For the header to grow, should only its beginning have come; more than that much costs Pingora another read.
 const ROOM: usize = 1024;
 
+const TOO_LARGE: &[u8] =
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
 /// Serves one request after the other, until the connection ends or the process is told to.
-pub async fn serve<A: HttpServerApp>(app: Arc<A>, stream: Stream, mut shutdown: ShutdownWatch) {
+pub async fn serve<A: HttpServerApp>(
+    app: Arc<A>,
+    stream: Stream,
+    mut shutdown: ShutdownWatch,
+    place: Place,
+    bounds: Bounds,
+) {
     let mut stream: Stream = Box::new(Lean::new(stream));
-    let (mut settings, mut patience) = (None, Duration::from_secs(BEGIN));
+    let (mut settings, mut patience) = (None, bounds.time);
     loop {
         let begun = tokio::select! {
             biased; // what has arrived is answered
             begun = timeout(patience, first(&mut stream)) => begun,
             _ = shutdown.wait_for(|stops| *stops) => return,
         };
-        let Ok(Ok(begun)) = begun else { return };
+        let Ok(Ok(mut begun)) = begun else { return };
         if begun.is_empty() {
             return;
+        }
+        let mut header = Header::default();
+        let progress = match header.look(&begun, &bounds) {
+            Progress::Partial => Box::pin(rest(&mut stream, &mut begun, header, &bounds)).await,
+            progress => Ok(progress),
+        };
+        match progress {
+            Ok(Progress::Whole) => {}
+            Ok(Progress::TooLong) => return refuse(stream, place, "header_size").await,
+            Ok(Progress::TooMany) => return refuse(stream, place, "header_fields").await,
+            Ok(Progress::Partial) => return,
+            Err(Elapsed) => return place.hit("header_time"),
         }
         let session = session(stream, settings, begun);
         let Some(reusable) = app.process_new_http(session, &shutdown).await else { return };
         (stream, settings) = reusable.consume();
         patience = IDLE;
     }
+}
+
+/// Turns a client away whose header goes beyond this limit. In a box, since hardly any connection needs the room.
+fn refuse(stream: Stream, place: Place, limit: &'static str) -> BoxFuture<'static, ()> {
+    Box::pin(async move {
+        place.hit(limit);
+        farewell(stream, TOO_LARGE).await;
+    })
+}
+
+/// Reads on until the header is complete or out of bounds; partial, if the client has left.
+async fn rest(
+    stream: &mut Stream,
+    begun: &mut BytesMut,
+    mut header: Header,
+    bounds: &Bounds,
+) -> Result<Progress, Elapsed> {
+    let reading = async {
+        loop {
+            begun.reserve(ROOM);
+            if !matches!(stream.read_buf(begun).await, Ok(1..)) {
+                return Progress::Partial;
+            }
+            match header.look(begun, bounds) {
+                Progress::Partial => {}
+                progress => return progress,
+            }
+        }
+    };
+    timeout(bounds.time, reading).await
 }
 
 /// The first bytes of a request; none if the client has left.
@@ -81,9 +135,13 @@ mod tests {
     use async_trait::async_trait;
     use pingora::apps::ReusedHttpStream;
     use pingora::http::ResponseHeader;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio::io::{AsyncWriteExt, DuplexStream, duplex};
     use tokio::sync::watch;
     use tokio::task::JoinHandle;
+
+    use crate::config::Limits;
+    use crate::server::doors::Room;
+    use crate::telemetry::Metrics;
 
     /// Answers with the path and the body that it was sent.
     struct Echo;
@@ -113,7 +171,9 @@ mod tests {
     fn served() -> (DuplexStream, watch::Sender<bool>, JoinHandle<()>) {
         let (here, there) = duplex(65536);
         let (stop, stops) = watch::channel(false);
-        (there, stop, tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops)))
+        let room = Arc::new(Room::new(1, Arc::new(Metrics::new().unwrap())));
+        let (place, bounds) = (room.enter(1).unwrap(), Bounds::from(&Limits::default()));
+        (there, stop, tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops, place, bounds)))
     }
 
     async fn answered(client: &mut DuplexStream, end: &str) {

@@ -3,6 +3,7 @@
 //! name only.
 mod admin;
 mod builder;
+mod doors;
 pub mod foundation;
 mod kept;
 mod lean;
@@ -28,6 +29,7 @@ use pingora_proxy::ProxyServiceBuilder;
 
 use self::admin::Admin;
 use self::builder::Extensions;
+use self::doors::Doors;
 use self::listeners::{Bound, OnSockets};
 use self::reload::Reload;
 use self::shutdown::Flush;
@@ -87,7 +89,7 @@ fn run_with(
     }
     rustls::crypto::ring::default_provider().install_default().ok();
     let bound = listeners::bind(&config.server)?;
-    let tls = tls::certificates(&config.server);
+    let tls = tls::certificates(&config.server)?;
     let drain_timeout = config.server.drain_timeout;
     let conf = ServerConf {
         threads: config.server.threads,
@@ -133,7 +135,7 @@ fn run_with(
     );
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
-    // All that is not HTTP/2 is served by `kept`, in a task of its own: the one it came in has room for handshakes and HTTP/2.
+    // Every connection is brought to the doors as it came off its socket.
     options.force_custom = true;
     let gateway = parts.gateway;
     let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
@@ -157,18 +159,22 @@ fn run_with(
         pools: Arc::clone(&gateway.pools),
         connector: Arc::new(Connector::new(Some(ConnectorOptions::from_server_conf(&conf)))),
     };
+    let with_tls = bound.iter().filter(|bound| bound.tls).map(|bound| bound.actual).collect();
+    let doors = Doors::new(Arc::clone(&authority), &metrics, tls, with_tls);
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
         .custom(
             Joining::new(idle),
-            Arc::new(|proxy, stream, shutdown| {
-                pulse::start();
-                tokio::spawn(kept::serve(proxy, stream, shutdown.clone()));
+            Arc::new(move |proxy, stream, shutdown| {
+                doors.enter(proxy, stream, shutdown);
                 Box::pin(std::future::ready(None))
             }),
         )
         .server_options(options)
         .build();
+    if let Some(proxy) = service.app_logic_mut() {
+        proxy.h2_options = Some(doors::http2(&authority.snapshot().config.limits));
+    }
     let mut sockets = Vec::new();
     let mut admin = None;
     for Bound { socket, address, actual, tls: with_tls, is_admin } in bound {
@@ -180,10 +186,7 @@ fn run_with(
         let listener = ListenerConfig::tcp(&address)
             .tcp_socket_options(sockets_options())
             .l4_buffer(if with_tls { TLS_BUFFERS } else { NO_BUFFERS });
-        service.add_listener(match tls.as_ref().filter(|_| with_tls) {
-            Some(tls) => listener.tls(tls.listener()?),
-            None => listener,
-        });
+        service.add_listener(listener);
         sockets.push((address, socket));
     }
     server.add_service(OnSockets::new(service, sockets));

@@ -62,7 +62,7 @@ impl Reload {
         // Checked before it is used, so it comes first: everything after it succeeds.
         self.authority.records.sealer().replace(keys).map_err(|error| error.to_string())?;
         if let Some(tls) = &self.tls {
-            tls.replace(&config.server);
+            tls.replace(&config.server).map_err(|error| error.to_string())?;
         }
         self.authority.use_config(config);
         let routes = &self.authority.snapshot().routes;

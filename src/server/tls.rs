@@ -2,42 +2,54 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use pingora::listeners::tls::TlsSettings;
+use pingora::listeners::tls::Acceptor;
+use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
+use rustls::version::{TLS12, TLS13};
 use webpki::EndEntityCert;
 
 use super::StartError;
 use crate::config::Server;
 
-/// What all TLS listeners share.
+/// What all TLS listeners share. On a change it is made anew, so that no session outlives what it was allowed by.
 #[derive(Clone)]
-pub struct Tls(Arc<ByName>);
+pub struct Tls(Arc<ArcSwap<Acceptor>>);
 
 #[derive(Debug)]
-struct ByName(ArcSwap<Vec<Arc<CertifiedKey>>>);
+struct ByName(Vec<Arc<CertifiedKey>>);
 
 /// `None` where the configuration has no certificates. They were read and checked with the configuration.
-pub fn certificates(server: &Server) -> Option<Tls> {
-    (!server.tls.is_empty()).then(|| Tls(Arc::new(ByName(ArcSwap::from_pointee(server.tls.clone())))))
+pub fn certificates(server: &Server) -> Result<Option<Tls>, StartError> {
+    if server.tls.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Tls(Arc::new(ArcSwap::from_pointee(acceptor(server)?)))))
 }
 
 impl Tls {
-    /// From the next handshake on these are shown.
-    pub fn replace(&self, server: &Server) {
-        self.0.0.store(Arc::new(server.tls.clone()));
+    /// From the next handshake on this holds.
+    pub fn replace(&self, server: &Server) -> Result<(), StartError> {
+        self.0.store(Arc::new(acceptor(server)?));
+        Ok(())
     }
 
-    /// Settings of one listener: HTTP/2 and HTTP/1.1.
-    pub fn listener(&self) -> Result<TlsSettings, StartError> {
-        // The paths are not read where there is a resolver.
-        let mut settings =
-            TlsSettings::intermediate("", "").map_err(|error| StartError::Tls(error.to_string()))?;
-        settings.set_cert_resolver(Arc::clone(&self.0) as Arc<dyn ResolvesServerCert>);
-        settings.enable_h2();
-        Ok(settings)
+    pub fn acceptor(&self) -> Arc<Acceptor> {
+        self.0.load_full()
     }
+}
+
+/// Shakes hands for HTTP/2 and HTTP/1.1.
+fn acceptor(server: &Server) -> Result<Acceptor, StartError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13, &TLS12])
+        .map_err(|error| StartError::Tls(error.to_string()))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(ByName(server.tls.clone())));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(Acceptor::from_server_config(Arc::new(config)))
 }
 
 impl ResolvesServerCert for ByName {
@@ -50,7 +62,6 @@ impl ResolvesServerCert for ByName {
                 .verify_is_valid_for_subject_name(name)
                 .ok()
         };
-        let keys = self.0.load();
-        keys.iter().find(|key| fits(key).is_some()).or_else(|| keys.first()).cloned()
+        self.0.iter().find(|key| fits(key).is_some()).or_else(|| self.0.first()).cloned()
     }
 }

@@ -36,11 +36,31 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// Requests that a limit on calls refused, by route, what it counts apart, and whether it was its rate.
     pub limited: IntCounterVec,
+    /// How often a limit of the instance kept a client from something, by limit.
+    limits: IntCounterVec,
+    /// Connections of clients that are open.
+    pub connections: IntGauge,
     /// Calls at which a rule could not be decided, by route.
     pub policy_faults: IntCounterVec,
     /// Requests at a shared limit that this instance has counted alone.
     pub counted_alone: IntCounter,
 }
+
+/// The keys of `limits`, and the handshake, which has the time of a header.
+const LIMITS: [&str; 12] = [
+    "body",
+    "body_time",
+    "connections",
+    "connections_per_address",
+    "handshake",
+    "header_fields",
+    "header_size",
+    "header_time",
+    "requests",
+    "streams",
+    "streams_per_user",
+    "write_time",
+];
 
 /// Counts what must be finished before the process may end. Cheap to clone.
 #[derive(Clone, Default)]
@@ -82,6 +102,17 @@ impl Metrics {
             "Requests refused by a limit on calls, by route, what the limit is per, and its kind.",
             &["route", "per", "kind"],
         )?;
+        let limits = counter(
+            "postern_limited_total",
+            "How often a limit of the instance kept a client from something, by limit.",
+            &["limit"],
+        )?;
+        // All are there from the beginning, so that the first time shows as a rise.
+        for limit in LIMITS {
+            limits.with_label_values(&[limit]);
+        }
+        let connections = IntGauge::new("postern_connections", "Connections of clients that are open.")?;
+        registry.register(Box::new(connections.clone()))?;
         let policy_faults = counter(
             "postern_policy_faults_total",
             "Calls at which a rule could not be decided, by route.",
@@ -119,6 +150,8 @@ impl Metrics {
             oauth,
             reloads,
             limited,
+            limits,
+            connections,
             policy_faults,
             counted_alone,
         })
@@ -127,6 +160,11 @@ impl Metrics {
     /// Figures of somebody else's, read off when they are asked for.
     pub fn add(&self, figures: impl Collector + 'static) -> prometheus::Result<()> {
         self.registry.register(Box::new(figures))
+    }
+
+    /// A limit kept a client from something.
+    pub fn hit(&self, limit: &'static str) {
+        self.limits.with_label_values(&[limit]).inc();
     }
 
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.

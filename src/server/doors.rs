@@ -1,0 +1,187 @@
+//! The way of a connection to the proxy: is there room for it, is it still in time with its handshake and its first bytes, what
+//! does it speak. Pingora accepts it and brings it here as it came off the socket.
+pub mod header;
+mod room;
+mod wire;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::listeners::tls::Acceptor;
+use pingora::protocols::Stream;
+use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
+use pingora::protocols::tls::ALPN;
+use pingora::server::ShutdownWatch;
+use pingora::time::timeout;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use self::header::Bounds;
+use self::wire::Wire;
+use super::tls::Tls;
+use super::{kept, pulse};
+use crate::config::Limits;
+use crate::oauth::server::Authority;
+use crate::telemetry::Metrics;
+
+pub use self::room::{Place, Room, by_files};
+
+/// What every connection over HTTP/2 begins with (RFC 9113 §3.4).
+const PREFACE: usize = 24;
+/// Of one answer, bytes that its client has not taken yet.
+const SEND_BUFFER: usize = 256 * 1024;
+/// Who is turned away hears of it for so long.
+const FAREWELL: Duration = Duration::from_secs(1);
+const NO_ROOM: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\nRetry-After: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
+
+/// What all connections pass.
+pub struct Doors {
+    pub authority: Arc<Authority>,
+    pub room: Arc<Room>,
+    /// Those who hear that there is no room. While there are many, the rest hears nothing.
+    pub away: Arc<Room>,
+    /// Where those with TLS listen.
+    pub with_tls: Vec<SocketAddr>,
+    pub tls: Option<Tls>,
+}
+
+impl Doors {
+    pub fn new(
+        authority: Arc<Authority>,
+        metrics: &Arc<Metrics>,
+        tls: Option<Tls>,
+        with_tls: Vec<SocketAddr>,
+    ) -> Self {
+        let room = Arc::new(Room::new(by_files(), Arc::clone(metrics)));
+        let away = Arc::new(Room::new(32, Arc::clone(metrics)));
+        Self { authority, room, away, with_tls, tls }
+    }
+
+    /// Serves a connection, in a task of its own.
+    pub fn enter<A>(&self, app: Arc<A>, stream: Stream, shutdown: &ShutdownWatch)
+    where
+        A: HttpServerApp + Send + Sync + 'static,
+    {
+        pulse::start();
+        let limits = self.authority.snapshot().config.limits;
+        let acceptor = self.tls.as_ref().filter(|_| self.has_tls(&stream)).map(Tls::acceptor);
+        let Some(mut place) = self.room.enter(limits.connections) else {
+            if acceptor.is_none() {
+                self.turn_away(stream);
+            }
+            return;
+        };
+        let from =
+            stream.get_socket_digest().and_then(|socket| socket.peer_addr()?.as_inet().map(SocketAddr::ip));
+        if let Some(from) = from
+            && !place.is_of(from, limits.connections_per_address)
+        {
+            if acceptor.is_none() {
+                self.turn_away(stream);
+            }
+            return;
+        }
+        let shutdown = shutdown.clone();
+        match acceptor {
+            // Its future has no room for handshakes and HTTP/2.
+            None => {
+                tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits)));
+            }
+            Some(acceptor) => {
+                tokio::spawn(greet(app, stream, shutdown, place, acceptor, limits));
+            }
+        }
+    }
+
+    fn has_tls(&self, stream: &Stream) -> bool {
+        let socket = stream.get_socket_digest();
+        let Some(here) = socket.as_ref().and_then(|socket| socket.local_addr()?.as_inet()) else {
+            return false;
+        };
+        let is_here = |listens: &&SocketAddr| {
+            listens.port() == here.port()
+                && (listens.ip().to_canonical() == here.ip().to_canonical() || listens.ip().is_unspecified())
+        };
+        self.with_tls.iter().any(|listens| is_here(&listens))
+    }
+
+    fn turn_away(&self, stream: Stream) {
+        if let Some(place) = self.away.enter(usize::MAX) {
+            tokio::spawn(async move {
+                farewell(stream, NO_ROOM).await;
+                drop(place);
+            });
+        }
+    }
+}
+
+/// What one connection over HTTP/2 may do. What is left out keeps to bounds already, in `h2`.
+pub fn http2(limits: &Limits) -> H2Options {
+    let mut options = default_h2_options();
+    options.max_concurrent_streams(limits.streams_per_connection);
+    options.max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX));
+    options.max_send_buffer_size(SEND_BUFFER);
+    options
+}
+
+/// Shakes hands, and serves what comes of it.
+async fn greet<A>(
+    app: Arc<A>,
+    stream: Stream,
+    shutdown: ShutdownWatch,
+    place: Place,
+    acceptor: Arc<Acceptor>,
+    limits: Limits,
+) where
+    A: HttpServerApp + Send + Sync + 'static,
+{
+    let stream: Stream = match timeout(limits.header_time, acceptor.tls_handshake(Wire::new(stream))).await {
+        Ok(Ok(stream)) => Box::new(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(target: "postern::server", %error, "no handshake");
+            return;
+        }
+        Err(_) => return place.hit("handshake"),
+    };
+    if !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+        tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits)));
+        return;
+    }
+    match timeout(limits.header_time, prefaced(stream)).await {
+        Ok(Some(stream)) => {
+            app.process_new(stream, &shutdown).await;
+        }
+        Ok(None) => {}
+        Err(_) => place.hit("handshake"),
+    }
+}
+
+/// A connection whose preface is here: Pingora would wait for it however long.
+async fn prefaced(mut stream: Stream) -> Option<Stream> {
+    let mut begun = BytesMut::with_capacity(256);
+    while begun.len() < PREFACE {
+        if stream.read_buf(&mut begun).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(Box::new(Wire { ahead: begun.freeze(), ..Wire::new(stream) }))
+}
+
+/// Sends an answer of which nothing more will come. What the client still sends is read for a moment: closed upon, it would
+/// be reset before it has read why.
+pub async fn farewell(mut stream: Stream, answer: &[u8]) {
+    let said = async {
+        stream.write_all(answer).await?;
+        stream.flush().await?;
+        AsyncWriteExt::shutdown(&mut stream).await?;
+        let mut rest = [0; 1024];
+        while stream.read(&mut rest).await? > 0 {}
+        std::io::Result::Ok(())
+    };
+    if !matches!(timeout(FAREWELL, said).await, Ok(Ok(()))) {
+        tracing::trace!(target: "postern::server", "closed on a client that was turned away");
+    }
+}
