@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use tokio::sync::broadcast::error::RecvError;
-use tokio::sync::{Mutex, broadcast};
+use tokio::sync::{Mutex, broadcast, watch};
 
 use crate::credential::{Connections, ExchangedTokens};
 use crate::oauth::server::grant::REMEMBER_REVOKED;
@@ -76,11 +76,16 @@ pub async fn read_revoked(authority: &Authority) -> Result<(), RecordError> {
 pub struct Exporting {
     pub store: Arc<dyn Store>,
     pub data_dir: PathBuf,
+    /// The socket is a predecessor's until then.
+    pub is_the_one: Mutex<watch::Receiver<bool>>,
 }
 
 #[async_trait]
 impl BackgroundService for Exporting {
     async fn start(&self, _shutdown: ShutdownWatch) {
+        if self.is_the_one.lock().await.wait_for(|is_the_one| *is_the_one).await.is_err() {
+            return;
+        }
         if let Err(error) = export::serve(Arc::clone(&self.store), &self.data_dir).await {
             tracing::warn!(%error, "the store cannot be migrated while it is in use");
         }

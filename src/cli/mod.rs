@@ -7,6 +7,7 @@ mod kept;
 mod managed;
 mod password;
 mod policy;
+mod running;
 mod service_accounts;
 
 use std::io::Write;
@@ -49,11 +50,21 @@ enum Command {
         #[arg(long)]
         online: bool,
     },
-    /// Have every instance on the shared store read its configuration again; a single one takes SIGHUP.
+    /// Have the running Postern read its configuration again; on a shared store, every instance.
     Reload {
         /// The configuration file, for the store.
         #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
         config: PathBuf,
+    },
+    /// Have the running Postern take in what has changed, without a refused connection: the configuration, or by a new
+    /// process the program and what needs one.
+    Upgrade {
+        /// The configuration file, for the data directory.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// By a new process in any case.
+        #[arg(long)]
+        always: bool,
     },
     /// Print the JSON schema of the configuration.
     Schema,
@@ -234,7 +245,10 @@ pub fn main() -> ExitCode {
             ));
             if online { kept::check(&config) } else { fine }
         }),
-        Command::Reload { config } => with_config(&config, |config| kept::reload(&config)),
+        Command::Reload { config } => with_config(&config, |config| running::reload(&config)),
+        Command::Upgrade { config, always } => {
+            with_config(&config, |config| running::upgrade(&config, always))
+        }
         Command::Schema => println(&serde_json::to_string_pretty(&config::schema()).unwrap_or_default()),
         Command::Demo { config, agent } => demo::demo(config.as_deref(), agent),
         Command::Doctor { config, route, register, json } => {

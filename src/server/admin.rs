@@ -13,7 +13,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::oauth::server::Authority;
 use crate::telemetry::{InFlight, Metrics};
@@ -23,6 +23,8 @@ const STORE_ANSWERS: Duration = Duration::from_secs(1);
 /// Serves `/healthz`, `/readyz` and `/metrics`.
 pub struct Admin {
     socket: Mutex<Option<TcpListener>>,
+    /// A successor answers from then on.
+    succeeded: Arc<Notify>,
     state: Arc<Endpoints>,
 }
 
@@ -40,9 +42,11 @@ impl Admin {
         authority: Arc<Authority>,
         draining: Arc<AtomicBool>,
         in_flight: InFlight,
+        succeeded: Arc<Notify>,
     ) -> Self {
         Self {
             socket: Mutex::new(Some(socket)),
+            succeeded,
             state: Arc::new(Endpoints { metrics, authority, draining, in_flight }),
         }
     }
@@ -61,7 +65,11 @@ impl BackgroundService for Admin {
             .route("/metrics", get(metrics))
             .with_state(Arc::clone(&self.state));
         let served = match tokio::net::TcpListener::from_std(socket) {
-            Ok(listener) => axum::serve(listener, router).await,
+            Ok(listener) => {
+                let succeeded = Arc::clone(&self.succeeded);
+                let serve = axum::serve(listener, router);
+                serve.with_graceful_shutdown(async move { succeeded.notified().await }).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = served {

@@ -18,6 +18,7 @@ use pingora::time::timeout;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use super::lean::Lean;
+use super::upgrade::{LINGER, Succeeded};
 
 /// What a request is given to begin, and to go on with its header; its first filter gives the connection longer.
 const BEGIN: u64 = 60;
@@ -29,14 +30,19 @@ const FIRST: usize = 4096;
 const ROOM: usize = 1024;
 
 /// Serves one request after the other, until the connection ends or the process is told to.
-pub async fn serve<A: HttpServerApp>(app: Arc<A>, stream: Stream, mut shutdown: ShutdownWatch) {
+pub async fn serve<A: HttpServerApp>(
+    app: Arc<A>,
+    stream: Stream,
+    mut shutdown: ShutdownWatch,
+    succeeded: Succeeded,
+) {
     let mut stream: Stream = Box::new(Lean::new(stream));
     let (mut settings, mut patience) = (None, Duration::from_secs(BEGIN));
     loop {
         let begun = tokio::select! {
             biased; // what has arrived is answered
             begun = timeout(patience, first(&mut stream)) => begun,
-            _ = shutdown.wait_for(|stops| *stops) => return,
+            () = over(&mut shutdown, &succeeded) => return,
         };
         let Ok(Ok(begun)) = begun else { return };
         if begun.is_empty() {
@@ -46,6 +52,15 @@ pub async fn serve<A: HttpServerApp>(app: Arc<A>, stream: Stream, mut shutdown: 
         let Some(reusable) = app.process_new_http(session, &shutdown).await else { return };
         (stream, settings) = reusable.consume();
         patience = IDLE;
+    }
+}
+
+/// The process stops; after a hand-over, a moment later.
+async fn over(shutdown: &mut ShutdownWatch, succeeded: &Succeeded) {
+    // Without a sender nobody is left to wait for.
+    let _ = shutdown.wait_for(|stops| *stops).await;
+    if let Some(since) = succeeded.get() {
+        tokio::time::sleep(LINGER.saturating_sub(since.elapsed())).await;
     }
 }
 
@@ -113,7 +128,7 @@ mod tests {
     fn served() -> (DuplexStream, watch::Sender<bool>, JoinHandle<()>) {
         let (here, there) = duplex(65536);
         let (stop, stops) = watch::channel(false);
-        (there, stop, tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops)))
+        (there, stop, tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops, Succeeded::default())))
     }
 
     async fn answered(client: &mut DuplexStream, end: &str) {
@@ -177,6 +192,20 @@ mod tests {
         client.write_all(b"GET /late HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         stop.send(true).unwrap();
         answered(&mut client, "\r\n\r\n/late").await;
+        serving.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_hand_over_whoever_was_about_to_ask_is_answered() {
+        let (here, mut client) = duplex(65536);
+        let (stop, stops) = watch::channel(false);
+        let succeeded = Succeeded::default();
+        succeeded.set(super::super::upgrade::now()).unwrap();
+        let serving = tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops, succeeded));
+        stop.send(true).unwrap();
+        tokio::time::sleep(LINGER / 2).await;
+        client.write_all(b"GET /about HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        answered(&mut client, "\r\n\r\n/about").await;
         serving.await.unwrap();
     }
 }

@@ -3,7 +3,9 @@
 //! name only.
 mod admin;
 mod builder;
+pub mod control;
 pub mod foundation;
+mod handover;
 mod kept;
 mod lean;
 mod listeners;
@@ -11,7 +13,9 @@ mod parts;
 mod pulse;
 mod reload;
 mod shutdown;
+mod successor;
 mod tls;
+mod upgrade;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,12 +27,18 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora_proxy::ProxyServiceBuilder;
+use sd_notify::NotifyState;
+use tokio::sync::{Notify, watch};
 
 use self::admin::Admin;
 use self::builder::Extensions;
+use self::control::{Control, Hands};
+use self::foundation::Purpose;
 use self::listeners::{Bound, OnSockets};
 use self::reload::Reload;
 use self::shutdown::Flush;
+use self::successor::{Handed, Predecessor};
+use self::upgrade::{Program, Succeeded, Upgrade};
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Report};
@@ -61,6 +71,8 @@ pub enum StartError {
     Tls(String),
     #[error("data directory: {0}")]
     DataDir(std::io::Error),
+    #[error("hand-over: {0}")]
+    HandOver(String),
     #[error("{0}")]
     Other(String),
 }
@@ -79,11 +91,32 @@ fn run_with(
     again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
     extensions: Extensions,
 ) -> Result<(), StartError> {
+    let (predecessor, handed) = match Predecessor::meet()? {
+        Some((predecessor, handed)) => (Some(Arc::new(predecessor)), handed),
+        None => (None, Vec::new()),
+    };
+    let served = serve(config, again, extensions, predecessor.clone(), handed);
+    if let (Some(predecessor), Err(error)) = (&predecessor, &served) {
+        predecessor.failed(error);
+    }
+    served
+}
+
+fn serve(
+    config: Config,
+    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
+    extensions: Extensions,
+    predecessor: Option<Arc<Predecessor>>,
+    handed: Handed,
+) -> Result<(), StartError> {
     for warning in config.warnings.to_string().lines() {
         tracing::warn!("{warning}");
     }
     rustls::crypto::ring::default_provider().install_default().ok();
-    let bound = listeners::bind(&config.server)?;
+    let other = |error: std::io::Error| StartError::Other(error.to_string());
+    let bound = listeners::bind(&config.server, handed)?;
+    let to_hand_over = bound.iter().map(|bound| Ok((bound.configured.clone(), bound.socket.try_clone()?)));
+    let to_hand_over = to_hand_over.collect::<std::io::Result<Vec<_>>>().map_err(other)?;
     let tls = tls::certificates(&config.server);
     let drain_timeout = config.server.drain_timeout;
     let conf = ServerConf {
@@ -101,7 +134,14 @@ fn run_with(
         ..ServerConf::default()
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
-    let parts = parts::build(config, admin_address, extensions)?;
+    let since = predecessor.as_ref().map(|predecessor| predecessor.wait_for_store(&config)).transpose()?;
+    let purpose = since.flatten().map_or(Purpose::Server, Purpose::Successor);
+    let upgrade_timeout = config.server.upgrade_timeout;
+    let parts = parts::build(config, purpose, admin_address, extensions)?;
+    let channel = predecessor.as_ref().and_then(|predecessor| predecessor.take_store_channel());
+    if let (Some(embedded), Some(channel), Purpose::Successor(_)) = (&parts.embedded, channel, purpose) {
+        crate::store::embedded::serve(Arc::clone(embedded), channel).map_err(other)?;
+    }
     let reload = Arc::new(Reload {
         again: Box::new(again),
         authority: Arc::clone(&parts.gateway.authority),
@@ -111,17 +151,46 @@ fn run_with(
         metrics: Arc::clone(&parts.gateway.metrics),
         turn: Mutex::new(()),
     });
-    let on_signal = Arc::clone(&reload);
-    let signals = shutdown::Signals::listen(move || on_signal.now())
-        .map_err(|error| StartError::Other(format!("signals: {error}")))?;
+    let data_dir = parts.gateway.authority.snapshot().config.server.data_dir.clone();
+    let succeeded = Succeeded::default();
+    let (leave, admin_leaves) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let upgrade = Arc::new(Upgrade {
+        sockets: Mutex::new(to_hand_over),
+        embedded: parts.embedded.and_then(|store| Some((std::fs::canonicalize(&data_dir).ok()?, store))),
+        within: upgrade_timeout,
+        metrics: Arc::clone(&parts.gateway.metrics),
+        succeeded: Arc::clone(&succeeded),
+        leave: vec![Arc::clone(&leave), Arc::clone(&admin_leaves)],
+        turn: Mutex::new(()),
+        program: Program::running().map_err(other)?,
+    });
+    let hands = Arc::new(Hands { reload: Arc::clone(&reload), upgrade: Arc::clone(&upgrade) });
+    let signals = hands.listen(leave).map_err(|error| StartError::Other(format!("signals: {error}")))?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let flush = Flush::new(parts.flush);
     let store = Arc::clone(parts.gateway.authority.records.store());
+    let (is_the_one, from_when_on) = watch::channel(predecessor.is_none());
+    let serves = {
+        let authority = Arc::clone(&parts.gateway.authority);
+        let metrics = Arc::clone(&parts.gateway.metrics);
+        move || {
+            if let Some(predecessor) = predecessor {
+                predecessor.relieve(|| authority.is_ready())?;
+                metrics.upgrades.with_label_values(&["ok"]).inc();
+                shutdown::tell(&[NotifyState::MainPid(std::process::id())]);
+            }
+            is_the_one.send_replace(true);
+            shutdown::tell(&[NotifyState::Ready]);
+            Ok(())
+        }
+    };
     let draining = shutdown::watch(
         server.watch_execution_phase(),
+        serves,
+        Arc::clone(&succeeded),
         parts.in_flight.clone(),
         drain_timeout,
         Arc::clone(&store),
@@ -139,7 +208,7 @@ fn run_with(
         connections: Arc::clone(&gateway.credentials.connections),
         exchanged: Arc::clone(&gateway.credentials.exchanged),
         changes: tokio::sync::Mutex::new(parts.changes),
-        reload: Arc::new(move || reload.now()),
+        reload: Arc::new(move || drop(reload.now())),
         heard: tokio::sync::Mutex::new(parts.wish),
         idle: idle.clone(),
         resolver: Arc::clone(&gateway.resolver),
@@ -153,9 +222,9 @@ fn run_with(
         .name("gateway")
         .custom(
             Joining::new(idle),
-            Arc::new(|proxy, stream, shutdown| {
+            Arc::new(move |proxy, stream, shutdown| {
                 pulse::start();
-                tokio::spawn(kept::serve(proxy, stream, shutdown.clone()));
+                tokio::spawn(kept::serve(proxy, stream, shutdown.clone(), Arc::clone(&succeeded)));
                 Box::pin(std::future::ready(None))
             }),
         )
@@ -163,7 +232,7 @@ fn run_with(
         .build();
     let mut sockets = Vec::new();
     let mut admin = None;
-    for Bound { socket, address, actual, tls: with_tls, is_admin } in bound {
+    for Bound { socket, address, actual, tls: with_tls, is_admin, .. } in bound {
         tracing::info!(listener = if is_admin { "admin" } else { "public" }, address = %actual, tls = with_tls, "listening");
         if is_admin {
             admin = Some(socket);
@@ -184,11 +253,15 @@ fn run_with(
     let snapshot = authority.snapshot();
     if matches!(snapshot.config.store, config::Store::Embedded) {
         let store = Arc::clone(authority.records.store());
-        let exporting = Exporting { store, data_dir: snapshot.config.server.data_dir.clone() };
+        let is_the_one = tokio::sync::Mutex::new(from_when_on.clone());
+        let exporting = Exporting { store, data_dir: data_dir.clone(), is_the_one };
         server.add_service(background_service("export", exporting));
     }
+    let is_the_one = tokio::sync::Mutex::new(from_when_on);
+    server.add_service(background_service("control", Control { data_dir, hands, is_the_one }));
     if let Some(socket) = admin {
-        let endpoints = Admin::new(socket, metrics, Arc::clone(&authority), draining, parts.in_flight);
+        let endpoints =
+            Admin::new(socket, metrics, Arc::clone(&authority), draining, parts.in_flight, admin_leaves);
         server.add_service(background_service("admin", endpoints));
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });

@@ -25,10 +25,12 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Uses the configuration from the next request on. Requests under way end as they began.
-    pub fn now(&self) {
+    /// Uses the configuration from the next request on. Requests under way end as they began. Returns the keys whose change
+    /// waits for a restart, or why nothing has changed.
+    pub fn now(&self) -> Result<Vec<String>, String> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.replace((self.again)()) {
+        let replaced = self.replace((self.again)());
+        match &replaced {
             Ok(waiting) => {
                 let mut ids = self.authority.records.sealer().key_ids();
                 let others = ids.split_off(1.min(ids.len()));
@@ -44,6 +46,7 @@ impl Reload {
                 self.metrics.reloads.with_label_values(&["failed"]).inc();
             }
         }
+        replaced
     }
 
     /// The keys of the configuration whose change waits for a restart.

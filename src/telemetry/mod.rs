@@ -33,6 +33,8 @@ pub struct Metrics {
     pub oauth: IntCounterVec,
     /// How often the configuration was read again, by outcome.
     pub reloads: IntCounterVec,
+    /// How often another process was to take over, by outcome.
+    pub upgrades: IntCounterVec,
     /// Requests that a limit on calls refused, by route, what it counts apart, and whether it was its rate.
     pub limited: IntCounterVec,
     /// Calls at which a rule could not be decided, by route.
@@ -76,6 +78,8 @@ impl Metrics {
             "Reloads of the configuration by outcome.",
             &["outcome"],
         )?;
+        let upgrades =
+            counter("postern_upgrades_total", "Hand-overs to a new process by outcome.", &["outcome"])?;
         let limited = counter(
             "postern_calls_limited_total",
             "Requests refused by a limit on calls, by route, what the limit is per, and its kind.",
@@ -117,6 +121,7 @@ impl Metrics {
             exchanges,
             oauth,
             reloads,
+            upgrades,
             limited,
             policy_faults,
             counted_alone,
