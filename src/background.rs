@@ -1,5 +1,6 @@
 //! What goes on beside the requests: hearing of changes in the store, so that copies in memory follow within
 //! milliseconds, sweeping out what has expired, and renewing what is about to.
+pub mod files;
 pub mod reload;
 pub mod renewal;
 

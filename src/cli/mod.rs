@@ -17,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use secrecy::ExposeSecret;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Report, Source};
 use crate::{seal, server, telemetry};
 
 pub use agent::ROUTE as AGENT_ROUTE;
@@ -231,11 +231,13 @@ enum Connections {
 /// Does what the arguments say.
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { config: path } => with_config(&path, |config| {
-            telemetry::log();
-            let path = path.clone();
-            started(server::run(config, move || config::load(&path)))
-        }),
+        Command::Run { config: path } => {
+            let source = Source::file(path, Vec::new());
+            with(source.read(), |config| {
+                telemetry::log();
+                started(server::run(config, source))
+            })
+        }
         Command::Validate { config, online } => with_config(&config, |config| {
             warn(&config);
             let fine = println(&format!(
@@ -292,7 +294,11 @@ pub fn main() -> ExitCode {
 }
 
 fn with_config(path: &Path, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    match config::load(path) {
+    with(config::load(path), then)
+}
+
+fn with(loaded: Result<Config, Report>, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match loaded {
         Ok(config) => then(config),
         Err(report) => {
             eprintln(&report.to_string());

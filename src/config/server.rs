@@ -33,6 +33,8 @@ pub struct Server {
     pub allowed_origins: Vec<String>,
     /// The longest time that running requests get after SIGTERM.
     pub drain_timeout: Duration,
+    /// Whether a change of its files is taken in at once.
+    pub watch: bool,
     /// The longest time that a successor gets to serve.
     pub upgrade_timeout: Duration,
 }
@@ -164,6 +166,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         audit_log: written.audit_log.unwrap_or(usual),
         allowed_origins,
         drain_timeout,
+        watch: written.watch.unwrap_or(false),
         upgrade_timeout,
     })
 }

@@ -16,6 +16,7 @@ mod shutdown;
 mod successor;
 mod tls;
 mod upgrade;
+mod watchdog;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -35,13 +36,16 @@ use self::builder::Extensions;
 use self::control::{Control, Hands};
 use self::foundation::Purpose;
 use self::listeners::{Bound, OnSockets};
+use self::pulse::Pulses;
 use self::reload::Reload;
 use self::shutdown::Flush;
 use self::successor::{Handed, Predecessor};
 use self::upgrade::{Program, Succeeded, Upgrade};
+use self::watchdog::Watchdog;
+use crate::background::files::Watch;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
-use crate::config::{self, Config, Report};
+use crate::config::{self, Config, Source};
 use crate::upstream::idle::{self, Idle};
 use crate::upstream::joined::Joining;
 use crate::{gateway, upstream};
@@ -77,25 +81,18 @@ pub enum StartError {
     Other(String),
 }
 
-/// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0. `again` reads
-/// the configuration once more, for a reload.
-pub fn run(
-    config: Config,
-    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
-) -> Result<(), StartError> {
-    run_with(config, again, Extensions::default())
+/// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0. `source`: where
+/// the configuration was read, for a reload.
+pub fn run(config: Config, source: Source) -> Result<(), StartError> {
+    run_with(config, source, Extensions::default())
 }
 
-fn run_with(
-    config: Config,
-    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
-    extensions: Extensions,
-) -> Result<(), StartError> {
+fn run_with(config: Config, source: Source, extensions: Extensions) -> Result<(), StartError> {
     let (predecessor, handed) = match Predecessor::meet()? {
         Some((predecessor, handed)) => (Some(Arc::new(predecessor)), handed),
         None => (None, Vec::new()),
     };
-    let served = serve(config, again, extensions, predecessor.clone(), handed);
+    let served = serve(config, source, extensions, predecessor.clone(), handed);
     if let (Some(predecessor), Err(error)) = (&predecessor, &served) {
         predecessor.failed(error);
     }
@@ -104,7 +101,7 @@ fn run_with(
 
 fn serve(
     config: Config,
-    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
+    source: Source,
     extensions: Extensions,
     predecessor: Option<Arc<Predecessor>>,
     handed: Handed,
@@ -142,8 +139,11 @@ fn serve(
     if let (Some(embedded), Some(channel), Purpose::Successor(_)) = (&parts.embedded, channel, purpose) {
         crate::store::embedded::serve(Arc::clone(embedded), channel).map_err(other)?;
     }
+    let source = Arc::new(source);
+    let now = crate::clock::unix_seconds(parts.gateway.authority.clock.now());
+    parts.gateway.metrics.reloaded.set(i64::try_from(now).unwrap_or(i64::MAX));
     let reload = Arc::new(Reload {
-        again: Box::new(again),
+        source: Arc::clone(&source),
         authority: Arc::clone(&parts.gateway.authority),
         resolver: Arc::clone(&parts.gateway.resolver),
         quotas: Arc::clone(&parts.gateway.quotas),
@@ -203,6 +203,7 @@ fn serve(
     let gateway = parts.gateway;
     let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
     let idle = Idle::new(authority.clock.clone());
+    let on_change = Arc::clone(&reload);
     let upkeep = Upkeep {
         authority: Arc::clone(&authority),
         connections: Arc::clone(&gateway.credentials.connections),
@@ -218,12 +219,14 @@ fn serve(
         foreign: Arc::clone(&gateway.foreign),
         providers: parts.providers,
     };
+    let (pulses, watched) = (Pulses::default(), Arc::clone(&succeeded));
+    let beats = pulses.clone();
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
         .custom(
             Joining::new(idle),
             Arc::new(move |proxy, stream, shutdown| {
-                pulse::start();
+                beats.start();
                 tokio::spawn(kept::serve(proxy, stream, shutdown.clone(), Arc::clone(&succeeded)));
                 Box::pin(std::future::ready(None))
             }),
@@ -251,17 +254,32 @@ fn serve(
     server.add_service(background_service("upkeep", upkeep));
     server.add_service(background_service("renewal", renewal));
     let snapshot = authority.snapshot();
+    if snapshot.config.server.watch {
+        let files = move || source.files();
+        let watch = Watch::new(files, move || drop(on_change.now()));
+        server.add_service(background_service("watch", watch));
+    }
     if matches!(snapshot.config.store, config::Store::Embedded) {
         let store = Arc::clone(authority.records.store());
         let is_the_one = tokio::sync::Mutex::new(from_when_on.clone());
         let exporting = Exporting { store, data_dir: data_dir.clone(), is_the_one };
         server.add_service(background_service("export", exporting));
     }
+    let is_the_one = tokio::sync::Mutex::new(from_when_on.clone());
+    let watchdog = Watchdog { pulses: pulses.clone(), is_the_one, succeeded: watched };
+    server.add_service(background_service("watchdog", watchdog));
     let is_the_one = tokio::sync::Mutex::new(from_when_on);
     server.add_service(background_service("control", Control { data_dir, hands, is_the_one }));
     if let Some(socket) = admin {
-        let endpoints =
-            Admin::new(socket, metrics, Arc::clone(&authority), draining, parts.in_flight, admin_leaves);
+        let endpoints = Admin::new(
+            socket,
+            metrics,
+            Arc::clone(&authority),
+            draining,
+            parts.in_flight,
+            pulses,
+            admin_leaves,
+        );
         server.add_service(background_service("admin", endpoints));
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });

@@ -33,6 +33,8 @@ pub struct Metrics {
     pub oauth: IntCounterVec,
     /// How often the configuration was read again, by outcome.
     pub reloads: IntCounterVec,
+    /// When the configuration in use was taken, in seconds since 1970.
+    pub reloaded: IntGauge,
     /// How often another process was to take over, by outcome.
     pub upgrades: IntCounterVec,
     /// Requests that a limit on calls refused, by route, what it counts apart, and whether it was its rate.
@@ -78,6 +80,11 @@ impl Metrics {
             "Reloads of the configuration by outcome.",
             &["outcome"],
         )?;
+        let reloaded = IntGauge::new(
+            "postern_config_reload_success_timestamp_seconds",
+            "When the configuration in use was taken.",
+        )?;
+        registry.register(Box::new(reloaded.clone()))?;
         let upgrades =
             counter("postern_upgrades_total", "Hand-overs to a new process by outcome.", &["outcome"])?;
         let limited = counter(
@@ -121,6 +128,7 @@ impl Metrics {
             exchanges,
             oauth,
             reloads,
+            reloaded,
             upgrades,
             limited,
             policy_faults,
