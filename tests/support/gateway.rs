@@ -409,6 +409,12 @@ impl Gateway {
         self.ready().await;
     }
 
+    /// Starts it again after it has ended by itself.
+    pub async fn start_again(&mut self) {
+        self.process = None;
+        self.restart().await;
+    }
+
     /// As [`Gateway::restart`], but waits only until it listens.
     pub async fn restart_unready(&mut self) {
         if self.process.is_some() {
