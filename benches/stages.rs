@@ -28,7 +28,7 @@ use postern::oauth::server::{Authority, Snapshot};
 use postern::policy::{Asked, Permit, Question, Request};
 use postern::route::{Route, Table, canonical_path};
 use postern::seal::fields;
-use postern::server::foundation::Foundation;
+use postern::server::foundation::{Foundation, Purpose};
 use postern::store::record::Tokens;
 use postern::telemetry::Metrics;
 use postern::telemetry::audit::Lines;
@@ -200,7 +200,7 @@ impl Gateway {
         })];
         let config = configured(&trusted, 10, data.path().to_str().unwrap());
         let Foundation { clock, metrics, records, outbound, connector, .. } =
-            Foundation::lay(&config, false, None).unwrap();
+            Foundation::lay(&config, Purpose::Command, None).unwrap();
         let now = clock.now();
         let routes = Arc::new(Table::new(&config.server.public_url, &config.routes));
         let (route, foreign_route) =

@@ -1,6 +1,7 @@
 //! What goes on beside the requests: hearing of changes in the store, so that copies in memory follow within
 //! milliseconds, sweeping out what has expired, and renewing what is about to.
 pub mod changes;
+pub mod files;
 pub mod reload;
 pub mod renewal;
 
@@ -11,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 
 use changes::{Behind, Changes};
 
@@ -78,11 +79,16 @@ pub async fn read_revoked(authority: &Authority) -> Result<(), RecordError> {
 pub struct Exporting {
     pub store: Arc<dyn Store>,
     pub data_dir: PathBuf,
+    /// The socket is a predecessor's until then.
+    pub is_the_one: Mutex<watch::Receiver<bool>>,
 }
 
 #[async_trait]
 impl BackgroundService for Exporting {
     async fn start(&self, _shutdown: ShutdownWatch) {
+        if self.is_the_one.lock().await.wait_for(|is_the_one| *is_the_one).await.is_err() {
+            return;
+        }
         if let Err(error) = export::serve(Arc::clone(&self.store), &self.data_dir).await {
             tracing::warn!(%error, "the store cannot be migrated while it is in use");
         }

@@ -12,6 +12,19 @@ pub async fn reached(place: &str) {
     }
 }
 
+/// The same where nobody awaits.
+#[cfg(debug_assertions)]
+#[allow(clippy::disallowed_methods, reason = "it is killed here")]
+pub fn halted(place: &str) {
+    while std::env::var("POSTERN_FAILPOINT").is_ok_and(|named| named == place) {
+        std::thread::park();
+    }
+}
+
+/// Nothing.
+#[cfg(not(debug_assertions))]
+pub fn halted(_place: &str) {}
+
 /// Nothing.
 #[cfg(not(debug_assertions))]
 pub async fn reached(_place: &str) {}

@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! main        arguments → exit code
-//! cli         run, validate, reload, schema, demo, doctor, policy, keys, store, connections, users, hash-password; and, by
-//!             HTTP at a running Postern, org, member, config, assign, route, token, events
+//! cli         run, validate, reload, upgrade, schema, demo, doctor, policy, keys, store, connections, users,
+//!             hash-password; and, by HTTP at a running Postern, org, member, config, assign, route, token, events
 //! server      sockets, TLS, services, signals                          ┐
 //! gateway     the hooks of the proxy · background  events and sweeps   │ Pingora lives here
 //! upstream    name → vetted address → peer                             ┘ and nowhere else

@@ -89,15 +89,15 @@ async fn sr_t47_whoever_sends_a_header_byte_by_byte_is_gone_when_its_time_is_up(
             let begun = Instant::now();
             for byte in head.as_bytes().chunks(1) {
                 connection.send(byte).await;
-                if tokio::time::timeout(Duration::from_millis(150), connection.closed(PATIENCE)).await.is_ok() {
+                if tokio::time::timeout(Duration::from_millis(150), connection.closed(PATIENCE)).await.is_ok()
+                {
                     return begun.elapsed();
                 }
             }
             panic!("a header that takes ever so long");
         }
     });
-    let (took, is_served) =
-        tokio::join!(futures_util::future::join_all(slow), is_served(&gateway, &token));
+    let (took, is_served) = tokio::join!(futures_util::future::join_all(slow), is_served(&gateway, &token));
     assert!(is_served, "meanwhile");
     for took in took {
         assert!(took > SECOND / 2 && took < 4 * SECOND, "{took:?}");
@@ -149,7 +149,11 @@ async fn sr_t48_a_body_that_is_too_long_is_413_whether_it_says_so_or_not() {
     assert_eq!(exchange(gateway.address, said, PATIENCE).await.unwrap().status, 413);
     let chunked = |count: usize| {
         let chunk = format!("2710\r\n{}\r\n", " ".repeat(10_000));
-        format!("{}Transfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n", head(&gateway, &token), chunk.repeat(count))
+        format!(
+            "{}Transfer-Encoding: chunked\r\n\r\n{}0\r\n\r\n",
+            head(&gateway, &token),
+            chunk.repeat(count)
+        )
     };
     assert_eq!(exchange(gateway.address, chunked(11), PATIENCE).await.unwrap().status, 413);
     assert_ne!(exchange(gateway.address, chunked(10), PATIENCE).await.unwrap().status, 413);

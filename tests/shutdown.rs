@@ -326,6 +326,27 @@ async fn the_service_manager_is_told() {
 }
 
 #[tokio::test]
+async fn the_watchdog_is_told_for_as_long_as_it_is_alive() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let upstream = Upstream::open().await;
+    let mut gateway = Gateway::builder()
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", "2000000")
+        .route(Route::open("open", &upstream))
+        .start()
+        .await;
+    for _ in 0..3 {
+        told(&socket, "WATCHDOG=1").await;
+    }
+    gateway.terminate();
+    told(&socket, "STOPPING=1").await;
+    assert_eq!(gateway.wait_exit(PATIENCE).await.code(), Some(0));
+}
+
+#[tokio::test]
 async fn the_port_is_free_again_after_the_end() {
     let upstream = Upstream::open().await;
     let (mut gateway, tokens) = open_gateway(&upstream, "30s").await;

@@ -9,7 +9,7 @@ use super::println;
 use crate::config::{Config, Route};
 use crate::oauth::server::service::{self, Wanted};
 use crate::outbound::{AddressPolicy, Outbound, Request, Settings};
-use crate::server::foundation::Foundation;
+use crate::server::foundation::{Foundation, Purpose};
 
 /// What the built-in configuration gains for the agent: nobody has to connect to this one first.
 pub const ROUTE: &str = "
@@ -42,7 +42,7 @@ pub fn start(config: &Config) -> Result<(), String> {
 fn account(config: &Config, route: &str) -> Result<String, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    let parts = Foundation::lay(config, false, None).map_err(|error| error.to_string())?;
+    let parts = Foundation::lay(config, Purpose::Command, None).map_err(|error| error.to_string())?;
     let wanted = Wanted {
         name: NAME.into(),
         routes: vec![route.to_owned()],

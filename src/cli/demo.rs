@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::{BAD_CONFIG, agent, eprintln, failed, println, started};
-use crate::config::{self, Config, Process, Report};
+use crate::config::{Config, Source};
 use crate::{demo, server, telemetry};
 
 const CONFIGURATION: &str = include_str!("../../conf/demo.yaml");
@@ -13,16 +13,13 @@ const CONFIGURATION: &str = include_str!("../../conf/demo.yaml");
 /// Serves the demo until it is stopped. `path`: another configuration than the built-in one; `with_agent`: a program
 /// without people calls it as well.
 pub fn demo(path: Option<&Path>, with_agent: bool) -> ExitCode {
-    let path = path.map(Path::to_owned);
     let built_in =
         if with_agent { format!("{CONFIGURATION}{}", agent::ROUTE) } else { CONFIGURATION.to_owned() };
-    let read = move || -> Result<Config, Report> {
-        match &path {
-            Some(path) => config::load(path),
-            None => config::parse(&built_in, "conf/demo.yaml", &Process),
-        }
+    let source = match path {
+        Some(path) => Source::file(path, Vec::new()),
+        None => Source::text(built_in, "conf/demo.yaml"),
     };
-    let config = match read() {
+    let config = match source.read() {
         Ok(config) => config,
         Err(report) => {
             eprintln(&report.to_string());
@@ -44,7 +41,7 @@ pub fn demo(path: Option<&Path>, with_agent: bool) -> ExitCode {
     if with_agent && let Err(why) = agent::start(&config) {
         return failed(&why);
     }
-    started(server::run(config, read))
+    started(server::run(config, source))
 }
 
 /// Where the first route expects its upstream, if that is on this computer.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{failed, println};
-use crate::background::reload;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::oauth::client::standing::{self, State as Stands};
@@ -14,7 +13,7 @@ use crate::oauth::server::service::{self, ServiceAccount, Wanted};
 use crate::oauth::server::{block, token_keys};
 use crate::route::Table;
 use crate::seal;
-use crate::server::foundation::Foundation;
+use crate::server::foundation::{Foundation, Purpose};
 use crate::store::embedded::{Embedded, FILE_NAME, OpenError};
 use crate::store::export::Export;
 use crate::store::migrate::{Source, migrate as copy};
@@ -25,7 +24,7 @@ use crate::store::{Change, Kind, StoreError};
 const PROBE: Duration = Duration::from_secs(5);
 
 /// Runs `work` on the opened parts and says how it ended.
-fn on_store<E: ToString>(
+pub fn on_store<E: ToString>(
     config: &Config,
     work: impl AsyncFnOnce(&Foundation) -> Result<(String, bool), E>,
 ) -> ExitCode {
@@ -39,7 +38,7 @@ fn on_store<E: ToString>(
         Ok(runtime) => runtime,
         Err(error) => return failed(&error.to_string()),
     };
-    let done = Foundation::lay(config, false, None).map_err(|error| error.to_string());
+    let done = Foundation::lay(config, Purpose::Command, None).map_err(|error| error.to_string());
     let done = done.and_then(|parts| runtime.block_on(work(&parts)).map_err(|error| error.to_string()));
     match done {
         Ok((text, true)) => println(&text),
@@ -107,18 +106,6 @@ pub fn check(config: &Config) -> ExitCode {
     })
 }
 
-/// `postern reload`
-pub fn reload(config: &Config) -> ExitCode {
-    if matches!(config.store, config::Store::Embedded) {
-        return failed("the embedded store has one instance: send it SIGHUP, or systemctl reload postern");
-    }
-    on_store(config, async |parts| {
-        reload::ask(&parts.records).await?;
-        let text = "every instance reads its configuration again; their logs say how it went";
-        Ok::<_, RecordError>((text.to_owned(), true))
-    })
-}
-
 /// `postern keys list`
 pub fn list_keys(config: &Config) -> ExitCode {
     on_store(config, async |parts| {
@@ -172,7 +159,8 @@ pub fn migrate(from: &Config, to: &Config) -> ExitCode {
         let source: Box<dyn Source> = match is_in_use(from) {
             true => Box::new(Export::of(&from.server.data_dir)),
             false => {
-                let source = Foundation::lay(from, false, None).map_err(|error| error.to_string())?;
+                let source =
+                    Foundation::lay(from, Purpose::Command, None).map_err(|error| error.to_string())?;
                 Box::new(Arc::clone(source.records.store()))
             }
         };

@@ -7,6 +7,7 @@ mod kept;
 mod managed;
 mod password;
 mod policy;
+mod running;
 mod service_accounts;
 
 use std::io::Write;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use secrecy::ExposeSecret;
 
-use crate::config::{self, Config};
+use crate::config::{self, Config, Report, Source};
 use crate::{seal, server, telemetry};
 
 pub use agent::ROUTE as AGENT_ROUTE;
@@ -49,11 +50,21 @@ enum Command {
         #[arg(long)]
         online: bool,
     },
-    /// Have every instance on the shared store read its configuration again; a single one takes SIGHUP.
+    /// Have the running Postern read its configuration again; on a shared store, every instance.
     Reload {
         /// The configuration file, for the store.
         #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
         config: PathBuf,
+    },
+    /// Have the running Postern take in what has changed, without a refused connection: the configuration, or by a new
+    /// process the program and what needs one.
+    Upgrade {
+        /// The configuration file, for the data directory.
+        #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]
+        config: PathBuf,
+        /// By a new process in any case.
+        #[arg(long)]
+        always: bool,
     },
     /// Print the JSON schema of the configuration.
     Schema,
@@ -220,11 +231,13 @@ enum Connections {
 /// Does what the arguments say.
 pub fn main() -> ExitCode {
     match Arguments::parse().command {
-        Command::Run { config: path } => with_config(&path, |config| {
-            telemetry::log();
-            let path = path.clone();
-            started(server::run(config, move || config::load(&path)))
-        }),
+        Command::Run { config: path } => {
+            let source = Source::file(path, Vec::new());
+            with(source.read(), |config| {
+                telemetry::log();
+                started(server::run(config, source))
+            })
+        }
         Command::Validate { config, online } => with_config(&config, |config| {
             warn(&config);
             let fine = println(&format!(
@@ -234,7 +247,10 @@ pub fn main() -> ExitCode {
             ));
             if online { kept::check(&config) } else { fine }
         }),
-        Command::Reload { config } => with_config(&config, |config| kept::reload(&config)),
+        Command::Reload { config } => with_config(&config, |config| running::reload(&config)),
+        Command::Upgrade { config, always } => {
+            with_config(&config, |config| running::upgrade(&config, always))
+        }
         Command::Schema => println(&serde_json::to_string_pretty(&config::schema()).unwrap_or_default()),
         Command::Demo { config, agent } => demo::demo(config.as_deref(), agent),
         Command::Doctor { config, route, register, json } => {
@@ -278,7 +294,11 @@ pub fn main() -> ExitCode {
 }
 
 fn with_config(path: &Path, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
-    match config::load(path) {
+    with(config::load(path), then)
+}
+
+fn with(loaded: Result<Config, Report>, then: impl FnOnce(Config) -> ExitCode) -> ExitCode {
+    match loaded {
         Ok(config) => then(config),
         Err(report) => {
             eprintln(&report.to_string());

@@ -93,6 +93,10 @@ pub(super) struct Server {
     pub(super) allowed_origins: Option<Vec<String>>,
     /// How long running requests may go on after SIGTERM. Default: `30s`.
     pub(super) drain_timeout: Option<String>,
+    /// Read the configuration again whenever it or a file that it names has changed. Default: `false`.
+    pub(super) watch: Option<bool>,
+    /// How long a new process may take to serve before `postern upgrade` goes on with the old one. Default: `30s`.
+    pub(super) upgrade_timeout: Option<String>,
 }
 
 #[derive(Deserialize, JsonSchema)]

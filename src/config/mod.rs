@@ -27,6 +27,7 @@ mod route;
 mod secret;
 mod server;
 mod shape;
+mod source;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -59,6 +60,7 @@ pub use report::{Key, Position, Problem, Report};
 pub use route::{MANAGED, Route, Upstream};
 pub use secret::{Environment, Process, SealingKey};
 pub use server::{Listen, PublicUrl, Server};
+pub use source::Source;
 pub use store::{Address, ClientCertificate, Redis, Store, Topology};
 pub use trusted::{Introspection, TrustedIssuer};
 
@@ -75,8 +77,12 @@ pub fn load(path: &Path) -> Result<Config, Report> {
 /// # Errors
 /// As [`load`].
 pub fn load_with(path: &Path, strategies: &[String]) -> Result<Config, Report> {
+    load_in(path, &Process, strategies)
+}
+
+fn load_in(path: &Path, environment: &dyn Environment, strategies: &[String]) -> Result<Config, Report> {
     let name = path.display().to_string();
-    parse_with(&read(path, &name)?, &name, &Process, strategies)
+    parse_with(&read(path, &name)?, &name, environment, strategies)
 }
 
 /// `server.public_url` of the file at `path`, as written: for whoever only wants to know where Postern is, and may not see

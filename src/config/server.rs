@@ -33,6 +33,10 @@ pub struct Server {
     pub allowed_origins: Vec<String>,
     /// The longest time that running requests get after SIGTERM.
     pub drain_timeout: Duration,
+    /// Whether a change of its files is taken in at once.
+    pub watch: bool,
+    /// The longest time that a successor gets to serve.
+    pub upgrade_timeout: Duration,
 }
 
 /// The origin under which clients reach Postern.
@@ -139,6 +143,13 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         Duration::ZERO,
         Duration::from_secs(24 * 60 * 60),
     );
+    let upgrade_timeout = check.duration(
+        &key.child("upgrade_timeout"),
+        written.upgrade_timeout.as_deref(),
+        Duration::from_secs(30),
+        Duration::from_millis(100),
+        Duration::from_secs(60 * 60),
+    );
     let allowed_origins =
         origins(check, &key.child("allowed_origins"), written.allowed_origins.as_deref().unwrap_or_default());
     let access_log = written.access_log.unwrap_or(AccessLog::Json);
@@ -155,6 +166,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         audit_log: written.audit_log.unwrap_or(usual),
         allowed_origins,
         drain_timeout,
+        watch: written.watch.unwrap_or(false),
+        upgrade_timeout,
     })
 }
 

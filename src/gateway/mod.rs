@@ -139,8 +139,9 @@ impl ProxyHttp for Gateway {
         session: &'s mut Session,
         ctx: &'c mut Box<Context>,
     ) -> Hook<'h> {
-        // Overrides what the version says, so HTTP/1.0, which has no keep-alive of its own, is left alone.
-        if session.req_header().version != Version::HTTP_10 {
+        // HTTP/1.0 has no keep-alive of its own, and a connection that is to close stays so.
+        let closes = session.as_http1().is_some_and(|session| !session.will_keepalive());
+        if session.req_header().version != Version::HTTP_10 && !closes {
             session.set_keepalive(Some(KEEPALIVE_SECONDS));
         }
         session.set_total_drain_timeout(Some(DRAIN));

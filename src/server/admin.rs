@@ -13,16 +13,21 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
+use super::pulse::Pulses;
 use crate::oauth::server::Authority;
 use crate::telemetry::{InFlight, Metrics};
 
 const STORE_ANSWERS: Duration = Duration::from_secs(1);
+/// A worker that has done nothing for so long does nothing any more.
+const STUCK: Duration = Duration::from_secs(10);
 
 /// Serves `/healthz`, `/readyz` and `/metrics`.
 pub struct Admin {
     socket: Mutex<Option<TcpListener>>,
+    /// A successor answers from then on.
+    succeeded: Arc<Notify>,
     state: Arc<Endpoints>,
 }
 
@@ -31,6 +36,7 @@ struct Endpoints {
     authority: Arc<Authority>,
     draining: Arc<AtomicBool>,
     in_flight: InFlight,
+    pulses: Pulses,
 }
 
 impl Admin {
@@ -40,10 +46,13 @@ impl Admin {
         authority: Arc<Authority>,
         draining: Arc<AtomicBool>,
         in_flight: InFlight,
+        pulses: Pulses,
+        succeeded: Arc<Notify>,
     ) -> Self {
         Self {
             socket: Mutex::new(Some(socket)),
-            state: Arc::new(Endpoints { metrics, authority, draining, in_flight }),
+            succeeded,
+            state: Arc::new(Endpoints { metrics, authority, draining, in_flight, pulses }),
         }
     }
 }
@@ -56,12 +65,16 @@ impl BackgroundService for Admin {
             return;
         };
         let router = Router::new()
-            .route("/healthz", get(async || "ok\n"))
+            .route("/healthz", get(alive))
             .route("/readyz", get(ready))
             .route("/metrics", get(metrics))
             .with_state(Arc::clone(&self.state));
         let served = match tokio::net::TcpListener::from_std(socket) {
-            Ok(listener) => axum::serve(listener, router).await,
+            Ok(listener) => {
+                let succeeded = Arc::clone(&self.succeeded);
+                let serve = axum::serve(listener, router);
+                serve.with_graceful_shutdown(async move { succeeded.notified().await }).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = served {
@@ -70,9 +83,21 @@ impl BackgroundService for Admin {
     }
 }
 
+/// Whether it makes sense to wait for it. A process that is not may be killed; of the store and others it says nothing.
+async fn alive(State(endpoints): State<Arc<Endpoints>>) -> Response {
+    match endpoints.pulses.beat(STUCK) {
+        true => "ok\n".into_response(),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "a worker is stuck\n").into_response(),
+    }
+}
+
+/// Whether it can do its work now: it listens, its workers run, its keys are known, its store answers.
 async fn ready(State(endpoints): State<Arc<Endpoints>>) -> Response {
     if endpoints.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    if !endpoints.pulses.beat(STUCK) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "a worker is stuck\n").into_response();
     }
     match tokio::time::timeout(STORE_ANSWERS, endpoints.authority.records.store().ready()).await {
         Ok(Ok(())) if endpoints.authority.is_ready() => "ready\n".into_response(),

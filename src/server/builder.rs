@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::{StartError, run_with};
-use crate::config::{self, Report};
+use crate::config::{Report, Source};
 use crate::credential::{Strategies, Strategy};
 use crate::policy::Hook;
 use crate::telemetry::{self, audit};
@@ -82,9 +82,9 @@ impl Builder {
     pub fn run(self) -> Result<(), RunError> {
         let Self { config: path, extensions } = self;
         let names: Vec<String> = extensions.strategies.keys().cloned().collect();
-        let read = move || config::load_with(&path, &names);
-        let config = read()?;
+        let source = Source::file(path, names);
+        let config = source.read()?;
         telemetry::log();
-        Ok(run_with(config, read, extensions)?)
+        Ok(run_with(config, source, extensions)?)
     }
 }

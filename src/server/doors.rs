@@ -20,8 +20,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use self::header::Bounds;
 use self::wire::Wire;
+use super::kept;
+use super::pulse::Pulses;
 use super::tls::Tls;
-use super::{kept, pulse};
+use super::upgrade::Succeeded;
 use crate::config::Limits;
 use crate::oauth::server::Authority;
 use crate::telemetry::Metrics;
@@ -46,6 +48,8 @@ pub struct Doors {
     /// Where those with TLS listen.
     pub with_tls: Vec<SocketAddr>,
     pub tls: Option<Tls>,
+    pub pulses: Pulses,
+    pub succeeded: Succeeded,
 }
 
 impl Doors {
@@ -54,10 +58,12 @@ impl Doors {
         metrics: &Arc<Metrics>,
         tls: Option<Tls>,
         with_tls: Vec<SocketAddr>,
+        pulses: Pulses,
+        succeeded: Succeeded,
     ) -> Self {
         let room = Arc::new(Room::new(by_files(), Arc::clone(metrics)));
         let away = Arc::new(Room::new(32, Arc::clone(metrics)));
-        Self { authority, room, away, with_tls, tls }
+        Self { authority, room, away, with_tls, tls, pulses, succeeded }
     }
 
     /// Serves a connection, in a task of its own.
@@ -65,7 +71,7 @@ impl Doors {
     where
         A: HttpServerApp + Send + Sync + 'static,
     {
-        pulse::start();
+        self.pulses.start();
         let limits = self.authority.snapshot().config.limits;
         let acceptor = self.tls.as_ref().filter(|_| self.has_tls(&stream)).map(Tls::acceptor);
         let Some(mut place) = self.room.enter(limits.connections) else {
@@ -84,14 +90,14 @@ impl Doors {
             }
             return;
         }
-        let shutdown = shutdown.clone();
+        let (shutdown, succeeded) = (shutdown.clone(), Arc::clone(&self.succeeded));
         match acceptor {
             // Its future has no room for handshakes and HTTP/2.
             None => {
-                tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits)));
+                tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits), succeeded));
             }
             Some(acceptor) => {
-                tokio::spawn(greet(app, stream, shutdown, place, acceptor, limits));
+                tokio::spawn(greet(app, stream, shutdown, place, acceptor, limits, succeeded));
             }
         }
     }
@@ -135,6 +141,7 @@ async fn greet<A>(
     place: Place,
     acceptor: Arc<Acceptor>,
     limits: Limits,
+    succeeded: Succeeded,
 ) where
     A: HttpServerApp + Send + Sync + 'static,
 {
@@ -147,7 +154,7 @@ async fn greet<A>(
         Err(_) => return place.hit("handshake"),
     };
     if !matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-        tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits)));
+        tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits), succeeded));
         return;
     }
     match timeout(limits.header_time, prefaced(stream)).await {

@@ -4,6 +4,7 @@ use std::fs::DirBuilder;
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use secrecy::ExposeSecret;
 
@@ -20,28 +21,41 @@ use crate::store::record::Records;
 use crate::store::redis::Redis;
 use crate::telemetry::{InFlight, Metrics};
 
+/// What the store is opened for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// A command beside a server, or instead of one.
+    Command,
+    Server,
+    /// A server that takes over from one that still works with the embedded store, which was opened then.
+    Successor(SystemTime),
+}
+
 /// What everything else stands on.
 pub struct Foundation {
     pub clock: Clock,
     pub metrics: Arc<Metrics>,
     pub in_flight: InFlight,
     pub records: Records,
+    /// The store, where it is a file.
+    pub embedded: Option<Arc<Embedded>>,
     pub outbound: Outbound,
     pub connector: Arc<Connector>,
 }
 
 impl Foundation {
-    /// Opens the store. `serves`: for a server, else for a command beside it. `admin`: a socket that outgoing requests
-    /// never reach.
-    pub fn lay(config: &Config, serves: bool, admin: Option<SocketAddr>) -> Result<Self, StartError> {
+    /// Opens the store. `admin`: a socket that outgoing requests never reach.
+    pub fn lay(config: &Config, purpose: Purpose, admin: Option<SocketAddr>) -> Result<Self, StartError> {
         let clock = Clock::system();
         let metrics = Metrics::new().map(Arc::new).map_err(|error| StartError::Other(error.to_string()))?;
         let in_flight = InFlight::default();
         let sealer = Arc::new(sealer(config)?);
-        let store = store(config, &clock)?;
+        let (store, embedded) = store(config, purpose, &clock)?;
         // The journal belongs to the one running server of a data directory.
-        let journal = match (&config.store, serves) {
-            (config::Store::Redis(_), true) => Journal::open(&config.server.data_dir, clock.clone()),
+        let journal = match &config.store {
+            config::Store::Redis(_) if purpose != Purpose::Command => {
+                Journal::open(&config.server.data_dir, clock.clone())
+            }
             _ => Ok(Journal::default()),
         };
         let journal = journal.map_err(StartError::DataDir)?;
@@ -59,15 +73,23 @@ impl Foundation {
             Arc::clone(&metrics),
             in_flight.clone(),
         ));
-        Ok(Self { clock, metrics, in_flight, records, outbound, connector })
+        Ok(Self { clock, metrics, in_flight, records, embedded, outbound, connector })
     }
 }
 
-fn store(config: &Config, clock: &Clock) -> Result<Arc<dyn Store>, StartError> {
+type Opened = (Arc<dyn Store>, Option<Arc<Embedded>>);
+
+fn store(config: &Config, purpose: Purpose, clock: &Clock) -> Result<Opened, StartError> {
     let failed = |error: &dyn std::fmt::Display| StartError::Store(error.to_string());
     Ok(match &config.store {
         config::Store::Embedded => {
-            Arc::new(Embedded::open(&config.server.data_dir, clock.clone()).map_err(|error| failed(&error))?)
+            let (data_dir, clock) = (&config.server.data_dir, clock.clone());
+            let opened = match purpose {
+                Purpose::Successor(since) => Embedded::open_after(data_dir, clock, since),
+                Purpose::Server | Purpose::Command => Embedded::open(data_dir, clock),
+            };
+            let embedded = Arc::new(opened.map_err(|error| failed(&error))?);
+            (Arc::clone(&embedded) as Arc<dyn Store>, Some(embedded))
         }
         config::Store::Redis(redis) => {
             DirBuilder::new()
@@ -75,7 +97,7 @@ fn store(config: &Config, clock: &Clock) -> Result<Arc<dyn Store>, StartError> {
                 .mode(0o700)
                 .create(&config.server.data_dir)
                 .map_err(StartError::DataDir)?;
-            Arc::new(Redis::open(redis, clock.clone()).map_err(|error| failed(&error))?)
+            (Arc::new(Redis::open(redis, clock.clone()).map_err(|error| failed(&error))?), None)
         }
     })
 }

@@ -21,6 +21,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 use super::doors::header::{Bounds, Header, Progress};
 use super::doors::{Place, farewell};
 use super::lean::Lean;
+use super::upgrade::{LINGER, Succeeded};
 
 /// Until its first filter gives it longer, a connection that is kept is kept that long, seconds.
 const BEGIN: u64 = 60;
@@ -41,6 +42,7 @@ pub async fn serve<A: HttpServerApp>(
     mut shutdown: ShutdownWatch,
     place: Place,
     bounds: Bounds,
+    succeeded: Succeeded,
 ) {
     let mut stream: Stream = Box::new(Lean::new(stream));
     let (mut settings, mut patience) = (None, bounds.time);
@@ -48,7 +50,7 @@ pub async fn serve<A: HttpServerApp>(
         let begun = tokio::select! {
             biased; // what has arrived is answered
             begun = timeout(patience, first(&mut stream)) => begun,
-            _ = shutdown.wait_for(|stops| *stops) => return,
+            () = over(&mut shutdown, &succeeded) => return,
         };
         let Ok(Ok(mut begun)) = begun else { return };
         if begun.is_empty() {
@@ -101,6 +103,15 @@ async fn rest(
         }
     };
     timeout(bounds.time, reading).await
+}
+
+/// The process stops; after a hand-over, a moment later.
+async fn over(shutdown: &mut ShutdownWatch, succeeded: &Succeeded) {
+    // Without a sender nobody is left to wait for.
+    let _ = shutdown.wait_for(|stops| *stops).await;
+    if let Some(since) = succeeded.get() {
+        tokio::time::sleep(LINGER.saturating_sub(since.elapsed())).await;
+    }
 }
 
 /// The first bytes of a request; none if the client has left.
@@ -173,7 +184,8 @@ mod tests {
         let (stop, stops) = watch::channel(false);
         let room = Arc::new(Room::new(1, Arc::new(Metrics::new().unwrap())));
         let (place, bounds) = (room.enter(1).unwrap(), Bounds::from(&Limits::default()));
-        (there, stop, tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops, place, bounds)))
+        let served = serve(Arc::new(Echo), Box::new(here), stops, place, bounds, Succeeded::default());
+        (there, stop, tokio::spawn(served))
     }
 
     async fn answered(client: &mut DuplexStream, end: &str) {
@@ -237,6 +249,20 @@ mod tests {
         client.write_all(b"GET /late HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
         stop.send(true).unwrap();
         answered(&mut client, "\r\n\r\n/late").await;
+        serving.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_hand_over_whoever_was_about_to_ask_is_answered() {
+        let (here, mut client) = duplex(65536);
+        let (stop, stops) = watch::channel(false);
+        let succeeded = Succeeded::default();
+        succeeded.set(super::super::upgrade::now()).unwrap();
+        let serving = tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops, succeeded));
+        stop.send(true).unwrap();
+        tokio::time::sleep(LINGER / 2).await;
+        client.write_all(b"GET /about HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        answered(&mut client, "\r\n\r\n/about").await;
         serving.await.unwrap();
     }
 }

@@ -21,6 +21,8 @@ const BACKLOG: i32 = i32::MAX;
 /// A socket that listens.
 pub struct Bound {
     pub socket: TcpListener,
+    /// As it is written, for a successor.
+    pub configured: String,
     /// The name Pingora knows it by: `actual` as text, which is unique where the configured address need not be (port 0).
     pub address: String,
     /// Where it really listens.
@@ -29,8 +31,8 @@ pub struct Bound {
     pub is_admin: bool,
 }
 
-/// All sockets of the configuration.
-pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
+/// All sockets of the configuration. `handed`: what a predecessor listens on, by the addresses that it was configured with.
+pub fn bind(server: &Server, mut handed: Vec<(String, TcpListener)>) -> Result<Vec<Bound>, StartError> {
     let mut inherited = inherited()?;
     let mut wanted: Vec<(&str, bool, bool)> =
         server.listen.iter().map(|listen| (listen.address.as_str(), listen.tls, false)).collect();
@@ -43,14 +45,17 @@ pub fn bind(server: &Server) -> Result<Vec<Bound>, StartError> {
             .map_err(failed)?
             .next()
             .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
-        let socket = match inherited.iter().position(|(at, _)| *at == configured) {
-            Some(index) => inherited.swap_remove(index).1,
-            None => listen(configured).map_err(failed)?,
+        let by_name = handed.iter().position(|(at, _)| at == address);
+        let socket = match (by_name, inherited.iter().position(|(at, _)| *at == configured)) {
+            (Some(index), _) => handed.swap_remove(index).1,
+            (None, Some(index)) => inherited.swap_remove(index).1,
+            (None, None) => listen(configured).map_err(failed)?,
         };
         // Without this a worker thread would block in accept(2).
         socket.set_nonblocking(true).map_err(failed)?;
         let actual = socket.local_addr().map_err(failed)?;
-        bound.push(Bound { socket, address: actual.to_string(), actual, tls, is_admin });
+        let configured = address.to_owned();
+        bound.push(Bound { socket, configured, address: actual.to_string(), actual, tls, is_admin });
     }
     match inherited.first() {
         Some((address, _)) => Err(StartError::UnknownSocket(address.to_string())),

@@ -3,8 +3,10 @@
 //! name only.
 mod admin;
 mod builder;
+pub mod control;
 mod doors;
 pub mod foundation;
+mod handover;
 mod kept;
 mod lean;
 mod listeners;
@@ -12,7 +14,10 @@ mod parts;
 mod pulse;
 mod reload;
 mod shutdown;
+mod successor;
 mod tls;
+mod upgrade;
+mod watchdog;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -26,16 +31,25 @@ use pingora::server::configuration::ServerConf;
 use pingora::server::{RunArgs, Server};
 use pingora::services::background::background_service;
 use pingora_proxy::ProxyServiceBuilder;
+use sd_notify::NotifyState;
+use tokio::sync::{Notify, watch};
 
 use self::admin::Admin;
 use self::builder::Extensions;
+use self::control::{Control, Hands};
 use self::doors::Doors;
+use self::foundation::Purpose;
 use self::listeners::{Bound, OnSockets};
+use self::pulse::Pulses;
 use self::reload::Reload;
 use self::shutdown::Flush;
+use self::successor::{Handed, Predecessor};
+use self::upgrade::{Program, Succeeded, Upgrade};
+use self::watchdog::Watchdog;
+use crate::background::files::Watch;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
-use crate::config::{self, Config, Report};
+use crate::config::{self, Config, Source};
 use crate::upstream::health::Watching;
 use crate::upstream::idle::{self, Idle};
 use crate::upstream::joined::Joining;
@@ -66,29 +80,45 @@ pub enum StartError {
     Tls(String),
     #[error("data directory: {0}")]
     DataDir(std::io::Error),
+    #[error("hand-over: {0}")]
+    HandOver(String),
     #[error("{0}")]
     Other(String),
 }
 
-/// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0. `again` reads
-/// the configuration once more, for a reload.
-pub fn run(
-    config: Config,
-    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
-) -> Result<(), StartError> {
-    run_with(config, again, Extensions::default())
+/// Serves until SIGTERM or SIGINT. Returns when everything has ended; an early end exits the process with 0. `source`: where
+/// the configuration was read, for a reload.
+pub fn run(config: Config, source: Source) -> Result<(), StartError> {
+    run_with(config, source, Extensions::default())
 }
 
-fn run_with(
+fn run_with(config: Config, source: Source, extensions: Extensions) -> Result<(), StartError> {
+    let (predecessor, handed) = match Predecessor::meet()? {
+        Some((predecessor, handed)) => (Some(Arc::new(predecessor)), handed),
+        None => (None, Vec::new()),
+    };
+    let served = serve(config, source, extensions, predecessor.clone(), handed);
+    if let (Some(predecessor), Err(error)) = (&predecessor, &served) {
+        predecessor.failed(error);
+    }
+    served
+}
+
+fn serve(
     config: Config,
-    again: impl Fn() -> Result<Config, Report> + Send + Sync + 'static,
+    source: Source,
     extensions: Extensions,
+    predecessor: Option<Arc<Predecessor>>,
+    handed: Handed,
 ) -> Result<(), StartError> {
     for warning in config.warnings.to_string().lines() {
         tracing::warn!("{warning}");
     }
     rustls::crypto::ring::default_provider().install_default().ok();
-    let bound = listeners::bind(&config.server)?;
+    let other = |error: std::io::Error| StartError::Other(error.to_string());
+    let bound = listeners::bind(&config.server, handed)?;
+    let to_hand_over = bound.iter().map(|bound| Ok((bound.configured.clone(), bound.socket.try_clone()?)));
+    let to_hand_over = to_hand_over.collect::<std::io::Result<Vec<_>>>().map_err(other)?;
     let tls = tls::certificates(&config.server)?;
     let drain_timeout = config.server.drain_timeout;
     let conf = ServerConf {
@@ -106,9 +136,19 @@ fn run_with(
         ..ServerConf::default()
     };
     let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
-    let parts = parts::build(config, admin_address, extensions)?;
+    let since = predecessor.as_ref().map(|predecessor| predecessor.wait_for_store(&config)).transpose()?;
+    let purpose = since.flatten().map_or(Purpose::Server, Purpose::Successor);
+    let upgrade_timeout = config.server.upgrade_timeout;
+    let parts = parts::build(config, purpose, admin_address, extensions)?;
+    let channel = predecessor.as_ref().and_then(|predecessor| predecessor.take_store_channel());
+    if let (Some(embedded), Some(channel), Purpose::Successor(_)) = (&parts.embedded, channel, purpose) {
+        crate::store::embedded::serve(Arc::clone(embedded), channel).map_err(other)?;
+    }
+    let source = Arc::new(source);
+    let now = crate::clock::unix_seconds(parts.gateway.authority.clock.now());
+    parts.gateway.metrics.reloaded.set(i64::try_from(now).unwrap_or(i64::MAX));
     let reload = Arc::new(Reload {
-        again: Box::new(again),
+        source: Arc::clone(&source),
         authority: Arc::clone(&parts.gateway.authority),
         resolver: Arc::clone(&parts.gateway.resolver),
         pools: Arc::clone(&parts.gateway.pools),
@@ -117,17 +157,46 @@ fn run_with(
         metrics: Arc::clone(&parts.gateway.metrics),
         turn: Mutex::new(()),
     });
-    let on_signal = Arc::clone(&reload);
-    let signals = shutdown::Signals::listen(move || on_signal.now())
-        .map_err(|error| StartError::Other(format!("signals: {error}")))?;
+    let data_dir = parts.gateway.authority.snapshot().config.server.data_dir.clone();
+    let succeeded = Succeeded::default();
+    let (leave, admin_leaves) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let upgrade = Arc::new(Upgrade {
+        sockets: Mutex::new(to_hand_over),
+        embedded: parts.embedded.and_then(|store| Some((std::fs::canonicalize(&data_dir).ok()?, store))),
+        within: upgrade_timeout,
+        metrics: Arc::clone(&parts.gateway.metrics),
+        succeeded: Arc::clone(&succeeded),
+        leave: vec![Arc::clone(&leave), Arc::clone(&admin_leaves)],
+        turn: Mutex::new(()),
+        program: Program::running().map_err(other)?,
+    });
+    let hands = Arc::new(Hands { reload: Arc::clone(&reload), upgrade: Arc::clone(&upgrade) });
+    let signals = hands.listen(leave).map_err(|error| StartError::Other(format!("signals: {error}")))?;
 
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
     let flush = Flush::new(parts.flush);
     let store = Arc::clone(parts.gateway.authority.records.store());
+    let (is_the_one, from_when_on) = watch::channel(predecessor.is_none());
+    let serves = {
+        let authority = Arc::clone(&parts.gateway.authority);
+        let metrics = Arc::clone(&parts.gateway.metrics);
+        move || {
+            if let Some(predecessor) = predecessor {
+                predecessor.relieve(|| authority.is_ready())?;
+                metrics.upgrades.with_label_values(&["ok"]).inc();
+                shutdown::tell(&[NotifyState::MainPid(std::process::id())]);
+            }
+            is_the_one.send_replace(true);
+            shutdown::tell(&[NotifyState::Ready]);
+            Ok(())
+        }
+    };
     let draining = shutdown::watch(
         server.watch_execution_phase(),
+        serves,
+        Arc::clone(&succeeded),
         parts.in_flight.clone(),
         drain_timeout,
         Arc::clone(&store),
@@ -140,12 +209,13 @@ fn run_with(
     let gateway = parts.gateway;
     let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
     let idle = Idle::new(authority.clock.clone());
+    let on_change = Arc::clone(&reload);
     let upkeep = Upkeep {
         authority: Arc::clone(&authority),
         connections: Arc::clone(&gateway.credentials.connections),
         exchanged: Arc::clone(&gateway.credentials.exchanged),
         changes: tokio::sync::Mutex::new(parts.changes),
-        reload: Arc::new(move || reload.now()),
+        reload: Arc::new(move || drop(reload.now())),
         heard: tokio::sync::Mutex::new(parts.wish),
         idle: idle.clone(),
         resolver: Arc::clone(&gateway.resolver),
@@ -160,7 +230,8 @@ fn run_with(
         connector: Arc::new(Connector::new(Some(ConnectorOptions::from_server_conf(&conf)))),
     };
     let with_tls = bound.iter().filter(|bound| bound.tls).map(|bound| bound.actual).collect();
-    let doors = Doors::new(Arc::clone(&authority), &metrics, tls, with_tls);
+    let (pulses, watched) = (Pulses::default(), Arc::clone(&succeeded));
+    let doors = Doors::new(Arc::clone(&authority), &metrics, tls, with_tls, pulses.clone(), succeeded);
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
         .custom(
@@ -177,7 +248,7 @@ fn run_with(
     }
     let mut sockets = Vec::new();
     let mut admin = None;
-    for Bound { socket, address, actual, tls: with_tls, is_admin } in bound {
+    for Bound { socket, address, actual, tls: with_tls, is_admin, .. } in bound {
         tracing::info!(listener = if is_admin { "admin" } else { "public" }, address = %actual, tls = with_tls, "listening");
         if is_admin {
             admin = Some(socket);
@@ -194,13 +265,32 @@ fn run_with(
     server.add_service(background_service("renewal", renewal));
     server.add_service(background_service("pools", watching));
     let snapshot = authority.snapshot();
+    if snapshot.config.server.watch {
+        let files = move || source.files();
+        let watch = Watch::new(files, move || drop(on_change.now()));
+        server.add_service(background_service("watch", watch));
+    }
     if matches!(snapshot.config.store, config::Store::Embedded) {
         let store = Arc::clone(authority.records.store());
-        let exporting = Exporting { store, data_dir: snapshot.config.server.data_dir.clone() };
+        let is_the_one = tokio::sync::Mutex::new(from_when_on.clone());
+        let exporting = Exporting { store, data_dir: data_dir.clone(), is_the_one };
         server.add_service(background_service("export", exporting));
     }
+    let is_the_one = tokio::sync::Mutex::new(from_when_on.clone());
+    let watchdog = Watchdog { pulses: pulses.clone(), is_the_one, succeeded: watched };
+    server.add_service(background_service("watchdog", watchdog));
+    let is_the_one = tokio::sync::Mutex::new(from_when_on);
+    server.add_service(background_service("control", Control { data_dir, hands, is_the_one }));
     if let Some(socket) = admin {
-        let endpoints = Admin::new(socket, metrics, Arc::clone(&authority), draining, parts.in_flight);
+        let endpoints = Admin::new(
+            socket,
+            metrics,
+            Arc::clone(&authority),
+            draining,
+            parts.in_flight,
+            pulses,
+            admin_leaves,
+        );
         server.add_service(background_service("admin", endpoints));
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });

@@ -12,7 +12,7 @@ use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
 use super::builder::Extensions;
-use super::foundation::Foundation;
+use super::foundation::{Foundation, Purpose};
 use crate::authn::foreign::Foreign;
 use crate::background::changes::Changes;
 use crate::background::{read_revoked, reload};
@@ -28,6 +28,7 @@ use crate::oauth::server::{Authority, Snapshot};
 use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
 use crate::seal;
+use crate::store::embedded::Embedded;
 use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
 use crate::telemetry::audit::{self, Lines};
@@ -41,6 +42,8 @@ pub struct Parts {
     pub gateway: Gateway,
     pub providers: Arc<Providers>,
     pub in_flight: InFlight,
+    /// The store, where it is a file.
+    pub embedded: Option<Arc<Embedded>>,
     /// What the store says from before anything was read on.
     pub changes: Changes,
     /// Which wish to read the configuration again was there already.
@@ -50,10 +53,15 @@ pub struct Parts {
 }
 
 /// Opens the store and builds everything on it. `admin`: a socket that outgoing requests never reach.
-pub fn build(config: Config, admin: Option<SocketAddr>, extensions: Extensions) -> Result<Parts, StartError> {
+pub fn build(
+    config: Config,
+    purpose: Purpose,
+    admin: Option<SocketAddr>,
+    extensions: Extensions,
+) -> Result<Parts, StartError> {
     let other = |error: &dyn std::fmt::Display| StartError::Other(error.to_string());
-    let Foundation { clock, metrics, in_flight, records, outbound, connector } =
-        Foundation::lay(&config, true, admin)?;
+    let Foundation { clock, metrics, in_flight, records, embedded, outbound, connector } =
+        Foundation::lay(&config, purpose, admin)?;
     let store = Arc::clone(records.store());
     let changes = Changes::of(&*store);
     let (access, access_flush) = Log::new(config.server.access_log);
@@ -115,7 +123,7 @@ pub fn build(config: Config, admin: Option<SocketAddr>, extensions: Extensions) 
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
     let flush = access_flush.into_iter().chain([audit_flush]).collect();
-    Ok(Parts { gateway, providers, in_flight, changes, wish, flush })
+    Ok(Parts { gateway, providers, in_flight, embedded, changes, wish, flush })
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and

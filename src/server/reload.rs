@@ -1,10 +1,10 @@
-//! What a running process takes from its configuration anew, on SIGHUP or when all instances are
-//! asked to: all of it or, where anything is wrong, nothing.
+//! What a running process takes from its configuration anew, on SIGHUP, when all instances are asked to, or when its files
+//! have changed: all of it or, where anything is wrong, nothing.
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::foundation;
 use super::tls::Tls;
-use crate::config::{Config, Report, Store};
+use crate::config::{Config, Report, Source, Store};
 use crate::gateway::quota::Quotas;
 use crate::oauth::server::Authority;
 use crate::seal::SealingKey;
@@ -14,8 +14,7 @@ use crate::upstream::resolve::Resolver;
 
 /// What is changed while it runs.
 pub struct Reload {
-    /// Reads the configuration once more.
-    pub again: Box<dyn Fn() -> Result<Config, Report> + Send + Sync>,
+    pub source: Arc<Source>,
     pub authority: Arc<Authority>,
     pub resolver: Arc<Resolver>,
     pub pools: Arc<Pools>,
@@ -27,10 +26,12 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// Uses the configuration from the next request on. Requests under way end as they began.
-    pub fn now(&self) {
+    /// Uses the configuration from the next request on. Requests under way end as they began. Returns the keys whose change
+    /// waits for a restart, or why nothing has changed.
+    pub fn now(&self) -> Result<Vec<String>, String> {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        match self.replace((self.again)()) {
+        let replaced = self.replace(self.source.read());
+        match &replaced {
             Ok(waiting) => {
                 let mut ids = self.authority.records.sealer().key_ids();
                 let others = ids.split_off(1.min(ids.len()));
@@ -40,12 +41,15 @@ impl Reload {
                     tracing::warn!(keys = waiting.join(", "), "these changes wait for a restart");
                 }
                 self.metrics.reloads.with_label_values(&["ok"]).inc();
+                let now = crate::clock::unix_seconds(self.authority.clock.now());
+                self.metrics.reloaded.set(i64::try_from(now).unwrap_or(i64::MAX));
             }
             Err(reason) => {
                 tracing::error!(%reason, "not reloaded: the configuration is wrong, so nothing of it is used");
                 self.metrics.reloads.with_label_values(&["failed"]).inc();
             }
         }
+        replaced
     }
 
     /// The keys of the configuration whose change waits for a restart.

@@ -9,15 +9,16 @@ use async_trait::async_trait;
 use pingora::server::{ExecutionPhase, ShutdownSignal, ShutdownSignalWatch};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{broadcast, oneshot};
+use tokio::sync::{Notify, broadcast, oneshot};
 use tracing_appender::non_blocking::WorkerGuard;
 
+use super::upgrade::{LINGER, Succeeded};
 use crate::store::Store;
 use crate::telemetry::InFlight;
 
 const POLL: Duration = Duration::from_millis(10);
 /// An answer over HTTP/2 is written by its connection, a moment after the request that made it has ended.
-const LINGER: Duration = Duration::from_millis(100);
+const QUIET: Duration = Duration::from_millis(100);
 
 /// Writes out the rest of the logs: whichever way the process ends.
 #[derive(Clone)]
@@ -33,7 +34,8 @@ impl Flush {
     }
 }
 
-/// SIGTERM and SIGQUIT drain, SIGINT ends at once; SIGHUP has what can be read again read again.
+/// SIGTERM and SIGQUIT drain, SIGINT ends at once; SIGHUP has what can be read again read again, SIGUSR2 has another process
+/// take over.
 ///
 /// Heard from [`Signals::listen`] on: Pingora asks only once everything is up, and a signal that came between the first
 /// answer and that moment would end the process as if nobody had caught it.
@@ -41,17 +43,30 @@ pub struct Signals(Mutex<Option<oneshot::Receiver<ShutdownSignal>>>);
 
 impl Signals {
     /// From here on no signal ends the process by itself. What comes before Pingora asks is kept for it.
-    pub fn listen(hang_up: impl Fn() + Send + 'static) -> io::Result<Self> {
+    /// `ends` is called before anything ends, and `leave` ends it as SIGTERM does, once another process has taken over.
+    pub fn listen(
+        hang_up: impl Fn() + Send + 'static,
+        upgrade: impl Fn() + Send + 'static,
+        leave: Arc<Notify>,
+        ends: impl FnOnce() + Send + 'static,
+    ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let inside = runtime.enter();
-        let kinds =
-            [SignalKind::terminate(), SignalKind::quit(), SignalKind::interrupt(), SignalKind::hangup()];
-        let [terminate, quit, interrupt, hangup] = kinds.map(signal);
-        let streams = [terminate?, quit?, interrupt?, hangup?];
+        let kinds = [
+            SignalKind::terminate(),
+            SignalKind::quit(),
+            SignalKind::interrupt(),
+            SignalKind::hangup(),
+            SignalKind::user_defined2(),
+        ];
+        let [terminate, quit, interrupt, hangup, user2] = kinds.map(signal);
+        let streams = [terminate?, quit?, interrupt?, hangup?, user2?];
         drop(inside);
         let (told, asked) = oneshot::channel();
         std::thread::Builder::new().name("signals".into()).spawn(move || {
-            told.send(runtime.block_on(first(streams, hang_up))).ok();
+            let kind = runtime.block_on(first(streams, hang_up, upgrade, &leave));
+            ends();
+            told.send(kind).ok();
         })?;
         Ok(Self(Mutex::new(Some(asked))))
     }
@@ -59,8 +74,10 @@ impl Signals {
 
 /// The first signal that ends the process.
 async fn first(
-    [mut terminate, mut quit, mut interrupt, mut hangup]: [Signal; 4],
+    [mut terminate, mut quit, mut interrupt, mut hangup, mut user2]: [Signal; 5],
     hang_up: impl Fn(),
+    upgrade: impl Fn(),
+    leave: &Notify,
 ) -> ShutdownSignal {
     let (name, kind) = loop {
         tokio::select! {
@@ -71,6 +88,8 @@ async fn first(
                 tracing::info!(signal = "SIGHUP", "reading the configuration again");
                 hang_up();
             }
+            _ = user2.recv() => upgrade(),
+            () = leave.notified() => break ("none, another process serves", ShutdownSignal::GracefulTerminate),
         }
     };
     tracing::info!(signal = name, "stopping");
@@ -88,10 +107,12 @@ impl ShutdownSignalWatch for Signals {
     }
 }
 
-/// Tells systemd when we serve and when we stop, and ends the process once everything in flight is done, or after
+/// Says when we serve, tells systemd when we stop, and ends the process once everything in flight is done, or after
 /// `drain_timeout`. Returns a flag that is true from the moment of stopping on.
 pub fn watch(
     mut phases: broadcast::Receiver<ExecutionPhase>,
+    serves: impl FnOnce() -> io::Result<()> + Send + 'static,
+    succeeded: Succeeded,
     in_flight: InFlight,
     drain_timeout: Duration,
     store: Arc<dyn Store>,
@@ -100,24 +121,35 @@ pub fn watch(
     let draining = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&draining);
     std::thread::spawn(move || {
+        let mut serves = Some(serves);
         loop {
             match phases.blocking_recv() {
-                Ok(ExecutionPhase::Running) => tell(&[NotifyState::Ready]),
+                Ok(ExecutionPhase::Running) => {
+                    if let Some(Err(error)) = serves.take().map(|serves| serves()) {
+                        tracing::error!(%error, "the process that was to be succeeded has gone or goes on");
+                        store.close();
+                        end(&flush, 1);
+                    }
+                }
                 Ok(ExecutionPhase::GracefulTerminate | ExecutionPhase::ShutdownStarted) => {
                     flag.store(true, Ordering::Relaxed);
-                    tell(&[NotifyState::Stopping]);
+                    // Of a service that goes on in another process, this is not the end.
+                    if succeeded.get().is_none() {
+                        tell(&[NotifyState::Stopping]);
+                    }
                 }
                 Ok(ExecutionPhase::ShutdownGracePeriod) => {
                     flag.store(true, Ordering::Relaxed);
-                    drain(&in_flight, drain_timeout);
+                    let least = succeeded.get().map_or(Duration::ZERO, |_| LINGER + LINGER / 4);
+                    drain(&in_flight, least, drain_timeout);
                     store.close();
-                    end(&flush);
+                    end(&flush, 0);
                 }
                 // Pingora would end its workers one after the other, and one that still accepts while the one that listens has
                 // ended spins on the error for ever.
                 Ok(ExecutionPhase::ShutdownRuntimes) => {
                     store.close();
-                    end(&flush);
+                    end(&flush, 0);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -127,10 +159,10 @@ pub fn watch(
     draining
 }
 
-/// Returns when nothing has been under way for a moment, or the time is over.
-fn drain(in_flight: &InFlight, mut left: Duration) {
+/// Returns when nothing has been under way for a moment and `least` is over, or when all the time is over.
+fn drain(in_flight: &InFlight, mut least: Duration, mut left: Duration) {
     let mut quiet = Duration::ZERO;
-    while quiet < LINGER {
+    while quiet < QUIET || !least.is_zero() {
         let under_way = in_flight.count();
         if left.is_zero() {
             if under_way > 0 {
@@ -141,19 +173,21 @@ fn drain(in_flight: &InFlight, mut left: Duration) {
         let pause = POLL.min(left);
         std::thread::sleep(pause);
         left -= pause;
+        least = least.saturating_sub(pause);
         quiet = if under_way == 0 { quiet + pause } else { Duration::ZERO };
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+/// Tells systemd, if it is there.
+pub fn tell(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::debug!(%error, "not told to systemd");
     }
 }
 
 #[expect(clippy::disallowed_methods, reason = "nothing is in flight and what was to be written is written")]
-fn end(flush: &Flush) -> ! {
+fn end(flush: &Flush, code: i32) -> ! {
     flush.now();
     tracing::info!("stopped");
-    std::process::exit(0)
+    std::process::exit(code)
 }

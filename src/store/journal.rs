@@ -10,7 +10,7 @@
 //! store needs no journal: its commit is a flush to the same disk.
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -140,6 +140,11 @@ impl Inner {
             return Ok(());
         }
         written.in_file += 1;
+        // A successor has written it anew; while this process ends what it has begun, both add to that.
+        let ours = written.file.metadata()?.ino();
+        if std::fs::metadata(&self.path).is_ok_and(|there| there.ino() != ours) {
+            written.file = OpenOptions::new().append(true).open(&self.path)?;
+        }
         written.file.write_all(&text)?;
         written.file.sync_data()
     }
@@ -163,6 +168,7 @@ fn rewrite(path: &Path, lines: &[Line]) -> io::Result<File> {
         file.write_all(b"\n")?;
     }
     file.sync_all()?;
+    let file = OpenOptions::new().append(true).open(&beside)?;
     std::fs::rename(&beside, path)?;
     if let Some(directory) = path.parent() {
         File::open(directory)?.sync_all()?;
@@ -173,7 +179,7 @@ fn rewrite(path: &Path, lines: &[Line]) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
     use std::time::UNIX_EPOCH;
 
     use super::*;
@@ -261,5 +267,19 @@ mod tests {
         let journal = Journal::default();
         journal.note(commit("a")).await;
         assert!(journal.entries().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_process_and_its_successor_add_to_one_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let old = Journal::open(directory.path(), clock()).unwrap();
+        old.note(commit("before")).await;
+        let new = Journal::open(directory.path(), clock()).unwrap();
+        for number in 0..3 {
+            old.note(commit(&format!("old-{number}"))).await;
+            new.note(commit(&format!("new-{number}"))).await;
+        }
+        let all = Journal::open(directory.path(), clock()).unwrap();
+        assert_eq!(keys(&all), ["before", "old-0", "new-0", "old-1", "new-1", "old-2", "new-2"]);
     }
 }

@@ -34,6 +34,10 @@ pub struct Metrics {
     pub oauth: IntCounterVec,
     /// How often the configuration was read again, by outcome.
     pub reloads: IntCounterVec,
+    /// When the configuration in use was taken, in seconds since 1970.
+    pub reloaded: IntGauge,
+    /// How often another process was to take over, by outcome.
+    pub upgrades: IntCounterVec,
     /// Requests that a limit on calls refused, by route, what it counts apart, and whether it was its rate.
     pub limited: IntCounterVec,
     /// How often a limit of the instance kept a client from something, by limit.
@@ -97,6 +101,13 @@ impl Metrics {
             "Reloads of the configuration by outcome.",
             &["outcome"],
         )?;
+        let reloaded = IntGauge::new(
+            "postern_config_reload_success_timestamp_seconds",
+            "When the configuration in use was taken.",
+        )?;
+        registry.register(Box::new(reloaded.clone()))?;
+        let upgrades =
+            counter("postern_upgrades_total", "Hand-overs to a new process by outcome.", &["outcome"])?;
         let limited = counter(
             "postern_calls_limited_total",
             "Requests refused by a limit on calls, by route, what the limit is per, and its kind.",
@@ -149,6 +160,8 @@ impl Metrics {
             exchanges,
             oauth,
             reloads,
+            reloaded,
+            upgrades,
             limited,
             limits,
             connections,

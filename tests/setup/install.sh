@@ -38,6 +38,7 @@ needs_of_test() {
   need unshare util-linux         # a network of its own for the addresses that must not be reached
   need mount
   need ip iproute2
+  need systemd-analyze systemd    # reads the unit
   # Debian splits venv off: the module is there without it, but cannot make an environment.
   if ! python3 -c 'import ensurepip, venv' >/dev/null 2>&1; then missing+=(python3-venv); fi
 }

@@ -86,6 +86,7 @@ pub struct Builder {
     one_of_many: Option<SocketAddr>,
     under: Vec<String>,
     example: Option<(String, Vec<String>)>,
+    program: Option<PathBuf>,
 }
 
 impl Builder {
@@ -120,6 +121,12 @@ impl Builder {
     /// Starts it by way of another program, that watches it.
     pub fn under(mut self, command: &[String]) -> Self {
         self.under = command.to_vec();
+        self
+    }
+
+    /// Starts it from this path, where another program may be put.
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = Some(path.to_owned());
         self
     }
 
@@ -205,6 +212,7 @@ impl Builder {
             environment: self.environment,
             under: self.under,
             example: self.example,
+            program: self.program.unwrap_or_else(|| PROGRAM.into()),
             port,
             listener: Some(listener),
             process: None,
@@ -238,6 +246,7 @@ pub struct Gateway {
     under: Vec<String>,
     /// What is started in its place.
     example: Option<(String, Vec<String>)>,
+    program: PathBuf,
     /// Keeps the address between two starts.
     port: Port,
     listener: Option<TcpListener>,
@@ -298,7 +307,7 @@ impl Gateway {
         let mut command = Command::new("sh");
         command.args(["-c", HAND_OVER]).args(&self.under);
         match &self.example {
-            None => command.args([PROGRAM, "run", "--config"]).arg(self.config_file()),
+            None => command.arg(&self.program).args(["run", "--config"]).arg(self.config_file()),
             Some((name, arguments)) => {
                 let example = Path::new(PROGRAM).with_file_name("examples").join(name);
                 assert!(example.exists(), "cargo build --examples makes {}", example.display());
@@ -362,6 +371,23 @@ impl Gateway {
         status
     }
 
+    /// Whether the process that was started has ended. Collects it, if it has.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.as_mut().is_none_or(|process| process.ended().is_some())
+    }
+
+    /// Waits until the process that was started has ended, whoever still prints; its exit code.
+    pub async fn wait_code(&mut self) -> Option<i32> {
+        let process = std::sync::Mutex::new(self.process.as_mut().expect("started"));
+        let status = super::eventually_some(PATIENCE, || {
+            let status = super::lock(&process).ended();
+            async move { status }
+        });
+        let code = status.await.code();
+        self.process = None;
+        code
+    }
+
     /// Sends any signal by its name.
     pub fn signal(&self, name: &str) {
         self.running().signal(name);
@@ -381,6 +407,12 @@ impl Gateway {
         self.listener = Some(self.port.listen_again().await);
         self.spawn();
         self.ready().await;
+    }
+
+    /// Starts it again after it has ended by itself.
+    pub async fn start_again(&mut self) {
+        self.process = None;
+        self.restart().await;
     }
 
     /// As [`Gateway::restart`], but waits only until it listens.

@@ -6,6 +6,8 @@
 //! on the runtime's blocking threads. After a failed write the file is opened again, because the database
 //! answers nothing more once its disk has failed it, and a full disk gets space again.
 
+mod again;
+
 use std::collections::VecDeque;
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, ErrorKind};
@@ -79,7 +81,7 @@ struct Shared {
     view: ArcSwapOption<View>,
     /// Set by a failed write until one succeeds.
     failing: AtomicBool,
-    /// For good.
+    /// For good, or until it is opened once more.
     closed: AtomicBool,
 }
 

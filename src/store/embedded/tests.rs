@@ -24,6 +24,7 @@ mod full;
 mod killed;
 mod life;
 mod model;
+mod passed;
 mod power;
 mod story;
 
@@ -81,8 +82,8 @@ fn start(
     clock: Clock,
 ) -> Result<Embedded, OpenError> {
     let opened = clock.now();
-    let file = DatabaseFile::start("disk".into(), database, reopen, clock)?;
-    Ok(Embedded { file, opened, changes: broadcast::Sender::new(CHANGES) })
+    let file = DatabaseFile::start("disk".into(), database, reopen, clock.clone())?;
+    Ok(Embedded::on(file, clock, opened))
 }
 
 fn records(data_dir: &Path) -> Records {
