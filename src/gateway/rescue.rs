@@ -9,6 +9,7 @@ use super::context::{Context, REFRESHED};
 use super::{Gateway, TRIES, local};
 use crate::respond::{self, Failure, Reply};
 use crate::route::Route;
+use crate::upstream::joined;
 use crate::{inject, origin};
 
 /// After a fault of ours the client may try again.
@@ -62,6 +63,7 @@ pub(super) fn decide_retry(session: &Session, error: &mut Error, ctx: &Context) 
     // What Pingora has decided may be sent again was not carried out: a stream refused, or a connection that said
     // good-bye before it (RFC 9113 §8.7). A broken frame proves nothing.
     let untouched = matches!(error.retry, RetryType::Decided(true)) && error.etype() != &ErrorType::InvalidH2;
+    let untouched = untouched || joined::is_untouched(error);
     if error.etype() == &REFRESHED || untouched {
         // Nor was a request that was answered 401; so even a POST may go again, as long as all of it is still here.
         error.set_retry(complete);

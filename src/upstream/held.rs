@@ -36,6 +36,11 @@ impl Held {
         self.bytes.is_empty()
     }
 
+    /// How many bytes wait.
+    pub fn waiting(&self) -> usize {
+        self.bytes.len() - self.sent
+    }
+
     pub fn hold(&mut self, bytes: &[u8]) {
         self.bytes.extend_from_slice(bytes);
     }

@@ -9,6 +9,10 @@
 //! it leads before it is used again, which together is a tenth of what a call costs. When Pingora is done with a connection and
 //! would keep it, it asks it for a byte without waiting: a connection with nothing to say goes to [`Idle`] then, and Pingora, who
 //! hears that it has ended, forgets it. Were the question ever asked in another way, Pingora would keep it.
+//!
+//! A connection may be closed in the very moment in which a request is put on it. Whether that came too late is what TCP says: a
+//! good-bye (FIN) acknowledges all that was there before it. Where it acknowledges no byte of the request, the upstream's program
+//! cannot have had any, and whatever the request asks for, it may be sent again ([`is_untouched`]). A reset proves nothing.
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,9 +20,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::Result;
+use pingora::{Error, Result};
 use pingora_core::connectors::TransportConnector;
 use pingora_core::connectors::http::custom::{Connection, Connector};
+use pingora_core::protocols::l4::ext::get_tcp_info;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::{ALPN, CustomALPN};
 use pingora_core::protocols::{
@@ -36,6 +41,17 @@ const NO_SOCKET: UniqueIDType = -1;
 /// What a peer must ask for to be connected here.
 pub fn alpn() -> ALPN {
     ALPN::Custom(CustomALPN::new(b"joined".to_vec()))
+}
+
+/// The upstream had said good-bye before any of the request was there.
+#[derive(Debug, thiserror::Error)]
+#[error("closed before the request came")]
+struct Untouched;
+
+/// Whether the upstream provably had no byte of the request that ended so.
+pub fn is_untouched(error: &Error) -> bool {
+    let cause = error.root_cause().downcast_ref::<io::Error>();
+    cause.and_then(io::Error::get_ref).is_some_and(|cause| cause.is::<Untouched>())
 }
 
 /// Makes such connections.
@@ -65,7 +81,8 @@ impl Connector for Joining {
         };
         let idle = self.idle.clone();
         let stream = Some(stream);
-        let joined = Joined { stream, idle, place, held: Held::default(), asked: false };
+        let held = Held::default();
+        let joined = Joined { stream, idle, place, held, asked: false, written: 0, answered: false };
         Ok((Connection::Stream(Box::new(joined)), false))
     }
 
@@ -93,9 +110,35 @@ struct Joined {
     held: Held,
     /// Whether an answer was asked for meanwhile.
     asked: bool,
+    /// Bytes of the request that were taken, held ones too.
+    written: u64,
+    /// Whether any of an answer has come.
+    answered: bool,
 }
 
 impl Joined {
+    /// Whether the upstream, which has closed the connection, had no byte of the request when it did.
+    fn is_untouched(&self) -> bool {
+        let sent = self.written - self.held.waiting() as u64;
+        if self.answered || sent == 0 {
+            return !self.answered;
+        }
+        let Some(info) = self.stream.as_ref().and_then(|stream| get_tcp_info(stream.id()).ok()) else {
+            return false;
+        };
+        // The first byte acknowledged is none of ours (SYN).
+        let acknowledged = info.tcpi_bytes_acked.saturating_sub(1);
+        acknowledged + sent <= info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans)
+    }
+
+    /// A broken pipe is what is left of a good-bye when the reset for what was sent after it has come.
+    fn judged(&self, error: io::Error) -> io::Error {
+        match error.kind() == io::ErrorKind::BrokenPipe && self.is_untouched() {
+            true => io::Error::other(Untouched),
+            false => error,
+        }
+    }
+
     fn poll_stream<T>(
         &mut self,
         poll: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>,
@@ -131,13 +174,16 @@ impl AsyncWrite for Joined {
         if this.held.is_empty() && is_header_of_post(bytes) {
             this.held.hold(bytes);
             this.asked = false;
+            this.written += bytes.len() as u64;
             return Poll::Ready(Ok(bytes.len()));
         }
-        let taken = ready!(this.poll_send(cx, bytes))?;
-        if taken > 0 {
-            return Poll::Ready(Ok(taken));
+        let mut taken = ready!(this.poll_send(cx, bytes)).map_err(|error| this.judged(error))?;
+        if taken == 0 {
+            let written = ready!(this.poll_stream(|stream| stream.poll_write(cx, bytes)));
+            taken = written.map_err(|error| this.judged(error))?;
         }
-        this.poll_stream(|stream| stream.poll_write(cx, bytes))
+        this.written += taken as u64;
+        Poll::Ready(Ok(taken))
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -164,9 +210,17 @@ impl AsyncRead for Joined {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            ready!(this.poll_send(cx, &[]))?;
+            ready!(this.poll_send(cx, &[])).map_err(|error| this.judged(error))?;
         }
+        let (before, room) = (into.filled().len(), into.remaining());
         let read = this.poll_stream(|stream| stream.poll_read(cx, into));
+        if matches!(read, Poll::Ready(Ok(()))) {
+            let is_end = into.filled().len() == before && room > 0;
+            if is_end && this.written > 0 && this.is_untouched() {
+                return Poll::Ready(Err(io::Error::other(Untouched)));
+            }
+            this.answered |= !is_end;
+        }
         if read.is_pending()
             && is_last_question(cx, into)
             && let Some(stream) = this.stream.take()
@@ -263,6 +317,59 @@ mod tests {
         assert_eq!(last_question(&mut first), Some(0), "for Pingora it has ended");
         drop(first);
         assert_eq!(stream(&joining, &listener).await.id(), id);
+    }
+
+    /// What is read of the answer on a connection that is used again, after what both sides do in `course`.
+    async fn answer(course: impl AsyncFnOnce(&mut Stream, tokio::net::TcpStream)) -> io::Result<usize> {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let joining = Joining::new(Idle::new(Clock::system()));
+        let mut first = stream(&joining, &listener).await;
+        let mut theirs = listener.accept().await.unwrap().0;
+        first.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        theirs.read_exact(&mut [0; 18]).await.unwrap();
+        theirs.write_all(b"x").await.unwrap();
+        first.read_exact(&mut [0]).await.unwrap();
+        assert_eq!(last_question(&mut first), Some(0));
+        drop(first);
+        let mut again = stream(&joining, &listener).await;
+        course(&mut again, theirs).await;
+        again.read(&mut [0; 64]).await
+    }
+
+    const POST: &[u8] = b"POST /mcp HTTP/1.1\r\n\r\n";
+
+    fn proves_it(read: io::Result<usize>) -> bool {
+        read.is_err_and(|error| error.get_ref().is_some_and(|cause| cause.is::<Untouched>()))
+    }
+
+    #[tokio::test]
+    async fn sr_f19_a_good_bye_before_the_request_proves_that_it_was_not_carried_out() {
+        let closed_before = answer(async |ours, theirs| {
+            drop(theirs);
+            ours.write_all(POST).await.unwrap();
+            ours.write_all(b"body").await.unwrap();
+        });
+        assert!(proves_it(closed_before.await));
+        let closed_after_it_was_read = answer(async |ours, mut theirs| {
+            ours.write_all(POST).await.unwrap();
+            ours.write_all(b"body").await.unwrap();
+            theirs.read_exact(&mut [0; POST.len() + 4]).await.unwrap();
+        });
+        assert!(matches!(closed_after_it_was_read.await, Ok(0)));
+        let closed_with_some_of_it_unread = answer(async |ours, mut theirs| {
+            ours.write_all(POST).await.unwrap();
+            ours.write_all(b"body").await.unwrap();
+            theirs.read_exact(&mut [0; 4]).await.unwrap();
+        });
+        assert!(!proves_it(closed_with_some_of_it_unread.await));
+        let begun_to_answer = answer(async |ours, mut theirs| {
+            theirs.write_all(b"y").await.unwrap();
+            drop(theirs);
+            ours.read_exact(&mut [0]).await.unwrap();
+            ours.write_all(POST).await.unwrap();
+            ours.write_all(b"body").await.unwrap();
+        });
+        assert!(!proves_it(begun_to_answer.await));
     }
 
     #[tokio::test]
