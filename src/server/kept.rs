@@ -180,12 +180,16 @@ mod tests {
     }
 
     fn served() -> (DuplexStream, watch::Sender<bool>, JoinHandle<()>) {
+        served_by(Succeeded::default())
+    }
+
+    fn served_by(succeeded: Succeeded) -> (DuplexStream, watch::Sender<bool>, JoinHandle<()>) {
         let (here, there) = duplex(65536);
         let (stop, stops) = watch::channel(false);
         let room = Arc::new(Room::new(1, Arc::new(Metrics::new().unwrap())));
         let (place, bounds) = (room.enter(1).unwrap(), Bounds::from(&Limits::default()));
-        let served = serve(Arc::new(Echo), Box::new(here), stops, place, bounds, Succeeded::default());
-        (there, stop, tokio::spawn(served))
+        let serving = serve(Arc::new(Echo), Box::new(here), stops, place, bounds, succeeded);
+        (there, stop, tokio::spawn(serving))
     }
 
     async fn answered(client: &mut DuplexStream, end: &str) {
@@ -254,11 +258,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn after_a_hand_over_whoever_was_about_to_ask_is_answered() {
-        let (here, mut client) = duplex(65536);
-        let (stop, stops) = watch::channel(false);
         let succeeded = Succeeded::default();
         succeeded.set(super::super::upgrade::now()).unwrap();
-        let serving = tokio::spawn(serve(Arc::new(Echo), Box::new(here), stops, succeeded));
+        let (mut client, stop, serving) = served_by(succeeded);
         stop.send(true).unwrap();
         tokio::time::sleep(LINGER / 2).await;
         client.write_all(b"GET /about HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();

@@ -134,7 +134,9 @@ impl Keys {
     /// As [`Keys::seal`], sealed whatever the configuration wants: for who has no business to read it.
     pub fn seal_opaque(&self, claims: &Claims<'_>, now: SystemTime) -> Result<String, SealError> {
         let mut plain = Vec::with_capacity(256);
-        let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?.as_secs();
+        let expires = claims.expires_at.duration_since(UNIX_EPOCH).map_err(|_| SealError)?;
+        // Rather later than was said than earlier: there are clients that send their user through the browser again for it.
+        let expires = expires.as_secs() + u64::from(expires.subsec_nanos() > 0);
         plain.extend_from_slice(&expires.to_be_bytes());
         let fields = [claims.audience, claims.grant, claims.subject, claims.client, claims.scope];
         let plain = fields::pack(fields, plain).ok_or(SealError)?;
