@@ -347,7 +347,13 @@ async fn a_session_stays_where_it_was_begun_until_that_peer_is_gone() {
     };
     assert_eq!([begun(&peers[0]), begun(&peers[1]), begun(&peers[2])], [1, 3, 3]);
     peers[0].server.stop();
-    assert_eq!(echo(&session).await, 404, "the client begins another session");
+    // A call that meets the end of a connection may have been carried out: 502. From the next on nothing is there to ask.
+    eventually(PATIENCE, async || {
+        let status = echo(&session).await;
+        assert!([404, 502].contains(&status), "{status}");
+        status == 404
+    })
+    .await;
     assert_eq!(session.get().await.status, 404);
     let again = begin(&request).await;
     assert_eq!(echo(&again).await, 200);
