@@ -1,5 +1,4 @@
-//! A connection of which something is known that it does not say of itself: bytes that were read already, whose it really is, and
-//! who its client has proven to be.
+//! A connection of which the first bytes were read already, and are read again by whoever serves it.
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,13 +20,11 @@ pub struct Wire {
     pub stream: Stream,
     /// Read, and to be read again.
     pub ahead: Bytes,
-    pub socket: Option<Arc<SocketDigest>>,
-    pub ssl: Option<Arc<SslDigest>>,
 }
 
 impl Wire {
     pub fn new(stream: Stream) -> Self {
-        Self { stream, ahead: Bytes::new(), socket: None, ssl: None }
+        Self { stream, ahead: Bytes::new() }
     }
 }
 
@@ -87,7 +84,7 @@ impl UniqueID for Wire {
 
 impl Ssl for Wire {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.ssl.clone().or_else(|| self.stream.get_ssl_digest())
+        self.stream.get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
@@ -117,7 +114,7 @@ impl GetProxyDigest for Wire {
 
 impl GetSocketDigest for Wire {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.socket.clone().or_else(|| self.stream.get_socket_digest())
+        self.stream.get_socket_digest()
     }
 }
 
