@@ -1,155 +1,95 @@
 //! The arguments of a call, as far as rules look at them, read as strictly as the message around them: a member that is
 //! looked at comes once and in one spelling, and a number is one that every reader takes for the same.
 use std::collections::HashSet;
-use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::message::{Unreadable, folded, is_spelling_of};
+use super::Unreadable;
+use super::message::{folded, is_spelling_of};
+use super::scan::{Scan, Text};
 use crate::expression::Wanted;
 
 /// A whole number beyond that is another one for readers that have doubles alone (RFC 8259 §6).
 const WHOLE: u64 = 1 << 53;
+/// What a rule looks at is nested no deeper.
+const DEEP: usize = 128;
 
 /// Those of an object's members that are wanted, in their order. `null` is an object without any.
 /// `raw`: one value as it is written.
 pub fn read(raw: &str, wanted: &Wanted) -> Result<Map<String, Value>, Unreadable> {
-    let mut text = serde_json::Deserializer::from_str(raw);
-    match Wanting(wanted).deserialize(&mut text) {
-        Ok(Value::Object(members)) if raw.starts_with('{') => Ok(members),
-        Ok(_) if raw == "null" => Ok(Map::new()),
+    match value(&mut Scan::new(raw), wanted, DEEP)? {
+        Value::Object(members) => Ok(members),
+        Value::Null => Ok(Map::new()),
         _ => Err(Unreadable::Ambiguous),
     }
 }
 
-#[derive(Clone, Copy)]
-struct Wanting<'w>(&'w Wanted);
-
-impl<'de> DeserializeSeed<'de> for Wanting<'_> {
-    type Value = Value;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
-        deserializer.deserialize_any(self)
+/// The value that comes next. `room`: how much deeper it may be nested.
+fn value(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Result<Value, Unreadable> {
+    let room = room.checked_sub(1).ok_or(Unreadable::Ambiguous)?;
+    match scan.peek() {
+        Some(b'{') => members(scan, wanted, room).map(Value::Object),
+        Some(b'[') => items(scan, wanted, room).map(Value::Array),
+        _ => match scan.value()? {
+            "null" => Ok(Value::Null),
+            "true" => Ok(Value::Bool(true)),
+            "false" => Ok(Value::Bool(false)),
+            text if text.starts_with('"') => Ok(Value::String(Text::of(text)?.read()?.into_owned())),
+            number => self::number(number).map(Value::Number),
+        },
     }
 }
 
-impl<'de> Visitor<'de> for Wanting<'_> {
-    type Value = Value;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a value with a single meaning")
-    }
-
-    fn visit_bool<E: Error>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_f64<E: Error>(self, value: f64) -> Result<Value, E> {
-        // So large a double is a whole number, or was written as one.
-        let number = Number::from_f64(value).filter(|_| value.abs() <= WHOLE as f64);
-        number.map(Value::Number).ok_or_else(|| E::custom("a number that readers take for different ones"))
-    }
-
-    fn visit_i64<E: Error>(self, value: i64) -> Result<Value, E> {
-        match value.unsigned_abs() > WHOLE {
-            true => Err(E::custom("a number that readers take for different ones")),
-            false => Ok(Value::from(value)),
-        }
-    }
-
-    fn visit_map<M: MapAccess<'de>>(self, map: M) -> Result<Value, M::Error> {
-        match self.0 {
-            Wanted::All => all(map),
-            Wanted::Members(_) => some(map, self.0),
-        }
-    }
-
-    fn visit_seq<S: SeqAccess<'de>>(self, mut seq: S) -> Result<Value, S::Error> {
-        let mut items = Vec::new();
-        match self.0 {
-            Wanted::All => {
-                while let Some(item) = seq.next_element_seed(self)? {
-                    items.push(item);
+/// The members that are looked at; of the others nothing is kept, and nothing said. Where any may be looked at, no two may be
+/// taken for one another.
+fn members(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Result<Map<String, Value>, Unreadable> {
+    let (mut members, mut spellings, mut is_first) = (Map::new(), HashSet::new(), true);
+    scan.pass(b'{')?;
+    while let Some(name) = scan.member(is_first)? {
+        is_first = false;
+        let name = name.read()?;
+        let below = match wanted {
+            Wanted::All => spellings.insert(folded(&name)).then_some(wanted).ok_or(Unreadable::Ambiguous)?,
+            Wanted::Members(known) => match known.get(&*name) {
+                Some(below) => below,
+                None if known.keys().any(|known| is_spelling_of(&name, known)) => {
+                    return Err(Unreadable::Ambiguous);
                 }
-            }
-            // It has no members, whatever is in it.
-            Wanted::Members(_) => while seq.next_element::<IgnoredAny>()?.is_some() {},
-        }
-        Ok(Value::Array(items))
-    }
-
-    fn visit_str<E: Error>(self, value: &str) -> Result<Value, E> {
-        Ok(Value::String(value.to_owned()))
-    }
-
-    fn visit_string<E: Error>(self, value: String) -> Result<Value, E> {
-        Ok(Value::String(value))
-    }
-
-    fn visit_u64<E: Error>(self, value: u64) -> Result<Value, E> {
-        i64::try_from(value)
-            .map_or_else(|_| Err(E::custom("a number out of range")), |value| self.visit_i64(value))
-    }
-
-    fn visit_unit<E: Error>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-}
-
-/// Every member: any of them may be looked at, so no two may be taken for one another.
-fn all<'de, M: MapAccess<'de>>(mut map: M) -> Result<Value, M::Error> {
-    let (mut members, mut spellings) = (Map::new(), HashSet::new());
-    while let Some(name) = map.next_key::<String>()? {
-        if !spellings.insert(folded(&name)) {
-            return Err(M::Error::custom("a member that comes twice"));
-        }
-        members.insert(name, map.next_value_seed(Wanting(&Wanted::All))?);
-    }
-    Ok(Value::Object(members))
-}
-
-/// The members that are looked at; of the others nothing is kept, and nothing said.
-fn some<'de, M: MapAccess<'de>>(mut map: M, wanted: &Wanted) -> Result<Value, M::Error> {
-    let mut members = Map::new();
-    while let Some(found) = map.next_key_seed(Called(wanted))? {
-        let Some((name, below)) = found else {
-            map.next_value::<IgnoredAny>()?;
-            continue;
+                None => {
+                    scan.value()?;
+                    continue;
+                }
+            },
         };
-        if members.insert(name.to_owned(), map.next_value_seed(Wanting(below))?).is_some() {
-            return Err(M::Error::custom("a member that comes twice"));
+        if members.insert(name.into_owned(), value(scan, below, room)?).is_some() {
+            return Err(Unreadable::Ambiguous);
         }
     }
-    Ok(Value::Object(members))
+    Ok(members)
 }
 
-/// Finds what a member's name is wanted for; another spelling of a name that is wanted is an error.
-struct Called<'w>(&'w Wanted);
-
-impl<'de, 'w> DeserializeSeed<'de> for Called<'w> {
-    type Value = Option<(&'w str, &'w Wanted)>;
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
-        deserializer.deserialize_str(self)
+/// An array has no members, whatever is in it: where some of them are wanted, nothing is.
+fn items(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Result<Vec<Value>, Unreadable> {
+    let mut items = Vec::new();
+    if let Wanted::Members(_) = wanted {
+        scan.value()?;
+        return Ok(items);
     }
+    scan.pass(b'[')?;
+    while scan.item(items.is_empty())? {
+        items.push(value(scan, wanted, room)?);
+    }
+    Ok(items)
 }
 
-impl<'w> Visitor<'_> for Called<'w> {
-    type Value = Option<(&'w str, &'w Wanted)>;
-
-    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("a member's name")
-    }
-
-    fn visit_str<E: Error>(self, name: &str) -> Result<Self::Value, E> {
-        let Wanted::Members(wanted) = self.0 else { return Ok(None) };
-        if let Some((name, below)) = wanted.get_key_value(name) {
-            return Ok(Some((name, below)));
-        }
-        match wanted.keys().any(|known| is_spelling_of(name, known)) {
-            true => Err(E::custom("another spelling of a member")),
-            false => Ok(None),
-        }
-    }
+fn number(written: &str) -> Result<Number, Unreadable> {
+    let number: Number = serde_json::from_str(written).map_err(|_| Unreadable::Ambiguous)?;
+    let is_same_for_all = match number.as_i64() {
+        Some(whole) => whole.unsigned_abs() <= WHOLE,
+        // So large a double is a whole number, or was written as one.
+        None => number.as_f64().is_some_and(|double| double.abs() <= WHOLE as f64),
+    };
+    is_same_for_all.then_some(number).ok_or(Unreadable::Ambiguous)
 }
 
 #[cfg(test)]
@@ -212,6 +152,8 @@ mod tests {
             (one, r#"{"key":"\ud800"}"#),
             (one, r#"{"key":[1,18446744073709551615]}"#),
             (one, r#"{"key":{"a":1,"A":2}}"#),
+            (one, r#"{"key":18446744073709551616.0}"#),
+            (one, r#"{"key":1,"\ud800":2}"#),
             (one, "[]"),
             (one, "\"key\""),
             (one, "1"),
