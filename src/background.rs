@@ -4,6 +4,7 @@ pub mod changes;
 pub mod files;
 pub mod reload;
 pub mod renewal;
+pub mod spans;
 
 use std::path::PathBuf;
 use std::sync::Arc;

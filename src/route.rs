@@ -11,7 +11,7 @@ mod tree;
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use http::uri::InvalidUri;
 use http::{HeaderName, HeaderValue, Uri};
@@ -19,6 +19,7 @@ use secrecy::ExposeSecret;
 
 use crate::config::{self, CallLimit, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
 use crate::outbound::AddressPolicy;
+use crate::telemetry::Series;
 
 pub use managed::Managed;
 pub use path::canonical_path;
@@ -67,6 +68,8 @@ pub struct Route {
     pub limits: Vec<Arc<CallLimit>>,
     /// What is particular about a route that was made at run time.
     pub managed: Option<Box<Particulars>>,
+    /// What is counted of its requests.
+    series: OnceLock<Series>,
 }
 
 /// Of a route that was made at run time.
@@ -174,6 +177,7 @@ impl Route {
             trusted_issuers: configured.trusted_issuers.clone(),
             limits: configured.limits.clone(),
             managed: None,
+            series: OnceLock::new(),
         }
     }
 
@@ -185,6 +189,11 @@ impl Route {
     /// What metrics know it by: of those that were made at run time there may be any number, and metrics are bounded.
     pub fn label(&self) -> &str {
         self.managed.as_ref().map_or(&self.name, |_| "managed")
+    }
+
+    /// What is counted of its requests: looked up once.
+    pub fn series(&self) -> &Series {
+        self.series.get_or_init(|| Series::new(self.label()))
     }
 
     /// Whether this user may use it, as far as that is a question of the route.

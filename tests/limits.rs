@@ -92,7 +92,7 @@ async fn a_caller_has_a_rate_and_the_upstream_hears_nothing_of_what_goes_beyond(
     assert_eq!(let_through(&caller(&gateway, "alice", "free").await, "echo", 5).await, 5);
     let limited = r#"postern_calls_limited_total{kind="rate",per="caller",route="demo"}"#;
     assert_eq!(metric(&gateway, limited).await, "6");
-    let requests = r#"postern_requests_total{class="4xx",reason="rate_limited",route="demo"}"#;
+    let requests = r#"postern_requests_total{caller="user",class="4xx",reason="rate_limited",route="demo"}"#;
     eventually(SECOND, async || metric(&gateway, requests).await == "6").await;
 }
 

@@ -42,8 +42,10 @@ impl Metrics {
 }
 
 /// The series that counts these requests.
-fn requests(route: &str, class: &str, reason: &str) -> String {
-    format!(r#"postern_requests_total{{class="{class}",reason="{reason}",route="{route}"}}"#)
+fn requests(route: &str, caller: &str, class: &str, reason: &str) -> String {
+    format!(
+        r#"postern_requests_total{{caller="{caller}",class="{class}",reason="{reason}",route="{route}"}}"#
+    )
 }
 
 /// A reading in which `series` has this value: a request is counted a moment after its answer.
@@ -120,26 +122,26 @@ async fn requests_are_counted_by_route_class_and_reason() {
     assert_eq!(good.tool("whoami", json!({})).await.status, 502);
 
     let expected = [
-        ("demo", "2xx", "ok", 2.0),
-        ("demo", "4xx", "no_token", 1.0),
-        ("demo", "4xx", "invalid_token", 1.0),
-        ("demo", "4xx", "origin", 1.0),
-        ("demo", "5xx", "ok", 1.0),
-        ("demo", "5xx", "upstream_unreachable", 1.0),
-        ("-", "4xx", "no_route", 1.0),
+        ("demo", "user", "2xx", "ok", 2.0),
+        ("demo", "anonymous", "4xx", "no_token", 1.0),
+        ("demo", "anonymous", "4xx", "invalid_token", 1.0),
+        ("demo", "anonymous", "4xx", "origin", 1.0),
+        ("demo", "user", "5xx", "ok", 1.0),
+        ("demo", "user", "5xx", "upstream_unreachable", 1.0),
+        ("-", "anonymous", "4xx", "no_route", 1.0),
     ];
-    for (route, class, reason, count) in expected {
-        settled(&gateway, &requests(route, class, reason), count).await;
+    for (route, caller, class, reason, count) in expected {
+        settled(&gateway, &requests(route, caller, class, reason), count).await;
     }
     settled(&gateway, r#"postern_request_duration_seconds_count{route="demo"}"#, 7.0).await;
     eventually(PATIENCE, || async {
-        Metrics::of(&gateway).await.value(&requests("-", "2xx", "local")) >= 2.0
+        Metrics::of(&gateway).await.value(&requests("-", "anonymous", "2xx", "local")) >= 2.0
     })
     .await;
     // And none of them twice.
     let metrics = Metrics::of(&gateway).await;
-    for (route, class, reason, count) in expected {
-        assert_eq!(metrics.value(&requests(route, class, reason)), count, "{}", metrics.0);
+    for (route, caller, class, reason, count) in expected {
+        assert_eq!(metrics.value(&requests(route, caller, class, reason)), count, "{}", metrics.0);
     }
 }
 
@@ -216,11 +218,9 @@ async fn strangers_cannot_make_new_series() {
     };
     let counted = async |number: f64| {
         for reason in ["no_route", "unknown_host"] {
-            let series = format!(r#"postern_requests_total{{class="4xx",reason="{reason}",route="-"}}"#);
-            settled(&gateway, &series, number).await;
+            settled(&gateway, &requests("-", "anonymous", "4xx", reason), number).await;
         }
-        let local = r#"postern_requests_total{class="4xx",reason="local",route="-"}"#;
-        settled(&gateway, local, number).await
+        settled(&gateway, &requests("-", "anonymous", "4xx", "local"), number).await
     };
     ask(0).await;
     let before = counted(1.0).await.series();
@@ -331,12 +331,19 @@ async fn the_access_log_has_the_same_keys_on_every_line_and_no_query() {
         ("mcp_name", json!("whoami")),
         ("bytes_out", json!(answer.body.len())),
         ("attempts", json!(1)),
+        ("caller", json!("user")),
+        ("upstream", json!(upstream.server.address.to_string())),
+        ("trace_id", Value::Null),
     ];
     for (name, value) in expected {
         assert_eq!(line[name], value, "{name}");
     }
     let duration = line["duration_ms"].as_f64().unwrap();
     assert!(duration > 0.0 && duration < 10_000.0, "{duration}");
+    assert!(line["bytes_in"].as_u64().unwrap() > 20);
+    for part in ["credential_ms", "connect_ms", "first_byte_ms"] {
+        assert!((0.0..=duration).contains(&line[part].as_f64().unwrap()), "{part}: {line}");
+    }
     assert!(line["time"].as_str().unwrap().ends_with('Z'));
 
     // Refused, local and unknown requests have the same keys.
@@ -393,7 +400,7 @@ async fn the_access_log_can_be_text_or_off() {
         let (_, _, tokens) = signed_in(&gateway, "open").await;
         let call = gateway.mcp("open?q=CANARY_query").bearer(&tokens.access_token);
         assert_eq!(call.call("ping", json!({})).await.status, 200);
-        settled(&gateway, r#"postern_requests_total{class="2xx",reason="ok",route="open"}"#, 1.0).await;
+        settled(&gateway, &requests("open", "user", "2xx", "ok"), 1.0).await;
         let wanted = format!(" 200 POST {}/open ", gateway.address);
         let is_line = |line: &&String| line.contains(" 200 POST ");
         if kind == "text" {

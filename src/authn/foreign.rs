@@ -20,7 +20,7 @@ use crate::jose::{self, Expected, issuer_of, texts};
 use crate::oauth::client::discover::{IssuerMetadata, issuer_metadata};
 use crate::oauth::client::token::basic;
 use crate::outbound::kept::Kept;
-use crate::outbound::{AddressPolicy, Outbound, Request};
+use crate::outbound::{AddressPolicy, Fetched, Outbound, Request};
 use crate::route::Route;
 use crate::seal;
 
@@ -145,6 +145,7 @@ impl Foreign {
         }
         let digest = seal::digest(token);
         let known = self.judged.get(&digest).filter(|known| now < known.judge_again_at);
+        self.outbound.count_lookup(Fetched::ForeignToken, known.is_some());
         let known = match known {
             Some(known) => known,
             None => self.judge(token, digest, route, now).await?,

@@ -315,6 +315,7 @@ fn warn(config: &Config) {
 }
 
 fn started(outcome: Result<(), server::StartError>) -> ExitCode {
+    telemetry::output::flush();
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error.to_string()),

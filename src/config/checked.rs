@@ -3,20 +3,20 @@
 //! Runs the checks of each section with one [`Checker`], which collects all problems instead of stopping.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use url::Url;
 
 use super::calls;
 use super::clients::{self, Cimd, ListedClient, Names};
 use super::document::Node;
 use super::limits::{self, Limits};
+use super::outbound::{self, Outbound};
 use super::reload::Fixed;
 use super::report::{Key, Problem, Report};
 use super::secret::{self, Environment, SealingKey};
+use super::telemetry::{self, Traces};
 use super::{file, id_jag, login, managed, policy, route, server, store, trusted};
 use crate::jose::sign::SigningKey;
 
@@ -31,6 +31,8 @@ pub struct Config {
     pub login: login::Login,
     pub outbound: Outbound,
     pub limits: Limits,
+    /// `None`: nothing is traced.
+    pub traces: Option<Traces>,
     /// `None`: no routes are made at run time.
     pub managed: Option<managed::Managed>,
     /// In the order of the file. Names are unique, and so are pairs of host and path.
@@ -86,14 +88,6 @@ pub struct OauthClient {
     pub client_metadata_url: Option<String>,
     /// After so long a registration that no route needs is deleted.
     pub unused_registration_ttl: Duration,
-}
-
-/// Requests that Postern makes itself.
-#[derive(Debug, Clone)]
-pub struct Outbound {
-    pub ca_files: Vec<PathBuf>,
-    /// The certificates in `ca_files`, in order.
-    pub ca_certificates: Vec<CertificateDer<'static>>,
 }
 
 /// Collects problems and knows where each key stands.
@@ -259,7 +253,8 @@ pub(super) fn check(
     let login = login::check(&mut check, &file.login.unwrap_or_default(), server.as_ref(), has_people);
     let names = Names { routes: &own_routes, users: &|user| login.knows(user) };
     let oauth_server = oauth_server(&mut check, &file.oauth_server.unwrap_or_default(), &names, &login);
-    let outbound = outbound(&mut check, file.outbound);
+    let outbound = outbound::check(&mut check, file.outbound);
+    let traces = telemetry::check(&mut check, file.telemetry.as_ref());
     let policy =
         file.policy.as_ref().map(|written| policy::section(&mut check, &Key::top("policy"), written));
     let limits = file.limits.unwrap_or_default();
@@ -286,6 +281,7 @@ pub(super) fn check(
             login,
             outbound,
             limits,
+            traces,
             managed,
             routes,
             fixed,
@@ -375,25 +371,4 @@ fn oauth_client(check: &mut Checker<'_>, written: Option<file::OauthClient>) -> 
 pub(super) fn has_dot_segment(text: &str) -> bool {
     let path = text.split(['?', '#']).next().unwrap_or_default().to_ascii_lowercase().replace("%2e", ".");
     path.split('/').any(|segment| matches!(segment, "." | ".."))
-}
-
-fn outbound(check: &mut Checker<'_>, written: Option<file::Outbound>) -> Outbound {
-    let list = Key::top("outbound").child("ca_files");
-    let ca_files = written.and_then(|section| section.ca_files).unwrap_or_default();
-    let mut ca_certificates = Vec::new();
-    for (index, path) in ca_files.iter().enumerate() {
-        let key = list.item(index);
-        let Some(pem) = check.read(&key, path) else {
-            continue;
-        };
-        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
-        match found {
-            Ok(found) if !found.is_empty() => ca_certificates.extend(found),
-            _ => {
-                let what = format!("{} holds no readable certificate", path.display());
-                check.refuse(&key, what, "name a PEM file with at least one CERTIFICATE block");
-            }
-        }
-    }
-    Outbound { ca_files, ca_certificates }
 }

@@ -11,6 +11,7 @@ mod managed;
 mod oauth_server;
 mod policy;
 mod pool;
+mod telemetry;
 mod trusted;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ pub(super) use oauth_server::{Cimd, IdJag, OauthServer, SigningKey, StaticClient
 pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
 pub use pool::{Balance, BalanceOn};
 pub(super) use pool::{Health, HealthKind, Peer};
+pub(super) use telemetry::Telemetry;
 pub(super) use trusted::{Introspection, TrustedIssuer};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
@@ -60,6 +62,8 @@ pub(super) struct File {
     pub(super) limits: Option<Limits>,
     /// Who may call what, at all routes. Default: no rules.
     pub(super) policy: Option<Policy>,
+    /// What is told to others about requests, besides metrics and logs. Default: nothing.
+    pub(super) telemetry: Option<Telemetry>,
     /// Lets people and organisations add MCP servers at run time, by `/api/v1` or the command line. Default: nobody may.
     pub(super) managed: Option<Managed>,
     /// The MCP servers that Postern publishes.

@@ -18,6 +18,7 @@ mod limits;
 mod login;
 mod managed;
 mod oidc;
+mod outbound;
 mod policy;
 mod pool;
 mod profile;
@@ -29,6 +30,7 @@ mod server;
 mod shape;
 mod source;
 mod store;
+mod telemetry;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -38,7 +40,7 @@ use std::path::Path;
 
 pub use attributes::Attributes;
 pub use calls::{CallLimit, Per, Rate};
-pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer, Outbound};
+pub use checked::{ACCESS_TOKEN_TTL_MAX, Config, OauthClient, OauthServer};
 pub use clients::{Cimd, ListedAuthentication, ListedClient, Machine, RELAYED};
 pub use credential::{
     Actor, AwsSigv4, Credential, Custom, EntraObo, Exchanger, IdJag, OauthCredential, RolesHeld, Subject,
@@ -52,6 +54,7 @@ pub use limits::Limits;
 pub use login::{Login, User};
 pub use managed::Managed;
 pub use oidc::{IdentityProvider, issuer_of};
+pub use outbound::Outbound;
 pub use policy::{Effect, Policy, Rule};
 pub use pool::{Balance, BalanceOn, Health, Peer, Pool, Probe};
 pub use profile::Profile;
@@ -62,6 +65,7 @@ pub use secret::{Environment, Process, SealingKey};
 pub use server::{Listen, PublicUrl, Server};
 pub use source::Source;
 pub use store::{Address, ClientCertificate, Redis, Store, Topology};
+pub use telemetry::Traces;
 pub use trusted::{Introspection, TrustedIssuer};
 
 /// Reads the file at `path`, checks it and resolves its secrets from this process's environment.

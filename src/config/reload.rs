@@ -7,9 +7,9 @@ use super::checked::Config;
 use super::server::Server;
 use crate::seal;
 
-/// Sections that are used once, at the start: sockets, store, data directory, our own name towards others. Of `server`
+/// Sections that are used once, at the start: sockets, store, data directory, our own name towards others, traces. Of `server`
 /// each key counts for itself.
-const FIXED: [&str; 4] = ["server", "store", "oauth_client", "outbound"];
+const FIXED: [&str; 5] = ["server", "store", "oauth_client", "outbound", "telemetry"];
 /// Of `server`, what is used with every request and every handshake.
 const TAKEN: [&str; 2] = ["allowed_origins", "tls"];
 
@@ -58,6 +58,7 @@ impl Config {
             store: running.store.clone(),
             oauth_client: running.oauth_client.clone(),
             outbound: running.outbound.clone(),
+            traces: running.traces.clone(),
             fixed: Fixed(running.fixed.0.clone()),
             ..self
         };

@@ -64,7 +64,7 @@ impl<'a> Walk<'a> {
                 }
                 Json::Number(number.clone())
             }
-            (None, Value::Number(number)) => Json::Number(number.clone()),
+            (None | Some("number"), Value::Number(number)) => Json::Number(number.clone()),
             _ => {
                 let (what, write) = resolved.mismatch(node);
                 self.refuse(node, key, what, write);
@@ -222,6 +222,7 @@ impl<'a> Resolved<'a> {
             Some("array") => "a list, like [first, second]",
             Some("boolean") => "true or false",
             Some("integer") => "a whole number",
+            Some("number") => "a number",
             _ => "text",
         }
     }

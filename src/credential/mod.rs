@@ -22,6 +22,7 @@ use crate::oauth::client::refresh::Outdated;
 use crate::oauth::server::access_token::Keys;
 use crate::policy::Permit;
 use crate::route::Route;
+use crate::telemetry::Metrics;
 use crate::telemetry::audit::{self, Act, Outcome, Resolution};
 
 pub use aws_sigv4::Roles;
@@ -37,6 +38,7 @@ pub struct Credentials {
     /// Those that this program was built with.
     pub strategies: Strategies,
     pub audit: Arc<dyn audit::Sink>,
+    metrics: Arc<Metrics>,
 }
 
 /// A permitted call that wants a credential.
@@ -196,10 +198,18 @@ impl Unresolved {
 
 impl Credentials {
     pub fn new(connector: Arc<Connector>, audit: Arc<dyn audit::Sink>, strategies: Strategies) -> Self {
+        let metrics = Arc::clone(connector.metrics());
         let connections = Arc::new(Connections::new(Arc::clone(&connector)));
         let exchanged = ExchangedTokens::new(Arc::clone(&connector), Arc::clone(&connections));
         let roles = Roles::new(connector, Arc::clone(&connections));
-        Self { connections, exchanged: Arc::new(exchanged), roles: Arc::new(roles), strategies, audit }
+        Self {
+            connections,
+            exchanged: Arc::new(exchanged),
+            roles: Arc::new(roles),
+            strategies,
+            audit,
+            metrics,
+        }
     }
 
     /// The credential for the permitted call. It is told to the audit log once, whatever comes of it.
@@ -210,6 +220,7 @@ impl Credentials {
             Err(unresolved) => (unresolved.act(), Outcome::Failed, unresolved.reason()),
         };
         let (caller, route) = (ask.permit.caller(), ask.permit.route());
+        self.count(&resolved, route.credential.word(), act, reason);
         self.audit.resolution(&Resolution {
             at: ask.now,
             act,
@@ -222,6 +233,24 @@ impl Credentials {
             request_id: ask.request_id.to_str().unwrap_or_default(),
         });
         resolved
+    }
+
+    /// What was simply there is counted as that and no more: it is of nearly every call.
+    fn count(
+        &self,
+        resolved: &Result<Credential, Unresolved>,
+        strategy: &str,
+        act: Act,
+        reason: &'static str,
+    ) {
+        let is_there = act == Act::Inject && resolved.is_ok();
+        if !is_there {
+            self.metrics.credentials.with_label_values(&[strategy, act.word(), reason]).inc();
+        }
+        let source = resolved.as_ref().ok().map(|credential| &credential.source);
+        if !is_there || matches!(source, Some(Source::Connection { .. } | Source::Exchanged { .. })) {
+            self.metrics.caches.credentials.count(is_there);
+        }
     }
 
     async fn of(&self, ask: &Ask<'_>) -> Result<Credential, Unresolved> {

@@ -72,6 +72,7 @@ impl Gateway {
                 Box::pin(proven).await?
             }
         };
+        ctx.seen.caller(&caller);
         if route.managed.is_some() && !head.uri.query().is_none_or(is_contained) {
             return Err(Failure::Malformed("the query has a name or a value that is too long, or no name"));
         }
@@ -120,8 +121,11 @@ impl Gateway {
             hook: self.hook.as_deref(),
         };
         let permit = self.permitted(&question, asked.of_policy(), Some(&ctx.request_id)).await?;
+        let begun = ctx.elapsed();
         let credential =
-            self.credential(&permit, &attributes, None, (&ctx.request_id, &snapshot.keys, now)).await?;
+            self.credential(&permit, &attributes, None, (&ctx.request_id, &snapshot.keys, now)).await;
+        ctx.seen.credential(begun, ctx.elapsed(), credential.as_ref().ok());
+        let credential = credential?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
         let stream = match head.method == Method::GET || listens {
             true => Some(self.streams.open(caller.subject(), &snapshot.config.limits)?),
@@ -310,11 +314,7 @@ fn decided(
         policy::Asked::Message(message) => Some(message),
         policy::Asked::Bodiless | policy::Asked::ToCome => None,
     };
-    let is_name = |text: &&str| {
-        let is_part =
-            |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'/' | b'.' | b'_' | b'-');
-        text.len() <= 128 && text.bytes().all(is_part)
-    };
+    let is_name = |text: &&str| is_name(text);
     let tool =
         message.and_then(|message| message.item.as_ref()).filter(|item| item.kind != ItemKind::Resource);
     audit.decision(&audit::Decision {
@@ -330,4 +330,11 @@ fn decided(
         item: tool.map(|tool| tool.name.as_str()).filter(is_name),
         request_id: id.to_str().unwrap_or_default(),
     });
+}
+
+/// Whether it is a name and nothing else.
+pub(super) fn is_name(text: &str) -> bool {
+    let is_part =
+        |byte: u8| matches!(byte, b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'/' | b'.' | b'_' | b'-');
+    text.len() <= 128 && text.bytes().all(is_part)
 }

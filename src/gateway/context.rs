@@ -13,6 +13,7 @@ use super::filter::Filter;
 use super::inspect::Asked;
 use super::quota::Counted;
 use super::screen::SHORT;
+use super::seen::Seen;
 use super::session::{Opening, Session as McpSession};
 use super::streams::Stream;
 use crate::authn::Caller;
@@ -58,6 +59,7 @@ pub struct Context {
     /// The session began with a client that opens URLs for servers.
     pub elicitation: bool,
     pub reason: &'static str,
+    pub seen: Seen,
     /// Counts as under way until dropped.
     pub _under_way: Guard,
 }
@@ -129,6 +131,21 @@ impl Target {
 impl Context {
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
+    }
+
+    /// The request is about to be sent, for the first time or again.
+    pub fn begin_attempt(&mut self) {
+        (self.attempts, self.header_only, self.filter) = (self.attempts + 1, false, Filter::Off);
+        let now = self.elapsed();
+        let times = &mut self.seen.times;
+        times.called.get_or_insert(now);
+        (times.attempt, times.connected, times.answered) = (Some(now), None, None);
+    }
+
+    /// The upstream's connection stands.
+    pub fn connected(&mut self, reused: bool) {
+        self.reused = reused;
+        self.seen.times.connected = (!reused).then(|| self.elapsed());
     }
 }
 

@@ -10,7 +10,7 @@
 //! response_filter          what a proxied answer loses and gains, or our answer in its place
 //! response_body_filter     mcp, policy: of lists, where not everybody may use everything
 //! fail_to_proxy            respond
-//! logging                  access log, metrics
+//! logging                  access log, metrics, traces
 //! ```
 //!
 //! What only few requests need is awaited in a box of its own: Pingora moves the future of each hook into a box, and with
@@ -29,6 +29,7 @@ pub mod quota;
 mod record;
 mod rescue;
 mod screen;
+mod seen;
 mod session;
 mod sign;
 pub mod streams;
@@ -67,7 +68,7 @@ use crate::oauth::server::Authority;
 use crate::policy::Hook as PolicyHook;
 use crate::respond;
 use crate::telemetry::access::Log;
-use crate::telemetry::{InFlight, Metrics};
+use crate::telemetry::{InFlight, Metrics, Traces};
 use crate::upstream::{peer, pool::Pools, resolve::Resolver};
 use crate::{inject, origin};
 
@@ -94,6 +95,7 @@ pub struct Gateway {
     pub router: Router,
     pub metrics: Arc<Metrics>,
     pub access: Log,
+    pub traces: Option<Traces>,
     pub in_flight: InFlight,
     pub streams: Arc<Streams>,
     pub quotas: Arc<Quotas>,
@@ -127,6 +129,7 @@ impl ProxyHttp for Gateway {
             filter: Filter::Off,
             elicitation: false,
             reason: "ok",
+            seen: seen::Seen::default(),
             _under_way: self.in_flight.start(),
         })
     }
@@ -147,7 +150,7 @@ impl ProxyHttp for Gateway {
         session.set_total_drain_timeout(Some(DRAIN));
         bounds::set_times(session, &ctx.snapshot.config.limits);
         head::of_request(session.req_header_mut(), |_| ());
-        ctx.request_id = screen::request_id(session.req_header(), &self.request_ids);
+        self.name(session, ctx);
         done()
     }
 
@@ -159,9 +162,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Box<Context>) -> Result<Box<HttpPeer>> {
-        ctx.attempts += 1;
-        ctx.header_only = false;
-        ctx.filter = Filter::Off;
+        ctx.begin_attempt();
         let Some(target) = &mut ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
@@ -194,7 +195,7 @@ impl ProxyHttp for Gateway {
         ctx: &'c mut Box<Context>,
     ) -> Hook<'h> {
         let lowest = digest.and_then(|digest| digest.timing_digest.first()?.as_ref());
-        ctx.reused = reused || lowest.is_some_and(|layer| layer.established_ts < ctx.arrived);
+        ctx.connected(reused || lowest.is_some_and(|layer| layer.established_ts < ctx.arrived));
         done()
     }
 
@@ -214,6 +215,7 @@ impl ProxyHttp for Gateway {
             inject::narrow(&target.route, &mut parts.headers);
             let plainly = target.route.rules.filter_lists();
             inject::prepare(&mut parts.headers, session_id, plainly, additions);
+            ctx.seen.propagate(&mut parts.headers);
             // Path and query of the matched route, and nothing of an absolute-form target.
             parts.uri = target.uri.clone();
             self.sign(session, target, parts)

@@ -37,6 +37,9 @@ impl Gateway {
         upstream: &ResponseHeader,
         ctx: &mut Context,
     ) -> Result<()> {
+        if !upstream.status.is_informational() {
+            ctx.seen.times.answered = Some(ctx.elapsed());
+        }
         let Some(target) = &mut ctx.target else {
             return Ok(());
         };

@@ -21,7 +21,7 @@ use url::{Host, Url};
 use super::Error;
 use super::address::{AddressPolicy, Class, classify};
 use super::message::{Request, Response};
-use super::watch::Watch;
+use super::watch::{Count, Watch};
 
 const RESOLVE_LIMIT: Duration = Duration::from_secs(3);
 /// A name with more answers than this is tried at the first ones only; all are judged.
@@ -60,6 +60,7 @@ pub enum SetupError {
 pub struct Outbound {
     shared: Arc<Shared>,
     pub(super) watch: Option<Watch>,
+    pub(super) count: Option<Arc<dyn Count>>,
 }
 
 struct Shared {
@@ -107,7 +108,11 @@ impl Outbound {
             .with_root_certificates(store)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        Ok(Self { shared: Arc::new(Shared { tls, roots, forbidden: settings.forbidden }), watch: None })
+        Ok(Self {
+            shared: Arc::new(Shared { tls, roots, forbidden: settings.forbidden }),
+            watch: None,
+            count: None,
+        })
     }
 
     /// Every certificate that is trusted as a root: the system's and the configured ones.

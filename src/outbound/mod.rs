@@ -19,7 +19,7 @@ mod watch;
 pub use address::{AddressPolicy, Class, classify};
 pub use client::{Outbound, Settings, SetupError, printable};
 pub use message::{Limits, Request, Response};
-pub use watch::{Answer, Exchange, Remark, Sight, Watch};
+pub use watch::{Answer, Count, Exchange, Fetched, Remark, Sight, Watch};
 
 /// Why there is no answer. `target` is `scheme://host:port` (or `host:port`), never a path or a query: those
 /// may carry codes and tokens.

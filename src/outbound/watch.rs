@@ -12,6 +12,23 @@ use super::{AddressPolicy, Error, Outbound, Request, Response};
 /// Who looks on.
 pub type Watch = Arc<dyn Fn(Sight) + Send + Sync>;
 
+/// Who counts what is made of answers, and whether what was fetched was still there.
+pub trait Count: Send + Sync {
+    /// Both are words of ours.
+    fn decision(&self, step: &'static str, decision: &'static str);
+
+    fn lookup(&self, kept: Fetched, is_there: bool);
+}
+
+/// What is kept of what was fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetched {
+    /// Verdicts on access tokens of other authorization servers.
+    ForeignToken,
+    /// Client metadata documents.
+    ClientDocument,
+}
+
 /// What there is to see.
 pub enum Sight {
     Exchange(Exchange),
@@ -60,7 +77,21 @@ impl Outbound {
         watched
     }
 
-    /// Tells who looks on what was made of the answer from `about`.
+    /// The same client, with somebody who counts.
+    #[must_use]
+    pub fn counted(mut self, count: Arc<dyn Count>) -> Self {
+        self.count = Some(count);
+        self
+    }
+
+    /// Counts a look into what was fetched with it.
+    pub fn count_lookup(&self, kept: Fetched, is_there: bool) {
+        if let Some(count) = &self.count {
+            count.lookup(kept, is_there);
+        }
+    }
+
+    /// Tells who looks on what was made of the answer from `about`, and counts it.
     pub fn remark(
         &self,
         step: &'static str,
@@ -68,6 +99,9 @@ impl Outbound {
         decision: &'static str,
         why: impl FnOnce() -> String,
     ) {
+        if let Some(count) = &self.count {
+            count.decision(step, decision);
+        }
         if let Some(watch) = &self.watch {
             watch(Sight::Remark(Remark { step, about: about.to_owned(), decision, why: why() }));
         }

@@ -85,6 +85,8 @@ impl Builder {
         let source = Source::file(path, names);
         let config = source.read()?;
         telemetry::log();
-        Ok(run_with(config, source, extensions)?)
+        let ended = run_with(config, source, extensions);
+        telemetry::output::flush();
+        Ok(ended?)
     }
 }

@@ -17,6 +17,7 @@ use crate::seal::{self, Sealer, SealingKey};
 use crate::store::Store;
 use crate::store::embedded::Embedded;
 use crate::store::journal::Journal;
+use crate::store::measured::Measured;
 use crate::store::record::Records;
 use crate::store::redis::Redis;
 use crate::telemetry::{InFlight, Metrics};
@@ -50,7 +51,10 @@ impl Foundation {
         let metrics = Metrics::new().map(Arc::new).map_err(|error| StartError::Other(error.to_string()))?;
         let in_flight = InFlight::default();
         let sealer = Arc::new(sealer(config)?);
-        let (store, embedded) = store(config, purpose, &clock)?;
+        let (mut store, embedded) = store(config, purpose, &clock)?;
+        if purpose != Purpose::Command {
+            store = Arc::new(Measured::new(store, Arc::clone(&metrics)));
+        }
         // The journal belongs to the one running server of a data directory.
         let journal = match &config.store {
             config::Store::Redis(_) if purpose != Purpose::Command => {
@@ -65,6 +69,7 @@ impl Foundation {
             forbidden: admin.into_iter().collect(),
         };
         let outbound = Outbound::new(settings).map_err(|error| StartError::Outbound(error.to_string()))?;
+        let outbound = outbound.counted(Arc::<Metrics>::clone(&metrics));
         let connector = Arc::new(Connector::new(
             clock.clone(),
             records.clone(),

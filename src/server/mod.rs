@@ -42,7 +42,6 @@ use self::foundation::Purpose;
 use self::listeners::{Bound, OnSockets};
 use self::pulse::Pulses;
 use self::reload::Reload;
-use self::shutdown::Flush;
 use self::successor::{Handed, Predecessor};
 use self::upgrade::{Program, Succeeded, Upgrade};
 use self::watchdog::Watchdog;
@@ -50,6 +49,7 @@ use crate::background::files::Watch;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Source};
+use crate::telemetry::output;
 use crate::upstream::health::Watching;
 use crate::upstream::idle::{self, Idle};
 use crate::upstream::joined::Joining;
@@ -176,7 +176,6 @@ fn serve(
     let mut server = Server::new_with_opt_and_conf(None, conf);
     server.bootstrap();
     let conf = Arc::clone(&server.configuration);
-    let flush = Flush::new(parts.flush);
     let store = Arc::clone(parts.gateway.authority.records.store());
     let (is_the_one, from_when_on) = watch::channel(predecessor.is_none());
     let serves = {
@@ -200,7 +199,6 @@ fn serve(
         parts.in_flight.clone(),
         drain_timeout,
         Arc::clone(&store),
-        flush.clone(),
     );
     let mut options = HttpServerOptions::default();
     options.h2_idle_timeout = Some(H2_IDLE);
@@ -264,6 +262,9 @@ fn serve(
     server.add_service(background_service("upkeep", upkeep));
     server.add_service(background_service("renewal", renewal));
     server.add_service(background_service("pools", watching));
+    if let Some(spans) = parts.spans {
+        server.add_service(background_service("spans", spans));
+    }
     let snapshot = authority.snapshot();
     if snapshot.config.server.watch {
         let files = move || source.files();
@@ -295,7 +296,7 @@ fn serve(
     }
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     store.close();
-    flush.now();
+    output::flush();
     Ok(())
 }
 

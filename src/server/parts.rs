@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use data_encoding::{BASE64, HEXLOWER};
-use tracing_appender::non_blocking::WorkerGuard;
 
 use super::StartError;
 use super::builder::Extensions;
 use super::foundation::{Foundation, Purpose};
 use crate::authn::foreign::Foreign;
 use crate::background::changes::Changes;
+use crate::background::spans::Spans;
 use crate::background::{read_revoked, reload};
 use crate::config::{self, Config};
 use crate::credential::Credentials;
@@ -29,9 +29,9 @@ use crate::outbound::{Outbound, Settings};
 use crate::route::Table;
 use crate::seal;
 use crate::store::embedded::Embedded;
-use crate::telemetry::InFlight;
 use crate::telemetry::access::Log;
 use crate::telemetry::audit::{self, Lines};
+use crate::telemetry::{InFlight, Traces};
 use crate::upstream::figures::Figures;
 use crate::upstream::pool::Pools;
 use crate::upstream::resolve::Resolver;
@@ -46,10 +46,10 @@ pub struct Parts {
     pub embedded: Option<Arc<Embedded>>,
     /// What the store says from before anything was read on.
     pub changes: Changes,
+    /// Sends what is traced, where anything is.
+    pub spans: Option<Spans>,
     /// Which wish to read the configuration again was there already.
     pub wish: Option<u64>,
-    /// Write out the rest of the logs when dropped.
-    pub flush: Vec<WorkerGuard>,
 }
 
 /// Opens the store and builds everything on it. `admin`: a socket that outgoing requests never reach.
@@ -64,9 +64,8 @@ pub fn build(
         Foundation::lay(&config, purpose, admin)?;
     let store = Arc::clone(records.store());
     let changes = Changes::of(&*store);
-    let (access, access_flush) = Log::new(config.server.access_log);
-    let (lines, audit_flush) = Lines::new(config.server.audit_log);
-    let audit = audit::all(lines, extensions.sinks);
+    let access = Log::new(config.server.access_log);
+    let audit = audit::all(Lines::new(config.server.audit_log), extensions.sinks);
     if outbound.roots().is_empty() {
         tracing::warn!(
             "no certificate authorities are installed: https upstreams cannot be reached; install ca-certificates"
@@ -99,6 +98,21 @@ pub fn build(
     drop(reading);
 
     let process: [u8; 6] = seal::random().map_err(|error| other(&error))?;
+    let (traces, spans) = match &config.traces {
+        None => (None, None),
+        Some(configured) => {
+            let (traces, queue) =
+                Traces::new(configured, Arc::clone(&metrics)).map_err(|error| other(&error))?;
+            let spans = Spans {
+                queue: tokio::sync::Mutex::new(queue),
+                configured: configured.clone(),
+                outbound: outbound.clone(),
+                metrics: Arc::clone(&metrics),
+                instance: HEXLOWER.encode(&process),
+            };
+            (Some(traces), Some(spans))
+        }
+    };
     let streams = Streams::new(metrics.streams.clone());
     let quotas = Quotas::new(clock.clone(), store, Arc::clone(&metrics));
     let providers = Arc::new(Providers::new(outbound.clone()));
@@ -117,13 +131,13 @@ pub fn build(
         pools,
         metrics,
         access,
+        traces,
         in_flight: in_flight.clone(),
         streams: Arc::new(streams),
         quotas: Arc::new(quotas),
         request_ids: (HEXLOWER.encode(&process), AtomicU64::new(1)),
     };
-    let flush = access_flush.into_iter().chain([audit_flush]).collect();
-    Ok(Parts { gateway, providers, in_flight, embedded, changes, wish, flush })
+    Ok(Parts { gateway, providers, in_flight, embedded, changes, spans, wish })
 }
 
 /// The trusted certificates of upstreams as one file, where the configuration adds some. Pingora reads it once and

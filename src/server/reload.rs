@@ -43,10 +43,12 @@ impl Reload {
                 self.metrics.reloads.with_label_values(&["ok"]).inc();
                 let now = crate::clock::unix_seconds(self.authority.clock.now());
                 self.metrics.reloaded.set(i64::try_from(now).unwrap_or(i64::MAX));
+                self.metrics.reload_failed.set(0);
             }
             Err(reason) => {
                 tracing::error!(%reason, "not reloaded: the configuration is wrong, so nothing of it is used");
                 self.metrics.reloads.with_label_values(&["failed"]).inc();
+                self.metrics.reload_failed.set(1);
             }
         }
         replaced

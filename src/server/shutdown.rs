@@ -10,29 +10,14 @@ use pingora::server::{ExecutionPhase, ShutdownSignal, ShutdownSignalWatch};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, broadcast, oneshot};
-use tracing_appender::non_blocking::WorkerGuard;
 
 use super::upgrade::{LINGER, Succeeded};
 use crate::store::Store;
-use crate::telemetry::InFlight;
+use crate::telemetry::{InFlight, output};
 
 const POLL: Duration = Duration::from_millis(10);
 /// An answer over HTTP/2 is written by its connection, a moment after the request that made it has ended.
 const QUIET: Duration = Duration::from_millis(100);
-
-/// Writes out the rest of the logs: whichever way the process ends.
-#[derive(Clone)]
-pub struct Flush(Arc<Mutex<Vec<WorkerGuard>>>);
-
-impl Flush {
-    pub fn new(guards: Vec<WorkerGuard>) -> Self {
-        Self(Arc::new(Mutex::new(guards)))
-    }
-
-    pub fn now(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
-    }
-}
 
 /// SIGTERM and SIGQUIT drain, SIGINT ends at once; SIGHUP has what can be read again read again, SIGUSR2 has another process
 /// take over.
@@ -116,7 +101,6 @@ pub fn watch(
     in_flight: InFlight,
     drain_timeout: Duration,
     store: Arc<dyn Store>,
-    flush: Flush,
 ) -> Arc<AtomicBool> {
     let draining = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&draining);
@@ -128,7 +112,7 @@ pub fn watch(
                     if let Some(Err(error)) = serves.take().map(|serves| serves()) {
                         tracing::error!(%error, "the process that was to be succeeded has gone or goes on");
                         store.close();
-                        end(&flush, 1);
+                        end(1);
                     }
                 }
                 Ok(ExecutionPhase::GracefulTerminate | ExecutionPhase::ShutdownStarted) => {
@@ -143,13 +127,13 @@ pub fn watch(
                     let least = succeeded.get().map_or(Duration::ZERO, |_| LINGER + LINGER / 4);
                     drain(&in_flight, least, drain_timeout);
                     store.close();
-                    end(&flush, 0);
+                    end(0);
                 }
                 // Pingora would end its workers one after the other, and one that still accepts while the one that listens has
                 // ended spins on the error for ever.
                 Ok(ExecutionPhase::ShutdownRuntimes) => {
                     store.close();
-                    end(&flush, 0);
+                    end(0);
                 }
                 Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
                 Err(broadcast::error::RecvError::Closed) => return,
@@ -186,8 +170,8 @@ pub fn tell(state: &[NotifyState<'_>]) {
 }
 
 #[expect(clippy::disallowed_methods, reason = "nothing is in flight and what was to be written is written")]
-fn end(flush: &Flush, code: i32) -> ! {
-    flush.now();
+fn end(code: i32) -> ! {
     tracing::info!("stopped");
+    output::flush();
     std::process::exit(code)
 }

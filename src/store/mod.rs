@@ -23,6 +23,7 @@ pub mod embedded;
 pub mod export;
 pub mod journal;
 pub mod lease;
+pub mod measured;
 pub mod migrate;
 pub mod quota;
 pub mod record;
@@ -225,6 +226,18 @@ pub enum StoreError {
     /// More than a record may hold ([`VALUE_MAX`], [`KEY_MAX`]).
     #[error("record is too large for the store")]
     TooLarge,
+}
+
+impl StoreError {
+    /// For metrics.
+    fn word(&self) -> &'static str {
+        match self {
+            Self::Unavailable(_) => "unavailable",
+            Self::Corrupt => "corrupt",
+            Self::Newer => "newer",
+            Self::TooLarge => "too_large",
+        }
+    }
 }
 
 /// The time to live of what has no end: a hundred years.

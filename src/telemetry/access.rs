@@ -1,11 +1,9 @@
-//! The access log: one line per request on standard output, written by a thread of its own so that a slow reader
-//! never holds a request up. When the reader is too slow for the buffer lines are dropped.
-use std::io::Write;
-use std::net::IpAddr;
+//! The access log: one line per request on standard output. When its reader is too slow for [`output`] lines are dropped.
+use std::net::{IpAddr, SocketAddr};
 
 use serde::Serialize;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+use super::output;
 use crate::config::AccessLog;
 
 /// One request. Paths are without their query.
@@ -24,41 +22,44 @@ pub struct Line<'a> {
     pub client_id: Option<&'a str>,
     pub mcp_method: Option<&'a str>,
     pub mcp_name: Option<&'a str>,
+    /// `user`, `program` or `anonymous`.
+    pub caller: &'static str,
     pub duration_ms: f64,
+    /// Of it, for the credential; `None`: it was not asked for.
+    pub credential_ms: Option<f64>,
+    /// For a connection to the upstream, of the last attempt; `None`: there was one.
+    pub connect_ms: Option<f64>,
+    /// From the beginning of the last attempt to the head of the upstream's answer.
+    pub first_byte_ms: Option<f64>,
+    pub bytes_in: usize,
     pub bytes_out: usize,
     pub attempts: u32,
+    /// Where the upstream was reached.
+    pub upstream: Option<SocketAddr>,
+    /// Of the trace, where the request is in one that is recorded.
+    pub trace_id: Option<String>,
 }
 
 /// Where the lines go.
-pub struct Log {
-    writer: Option<(NonBlocking, bool)>,
-}
+pub struct Log(AccessLog);
 
 impl Log {
-    /// The log, and the guard that writes out the rest when it is dropped.
-    pub fn new(kind: AccessLog) -> (Self, Option<WorkerGuard>) {
-        let json = match kind {
-            AccessLog::Off => return (Self { writer: None }, None),
-            AccessLog::Json => true,
-            AccessLog::Text => false,
-        };
-        let (writer, flush) = NonBlockingBuilder::default().lossy(true).finish(std::io::stdout());
-        (Self { writer: Some((writer, json)) }, Some(flush))
+    pub fn new(kind: AccessLog) -> Self {
+        Self(kind)
     }
 
     pub fn is_on(&self) -> bool {
-        self.writer.is_some()
+        self.0 != AccessLog::Off
     }
 
     pub fn write(&self, line: &Line<'_>) {
-        let Some((writer, json)) = &self.writer else {
-            return;
+        let mut text = match self.0 {
+            AccessLog::Off => return,
+            AccessLog::Json => serde_json::to_vec(line).unwrap_or_default(),
+            AccessLog::Text => line.text().into_bytes(),
         };
-        let mut text =
-            if *json { serde_json::to_vec(line).unwrap_or_default() } else { line.text().into_bytes() };
         text.push(b'\n');
-        // A full buffer drops the line; that is what non-blocking means.
-        let _ = writer.clone().write_all(&text);
+        output::access().line(text);
     }
 }
 

@@ -3,13 +3,12 @@
 //!
 //! An event consists of words of ours and of names: there is no field that a token could get into.
 use std::fmt;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 
+use super::output;
 use crate::config::AuditLog;
 
 /// Takes what happened. It is called on the path of a request: a sink that waits holds the request up.
@@ -38,6 +37,17 @@ pub enum Act {
     Refresh,
     /// The user has to do something first.
     Connect,
+}
+
+impl Act {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Inject => "inject",
+            Self::Acquire => "acquire",
+            Self::Refresh => "refresh",
+            Self::Connect => "connect",
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -99,9 +109,8 @@ pub enum By<'a> {
 /// Tells several what is told to it.
 struct All(Vec<Arc<dyn Sink>>);
 
-/// JSON lines on standard error, like the rest of the log. A full buffer is waited for: nothing is lost.
+/// JSON lines on standard error, like the rest of the log.
 pub struct Lines {
-    writer: NonBlocking,
     log: AuditLog,
 }
 
@@ -158,10 +167,8 @@ impl Serialize for By<'_> {
 // === impl Lines ===
 
 impl Lines {
-    /// The sink, and the guard that writes out the rest when it is dropped.
-    pub fn new(log: AuditLog) -> (Self, WorkerGuard) {
-        let (writer, flush) = NonBlockingBuilder::default().lossy(false).finish(std::io::stderr());
-        (Self { writer, log }, flush)
+    pub fn new(log: AuditLog) -> Self {
+        Self { log }
     }
 
     fn write(&self, at: SystemTime, event: &'static str, what: &impl Serialize) {
@@ -169,9 +176,7 @@ impl Lines {
         let line = Line { timestamp, level: "INFO", event, what, target: "audit" };
         let mut text = serde_json::to_vec(&line).unwrap_or_default();
         text.push(b'\n');
-        if let Err(error) = self.writer.clone().write_all(&text) {
-            tracing::error!(%error, "the audit log cannot be written");
-        }
+        output::log().line(text);
     }
 }
 

@@ -1,35 +1,53 @@
-//! What is seen from outside: counters, the access log, the audit log. Names and values that get here are chosen by
+//! What is seen from outside: counters, the access log, the audit log, traces. Names and values that get here are chosen by
 //! us or bounded; no token, code, cookie or query string ever does.
 pub mod access;
 pub mod audit;
+mod catalogue;
+mod lookups;
+pub mod output;
+mod series;
+pub mod traces;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
-use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-};
+use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::FilterFn;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use crate::outbound::{Count, Fetched};
+use catalogue::Catalogue;
+pub use catalogue::Described;
+pub use lookups::{Caches, Lookups};
+pub use series::{CallerClass, Ended, Requests, Series};
+pub use traces::Traces;
+
 /// The metrics of the process, all `postern_…`.
 pub struct Metrics {
     registry: Registry,
-    /// By route, status class and reason (`ok`, or why we answered ourselves).
-    pub requests: IntCounterVec,
-    /// Seconds from the request's arrival to the end of the answer, by route.
-    pub duration: HistogramVec,
+    described: Mutex<Vec<Described>>,
+    /// By route, class of caller, status class and reason (`ok`, or why we answered ourselves); and where their time went.
+    pub requests: Requests,
     in_flight: IntGauge,
     /// Streams that clients have opened for themselves.
     pub streams: IntGauge,
+    /// Calls whose credential had to be fetched, or of which there was none, by strategy, act and reason.
+    pub credentials: IntCounterVec,
     /// By outcome.
     pub refreshes: IntCounterVec,
     /// By outcome.
     pub exchanges: IntCounterVec,
+    /// By step and decision.
+    pub discovery: IntCounterVec,
+    pub caches: Caches,
+    /// By operation and result.
+    pub store_operations: IntCounterVec,
+    /// By operation.
+    pub store_duration: HistogramVec,
     /// Our OAuth endpoints, by endpoint and result.
     pub oauth: IntCounterVec,
     /// How often the configuration was read again, by outcome.
@@ -38,6 +56,8 @@ pub struct Metrics {
     pub reloaded: IntGauge,
     /// How often another process was to take over, by outcome.
     pub upgrades: IntCounterVec,
+    /// Whether the last time went wrong.
+    pub reload_failed: IntGauge,
     /// Requests that a limit on calls refused, by route, what it counts apart, and whether it was its rate.
     pub limited: IntCounterVec,
     /// How often a limit of the instance kept a client from something, by limit.
@@ -48,6 +68,9 @@ pub struct Metrics {
     pub policy_faults: IntCounterVec,
     /// Requests at a shared limit that this instance has counted alone.
     pub counted_alone: IntCounter,
+    /// Requests whose spans were recorded, by what became of those.
+    pub traced: IntCounterVec,
+    log_lines_dropped: IntCounterVec,
 }
 
 /// The keys of `limits`, and the handshake, which has the time of a header.
@@ -73,24 +96,41 @@ pub struct InFlight(Arc<AtomicUsize>);
 /// Lives as long as the thing counted.
 pub struct Guard(InFlight);
 
+/// Of the store, seconds: a look into memory, a flush to disk, a Redis that is away.
+const STORE_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0];
+
 // === impl Metrics ===
 
 impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let counter = |name: &str, help: &str, labels: &[&str]| -> prometheus::Result<IntCounterVec> {
-            let counter = IntCounterVec::new(Opts::new(name, help), labels)?;
-            registry.register(Box::new(counter.clone()))?;
-            Ok(counter)
-        };
-        let requests = counter(
-            "postern_requests_total",
-            "Requests by route, status class and reason.",
-            &["route", "class", "reason"],
+        let registry = Catalogue::default();
+        let counter = |name: &str, help: &str, labels: &[&str]| registry.counters(name, help, labels);
+        let requests = Requests::new(&registry)?;
+        let credentials = counter(
+            "postern_credentials_total",
+            "Calls whose credential had to be fetched or renewed, or was lacking, by strategy, act and reason.",
+            &["strategy", "act", "reason"],
         )?;
         let refreshes =
             counter("postern_refreshes_total", "Upstream token refreshes by outcome.", &["outcome"])?;
         let exchanges = counter("postern_exchanges_total", "Tokens exchanged by outcome.", &["outcome"])?;
+        let discovery = counter(
+            "postern_discovery_total",
+            "Steps of discovery at upstreams and their authorization servers, by step and decision.",
+            &["step", "decision"],
+        )?;
+        let caches = Caches::new(&registry)?;
+        let store_operations = counter(
+            "postern_store_operations_total",
+            "Operations of the store by operation and result.",
+            &["operation", "result"],
+        )?;
+        let store_duration = registry.histograms(
+            "postern_store_duration_seconds",
+            "Time that operations of the store took.",
+            &STORE_BUCKETS,
+            &["operation"],
+        )?;
         let oauth = counter(
             "postern_oauth_requests_total",
             "Requests to the OAuth endpoints by endpoint and result.",
@@ -101,13 +141,16 @@ impl Metrics {
             "Reloads of the configuration by outcome.",
             &["outcome"],
         )?;
-        let reloaded = IntGauge::new(
+        let reloaded = registry.gauge(
             "postern_config_reload_success_timestamp_seconds",
             "When the configuration in use was taken.",
         )?;
-        registry.register(Box::new(reloaded.clone()))?;
         let upgrades =
             counter("postern_upgrades_total", "Hand-overs to a new process by outcome.", &["outcome"])?;
+        let reload_failed = registry.gauge(
+            "postern_config_reload_failed",
+            "1 when the configuration on disk was refused at the last reload, else 0.",
+        )?;
         let limited = counter(
             "postern_calls_limited_total",
             "Requests refused by a limit on calls, by route, what the limit is per, and its kind.",
@@ -122,56 +165,72 @@ impl Metrics {
         for limit in LIMITS {
             limits.with_label_values(&[limit]);
         }
-        let connections = IntGauge::new("postern_connections", "Connections of clients that are open.")?;
-        registry.register(Box::new(connections.clone()))?;
+        let connections = registry.gauge("postern_connections", "Connections of clients that are open.")?;
         let policy_faults = counter(
             "postern_policy_faults_total",
             "Calls at which a rule could not be decided, by route.",
             &["route"],
         )?;
-        let counted_alone = IntCounter::new(
+        let counted_alone = registry.counter(
             "postern_calls_counted_alone_total",
             "Requests at a shared limit while the store did not answer.",
         )?;
-        registry.register(Box::new(counted_alone.clone()))?;
+        let traced = counter(
+            "postern_traced_requests_total",
+            "Recorded requests by what became of their spans: sent, dropped (no room) or failed (not taken).",
+            &["result"],
+        )?;
+        let log_lines_dropped = counter(
+            "postern_log_lines_dropped_total",
+            "Lines that nobody read in time: of the access log (standard output) or the log (standard error).",
+            &["log"],
+        )?;
         let build = counter("postern_build_info", "The running version.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).inc();
-        let buckets =
-            vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
-        let options = HistogramOpts::new(
-            "postern_request_duration_seconds",
-            "Time from arrival to the end of the answer.",
-        )
-        .buckets(buckets);
-        let duration = HistogramVec::new(options, &["route"])?;
-        registry.register(Box::new(duration.clone()))?;
-        let in_flight = IntGauge::new("postern_in_flight", "Requests, streams and refreshes under way.")?;
-        registry.register(Box::new(in_flight.clone()))?;
-        let streams = IntGauge::new("postern_streams", "Streams that clients have opened for themselves.")?;
-        registry.register(Box::new(streams.clone()))?;
+        let in_flight = registry.gauge("postern_in_flight", "Requests, streams and refreshes under way.")?;
+        let streams =
+            registry.gauge("postern_streams", "Streams that clients have opened for themselves.")?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let (registry, described) = registry.close();
         Ok(Self {
             registry,
+            described: Mutex::new(described),
             requests,
-            duration,
             in_flight,
             streams,
+            credentials,
             refreshes,
             exchanges,
+            discovery,
+            caches,
+            store_operations,
+            store_duration,
             oauth,
             reloads,
             reloaded,
             upgrades,
+            reload_failed,
             limited,
             limits,
             connections,
             policy_faults,
             counted_alone,
+            traced,
+            log_lines_dropped,
         })
+    }
+
+    /// All that there are, by name: also those of which nothing was counted yet.
+    pub fn described(&self) -> Vec<Described> {
+        let mut described = self.described.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        described.sort();
+        described
     }
 
     /// Figures of somebody else's, read off when they are asked for.
     pub fn add(&self, figures: impl Collector + 'static) -> prometheus::Result<()> {
+        let described = catalogue::described(&figures);
+        self.described.lock().unwrap_or_else(PoisonError::into_inner).extend(described);
         self.registry.register(Box::new(figures))
     }
 
@@ -183,11 +242,34 @@ impl Metrics {
     /// In Prometheus's text format. `in_flight`: what is under way at this moment.
     pub fn text(&self, in_flight: usize) -> Vec<u8> {
         self.in_flight.set(i64::try_from(in_flight).unwrap_or(i64::MAX));
-        let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+        for (log, output) in [("access", output::access()), ("log", output::log())] {
+            let lost = self.log_lines_dropped.with_label_values(&[log]);
+            lost.inc_by(output.dropped().saturating_sub(lost.get()));
+        }
+        let (mut text, families) = (Vec::new(), self.registry.gather());
+        if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
             tracing::error!(%error, "metrics cannot be written");
         }
+        // Of what nothing was counted yet, at least that it is there.
+        let is_empty = |metric: &&Described| !families.iter().any(|family| family.name() == metric.name);
+        for Described { name, kind, help, .. } in self.described().iter().filter(is_empty) {
+            text.extend_from_slice(format!("# HELP {name} {help}\n# TYPE {name} {kind}\n").as_bytes());
+        }
         text
+    }
+}
+
+impl Count for Metrics {
+    fn decision(&self, step: &'static str, decision: &'static str) {
+        self.discovery.with_label_values(&[step, decision]).inc();
+    }
+
+    fn lookup(&self, kept: Fetched, is_there: bool) {
+        let cache = match kept {
+            Fetched::ForeignToken => &self.caches.foreign_tokens,
+            Fetched::ClientDocument => &self.caches.client_documents,
+        };
+        cache.count(is_there);
     }
 }
 
@@ -229,7 +311,7 @@ pub fn log() {
         .flatten_event(true)
         .with_current_span(false)
         .with_span_list(false)
-        .with_writer(std::io::stderr);
+        .with_writer(output::log());
     if tracing_subscriber::registry().with(filter).with(discreet).with(lines).try_init().is_err() {
         tracing::debug!("a log is set up already");
     }

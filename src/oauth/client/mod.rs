@@ -120,6 +120,11 @@ impl Connector {
         &self.in_flight
     }
 
+    /// What is counted of us, and of those who work with us.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
     /// Where we are found; what we sign is from there.
     pub fn origin(&self) -> &str {
         &self.ourselves.origin

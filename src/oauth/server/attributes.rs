@@ -58,9 +58,9 @@ impl Authority {
             return Ok(Arc::clone(&local.attributes));
         }
         let known = self.attributes.users.get(user);
-        if let Some((read_at, known)) = &known
-            && now < *read_at + REREAD
-        {
+        let fresh = known.as_ref().filter(|(read_at, _)| now < *read_at + REREAD);
+        self.connector.metrics().caches.attributes.count(fresh.is_some());
+        if let Some((_, known)) = fresh {
             return Ok(Arc::clone(known));
         }
         let changes = self.attributes.changes.load(Ordering::SeqCst);

@@ -16,7 +16,7 @@ use super::{Authentication, Client, ClientError};
 use crate::config::Cimd;
 use crate::jose::Keys;
 use crate::oauth::server::redirect;
-use crate::outbound::{self, AddressPolicy, Limits, Outbound, Request};
+use crate::outbound::{self, AddressPolicy, Fetched, Limits, Outbound, Request};
 
 /// Longest document read, bytes.
 const DOCUMENT_MAX: usize = 64 * 1024;
@@ -87,8 +87,11 @@ impl Documents {
         }
         let policy = document_policy(id, cimd).map_err(ClientError::Document)?;
         let mut spare = None;
-        if let Some(known) = self.known.get(id) {
-            if known.until > now {
+        let known = self.known.get(id);
+        let is_hit = known.as_ref().is_some_and(|known| known.until > now);
+        outbound.count_lookup(Fetched::ClientDocument, is_hit);
+        if let Some(known) = known {
+            if is_hit {
                 return known.outcome.map_err(ClientError::from);
             }
             spare = known.spare.filter(|(_, until)| *until > now);
