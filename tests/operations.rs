@@ -1,5 +1,5 @@
 //! The operator's guide, from its first line to its last: every command in it is run, beside a running Postern where it says so and
-//! without one where it needs that.
+//! without one where it needs that, and every alert has its section.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
@@ -113,6 +113,15 @@ async fn every_command_of_the_guide_does_what_it_says() {
     assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 200);
     stop(&mut gateway).await;
     assert!(blocks().len() > 12, "the guide was not read");
+}
+
+#[test]
+fn every_alert_has_a_section_that_says_what_to_do() {
+    for alert in
+        include_str!("../conf/alerts.yaml").lines().filter_map(|line| line.trim().strip_prefix("- alert: "))
+    {
+        assert!(GUIDE.contains(&format!("\n### {alert}\n")), "{alert}");
+    }
 }
 
 #[test]

@@ -27,6 +27,7 @@ needs_of_build() {
 
 needs_of_test() {
   need redis-server
+  need promtool prometheus        # reads the alert rules; the server itself is not started
   need valgrind                   # counts what a warm call asks for
   # Other clocks for some of the instances; a library, no command.
   if ! compgen -G '/usr/lib/*/faketime/libfaketime.so.1' >/dev/null; then missing+=(libfaketime); fi
