@@ -317,6 +317,11 @@ async fn files_that_cannot_be_used_are_refused_before_anything_starts() {
     let (cert_file, key_file) =
         ("server.tls.certificates[0].cert_file", "server.tls.certificates[0].key_file");
     let unread = |path: &str| format!("{path} cannot be read: ");
+    let clients = |keys: &str, named, what: &str| {
+        let certificates = format!("[{{cert_file: {cert}, key_file: {key}}}]");
+        server(&format!("tls: {{certificates: {certificates}, {keys}}}"), named, what)
+    };
+    let (ca_file, wanted) = ("server.tls.client_ca_file", "server.tls.client_certificates");
     let sealing = |file: &str| format!("sealing_keys: [{{id: k1, file: ^{file}}}]");
     let open_key = format!("key file {readable} is readable by others; run chmod 600 {readable}");
     let cases = vec![
@@ -336,6 +341,29 @@ async fn files_that_cannot_be_used_are_refused_before_anything_starts() {
             &format!("{cert} holds no readable private key; "),
         ),
         certificates(&cert, &format!("^{other}"), key_file, &format!("{other} is not the key of {cert}; ")),
+        clients(&format!("client_ca_file: ^{nowhere}"), ca_file, &unread(&nowhere)),
+        clients(
+            &format!("client_ca_file: ^{garbage}"),
+            ca_file,
+            &format!(
+                "{garbage} holds no readable authorities; name a PEM file with at least one CERTIFICATE block"
+            ),
+        ),
+        clients(
+            &format!("client_ca_file: ^{key}"),
+            ca_file,
+            &format!("{key} holds no readable authorities; "),
+        ),
+        clients(
+            "client_certificates: ^optional",
+            wanted,
+            "needs to know who vouches for clients; add `server.tls.client_ca_file`",
+        ),
+        clients(
+            "min_version: ^1.3",
+            "server.tls.min_version",
+            "is a number, not a word; write one of \"1.2\", \"1.3\"",
+        ),
         top(
             &sealing(&short),
             "sealing_keys[0].file",

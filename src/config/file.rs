@@ -12,6 +12,7 @@ mod oauth_server;
 mod policy;
 mod pool;
 mod telemetry;
+mod tls;
 mod trusted;
 
 use std::collections::BTreeMap;
@@ -34,6 +35,7 @@ pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
 pub use pool::{Balance, BalanceOn};
 pub(super) use pool::{Health, HealthKind, Peer};
 pub(super) use telemetry::Telemetry;
+pub(super) use tls::{Certificate, ClientCertificates, Tls, TlsVersion};
 pub(super) use trusted::{Introspection, TrustedIssuer};
 
 /// Configuration of Postern. Durations are written as `30s`, `10m`, `30d`; secrets as `{env: NAME}`, `{file: PATH}` or
@@ -101,22 +103,6 @@ pub(super) struct Server {
     pub(super) watch: Option<bool>,
     /// How long a new process may take to serve before `postern upgrade` goes on with the old one. Default: `30s`.
     pub(super) upgrade_timeout: Option<String>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Tls {
-    /// Certificates with their keys. The name the client asks for picks one; the first is the fallback.
-    pub(super) certificates: Vec<Certificate>,
-}
-
-#[derive(Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Certificate {
-    /// PEM file with the certificate and its chain, leaf first.
-    pub(super) cert_file: PathBuf,
-    /// PEM file with the private key of the certificate.
-    pub(super) key_file: PathBuf,
 }
 
 /// Form of the access log.

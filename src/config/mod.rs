@@ -66,6 +66,7 @@ pub use server::{Listen, PublicUrl, Server};
 pub use source::Source;
 pub use store::{Address, ClientCertificate, Redis, Store, Topology};
 pub use telemetry::Traces;
+pub use tls::{ClientAuthorities, Handshake};
 pub use trusted::{Introspection, TrustedIssuer};
 
 /// Reads the file at `path`, checks it and resolves its secrets from this process's environment.

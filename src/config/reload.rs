@@ -51,6 +51,7 @@ impl Config {
         let server = Server {
             allowed_origins: self.server.allowed_origins,
             tls: if same_kind { self.server.tls } else { running.server.tls.clone() },
+            handshake: if same_kind { self.server.handshake } else { running.server.handshake.clone() },
             ..running.server.clone()
         };
         let config = Config {

@@ -11,7 +11,7 @@ use url::{Host, Url};
 use super::checked::Checker;
 use super::file::{self, AccessLog, AuditLog};
 use super::report::Key;
-use super::tls;
+use super::tls::{self, Handshake};
 
 /// The section `server`, resolved.
 #[derive(Clone)]
@@ -21,6 +21,8 @@ pub struct Server {
     pub listen: Vec<Listen>,
     /// At least one where a listener has TLS. The first is the fallback.
     pub tls: Vec<Arc<CertifiedKey>>,
+    /// What else TLS listeners ask of clients.
+    pub handshake: Handshake,
     /// `host:port`, an IP literal, port 0 allowed. `None`: no admin listener.
     pub admin: Option<String>,
     /// As written; relative paths count from the working directory.
@@ -114,9 +116,12 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
     let key = Key::top("server");
     let public_url = public_url(check, &key.child("public_url"), &written.public_url);
     let listen = listen(check, &key.child("listen"), &written.listen, written.tls.is_some());
-    let tls = match &written.tls {
-        Some(section) => tls::load(check, &key.child("tls").child("certificates"), &section.certificates),
-        None => Vec::new(),
+    let (tls, handshake) = match &written.tls {
+        Some(section) => (
+            tls::load(check, &key.child("tls").child("certificates"), &section.certificates),
+            tls::handshake(check, &key.child("tls"), section),
+        ),
+        None => Default::default(),
     };
     let admin = match written.admin.as_deref() {
         Some("off") => None,
@@ -159,6 +164,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         public_url: public_url?,
         listen,
         tls,
+        handshake,
         admin,
         data_dir,
         threads,

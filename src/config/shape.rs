@@ -82,6 +82,12 @@ impl<'a> Walk<'a> {
                 Json::Null
             }
             _ => {
+                // Some are numbers to YAML.
+                let as_text = |word: &&str| match word.starts_with(|first: char| first.is_ascii_digit()) {
+                    true => format!("\"{word}\""),
+                    false => (*word).to_owned(),
+                };
+                let words: Vec<String> = words.iter().map(as_text).collect();
                 self.refuse(
                     node,
                     key,

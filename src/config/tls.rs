@@ -1,15 +1,67 @@
 //! Certificates of the listeners, read and proven to work before a port is opened.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use rustls::InconsistentKeys;
 use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
+use rustls::{InconsistentKeys, RootCertStore};
 
 use super::checked::Checker;
-use super::file;
+use super::file::{self, ClientCertificates};
 use super::report::Key;
+
+/// What clients have to bring, beside the name they ask for.
+#[derive(Clone, Default)]
+pub struct Handshake {
+    /// TLS 1.2 is not spoken.
+    pub only_13: bool,
+    pub clients: Option<ClientAuthorities>,
+}
+
+/// Who vouches for clients.
+#[derive(Clone)]
+pub struct ClientAuthorities {
+    pub roots: Arc<RootCertStore>,
+    /// Whoever brings no certificate is sent away.
+    pub required: bool,
+}
+
+/// Checks the rest of `server.tls`.
+pub(super) fn handshake(check: &mut Checker<'_>, at: &Key, written: &file::Tls) -> Handshake {
+    let usual = match written.client_ca_file {
+        Some(_) => ClientCertificates::Required,
+        None => ClientCertificates::Off,
+    };
+    let wanted = written.client_certificates.unwrap_or(usual);
+    let clients = match (&written.client_ca_file, wanted) {
+        (Some(path), _) => client_roots(check, &at.child("client_ca_file"), path)
+            .filter(|_| wanted != ClientCertificates::Off)
+            .map(|roots| ClientAuthorities { roots, required: wanted == ClientCertificates::Required }),
+        (None, ClientCertificates::Off) => None,
+        (None, _) => {
+            let what = "needs to know who vouches for clients";
+            check.refuse(&at.child("client_certificates"), what, "add `server.tls.client_ca_file`");
+            None
+        }
+    };
+    Handshake { only_13: written.min_version == Some(file::TlsVersion::Tls13), clients }
+}
+
+fn client_roots(check: &mut Checker<'_>, key: &Key, path: &Path) -> Option<Arc<RootCertStore>> {
+    let pem = check.read(key, path)?;
+    let found: Result<Vec<_>, PemError> = CertificateDer::pem_slice_iter(&pem).collect();
+    let mut roots = RootCertStore::empty();
+    let is_read =
+        found.is_ok_and(|found| !found.is_empty() && found.into_iter().all(|root| roots.add(root).is_ok()));
+    if !is_read {
+        let what = format!("{} holds no readable authorities", path.display());
+        check.refuse(key, what, "name a PEM file with at least one CERTIFICATE block");
+        return None;
+    }
+    Some(Arc::new(roots))
+}
 
 /// Reads all certificates, each with its key, ready for a certificate resolver of rustls (ring). What is wrong is
 /// recorded and left out.

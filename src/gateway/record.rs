@@ -51,10 +51,13 @@ impl Gateway {
         let path = masked(head.uri.path());
         let (mcp_method, mcp_name) = asked(session, ctx);
         let credential = ctx.seen.times.credential.map(|(asked, there)| millis(there - asked));
+        // With its whole subject, which `server::doors` puts there.
+        let certificate = session.digest().and_then(|digest| digest.ssl_digest.clone());
         self.access.write(&Line {
             time: humantime::format_rfc3339_millis(self.authority.clock.now()).to_string(),
             request_id: ctx.request_id.to_str().unwrap_or_default(),
             client_ip: screen::client(session),
+            client_certificate: certificate.as_ref().and_then(|said| said.organization.as_deref()),
             method: head.method.as_str(),
             host: screen::host(head).unwrap_or_default(),
             path: path.get(..PATH_MAX).unwrap_or(&path),

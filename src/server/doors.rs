@@ -11,9 +11,9 @@ use std::time::Duration;
 use bytes::BytesMut;
 use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::Stream;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
-use pingora::protocols::tls::ALPN;
+use pingora::protocols::tls::{ALPN, SslDigest, TlsStream};
+use pingora::protocols::{Ssl, Stream};
 use pingora::server::ShutdownWatch;
 use pingora::time::timeout;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,7 +22,7 @@ use self::header::Bounds;
 use self::wire::Wire;
 use super::kept;
 use super::pulse::Pulses;
-use super::tls::Tls;
+use super::tls::{self, Tls};
 use super::upgrade::Succeeded;
 use crate::config::Limits;
 use crate::oauth::server::Authority;
@@ -145,8 +145,8 @@ async fn greet<A>(
 ) where
     A: HttpServerApp + Send + Sync + 'static,
 {
-    let stream: Stream = match timeout(limits.header_time, acceptor.tls_handshake(Wire::new(stream))).await {
-        Ok(Ok(stream)) => Box::new(stream),
+    let stream = match timeout(limits.header_time, acceptor.tls_handshake(Wire::new(stream))).await {
+        Ok(Ok(stream)) => known(stream),
         Ok(Err(error)) => {
             tracing::debug!(target: "postern::server", %error, "no handshake");
             return;
@@ -163,6 +163,19 @@ async fn greet<A>(
         }
         Ok(None) => {}
         Err(_) => place.hit("handshake"),
+    }
+}
+
+/// A connection that says who its client has proven to be, if it has, where Pingora says of what organisation.
+fn known(stream: TlsStream<Wire>) -> Stream {
+    let proven = stream.get_ssl().and_then(|said| said.peer_certificate_der().map(tls::subject));
+    let stream: Stream = Box::new(stream);
+    match (proven, stream.get_ssl_digest()) {
+        (Some(subject), Some(said)) => {
+            let said = SslDigest { organization: Some(subject), ..SslDigest::clone(&said) };
+            Box::new(Wire { ssl: Some(Arc::new(said)), ..Wire::new(stream) })
+        }
+        _ => stream,
     }
 }
 

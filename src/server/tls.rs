@@ -5,13 +5,18 @@ use arc_swap::ArcSwap;
 use pingora::listeners::tls::Acceptor;
 use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
-use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::version::{TLS12, TLS13};
 use webpki::EndEntityCert;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::prelude::FromDer;
 
 use super::StartError;
 use crate::config::Server;
+
+/// More of a subject is not kept, characters.
+const SUBJECT_MOST: usize = 256;
 
 /// What all TLS listeners share. On a change it is made anew, so that no session outlives what it was allowed by.
 #[derive(Clone)]
@@ -43,13 +48,30 @@ impl Tls {
 /// Shakes hands for HTTP/2 and HTTP/1.1.
 fn acceptor(server: &Server) -> Result<Acceptor, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let failed = |error: &dyn std::fmt::Display| StartError::Tls(error.to_string());
+    let versions: &[_] = if server.handshake.only_13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
+    let clients = match &server.handshake.clients {
+        None => WebPkiClientVerifier::no_client_auth(),
+        Some(clients) => {
+            let roots = Arc::clone(&clients.roots);
+            let verifier = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+            let verifier = if clients.required { verifier } else { verifier.allow_unauthenticated() };
+            verifier.build().map_err(|error| failed(&error))?
+        }
+    };
     let mut config = ServerConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&TLS13, &TLS12])
-        .map_err(|error| StartError::Tls(error.to_string()))?
-        .with_no_client_auth()
+        .with_protocol_versions(versions)
+        .map_err(|error| failed(&error))?
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(ByName(server.tls.clone())));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Acceptor::from_server_config(Arc::new(config)))
+}
+
+/// Who a client has proven to be: the subject of its certificate, in the order in which it is written there.
+pub fn subject(certificate: &[u8]) -> String {
+    let name = X509Certificate::from_der(certificate).map(|(_, read)| read.subject().to_string());
+    name.unwrap_or_default().chars().filter(|character| !character.is_control()).take(SUBJECT_MOST).collect()
 }
 
 impl ResolvesServerCert for ByName {

@@ -12,6 +12,9 @@ pub struct Line<'a> {
     pub time: String,
     pub request_id: &'a str,
     pub client_ip: Option<IpAddr>,
+    /// The subject of the certificate that the client's connection was proven with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<&'a str>,
     pub method: &'a str,
     pub host: &'a str,
     pub path: &'a str,

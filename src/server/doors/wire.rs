@@ -1,4 +1,5 @@
-//! A connection of which the first bytes were read already, and are read again by whoever serves it.
+//! A connection of which something is known that it does not say of itself: bytes that were read already, and who its client has
+//! proven to be.
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,11 +21,13 @@ pub struct Wire {
     pub stream: Stream,
     /// Read, and to be read again.
     pub ahead: Bytes,
+    /// What is known of its TLS.
+    pub ssl: Option<Arc<SslDigest>>,
 }
 
 impl Wire {
     pub fn new(stream: Stream) -> Self {
-        Self { stream, ahead: Bytes::new() }
+        Self { stream, ahead: Bytes::new(), ssl: None }
     }
 }
 
@@ -84,7 +87,7 @@ impl UniqueID for Wire {
 
 impl Ssl for Wire {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream.get_ssl_digest()
+        self.ssl.clone().or_else(|| self.stream.get_ssl_digest())
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
