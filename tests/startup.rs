@@ -184,6 +184,31 @@ async fn a_bad_key_or_value_is_refused_with_its_place_and_what_to_write() {
             "server.listen[0]",
             "has TLS, but there is no certificate; add `server.tls.certificates`",
         ),
+        server(
+            "trusted_proxies: [10.0.0.0/8, ^balancer]",
+            "server.trusted_proxies[1]",
+            "is not a network; write an address, or a network like 10.0.0.0/8",
+        ),
+        server(
+            "trusted_proxies: [^\"::/0\"]",
+            "server.trusted_proxies[0]",
+            "is everybody, who could then be anybody; ",
+        ),
+        server(
+            "forwarded_header: ^forwarded",
+            "server.forwarded_header",
+            "is believed of nobody; add `server.trusted_proxies`",
+        ),
+        server(
+            "proxy_protocol: [^\"127.0.0.1:1\"]",
+            "server.proxy_protocol[0]",
+            "is no address of `server.listen`; write one of them, without http:// or https://",
+        ),
+        server(
+            "proxy_protocol: [^\"127.0.0.1:8080\"]",
+            "server.proxy_protocol[0]",
+            "has no TLS; name listeners with TLS; ",
+        ),
         server("threads: ^many", "server.threads", "is text where it cannot be; write a whole number"),
         server(
             "access_log: ^true",
@@ -363,6 +388,15 @@ async fn files_that_cannot_be_used_are_refused_before_anything_starts() {
             "min_version: ^1.3",
             "server.tls.min_version",
             "is a number, not a word; write one of \"1.2\", \"1.3\"",
+        ),
+        edit(
+            "listen: [\"127.0.0.1:8080\"]",
+            &format!(
+                "listen: [\"https://127.0.0.1:8080\"]\n  proxy_protocol: [^\"127.0.0.1:8080\"]\n  \
+                 tls: {{certificates: [{{cert_file: {cert}, key_file: {key}}}]}}"
+            ),
+            "server.proxy_protocol[0]",
+            "has nobody who may connect; add `server.trusted_proxies`",
         ),
         top(
             &sealing(&short),

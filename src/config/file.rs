@@ -12,6 +12,7 @@ mod oauth_server;
 mod policy;
 mod pool;
 mod telemetry;
+mod proxies;
 mod tls;
 mod trusted;
 
@@ -35,6 +36,7 @@ pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
 pub use pool::{Balance, BalanceOn};
 pub(super) use pool::{Health, HealthKind, Peer};
 pub(super) use telemetry::Telemetry;
+pub use proxies::ForwardedHeader;
 pub(super) use tls::{Certificate, ClientCertificates, Tls, TlsVersion};
 pub(super) use trusted::{Introspection, TrustedIssuer};
 
@@ -82,6 +84,15 @@ pub(super) struct Server {
     pub(super) listen: Vec<String>,
     /// Certificates of the TLS listeners.
     pub(super) tls: Option<Tls>,
+    /// Addresses of `listen`, as they are written after their scheme, where a balancer says with the PROXY protocol (1 or 2) whose each
+    /// connection is. They have TLS, and `trusted_proxies` are all who may connect there. Default: none.
+    pub(super) proxy_protocol: Option<Vec<String>>,
+    /// Addresses and networks of the balancers in front, like `10.0.0.0/8`. They are believed when they say whose a request or a connection
+    /// is; from everybody else that means nothing. Default: none.
+    pub(super) trusted_proxies: Option<Vec<String>>,
+    /// The header in which those balancers say whose a request is: `x_forwarded_for`, or `forwarded` (RFC 7239). They have to write it
+    /// themselves, since the other one is not looked at. Default: `x_forwarded_for`.
+    pub(super) forwarded_header: Option<ForwardedHeader>,
     /// Address of the admin listener (`/healthz`, `/readyz`, `/metrics`), or `off`. Default: `127.0.0.1:9090`.
     pub(super) admin: Option<String>,
     /// Directory of the embedded store and of generated keys. Created with mode 0700. Default: `./postern-data`.

@@ -22,6 +22,7 @@ mod outbound;
 mod policy;
 mod pool;
 mod profile;
+mod proxies;
 mod reload;
 mod report;
 mod route;
@@ -47,8 +48,8 @@ pub use credential::{
     TENANT, TokenExchange, UserHeader, is_settable, is_tenant,
 };
 pub use file::{
-    AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, InjectedToken, RefreshRotation,
-    TokenEndpointAuthMethod,
+    AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, ForwardedHeader, InjectedToken,
+    RefreshRotation, TokenEndpointAuthMethod,
 };
 pub use limits::Limits;
 pub use login::{Login, User};

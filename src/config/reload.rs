@@ -11,7 +11,7 @@ use crate::seal;
 /// each key counts for itself.
 const FIXED: [&str; 5] = ["server", "store", "oauth_client", "outbound", "telemetry"];
 /// Of `server`, what is used with every request and every handshake.
-const TAKEN: [&str; 2] = ["allowed_origins", "tls"];
+const TAKEN: [&str; 4] = ["allowed_origins", "forwarded_header", "tls", "trusted_proxies"];
 
 /// What was written where a change waits for a restart: a digest of each value, by its key.
 pub struct Fixed(BTreeMap<String, String>);
@@ -50,6 +50,8 @@ impl Config {
         }
         let server = Server {
             allowed_origins: self.server.allowed_origins,
+            trusted_proxies: self.server.trusted_proxies,
+            forwarded_header: self.server.forwarded_header,
             tls: if same_kind { self.server.tls } else { running.server.tls.clone() },
             handshake: if same_kind { self.server.handshake } else { running.server.handshake.clone() },
             ..running.server.clone()

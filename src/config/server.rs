@@ -5,11 +5,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use rustls::sign::CertifiedKey;
 use url::{Host, Url};
 
 use super::checked::Checker;
-use super::file::{self, AccessLog, AuditLog};
+use super::file::{self, AccessLog, AuditLog, ForwardedHeader};
+use super::proxies;
 use super::report::Key;
 use super::tls::{self, Handshake};
 
@@ -23,6 +25,10 @@ pub struct Server {
     pub tls: Vec<Arc<CertifiedKey>>,
     /// What else TLS listeners ask of clients.
     pub handshake: Handshake,
+    /// Whom to believe when they say whose a request is.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Where they say it.
+    pub forwarded_header: ForwardedHeader,
     /// `host:port`, an IP literal, port 0 allowed. `None`: no admin listener.
     pub admin: Option<String>,
     /// As written; relative paths count from the working directory.
@@ -95,12 +101,22 @@ impl PublicUrl {
     }
 }
 
+impl Server {
+    /// Whether an address is that of a balancer whose word counts.
+    #[must_use]
+    pub fn is_trusted_proxy(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|network| network.contains(&address.to_canonical()))
+    }
+}
+
 /// One address to listen on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listen {
     /// `host:port` as written; the host is an IP literal, port 0 is allowed.
     pub address: String,
     pub tls: bool,
+    /// Connections begin with a header of the PROXY protocol.
+    pub proxied: bool,
 }
 
 impl Listen {
@@ -115,7 +131,7 @@ impl Listen {
 pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<Server> {
     let key = Key::top("server");
     let public_url = public_url(check, &key.child("public_url"), &written.public_url);
-    let listen = listen(check, &key.child("listen"), &written.listen, written.tls.is_some());
+    let mut listen = listen(check, &key.child("listen"), &written.listen, written.tls.is_some());
     let (tls, handshake) = match &written.tls {
         Some(section) => (
             tls::load(check, &key.child("tls").child("certificates"), &section.certificates),
@@ -123,6 +139,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         ),
         None => Default::default(),
     };
+    let trusted_proxies = proxies::check(check, &key, written, &mut listen);
     let admin = match written.admin.as_deref() {
         Some("off") => None,
         Some(address) => {
@@ -165,6 +182,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         listen,
         tls,
         handshake,
+        trusted_proxies,
+        forwarded_header: written.forwarded_header.unwrap_or_default(),
         admin,
         data_dir,
         threads,
@@ -238,7 +257,7 @@ fn listen(check: &mut Checker<'_>, list: &Key, written: &[String], has_certifica
         if parsed.port() != 0 && listen.iter().any(|earlier| earlier.address.parse() == Ok(parsed)) {
             check.refuse(&key, "is listed twice", "keep one entry per address");
         }
-        listen.push(Listen { address: address.to_owned(), tls });
+        listen.push(Listen { address: address.to_owned(), tls, proxied: false });
     }
     listen
 }

@@ -118,7 +118,7 @@ fn minimal_file_gets_all_defaults() {
     assert_eq!(server.public_url.authority(), "127.0.0.1:8080");
     assert_eq!((server.public_url.host(), server.public_url.port()), ("127.0.0.1", 8080));
     assert!(server.public_url.is_loopback() && !server.public_url.is_https());
-    assert_eq!(server.listen, [Listen { address: "127.0.0.1:8080".to_owned(), tls: false }]);
+    assert_eq!(server.listen, [Listen { address: "127.0.0.1:8080".to_owned(), tls: false, proxied: false }]);
     assert_eq!(server.admin.as_deref(), Some("127.0.0.1:9090"));
     assert_eq!(server.data_dir, Path::new("./postern-data"));
     assert_eq!(server.access_log, AccessLog::Json);
@@ -178,7 +178,10 @@ fn everything_configured_arrives() {
         .replace("{env: SEARCH_KEY}", "{credential: search}")
         .replace("\"off\"", "off");
     let config = parse(&text, "full.yaml", &environment).unwrap_or_else(|report| panic!("{report}"));
-    assert_eq!(config.server.listen, [Listen { address: "0.0.0.0:443".to_owned(), tls: true }]);
+    assert_eq!(
+        config.server.listen,
+        [Listen { address: "0.0.0.0:443".to_owned(), tls: true, proxied: false }]
+    );
     assert_eq!(config.server.access_log, AccessLog::Off);
     assert_eq!(config.server.threads, 2);
     assert_eq!(config.server.public_url.authority(), "mcp.example.com");
@@ -212,7 +215,7 @@ fn unknown_keys_are_all_reported_with_place_and_choice() {
         &Fake::default(),
     );
     let expected = "\
-conf.yaml:4:3: server.acces_log: unknown key; did you mean `access_log`? write one of access_log, admin, allowed_origins, audit_log, data_dir, drain_timeout, listen, public_url, threads, tls, upgrade_timeout, watch
+conf.yaml:4:3: server.acces_log: unknown key; did you mean `access_log`? write one of access_log, admin, allowed_origins, audit_log, data_dir, drain_timeout, forwarded_header, listen, proxy_protocol, public_url, threads, tls, trusted_proxies, upgrade_timeout, watch
 conf.yaml:14:11: routes[0].path: lies under /oauth, which is Postern's own; choose another path, or give the route a host of its own
 conf.yaml:17:7: routes[0].upstream.ulr: unknown key; did you mean `url`? write one of allow_hosts, allow_private, balance, balance_on, drain, health, peers, slow_start, url";
     assert_eq!(report, expected);
@@ -481,7 +484,7 @@ fn listeners() {
     );
     assert_eq!(config.server.admin, None);
     assert_eq!(config.server.listen.len(), 3);
-    assert_eq!(config.server.listen[2], Listen { address: "[::]:1".to_owned(), tls: false });
+    assert_eq!(config.server.listen[2], Listen { address: "[::]:1".to_owned(), tls: false, proxied: false });
     assert!(config.server.listen[0].is_loopback() && !config.server.listen[2].is_loopback());
     assert_eq!(config.server.allowed_origins, ["https://a.example"]);
 }

@@ -98,7 +98,7 @@ impl Gateway {
             true => Box::pin(self.attributes(&snapshot, &caller, now)).await?,
             false => Arc::default(),
         };
-        let (head, source) = (session.req_header(), screen::client(session));
+        let (head, source) = (session.req_header(), ctx.client);
         let is_stream = head.method == Method::GET || asked.message().is_some_and(quota::is_subscription);
         let counted = match route.limits.is_empty() {
             true => Counted::default(),

@@ -1,21 +1,38 @@
 //! Limits that one request meets on its way: room for it, the length of its body and the pace of it, how long its client may
 //! take nothing. What a connection meets before is in `server::doors`.
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Version;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
-use super::Gateway;
 use super::context::{ANSWERED, Context};
+use super::{Gateway, KEEPALIVE_SECONDS};
 use crate::config::Limits;
 use crate::respond::Failure;
 
+/// How long an unread request body may take to arrive once it is answered.
+const DRAIN: Duration = Duration::from_secs(5);
+
 /// Sets how long the client of this request may keep us waiting.
-pub(super) fn set_times(session: &mut Session, limits: &Limits) {
+pub(super) fn begin(session: &mut Session, ctx: &Context) {
+    let limits = &ctx.snapshot.config.limits;
+    // HTTP/1.0 has no keep-alive of its own, and a connection that is to close stays so.
+    let closes = session.as_http1().is_some_and(|session| !session.will_keepalive());
+    if session.req_header().version != Version::HTTP_10 && !closes {
+        session.set_keepalive(Some(KEEPALIVE_SECONDS));
+    }
+    session.set_total_drain_timeout(Some(DRAIN));
     session.set_read_timeout(Some(limits.body_time));
     session.set_write_timeout(Some(limits.write_time));
 }
 
 /// Whether the body keeps to its length and its pace, now that more of it has come.
-pub(super) fn require_pace(session: &Session, ctx: &mut Context) -> Result<()> {
+pub(super) fn require_pace(session: &Session, more: Option<&Bytes>, ctx: &mut Context) -> Result<()> {
+    if more.is_none() {
+        return Ok(());
+    }
     let limits = &ctx.snapshot.config.limits;
     let read = session.body_bytes_read();
     let failure = if read > limits.body {

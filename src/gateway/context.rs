@@ -38,6 +38,8 @@ pub struct Context {
     /// The same by the clock on the wall.
     pub arrived: SystemTime,
     pub request_id: HeaderValue,
+    /// Where it came from, as far as that is known.
+    pub client: Option<IpAddr>,
     /// Taken once; everything about this request is decided on it.
     pub snapshot: Arc<Snapshot>,
     /// Where the request is headed, as soon as that is known.

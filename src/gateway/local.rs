@@ -12,10 +12,10 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 use tower::ServiceExt as _;
 
+use super::Gateway;
 use super::admit::Admitted;
 use super::context::Context;
 use super::head::Said;
-use super::{Gateway, screen};
 use crate::origin;
 use crate::respond::{Failure, Reply};
 use crate::web::About;
@@ -34,7 +34,7 @@ impl Gateway {
         match admitted {
             Ok(Admitted::Proxied) => Ok(()),
             Ok(Admitted::Local { path, authority }) => {
-                let client = screen::client(session);
+                let client = ctx.client;
                 let request_id = ctx.request_id.to_str().unwrap_or_default().to_owned();
                 let about = About { snapshot: Arc::clone(&ctx.snapshot), authority, client, request_id };
                 serve(session, &self.router, &path, about).await?;

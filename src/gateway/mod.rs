@@ -20,6 +20,7 @@ mod bounds;
 pub mod context;
 mod elicit;
 mod filter;
+mod forwarded;
 mod head;
 mod hook;
 mod inspect;
@@ -44,7 +45,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Version};
+use http::{HeaderMap, HeaderValue};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
@@ -80,8 +81,6 @@ const CONNECTS: u32 = 3;
 pub const PLACES: u32 = 16;
 /// Idle client connections are closed after that long.
 pub const KEEPALIVE_SECONDS: u64 = 75;
-/// How long an unread request body may take to arrive once it is answered.
-const DRAIN: Duration = Duration::from_secs(5);
 
 /// The proxy: what all requests share.
 pub struct Gateway {
@@ -117,6 +116,7 @@ impl ProxyHttp for Gateway {
             started: std::time::Instant::now(),
             arrived: self.authority.clock.now(),
             request_id: HeaderValue::from_static("-"),
+            client: None,
             snapshot: self.authority.snapshot(),
             route: None,
             target: None,
@@ -142,14 +142,9 @@ impl ProxyHttp for Gateway {
         session: &'s mut Session,
         ctx: &'c mut Box<Context>,
     ) -> Hook<'h> {
-        // HTTP/1.0 has no keep-alive of its own, and a connection that is to close stays so.
-        let closes = session.as_http1().is_some_and(|session| !session.will_keepalive());
-        if session.req_header().version != Version::HTTP_10 && !closes {
-            session.set_keepalive(Some(KEEPALIVE_SECONDS));
-        }
-        session.set_total_drain_timeout(Some(DRAIN));
-        bounds::set_times(session, &ctx.snapshot.config.limits);
+        bounds::begin(session, ctx);
         head::of_request(session.req_header_mut(), |_| ());
+        ctx.client = forwarded::client(session, &ctx.snapshot.config.server);
         self.name(session, ctx);
         done()
     }
@@ -209,8 +204,7 @@ impl ProxyHttp for Gateway {
             return failed(Error::explain(ANSWERED, "no target"));
         };
         let session_id = target.session.as_ref().map(McpSession::to_upstream);
-        let additions =
-            inject::additions(&target.route, screen::client(session), &ctx.request_id, &target.credential);
+        let additions = inject::additions(&target.route, ctx.client, &ctx.request_id, &target.credential);
         let signed = head::of_request(upstream, |parts| {
             inject::narrow(&target.route, &mut parts.headers);
             let plainly = target.route.rules.filter_lists();
@@ -236,9 +230,7 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
-        if body.is_some() {
-            bounds::require_pace(session, ctx)?;
-        }
+        bounds::require_pace(session, body.as_ref(), ctx)?;
         let Some(target) = &mut ctx.target else {
             return Ok(());
         };

@@ -56,7 +56,7 @@ impl Gateway {
         self.access.write(&Line {
             time: humantime::format_rfc3339_millis(self.authority.clock.now()).to_string(),
             request_id: ctx.request_id.to_str().unwrap_or_default(),
-            client_ip: screen::client(session),
+            client_ip: ctx.client,
             client_certificate: certificate.as_ref().and_then(|said| said.organization.as_deref()),
             method: head.method.as_str(),
             host: screen::host(head).unwrap_or_default(),

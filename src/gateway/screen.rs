@@ -1,11 +1,9 @@
 //! What Pingora lets through and we do not: requests that two servers could read in two ways.
-use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderValue, Method, header};
 use pingora::http::RequestHeader;
-use pingora::proxy::Session;
 
 use crate::config::Limits;
 use crate::inject;
@@ -83,9 +81,4 @@ pub fn request_id(head: &RequestHeader, (process, count): &(String, AtomicU64)) 
     HEXLOWER.encode_mut(&counted, &mut digits);
     let id = [process.as_bytes(), b"-", &digits].concat();
     HeaderValue::try_from(id).unwrap_or(HeaderValue::from_static("-"))
-}
-
-/// The address a request came from.
-pub fn client(session: &Session) -> Option<IpAddr> {
-    session.client_addr().and_then(|address| address.as_inet()).map(|address| address.ip())
 }

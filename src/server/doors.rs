@@ -1,10 +1,11 @@
 //! The way of a connection to the proxy: is there room for it, is it still in time with its handshake and its first bytes, what
 //! does it speak. Pingora accepts it and brings it here as it came off the socket.
 pub mod header;
+mod proxied;
 mod room;
 mod wire;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +14,13 @@ use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::tls::{ALPN, SslDigest, TlsStream};
-use pingora::protocols::{Ssl, Stream};
+use pingora::protocols::{SocketDigest, Ssl, Stream};
 use pingora::server::ShutdownWatch;
 use pingora::time::timeout;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use self::header::Bounds;
+use self::proxied::{Read, Whose};
 use self::wire::Wire;
 use super::kept;
 use super::pulse::Pulses;
@@ -45,8 +47,8 @@ pub struct Doors {
     pub room: Arc<Room>,
     /// Those who hear that there is no room. While there are many, the rest hears nothing.
     pub away: Arc<Room>,
-    /// Where those with TLS listen.
-    pub with_tls: Vec<SocketAddr>,
+    /// Where those with TLS listen, and whether a balancer speaks first there.
+    pub with_tls: Vec<(SocketAddr, bool)>,
     pub tls: Option<Tls>,
     pub pulses: Pulses,
     pub succeeded: Succeeded,
@@ -57,7 +59,7 @@ impl Doors {
         authority: Arc<Authority>,
         metrics: &Arc<Metrics>,
         tls: Option<Tls>,
-        with_tls: Vec<SocketAddr>,
+        with_tls: Vec<(SocketAddr, bool)>,
         pulses: Pulses,
         succeeded: Succeeded,
     ) -> Self {
@@ -72,50 +74,52 @@ impl Doors {
         A: HttpServerApp + Send + Sync + 'static,
     {
         self.pulses.start();
-        let limits = self.authority.snapshot().config.limits;
-        let acceptor = self.tls.as_ref().filter(|_| self.has_tls(&stream)).map(Tls::acceptor);
+        let snapshot = self.authority.snapshot();
+        let limits = snapshot.config.limits;
+        let server = &snapshot.config.server;
+        let with_tls = self.tls.as_ref().zip(self.with_tls_at(&stream));
         let Some(mut place) = self.room.enter(limits.connections) else {
-            if acceptor.is_none() {
-                self.turn_away(stream);
-            }
-            return;
+            return self.turn_away(stream, with_tls.is_some());
         };
-        let from =
-            stream.get_socket_digest().and_then(|socket| socket.peer_addr()?.as_inet().map(SocketAddr::ip));
-        if let Some(from) = from
+        let from = address(&stream);
+        let is_trusted = from.is_some_and(|from| server.is_trusted_proxy(from));
+        let is_proxied = with_tls.is_some_and(|(_, proxied)| proxied);
+        if is_proxied && !is_trusted {
+            return place.hit("proxy_protocol");
+        }
+        // Those who speak for many are not counted as one.
+        if let Some(from) = from.filter(|_| !is_trusted)
             && !place.is_of(from, limits.connections_per_address)
         {
-            if acceptor.is_none() {
-                self.turn_away(stream);
-            }
-            return;
+            return self.turn_away(stream, with_tls.is_some());
         }
         let (shutdown, succeeded) = (shutdown.clone(), Arc::clone(&self.succeeded));
-        match acceptor {
+        match with_tls {
             // Its future has no room for handshakes and HTTP/2.
             None => {
                 tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits), succeeded));
             }
-            Some(acceptor) => {
-                tokio::spawn(greet(app, stream, shutdown, place, acceptor, limits, succeeded));
+            Some((tls, _)) => {
+                let stream = (Wire::new(stream), is_proxied);
+                tokio::spawn(greet(app, stream, shutdown, place, tls.acceptor(), limits, succeeded));
             }
         }
     }
 
-    fn has_tls(&self, stream: &Stream) -> bool {
-        let socket = stream.get_socket_digest();
-        let Some(here) = socket.as_ref().and_then(|socket| socket.local_addr()?.as_inet()) else {
-            return false;
-        };
-        let is_here = |listens: &&SocketAddr| {
+    /// Where a connection with TLS has come in: whether a balancer speaks first there.
+    fn with_tls_at(&self, stream: &Stream) -> Option<bool> {
+        let socket = stream.get_socket_digest()?;
+        let here = socket.local_addr()?.as_inet()?;
+        let is_here = |listens: &SocketAddr| {
             listens.port() == here.port()
                 && (listens.ip().to_canonical() == here.ip().to_canonical() || listens.ip().is_unspecified())
         };
-        self.with_tls.iter().any(|listens| is_here(&listens))
+        self.with_tls.iter().find(|(listens, _)| is_here(listens)).map(|(_, proxied)| *proxied)
     }
 
-    fn turn_away(&self, stream: Stream) {
-        if let Some(place) = self.away.enter(usize::MAX) {
+    /// With TLS nothing could be said yet.
+    fn turn_away(&self, stream: Stream, with_tls: bool) {
+        if !with_tls && let Some(place) = self.away.enter(usize::MAX) {
             tokio::spawn(async move {
                 farewell(stream, NO_ROOM).await;
                 drop(place);
@@ -133,19 +137,33 @@ pub fn http2(limits: &Limits) -> H2Options {
     options
 }
 
-/// Shakes hands, and serves what comes of it.
+fn address(stream: &Stream) -> Option<IpAddr> {
+    stream.get_socket_digest()?.peer_addr()?.as_inet().map(SocketAddr::ip)
+}
+
+/// Hears whose the connection is, shakes hands, and serves what comes of it.
 async fn greet<A>(
     app: Arc<A>,
-    stream: Stream,
+    (mut stream, is_proxied): (Wire, bool),
     shutdown: ShutdownWatch,
-    place: Place,
+    mut place: Place,
     acceptor: Arc<Acceptor>,
     limits: Limits,
     succeeded: Succeeded,
 ) where
     A: HttpServerApp + Send + Sync + 'static,
 {
-    let stream = match timeout(limits.header_time, acceptor.tls_handshake(Wire::new(stream))).await {
+    if is_proxied {
+        match timeout(limits.header_time, introduced(&mut stream)).await {
+            Ok(Some(Whose::Client(client))) if !place.is_of(client.ip(), limits.connections_per_address) => {
+                return;
+            }
+            Ok(Some(_)) => {}
+            Ok(None) => return place.hit("proxy_protocol"),
+            Err(_) => return place.hit("handshake"),
+        }
+    }
+    let stream = match timeout(limits.header_time, acceptor.tls_handshake(stream)).await {
         Ok(Ok(stream)) => known(stream),
         Ok(Err(error)) => {
             tracing::debug!(target: "postern::server", %error, "no handshake");
@@ -164,6 +182,38 @@ async fn greet<A>(
         Ok(None) => {}
         Err(_) => place.hit("handshake"),
     }
+}
+
+/// Reads what the balancer says, and nothing of what follows. `None`: it says nothing of the kind.
+async fn introduced(wire: &mut Wire) -> Option<Whose> {
+    let mut begun = BytesMut::with_capacity(256);
+    loop {
+        begun.reserve(64);
+        if wire.stream.read_buf(&mut begun).await.ok()? == 0 {
+            return None;
+        }
+        match proxied::read(&begun) {
+            Read::Partial => {}
+            Read::Malformed => return None,
+            Read::Whole(length, whose) => {
+                wire.ahead = begun.split_off(length).freeze();
+                wire.socket = match whose {
+                    Whose::Client(client) => Some(from(wire, Some(client))),
+                    Whose::Unknown => Some(from(wire, None)),
+                    Whose::Balancer => None,
+                };
+                return Some(whose);
+            }
+        }
+    }
+}
+
+/// The connection's socket, as if it led there.
+fn from(wire: &Wire, client: Option<SocketAddr>) -> Arc<SocketDigest> {
+    let socket = SocketDigest::from_raw_fd(wire.stream.id());
+    // It was made a moment ago and holds nothing.
+    let _ = socket.peer_addr.set(client.map(Into::into));
+    Arc::new(socket)
 }
 
 /// A connection that says who its client has proven to be, if it has, where Pingora says of what organisation.

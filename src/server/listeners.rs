@@ -28,17 +28,22 @@ pub struct Bound {
     /// Where it really listens.
     pub actual: SocketAddr,
     pub tls: bool,
+    /// A balancer speaks first.
+    pub proxied: bool,
     pub is_admin: bool,
 }
 
 /// All sockets of the configuration. `handed`: what a predecessor listens on, by the addresses that it was configured with.
 pub fn bind(server: &Server, mut handed: Vec<(String, TcpListener)>) -> Result<Vec<Bound>, StartError> {
     let mut inherited = inherited()?;
-    let mut wanted: Vec<(&str, bool, bool)> =
-        server.listen.iter().map(|listen| (listen.address.as_str(), listen.tls, false)).collect();
-    wanted.extend(server.admin.as_deref().map(|address| (address, false, true)));
+    let mut wanted: Vec<(&str, bool, bool, bool)> = server
+        .listen
+        .iter()
+        .map(|listen| (listen.address.as_str(), listen.tls, listen.proxied, false))
+        .collect();
+    wanted.extend(server.admin.as_deref().map(|address| (address, false, false, true)));
     let mut bound = Vec::new();
-    for (address, tls, is_admin) in wanted {
+    for (address, tls, proxied, is_admin) in wanted {
         let failed = |reason| StartError::Listen { address: address.to_owned(), reason };
         let configured = address
             .to_socket_addrs()
@@ -55,7 +60,7 @@ pub fn bind(server: &Server, mut handed: Vec<(String, TcpListener)>) -> Result<V
         socket.set_nonblocking(true).map_err(failed)?;
         let actual = socket.local_addr().map_err(failed)?;
         let configured = address.to_owned();
-        bound.push(Bound { socket, configured, address: actual.to_string(), actual, tls, is_admin });
+        bound.push(Bound { socket, configured, address: actual.to_string(), actual, tls, proxied, is_admin });
     }
     match inherited.first() {
         Some((address, _)) => Err(StartError::UnknownSocket(address.to_string())),

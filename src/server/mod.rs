@@ -227,7 +227,8 @@ fn serve(
         pools: Arc::clone(&gateway.pools),
         connector: Arc::new(Connector::new(Some(ConnectorOptions::from_server_conf(&conf)))),
     };
-    let with_tls = bound.iter().filter(|bound| bound.tls).map(|bound| bound.actual).collect();
+    let with_tls =
+        bound.iter().filter(|bound| bound.tls).map(|bound| (bound.actual, bound.proxied)).collect();
     let (pulses, watched) = (Pulses::default(), Arc::clone(&succeeded));
     let doors = Doors::new(Arc::clone(&authority), &metrics, tls, with_tls, pulses.clone(), succeeded);
     let mut service = ProxyServiceBuilder::new(&conf, gateway)

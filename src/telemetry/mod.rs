@@ -73,8 +73,8 @@ pub struct Metrics {
     log_lines_dropped: IntCounterVec,
 }
 
-/// The keys of `limits`, and the handshake, which has the time of a header.
-const LIMITS: [&str; 12] = [
+/// The keys of `limits`; the handshake, which has the time of a header; and balancers that may not speak, or not like that.
+const LIMITS: [&str; 13] = [
     "body",
     "body_time",
     "connections",
@@ -83,6 +83,7 @@ const LIMITS: [&str; 12] = [
     "header_fields",
     "header_size",
     "header_time",
+    "proxy_protocol",
     "requests",
     "streams",
     "streams_per_user",

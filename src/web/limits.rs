@@ -45,14 +45,12 @@ impl Default for Limits {
 impl Limits {
     /// Whether one more registration from this address is kept.
     pub fn registration(&self, address: Option<IpAddr>) -> bool {
-        let known = address.is_none_or(|address| self.address.admits(&network(address)));
-        known && self.everybody.check().is_ok()
+        self.address.admits(&network(address)) && self.everybody.check().is_ok()
     }
 
     /// Whether one more sign-in at a provider may begin from this address.
     pub fn sign_in(&self, address: Option<IpAddr>) -> bool {
-        let known = address.is_none_or(|address| self.sign_in.admits(&network(address)));
-        known && self.sign_ins.check().is_ok()
+        self.sign_in.admits(&network(address)) && self.sign_ins.check().is_ok()
     }
 
     /// Whether this user may begin one more authorization, or do anything else that costs as much.
@@ -67,10 +65,14 @@ impl Limits {
 }
 
 /// Who has one IPv6 address has 2^64 of them.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        v4 => v4,
+fn network(address: Option<IpAddr>) -> IpAddr {
+    match address.map(|address| address.to_canonical()) {
+        Some(IpAddr::V6(address)) => {
+            IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)))
+        }
+        Some(v4) => v4,
+        // Those of whom it is not known share one.
+        None => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
     }
 }
 

@@ -1,5 +1,5 @@
-//! A connection of which something is known that it does not say of itself: bytes that were read already, and who its client has
-//! proven to be.
+//! A connection of which something is known that it does not say of itself: bytes that were read already, whose it really is, and
+//! who its client has proven to be.
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,13 +21,15 @@ pub struct Wire {
     pub stream: Stream,
     /// Read, and to be read again.
     pub ahead: Bytes,
+    /// Where it really comes from.
+    pub socket: Option<Arc<SocketDigest>>,
     /// What is known of its TLS.
     pub ssl: Option<Arc<SslDigest>>,
 }
 
 impl Wire {
     pub fn new(stream: Stream) -> Self {
-        Self { stream, ahead: Bytes::new(), ssl: None }
+        Self { stream, ahead: Bytes::new(), socket: None, ssl: None }
     }
 }
 
@@ -117,7 +119,7 @@ impl GetProxyDigest for Wire {
 
 impl GetSocketDigest for Wire {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.get_socket_digest()
+        self.socket.clone().or_else(|| self.stream.get_socket_digest())
     }
 }
 
