@@ -36,6 +36,8 @@ pub struct Limits {
     pub body_rate: usize,
     /// How long a client may take nothing of its answer.
     pub write_time: Duration,
+    /// After how much silence a stream of events gets a comment. Zero: never.
+    pub keep_alive: Duration,
     /// On one connection over HTTP/2.
     pub streams_per_connection: u32,
 }
@@ -57,6 +59,7 @@ impl Default for Limits {
             body_time: Duration::from_secs(30),
             body_rate: 256,
             write_time: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(15),
             streams_per_connection: 100,
         }
     }
@@ -111,6 +114,9 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
         streams_per_connection: u32::try_from(per_connection).unwrap_or(usual.streams_per_connection),
         ..usual
     };
+    let keep_alive = written.keep_alive.as_deref();
+    let keep_alive =
+        check.duration(&key.child("keep_alive"), keep_alive, usual.keep_alive, Duration::ZERO, TIME_MOST);
     let mut time = |name: &str, written: Option<&String>, usual: Duration| {
         let least = Duration::from_millis(100);
         check.duration(&key.child(name), written.map(String::as_str), usual, least, TIME_MOST)
@@ -119,6 +125,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
         header_time: time("header_time", written.header_time.as_ref(), usual.header_time),
         body_time: time("body_time", written.body_time.as_ref(), usual.body_time),
         write_time: time("write_time", written.write_time.as_ref(), usual.write_time),
+        keep_alive,
         ..limits
     }
 }

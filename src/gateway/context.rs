@@ -15,6 +15,7 @@ use super::quota::Counted;
 use super::screen::SHORT;
 use super::seen::Seen;
 use super::session::{Opening, Session as McpSession};
+use super::silence::Tail;
 use super::streams::Stream;
 use crate::authn::Caller;
 use crate::config::Attributes;
@@ -58,6 +59,8 @@ pub struct Context {
     pub header_only: bool,
     /// What becomes of the body of the upstream's answer. Belongs to one attempt.
     pub filter: Filter,
+    /// How far a stream of events has come that is kept alive.
+    pub tail: Option<Tail>,
     /// The session began with a client that opens URLs for servers.
     pub elicitation: bool,
     pub reason: &'static str,

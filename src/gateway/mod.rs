@@ -33,6 +33,7 @@ mod screen;
 mod seen;
 mod session;
 mod sign;
+pub mod silence;
 pub mod streams;
 mod tally;
 mod verdict;
@@ -127,6 +128,7 @@ impl ProxyHttp for Gateway {
             replacement: None,
             header_only: false,
             filter: Filter::Off,
+            tail: None,
             elicitation: false,
             reason: "ok",
             seen: seen::Seen::default(),
@@ -280,6 +282,7 @@ impl ProxyHttp for Gateway {
         if !is_informational && session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
+        let (session, ctx) = (&*session, &mut **ctx);
         head::of_response(response, |parts| match &ctx.replacement {
             // Early hints would act on our origin.
             _ if is_informational => parts.headers.clear(),
@@ -288,6 +291,7 @@ impl ProxyHttp for Gateway {
                 respond::isolate(&mut parts.headers);
                 self.seal_session(&mut parts.headers, ctx);
                 ctx.filter.reframe(parts, session.req_header().version);
+                silence::begin(session, parts, ctx);
                 for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
                     parts.headers.insert(name, value);
                 }
@@ -312,6 +316,7 @@ impl ProxyHttp for Gateway {
         } else if !ctx.filter.is_off() {
             self.filter(session, body, end, ctx)?;
         }
+        silence::go_on(session, body.as_ref(), end, ctx);
         Ok(None)
     }
 

@@ -20,8 +20,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
 
 use super::doors::header::{Bounds, Header, Progress};
 use super::doors::{Place, farewell};
-use super::lean::Lean;
 use super::upgrade::{LINGER, Succeeded};
+use crate::gateway::silence;
+use crate::gateway::silence::lean::Lean;
 
 /// Until its first filter gives it longer, a connection that is kept is kept that long, seconds.
 const BEGIN: u64 = 60;
@@ -71,6 +72,7 @@ pub async fn serve<A: HttpServerApp>(
         let session = session(stream, settings, begun);
         let Some(reusable) = app.process_new_http(session, &shutdown).await else { return };
         (stream, settings) = reusable.consume();
+        silence::end(&stream);
         patience = IDLE;
     }
 }

@@ -8,7 +8,6 @@ mod doors;
 pub mod foundation;
 mod handover;
 mod kept;
-mod lean;
 mod listeners;
 mod parts;
 mod pulse;

@@ -50,6 +50,9 @@ pub(in crate::config) struct Limits {
     pub(in crate::config) body_rate: Option<usize>,
     /// How long a client may take nothing of its answer. Default: `60s`.
     pub(in crate::config) write_time: Option<String>,
+    /// After how much silence a stream of events over HTTP/1.1 gets a comment, so that nobody on the way takes it for dead; it may be
+    /// twice as much. `0s` leaves them out. Default: `15s`.
+    pub(in crate::config) keep_alive: Option<String>,
     /// Requests at once on one connection over HTTP/2. Default: 100.
     #[schemars(range(min = 1, max = 1000))]
     pub(in crate::config) streams_per_connection: Option<usize>,

@@ -1,9 +1,10 @@
 //! A client's connection that owns buffers only while something is in them. Those of Pingora's stream are there for as long
-//! as the connection is open, idle or not.
+//! as the connection is open, idle or not. While a stream of events is sent on which nothing is said, it says that it is alive.
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -16,12 +17,16 @@ use pingora::protocols::{
     TimingDigest, UniqueID, UniqueIDType,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use crate::upstream::held::Held;
 
 /// Bytes that are read at once, however few are asked for; and that are gathered until they are flushed, so that an answer is
 /// sent in one piece.
 const AT_ONCE: usize = 2048;
+
+/// A comment and the end of no event, as a chunk.
+const COMMENT: &[u8] = b"3\r\n:\n\n\r\n";
 
 #[derive(Debug)]
 pub struct Lean {
@@ -30,11 +35,70 @@ pub struct Lean {
     ahead: Bytes,
     /// Written, not flushed yet.
     held: Held,
+    /// After how much silence a comment goes into the stream of events that is being sent, milliseconds. Zero: there is none.
+    period: AtomicU32,
+    /// An event has ended, and the next has not begun.
+    is_between: AtomicBool,
+    timer: Option<Pin<Box<Sleep>>>,
+    /// Something was said since the timer began.
+    has_spoken: bool,
 }
 
 impl Lean {
     pub fn new(stream: Stream) -> Self {
-        Self { stream, ahead: Bytes::new(), held: Held::default() }
+        Self {
+            stream,
+            ahead: Bytes::new(),
+            held: Held::default(),
+            period: AtomicU32::new(0),
+            is_between: AtomicBool::new(false),
+            timer: None,
+            has_spoken: false,
+        }
+    }
+
+    /// A stream of events begins, in chunks.
+    pub fn keep_alive(&self, period: Duration) {
+        self.period.store(u32::try_from(period.as_millis()).unwrap_or(u32::MAX), Ordering::Relaxed);
+        self.is_between(true);
+    }
+
+    /// Whether a comment would be inside of no event.
+    pub fn is_between(&self, is_between: bool) {
+        self.is_between.store(is_between, Ordering::Relaxed);
+    }
+
+    /// The stream of events is at its end.
+    pub fn let_be(&self) {
+        self.period.store(0, Ordering::Relaxed);
+    }
+
+    /// Sends a comment when it is time. Asked while nothing is being written: the client is waited on then.
+    fn poll_silence(&mut self, cx: &mut Context<'_>) {
+        let period = Duration::from_millis(self.period.load(Ordering::Relaxed).into());
+        if period.is_zero() {
+            self.timer = None;
+            return;
+        }
+        loop {
+            // What fails here fails at the next write as well.
+            let _ = self.poll_all_sent(cx);
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(period)));
+            if timer.as_mut().poll(cx).is_pending() {
+                return;
+            }
+            timer.set(sleep(period));
+            let has_spoken = std::mem::take(&mut self.has_spoken);
+            if !has_spoken && self.is_between.load(Ordering::Relaxed) && self.held.is_empty() {
+                self.held.hold(COMMENT);
+            }
+        }
+    }
+
+    /// Sends what is held, to the network.
+    fn poll_all_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_sent(cx))?;
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
 
     fn poll_sent(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -45,6 +109,9 @@ impl Lean {
 impl AsyncRead for Lean {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.timer.is_some() || *this.period.get_mut() != 0 {
+            this.poll_silence(cx);
+        }
         if this.ahead.is_empty() {
             if into.remaining() >= AT_ONCE {
                 return Pin::new(&mut this.stream).poll_read(cx, into);
@@ -81,6 +148,7 @@ impl AsyncWrite for Lean {
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        this.has_spoken = true;
         let length = parts.iter().map(|part| part.len()).sum();
         if this.held.len() + length <= AT_ONCE {
             if this.held.is_empty() {
@@ -100,9 +168,7 @@ impl AsyncWrite for Lean {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_sent(cx))?;
-        Pin::new(&mut this.stream).poll_flush(cx)
+        self.get_mut().poll_all_sent(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -175,6 +241,7 @@ impl Peek for Lean {}
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
     use super::*;
+    use futures_util::FutureExt;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
     /// A connection whose network takes `room` bytes at a time, and its other end.
@@ -256,5 +323,57 @@ mod tests {
             }
             assert!(arrived == sent, "{piece}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_stream_says_that_it_is_alive_between_events_alone() {
+        let (mut connection, mut client) = connection(65536);
+        let period = Duration::from_secs(10);
+        let mut heard = async |connection: &mut Lean, time: u32, expected: &str| {
+            let waiting = tokio::time::timeout(period * time, connection.read_u8());
+            assert!(waiting.await.is_err(), "the client has said something");
+            let mut read = vec![0; expected.len() + 1];
+            let length = match client.read(&mut read).now_or_never() {
+                Some(length) => length.unwrap(),
+                None => 0,
+            };
+            assert_eq!(std::str::from_utf8(&read[..length]).unwrap(), expected);
+        };
+        heard(&mut connection, 5, "").await;
+        connection.write_all(b"head").await.unwrap();
+        connection.keep_alive(period);
+        // What was begun goes first.
+        heard(&mut connection, 1, "head").await;
+        heard(&mut connection, 3, &"3\r\n:\n\n\r\n".repeat(3)).await;
+        connection.is_between(false);
+        connection.write_all(b"5\r\ndata:\r\n").await.unwrap();
+        connection.flush().await.unwrap();
+        heard(&mut connection, 5, "5\r\ndata:\r\n").await;
+        connection.is_between(true);
+        heard(&mut connection, 1, "3\r\n:\n\n\r\n").await;
+        // Whoever was heard a moment ago need not say more.
+        connection.write_all(b"2\r\nab\r\n").await.unwrap();
+        connection.flush().await.unwrap();
+        heard(&mut connection, 1, "2\r\nab\r\n").await;
+        heard(&mut connection, 1, "3\r\n:\n\n\r\n").await;
+        connection.let_be();
+        heard(&mut connection, 5, "").await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn to_whom_nothing_gets_through_no_more_than_one_comment_waits() {
+        let (mut connection, mut client) = connection(4);
+        let period = Duration::from_secs(10);
+        connection.keep_alive(period);
+        assert!(tokio::time::timeout(period * 20, connection.read_u8()).await.is_err());
+        let sending = tokio::spawn(async move {
+            connection.let_be();
+            connection.write_all(b"3\r\nend\r\n").await.unwrap();
+            Shutdown::shutdown(&mut connection).await;
+        });
+        let mut arrived = String::new();
+        client.read_to_string(&mut arrived).await.unwrap();
+        assert_eq!(arrived, "3\r\n:\n\n\r\n3\r\nend\r\n");
+        sending.await.unwrap();
     }
 }
