@@ -116,7 +116,7 @@ fn before_the_upstream(criterion: &mut Criterion, gateway: &Gateway) {
     });
     let credential = gateway.credential(&permit);
     criterion.bench_function("upstream, address and peer", |bench| {
-        bench.iter(|| peer(black_box(&gateway.route), gateway.address()));
+        bench.iter(|| peer(black_box(&gateway.route.upstream), gateway.address(), false));
     });
     criterion.bench_function("inject", |bench| {
         let fresh = || (head.clone(), gateway.session(&head));
@@ -314,7 +314,7 @@ impl Gateway {
         let session = self.session(&head);
         let permit = permit(&caller, &route, &head);
         let credential = self.credential(&permit);
-        black_box(peer(&route, self.address()));
+        black_box(peer(&route.upstream, self.address(), false));
         let head = self.injected(head, session, &credential);
         black_box(trap::judge(StatusCode::OK, &answer, &credential.source, false, true));
         respond::isolate(&mut answer);

@@ -40,6 +40,8 @@ enum Who {
     /// Proven by an authorization server that the route trusts in our place. With the token itself, where the route shows it to
     /// somebody.
     Theirs(Arc<ForeignToken>, Option<SecretString>),
+    /// Nobody was asked.
+    Nobody,
 }
 
 /// Why a request has no caller.
@@ -159,11 +161,21 @@ fn is_relayed(token: &Opened) -> bool {
 // === impl Caller ===
 
 impl Caller {
+    /// Of a route where nobody is asked who they are; anywhere else it may do nothing.
+    pub fn nobody() -> Self {
+        Self { who: Who::Nobody }
+    }
+
+    pub fn is_nobody(&self) -> bool {
+        matches!(self.who, Who::Nobody)
+    }
+
     pub fn subject(&self) -> &str {
         match &self.who {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.subject(),
             Who::Ours(Holder::Service(account)) => &account.subject,
             Who::Theirs(token, _) => &token.subject,
+            Who::Nobody => "",
         }
     }
 
@@ -172,6 +184,7 @@ impl Caller {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.client(),
             Who::Ours(Holder::Service(account)) => &account.subject,
             Who::Theirs(token, _) => &token.client,
+            Who::Nobody => "",
         }
     }
 
@@ -185,6 +198,7 @@ impl Caller {
                 let known = standing.routes.by_name(&route.name);
                 !standing.revoked.has_user(&token.subject) && known.is_some_and(trusts)
             }
+            Who::Nobody => route.kind.is_public(),
         }
     }
 
@@ -194,6 +208,7 @@ impl Caller {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.grant(),
             Who::Ours(Holder::Service(account)) => &account.digest,
             Who::Theirs(token, _) => &token.digest,
+            Who::Nobody => "",
         }
     }
 
@@ -204,13 +219,14 @@ impl Caller {
             Who::Ours(Holder::Client { machine, .. }) => machine.acts_for.as_deref(),
             Who::Ours(Holder::Service(account)) => account.acts_for.as_deref(),
             Who::Theirs(token, _) => (!token.is_program).then_some(&token.subject),
+            Who::Nobody => None,
         }
     }
 
     /// What it came with, if that is another authorization server's and the route shows it to somebody.
     pub fn token(&self) -> Option<&SecretString> {
         match &self.who {
-            Who::Ours(_) => None,
+            Who::Ours(_) | Who::Nobody => None,
             Who::Theirs(_, shown) => shown.as_ref(),
         }
     }
@@ -226,14 +242,14 @@ impl Caller {
     pub fn person(&self) -> Option<&str> {
         match &self.who {
             Who::Ours(Holder::User(token)) => Some(token.subject()),
-            Who::Ours(_) | Who::Theirs(..) => None,
+            Who::Ours(_) | Who::Theirs(..) | Who::Nobody => None,
         }
     }
 
     /// What the token itself says of its user.
     pub fn attributes(&self) -> Option<&Arc<Attributes>> {
         match &self.who {
-            Who::Ours(_) => None,
+            Who::Ours(_) | Who::Nobody => None,
             Who::Theirs(token, _) => Some(&token.attributes),
         }
     }
@@ -244,6 +260,7 @@ impl Caller {
             Who::Ours(Holder::User(_)) => false,
             Who::Ours(Holder::Client { .. } | Holder::Service(_)) => true,
             Who::Theirs(token, _) => token.is_program,
+            Who::Nobody => false,
         }
     }
 
@@ -261,7 +278,7 @@ impl Caller {
             // An upstream that calls for them sends them nowhere.
             Who::Ours(Holder::User(token)) if is_relayed(token) => Reach::Page,
             Who::Ours(Holder::User(_)) => Reach::Authorization,
-            Who::Ours(_) => Reach::Nobody,
+            Who::Ours(_) | Who::Nobody => Reach::Nobody,
             Who::Theirs(token, _) if token.is_program => Reach::Nobody,
             Who::Theirs(..) => Reach::Page,
         }
@@ -278,6 +295,7 @@ impl Caller {
             }
             Who::Ours(Holder::Service(account)) => account.routes.contains(&route.name),
             Who::Theirs(token, _) => token.is_for(route),
+            Who::Nobody => route.kind.is_public(),
         }
     }
 
@@ -303,6 +321,7 @@ impl Caller {
             Who::Ours(Holder::User(token) | Holder::Client { token, .. }) => token.scope(),
             Who::Ours(Holder::Service(_)) => "",
             Who::Theirs(token, _) => &token.scope,
+            Who::Nobody => "",
         }
     }
 }

@@ -3,6 +3,8 @@
 //!
 //! Works on names and values; the gateway applies it to Pingora's header after Pingora's own hop-by-hop rules, so a
 //! client cannot have a header of ours removed by naming it in `Connection`.
+pub mod plain;
+
 use std::net::IpAddr;
 
 use http::{HeaderMap, HeaderName, HeaderValue, header};

@@ -5,6 +5,7 @@
 //! Also here, because it is about answers as well: what a proxied answer loses and gains so that it cannot act on
 //! our origin ("two worlds").
 mod page;
+pub mod plain;
 
 use std::time::Duration;
 
@@ -183,7 +184,7 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap, id: 
         _ => None,
     };
     reply_headers.extend(retry_after.map(|seconds| (header::RETRY_AFTER, HeaderValue::from(seconds))));
-    let (kind, body) = match route.filter(|_| wants_html(headers)) {
+    let (kind, body) = match route.filter(|route| route.kind.is_mcp() && wants_html(headers)) {
         Some(route) => {
             let problem = (*failure != Failure::Authn(AuthnError::Missing)).then(|| failure.to_string());
             (HTML, page::page(route, problem.as_deref()))

@@ -3,6 +3,7 @@
 //! The decision is made on one canonical form of the path, and that same form is what goes upstream, so nothing can
 //! be routed as one thing and read as another. Whatever has no single meaning (escaped separators, dot segments,
 //! control bytes) is refused instead of interpreted.
+mod acme;
 mod managed;
 mod path;
 mod rules;
@@ -17,12 +18,13 @@ use http::uri::InvalidUri;
 use http::{HeaderName, HeaderValue, Uri};
 use secrecy::ExposeSecret;
 
-use crate::config::{self, CallLimit, Credential, IdentityProvider, PublicUrl, TrustedIssuer};
+use crate::config::{self, CallLimit, Credential, IdentityProvider, Kind, PublicUrl, TrustedIssuer};
 use crate::outbound::AddressPolicy;
 use crate::telemetry::Series;
 
+pub use acme::Challenges;
 pub use managed::Managed;
-pub use path::canonical_path;
+pub use path::{canonical_path, has_one_spelling};
 pub use rules::Rules;
 pub use table::Table;
 
@@ -32,9 +34,10 @@ pub const ACCESS_SCOPE: &str = "mcp:access";
 pub const PROFILE_SCOPE: &str = "profile";
 const RESOURCE_METADATA: &str = "/.well-known/oauth-protected-resource";
 
-/// An MCP server as published by the gateway.
+/// A server as published by the gateway.
 pub struct Route {
     pub name: String,
+    pub kind: Kind,
     /// Canonical URL: the audience of its tokens (RFC 8707) and `resource` of its metadata (RFC 9728), byte for byte.
     pub resource: String,
     /// Where that metadata is (RFC 9728 §3.1, path inserted).
@@ -45,7 +48,7 @@ pub struct Route {
     pub forwarded_host: Option<HeaderValue>,
     /// Canonical path; empty for the root.
     pub path: String,
-    pub upstream: Upstream,
+    pub upstream: Arc<Upstream>,
     pub credential: Credential,
     /// What a user's connection here belongs to, whoever the user is: this route and its upstream, so that another server
     /// under the same name is another connection; or an identity provider, for all routes that inject its tokens.
@@ -146,10 +149,10 @@ impl Route {
         };
         let origin = format!("{scheme}://{authority}");
         // Others know no scopes but their own.
-        let is_ours = configured.trusted_issuers.is_empty();
+        let is_ours = configured.trusted_issuers.is_empty() && !configured.kind.is_public();
         let mut scopes: Vec<String> = is_ours.then(|| ACCESS_SCOPE.to_owned()).into_iter().collect();
         scopes.extend(configured.scopes.iter().filter(|scope| *scope != ACCESS_SCOPE).cloned());
-        let upstream = Upstream::new(&configured.upstream);
+        let upstream = Arc::new(Upstream::new(&configured.upstream));
         let (place, issuer_policy) = match configured.credential.provider() {
             Some(provider) => (provider_place(&provider.issuer), provider_policy(provider)),
             // Neither names nor URLs have a NUL, so no two of them meet.
@@ -157,6 +160,7 @@ impl Route {
         };
         Self {
             name: configured.name.clone(),
+            kind: configured.kind,
             resource: format!("{origin}{}", configured.path),
             metadata_url: format!("{origin}{RESOURCE_METADATA}{}", configured.path),
             forwarded_host: HeaderValue::from_str(&authority).ok(),
@@ -173,7 +177,7 @@ impl Route {
             fixed: fixed(&configured.credential),
             credential: configured.credential.clone(),
             scopes,
-            rules: Rules::new(&configured.tool_scopes, configured.policy.as_ref()),
+            rules: Rules::new(configured.kind, &configured.tool_scopes, configured.policy.as_ref()),
             trusted_issuers: configured.trusted_issuers.clone(),
             limits: configured.limits.clone(),
             managed: None,
@@ -222,7 +226,7 @@ impl Route {
 
     /// Whether its clients get their tokens from us.
     pub fn is_ours(&self) -> bool {
-        self.trusted_issuers.is_empty()
+        self.trusted_issuers.is_empty() && !self.kind.is_public()
     }
 
     /// The scopes of a challenge, space-separated (RFC 6750 §3).
@@ -300,7 +304,7 @@ impl Pool {
 // === impl Upstream ===
 
 impl Upstream {
-    fn new(configured: &config::Upstream) -> Self {
+    pub fn new(configured: &config::Upstream) -> Self {
         let url = &configured.url;
         let host = configured.host();
         let mut group = DefaultHasher::new();

@@ -20,7 +20,7 @@ pub async fn list<'a>(
     user: &str,
 ) -> Result<Vec<Listed<'a>>, RecordError> {
     let mut listed = Vec::new();
-    for route in snapshot.routes.iter().filter(|route| route.admits(user)) {
+    for route in snapshot.routes.iter().filter(|route| !route.kind.is_public() && route.admits(user)) {
         listed.push(Listed { route, standing: authority.connector.standing(route, user).await? });
     }
     listed.sort_by(|one, other| one.route.name.cmp(&other.route.name));

@@ -17,7 +17,7 @@ use super::reload::Fixed;
 use super::report::{Key, Problem, Report};
 use super::secret::{self, Environment, SealingKey};
 use super::telemetry::{self, Traces};
-use super::{file, id_jag, login, managed, policy, route, server, store, trusted};
+use super::{file, id_jag, kind, login, managed, policy, route, server, store, tcp, trusted};
 use crate::jose::sign::SigningKey;
 
 /// The whole configuration. Has no `Debug`: it holds secrets.
@@ -37,6 +37,8 @@ pub struct Config {
     pub managed: Option<managed::Managed>,
     /// In the order of the file. Names are unique, and so are pairs of host and path.
     pub routes: Vec<route::Route>,
+    /// The same, of those that have no requests but bytes.
+    pub tcp: Vec<tcp::TcpRoute>,
     /// What a running process does not take anew.
     pub fixed: Fixed,
     /// What works, and had better be otherwise.
@@ -246,7 +248,7 @@ pub(super) fn check(
     );
     let oauth_client = oauth_client(&mut check, file.oauth_client);
     let issuers = trusted::check(&mut check, file.trusted_issuers.as_deref().unwrap_or_default(), public_url);
-    let is_ours = |route: &&file::Route| !trusted::has_issuers(route, &issuers);
+    let is_ours = |route: &&file::Route| kind::takes_ours(route, &issuers);
     let own_routes: Vec<String> =
         file.routes.iter().filter(is_ours).map(|route| route.name.clone()).collect();
     let has_people = !own_routes.is_empty() || file.login.is_some() || file.managed.is_some();
@@ -267,6 +269,8 @@ pub(super) fn check(
     let around =
         route::Around { public_url, issuers: &issuers, login: &login, policy, calls: &calls, reserved };
     let routes = route::check(&mut check, &file.routes, &around);
+    let taken = server.iter().flat_map(server::Server::addresses).collect::<Vec<_>>();
+    let tcp = tcp::check(&mut check, &file.routes, &taken);
     if let Some(public_url) = public_url {
         let written = file.trusted_issuers.as_deref().unwrap_or_default();
         trusted::check_audiences(&mut check, written, &routes, public_url);
@@ -284,6 +288,7 @@ pub(super) fn check(
             traces,
             managed,
             routes,
+            tcp,
             fixed,
             warnings: Report::new(name, check.warnings),
         }),

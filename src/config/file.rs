@@ -5,14 +5,16 @@
 
 mod calls;
 mod credential;
+mod kind;
 mod limits;
 mod login;
 mod managed;
 mod oauth_server;
 mod policy;
 mod pool;
-mod telemetry;
 mod proxies;
+mod tcp;
+mod telemetry;
 mod tls;
 mod trusted;
 
@@ -27,6 +29,7 @@ pub(super) use calls::CallLimit;
 pub use calls::Per;
 pub(super) use credential::{ActorToken, AwsRole, Credential, CredentialKind, SubjectOf, Texts};
 pub use credential::{ExchangeForm, InjectedToken, RefreshRotation, TokenEndpointAuthMethod};
+pub(super) use kind::RouteKind;
 pub(super) use limits::Limits;
 pub(super) use login::{IdentityProvider, Login};
 pub(super) use managed::Managed;
@@ -35,8 +38,9 @@ pub(super) use oauth_server::{Cimd, IdJag, OauthServer, SigningKey, StaticClient
 pub(super) use policy::{Policy, PolicyDefault, PolicyRule};
 pub use pool::{Balance, BalanceOn};
 pub(super) use pool::{Health, HealthKind, Peer};
-pub(super) use telemetry::Telemetry;
 pub use proxies::ForwardedHeader;
+pub(super) use tcp::TcpSettings;
+pub(super) use telemetry::Telemetry;
 pub(super) use tls::{Certificate, ClientCertificates, Tls, TlsVersion};
 pub(super) use trusted::{Introspection, TrustedIssuer};
 
@@ -108,6 +112,9 @@ pub(super) struct Server {
     /// Browser origins that may call MCP routes, like `https://inspector.example.com`. Postern's own origin always may, and with a loopback
     /// `public_url` every loopback origin. Pages of those written here may have people sent back to them. Default: none.
     pub(super) allowed_origins: Option<Vec<String>>,
+    /// Where whoever gets certificates for this machine answers their challenges, like `http://127.0.0.1:8402`:
+    /// `/.well-known/acme-challenge/TOKEN` is asked for there, whatever the host, without a token of anybody's. Default: nowhere.
+    pub(super) acme_challenge: Option<String>,
     /// How long running requests may go on after SIGTERM. Default: `30s`.
     pub(super) drain_timeout: Option<String>,
     /// Read the configuration again whenever it or a file that it names has changed. Default: `false`.
@@ -224,13 +231,22 @@ pub(super) struct Outbound {
 pub(super) struct Route {
     /// Name of the route, unique: lower-case letters, digits, `-` and `_`.
     pub(super) name: String,
+    /// What it leads to. `http` is anything that speaks HTTP, on a host of its own, which is not that of `public_url`; `tcp` are bytes, on a listener of
+    /// their own. Default: `mcp`.
+    pub(super) kind: Option<RouteKind>,
+    /// `http`: nobody is asked for a token, and requests go on as they are. Default: `false`.
+    pub(super) public: Option<bool>,
+    /// `tcp`: the address to listen on, like `0.0.0.0:5432`.
+    pub(super) listen: Option<String>,
+    /// `tcp`: who may connect, how many, and for how long.
+    pub(super) tcp: Option<TcpSettings>,
     /// Host of the route as clients send it, with the port where it is not the usual one. Default: that of `public_url`.
     pub(super) host: Option<String>,
     /// Path of the route, like `/files`. Default: `/`, which needs a `host`.
     pub(super) path: Option<String>,
-    /// The MCP server behind the route.
+    /// The server behind the route.
     pub(super) upstream: Upstream,
-    /// What Postern puts into requests to the upstream. Default: `{kind: oauth}`.
+    /// What Postern puts into requests to the upstream. Default: `{kind: oauth}`, at an `http` route `{kind: none}`.
     pub(super) credential: Option<Credential>,
     /// Access scopes of this route besides `mcp:access`. Default: none.
     pub(super) scopes: Option<Vec<String>>,
@@ -249,7 +265,7 @@ pub(super) struct Route {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Upstream {
-    /// URL of the MCP endpoint, like `https://files.example.com/mcp`.
+    /// URL of the MCP endpoint, or of whatever else is there (`tcp://HOST:PORT` for `tcp`), like `https://files.example.com/mcp`.
     pub(super) url: String,
     /// Allows `http`, and loopback and private addresses, for the host of `url` and for `peers`. Default: `false`.
     pub(super) allow_private: Option<bool>,

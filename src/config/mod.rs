@@ -14,6 +14,7 @@ mod credential;
 mod document;
 mod file;
 mod id_jag;
+mod kind;
 mod limits;
 mod login;
 mod managed;
@@ -31,6 +32,7 @@ mod server;
 mod shape;
 mod source;
 mod store;
+mod tcp;
 mod telemetry;
 #[cfg(test)]
 mod tests;
@@ -51,6 +53,7 @@ pub use file::{
     AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, ForwardedHeader, InjectedToken,
     RefreshRotation, TokenEndpointAuthMethod,
 };
+pub use kind::Kind;
 pub use limits::Limits;
 pub use login::{Login, User};
 pub use managed::Managed;
@@ -66,6 +69,7 @@ pub use secret::{Environment, Process, SealingKey};
 pub use server::{Listen, PublicUrl, Server};
 pub use source::Source;
 pub use store::{Address, ClientCertificate, Redis, Store, Topology};
+pub use tcp::TcpRoute;
 pub use telemetry::Traces;
 pub use tls::{ClientAuthorities, Handshake};
 pub use trusted::{Introspection, TrustedIssuer};

@@ -131,7 +131,21 @@ pub(super) fn check(
     })
 }
 
-fn peer(
+impl Pool {
+    /// One peer, with what is usual.
+    pub(super) fn of(peer: Peer) -> Self {
+        Self {
+            peers: vec![peer],
+            balance: Balance::RoundRobin,
+            balance_on: BalanceOn::Source,
+            health: None,
+            slow_start: Duration::ZERO,
+            drain: Duration::ZERO,
+        }
+    }
+}
+
+pub(super) fn peer(
     check: &mut Checker<'_>,
     key: &Key,
     entry: &file::Peer,

@@ -48,6 +48,12 @@ impl Config {
         if !same_kind {
             waiting.push("server.tls".to_owned());
         }
+        let listen = |config: &Config| -> Vec<_> {
+            config.tcp.iter().map(|route| (route.name.clone(), route.listen.clone())).collect()
+        };
+        if listen(&self) != listen(running) {
+            waiting.push("routes[].listen".to_owned());
+        }
         let server = Server {
             allowed_origins: self.server.allowed_origins,
             trusted_proxies: self.server.trusted_proxies,

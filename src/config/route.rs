@@ -1,4 +1,4 @@
-//! Routes: which host and path lead to which MCP server.
+//! Routes: which host and path lead to which server.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -9,6 +9,7 @@ use super::calls::{self, CallLimit};
 use super::checked::{Checker, bare_host, has_dot_segment};
 use super::credential::{self, Credential};
 use super::file;
+use super::kind::{self, Kind};
 use super::login::Login;
 use super::policy::{self, Policy};
 use super::pool::{self, Pool};
@@ -16,10 +17,11 @@ use super::report::Key;
 use super::server::{PublicUrl, is_host};
 use super::trusted::{self, TrustedIssuer};
 
-/// An MCP server as Postern publishes it.
+/// A server as Postern publishes it.
 pub struct Route {
     /// `[a-z0-9_-]+`, unique.
     pub name: String,
+    pub kind: Kind,
     /// As in a `Host` header, lower case, without the default port of `public_url`'s scheme. `None`: the public host.
     pub host: Option<String>,
     /// Canonical: a leading slash, none at the end, none doubled; `""` for the root.
@@ -38,7 +40,7 @@ pub struct Route {
     pub limits: Vec<Arc<CallLimit>>,
 }
 
-/// The MCP server behind a route.
+/// The server behind a route.
 #[derive(Debug, Clone)]
 pub struct Upstream {
     /// `https`, or `http` with `allow_private`; no userinfo, query, fragment.
@@ -120,6 +122,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             let what = format!("is also the name of routes[{earlier}]");
             check.refuse(&key.child("name"), what, "give each route a name of its own");
         }
+        // Those of bytes are looked at in `tcp`.
+        let Some(kind) = kind::check(check, &key, entry, public_url) else { continue };
         if entry.host.is_none() && entry.path.is_none() {
             check.refuse(&key, "has neither path nor host", format!("write `path: /{}`", entry.name));
         }
@@ -139,21 +143,28 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
         let upstream = upstream(check, &key.child("upstream"), &entry.upstream);
         let private = upstream.as_ref().map(Upstream::private_hosts).unwrap_or_default();
         let beside = credential::Around { private: &private, login: around.login, own: &own };
-        let credential =
-            credential::check(check, &key.child("credential"), entry.credential.as_ref(), &beside);
+        let credential = match (&entry.credential, kind::default_credential(kind)) {
+            (None, Some(default)) => Some(default),
+            (written, _) => credential::check(check, &key.child("credential"), written.as_ref(), &beside),
+        };
         let scopes = check.scopes(&key.child("scopes"), entry.scopes.as_deref().unwrap_or_default());
         let own_limits = entry.limits.as_deref().unwrap_or_default();
         let own_limits = calls::check(check, &key.child("limits"), own_limits, Some(&entry.name));
         let tool_scopes = tool_scopes(check, &key.child("tool_scopes"), entry.tool_scopes.iter().flatten());
-        let is_ours = !trusted::has_issuers(entry, around.issuers);
+        let is_ours = kind::takes_ours(entry, around.issuers);
         let policy_key = key.child("policy");
         let policy =
             policy::of_route(check, &policy_key, entry.policy.as_ref(), around.policy.as_ref(), is_ours);
+        let own_rules = entry.policy.iter().flat_map(|policy| &policy.call).map(Vec::len).sum();
+        kind::check_policy(check, &policy_key, kind, own_rules, policy.as_ref());
         if let (Some(host), Some(path), Some(upstream), Some(credential)) = (host, path, upstream, credential)
         {
             let issuers_key = key.child("trusted_issuers");
             let issuers = entry.trusted_issuers.as_ref();
-            let trusted_issuers = trusted::of_route(check, &issuers_key, issuers, around.issuers);
+            let trusted_issuers = match kind.is_public() {
+                true => Vec::new(),
+                false => trusted::of_route(check, &issuers_key, issuers, around.issuers),
+            };
             if credential.is_of_user() {
                 require_sign_in(check, &key, &trusted_issuers, around.login);
             }
@@ -167,6 +178,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
             let name = entry.name.clone();
             routes.push(Route {
                 name,
+                kind,
                 host,
                 path,
                 upstream,

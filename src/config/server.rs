@@ -39,12 +39,22 @@ pub struct Server {
     pub audit_log: AuditLog,
     /// Origins as browsers send them (RFC 6454 §6.2): lower case, no default port, no slash.
     pub allowed_origins: Vec<String>,
+    /// Where challenges of a certificate authority are answered: an origin.
+    pub acme_challenge: Option<Url>,
     /// The longest time that running requests get after SIGTERM.
     pub drain_timeout: Duration,
     /// Whether a change of its files is taken in at once.
     pub watch: bool,
     /// The longest time that a successor gets to serve.
     pub upgrade_timeout: Duration,
+}
+
+impl Server {
+    /// Where it listens.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let texts = self.listen.iter().map(|listen| listen.address.as_str());
+        texts.chain(self.admin.as_deref()).filter_map(|text| text.parse().ok())
+    }
 }
 
 /// The origin under which clients reach Postern.
@@ -174,6 +184,8 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
     );
     let allowed_origins =
         origins(check, &key.child("allowed_origins"), written.allowed_origins.as_deref().unwrap_or_default());
+    let acme_challenge = written.acme_challenge.as_deref();
+    let acme_challenge = acme_challenge.and_then(|text| origin(check, &key.child("acme_challenge"), text));
     let access_log = written.access_log.unwrap_or(AccessLog::Json);
     // Who wants no line for each call gets none.
     let usual = if access_log == AccessLog::Off { AuditLog::Changes } else { AuditLog::All };
@@ -190,6 +202,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Server) -> Option<S
         access_log,
         audit_log: written.audit_log.unwrap_or(usual),
         allowed_origins,
+        acme_challenge,
         drain_timeout,
         watch: written.watch.unwrap_or(false),
         upgrade_timeout,

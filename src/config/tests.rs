@@ -215,7 +215,7 @@ fn unknown_keys_are_all_reported_with_place_and_choice() {
         &Fake::default(),
     );
     let expected = "\
-conf.yaml:4:3: server.acces_log: unknown key; did you mean `access_log`? write one of access_log, admin, allowed_origins, audit_log, data_dir, drain_timeout, forwarded_header, listen, proxy_protocol, public_url, threads, tls, trusted_proxies, upgrade_timeout, watch
+conf.yaml:4:3: server.acces_log: unknown key; did you mean `access_log`? write one of access_log, acme_challenge, admin, allowed_origins, audit_log, data_dir, drain_timeout, forwarded_header, listen, proxy_protocol, public_url, threads, tls, trusted_proxies, upgrade_timeout, watch
 conf.yaml:14:11: routes[0].path: lies under /oauth, which is Postern's own; choose another path, or give the route a host of its own
 conf.yaml:17:7: routes[0].upstream.ulr: unknown key; did you mean `url`? write one of allow_hosts, allow_private, balance, balance_on, drain, health, peers, slow_start, url";
     assert_eq!(report, expected);

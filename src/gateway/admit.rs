@@ -10,7 +10,7 @@ use super::context::{Context, Target};
 use super::inspect::Asked;
 use super::quota::{self, Counted};
 use super::session::{NoSession, Opening, Session as McpSession};
-use super::{Gateway, screen, sign};
+use super::{Gateway, plain, screen, sign};
 use crate::authn::{Caller, Reach};
 use crate::config::Attributes;
 use crate::credential::{Ask, Credential, Unresolved};
@@ -45,26 +45,34 @@ impl Gateway {
         screen::request(head, &ctx.snapshot.config.limits)?;
         let snapshot = Arc::clone(&ctx.snapshot);
         let host = screen::host(head).ok_or(Failure::Malformed("exactly one host is needed"))?;
-        let authority = snapshot.routes.authority(host)?;
         let path = canonical_path(head.uri.path())?;
-        let is_metadata = snapshot.routes.metadata(&authority, &path).is_some();
-        // A route at the root stands where our home page would.
-        let is_home_taken = path.is_empty() && snapshot.routes.find(&authority, &path).is_ok();
-        let is_local = snapshot.routes.is_public(&authority) && web::is_local(&path) && !is_home_taken;
-        if is_metadata || is_local {
-            return Ok(Admitted::Local { path: path.into_owned(), authority: authority.into_owned() });
-        }
-        let matched = snapshot.routes.find(&authority, &path)?;
+        let matched = if let Some(challenge) = plain::challenge(self.challenges.as_ref(), head)? {
+            challenge
+        } else {
+            let authority = snapshot.routes.authority(host)?;
+            let is_metadata = snapshot.routes.metadata(&authority, &path).is_some();
+            // A route at the root stands where our home page would.
+            let is_home_taken = path.is_empty() && snapshot.routes.find(&authority, &path).is_ok();
+            let is_local = snapshot.routes.is_public(&authority) && web::is_local(&path) && !is_home_taken;
+            if is_metadata || is_local {
+                return Ok(Admitted::Local { path: path.into_owned(), authority: authority.into_owned() });
+            }
+            snapshot.routes.find(&authority, &path)?
+        };
         let route = Arc::clone(matched.route);
         ctx.route = Some(Arc::clone(&route));
-        ctx.origin = origin::allowed(&head.headers, &snapshot.config.server)?.cloned();
-        if head.method == Method::OPTIONS {
-            return Ok(Admitted::Preflight);
+        let is_mcp = route.kind.is_mcp();
+        if is_mcp {
+            ctx.origin = origin::allowed(&head.headers, &snapshot.config.server)?.cloned();
+            if head.method == Method::OPTIONS {
+                return Ok(Admitted::Preflight);
+            }
         }
         let now = ctx.arrived;
         let revoked = self.authority.revoked.count();
         let standing = self.authority.standing(&snapshot);
         let caller = match route.is_ours() {
+            _ if route.kind.is_public() => Caller::nobody(),
             true => authn::authenticate(&head.headers, &standing, now)?,
             false => {
                 let proven =
@@ -76,18 +84,20 @@ impl Gateway {
         if route.managed.is_some() && !head.uri.query().is_none_or(is_contained) {
             return Err(Failure::Malformed("the query has a name or a value that is too long, or no name"));
         }
-        let uri = route.upstream.target(matched.rest, head.uri.query());
-        let uri = uri.map_err(|_| Failure::Malformed("the request target cannot be sent on"))?;
-        let listens = head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
+        let uri = plain::target(&matched, &head.uri)?;
+        let upgrades = plain::is_websocket(&route, head);
+        let listens = is_mcp && head.headers.get(METHOD).is_some_and(|method| method == SUBSCRIPTION);
         let most = snapshot.config.limits.inspect_body;
         let is_signed = sign::is_signed(&route);
         if is_signed {
             sign::require_short(session)?;
         }
-        let asked = match route.rules.need_message()
-            || self.hook.as_ref().is_some_and(|hook| hook.needs_message())
-            || quota::need_message(&route.limits, listens)
-        {
+        let needs_message = || {
+            route.rules.need_message()
+                || self.hook.as_ref().is_some_and(|hook| hook.needs_message())
+                || quota::need_message(&route.limits, listens)
+        };
+        let asked = match is_mcp && needs_message() {
             true => Box::pin(self.inspect(session, &route, most)).await?,
             false => Asked::Anything,
         };
@@ -99,12 +109,18 @@ impl Gateway {
             false => Arc::default(),
         };
         let (head, source) = (session.req_header(), ctx.client);
-        let is_stream = head.method == Method::GET || asked.message().is_some_and(quota::is_subscription);
+        let is_stream = upgrades
+            || is_mcp && head.method == Method::GET
+            || asked.message().is_some_and(quota::is_subscription);
+        let holder = plain::holder(&caller, source);
         let counted = match route.limits.is_empty() {
             true => Counted::default(),
-            false => Box::pin(self.count(&caller, &route, &asked, is_stream)).await?,
+            false => Box::pin(self.count((&caller, &holder), &route, &asked, is_stream)).await?,
         };
-        let session = McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route);
+        let session = match is_mcp {
+            true => McpSession::of_request(&head.headers, &snapshot.keys, &caller, &route),
+            false => Ok(None),
+        };
         ctx.elicitation = matches!(&session, Ok(Some(session)) if session.elicitation);
         let request = Request {
             method: &head.method,
@@ -127,12 +143,13 @@ impl Gateway {
         ctx.seen.credential(begun, ctx.elapsed(), credential.as_ref().ok());
         let credential = credential?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
-        let stream = match head.method == Method::GET || listens {
-            true => Some(self.streams.open(caller.subject(), &snapshot.config.limits)?),
+        let stream = match upgrades || is_mcp && head.method == Method::GET || listens {
+            true => Some(self.streams.open(&holder, &snapshot.config.limits)?),
             false => None,
         };
         // Only a request outside of any session begins one, and only where there are sessions.
-        let may_begin = session.is_none() && head.method == Method::POST && !mcp::is_mirrored(&head.headers);
+        let may_begin =
+            is_mcp && session.is_none() && head.method == Method::POST && !mcp::is_mirrored(&head.headers);
         ctx.target = Some(Target {
             route,
             caller,
@@ -142,6 +159,7 @@ impl Gateway {
             arrived: now,
             asked,
             uri,
+            upgrades,
             session,
             _stream: stream,
             counted,

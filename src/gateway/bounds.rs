@@ -30,7 +30,7 @@ pub(super) fn begin(session: &mut Session, ctx: &Context) {
 
 /// Whether the body keeps to its length and its pace, now that more of it has come.
 pub(super) fn require_pace(session: &Session, more: Option<&Bytes>, ctx: &mut Context) -> Result<()> {
-    if more.is_none() {
+    if more.is_none() || session.was_upgraded() {
         return Ok(());
     }
     let limits = &ctx.snapshot.config.limits;
@@ -54,7 +54,7 @@ fn is_slow(read: usize, ctx: &Context, limits: &Limits) -> bool {
 impl Gateway {
     /// What runs goes on; what is new has to wait while there is so much of it. Streams have a limit of their own.
     pub(super) fn require_room(&self, limits: &Limits) -> Result<(), Failure> {
-        match self.in_flight.count() > limits.requests.saturating_add(self.streams.count()) {
+        match self.in_flight.requests() > limits.requests.saturating_add(self.streams.count()) {
             true => Err(Failure::Overloaded),
             false => Ok(()),
         }

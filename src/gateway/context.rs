@@ -82,6 +82,8 @@ pub struct Target {
     pub asked: Asked,
     /// Path and query at the upstream.
     pub uri: Uri,
+    /// It opens a WebSocket.
+    pub upgrades: bool,
     /// The MCP session it is in.
     pub session: Option<McpSession>,
     /// Its place among the streams, if it opens one.

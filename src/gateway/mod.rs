@@ -26,6 +26,7 @@ mod hook;
 mod inspect;
 pub mod local;
 mod place;
+mod plain;
 pub mod quota;
 mod record;
 mod rescue;
@@ -46,7 +47,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
@@ -65,14 +66,14 @@ use self::session::Session as McpSession;
 use self::streams::Streams;
 use crate::authn::foreign::Foreign;
 use crate::credential::Credentials;
+use crate::inject;
 use crate::managed::address::masked;
 use crate::oauth::server::Authority;
 use crate::policy::Hook as PolicyHook;
-use crate::respond;
+use crate::route::Challenges;
 use crate::telemetry::access::Log;
 use crate::telemetry::{InFlight, Metrics, Traces};
 use crate::upstream::{peer, pool::Pools, resolve::Resolver};
-use crate::{inject, origin};
 
 /// All tries of a request together: other addresses, a connection that was just closing, one newer token.
 const TRIES: u32 = 5;
@@ -90,6 +91,7 @@ pub struct Gateway {
     pub credentials: Credentials,
     /// Somebody else's say in the policy.
     pub hook: Option<Arc<dyn PolicyHook>>,
+    pub challenges: Option<Challenges>,
     pub resolver: Arc<Resolver>,
     pub pools: Arc<Pools>,
     pub router: Router,
@@ -173,7 +175,7 @@ impl ProxyHttp for Gateway {
             return Err(Error::explain(ANSWERED, "no newer token"));
         }
         match self.place(target, session.req_header()).await {
-            Ok(address) => Ok(peer::peer(&target.route, address)),
+            Ok(address) => Ok(peer::peer(&target.route.upstream, address, target.upgrades)),
             Err(failure) => {
                 ctx.failure = Some(failure);
                 Err(Error::explain(ANSWERED, "no address"))
@@ -209,8 +211,11 @@ impl ProxyHttp for Gateway {
         let additions = inject::additions(&target.route, ctx.client, &ctx.request_id, &target.credential);
         let signed = head::of_request(upstream, |parts| {
             inject::narrow(&target.route, &mut parts.headers);
-            let plainly = target.route.rules.filter_lists();
-            inject::prepare(&mut parts.headers, session_id, plainly, additions);
+            let (kind, plainly) = (target.route.kind, target.route.rules.filter_lists());
+            match kind.is_http() {
+                false => inject::prepare(&mut parts.headers, session_id, plainly, additions),
+                true => inject::plain::prepare(&mut parts.headers, kind.is_public(), additions),
+            }
             ctx.seen.propagate(&mut parts.headers);
             // Path and query of the matched route, and nothing of an absolute-form target.
             parts.uri = target.uri.clone();
@@ -278,7 +283,8 @@ impl ProxyHttp for Gateway {
         response: &'r mut ResponseHeader,
         ctx: &'c mut Box<Context>,
     ) -> Hook<'h> {
-        let is_informational = response.status.is_informational();
+        let is_informational =
+            response.status.is_informational() && response.status != StatusCode::SWITCHING_PROTOCOLS;
         if !is_informational && session.is_process_shutting_down() {
             session.set_keepalive(None);
         }
@@ -287,16 +293,7 @@ impl ProxyHttp for Gateway {
             // Early hints would act on our origin.
             _ if is_informational => parts.headers.clear(),
             Some(replacement) => replacement.replace(parts),
-            None => {
-                respond::isolate(&mut parts.headers);
-                self.seal_session(&mut parts.headers, ctx);
-                ctx.filter.reframe(parts, session.req_header().version);
-                silence::begin(session, parts, ctx);
-                for (name, value) in ctx.origin.iter().flat_map(origin::readable) {
-                    parts.headers.insert(name, value);
-                }
-                parts.headers.insert(inject::REQUEST_ID, ctx.request_id.clone());
-            }
+            None => self.pass_on(parts, session, ctx),
         });
         done()
     }

@@ -32,8 +32,7 @@ impl Gateway {
         } else {
             // The one before is done with.
             target.busy = None;
-            let subject = target.caller.subject();
-            let key = |pool: &Pool| key(pool, head, subject);
+            let key = |pool: &Pool| key(pool, head, target);
             let busy = match self.pools.place(&target.route, begun_at, key).await {
                 Ok(busy) => busy,
                 Err(NoPeer::OfSession) => return Err(Failure::NoSession),
@@ -88,17 +87,20 @@ impl Gateway {
 }
 
 /// What stays together at one peer.
-fn key(pool: &Pool, head: &RequestHeader, subject: &str) -> u64 {
+fn key(pool: &Pool, head: &RequestHeader, target: &Target) -> u64 {
     if pool.settings.balance != Balance::Consistent {
         return 0;
     }
+    let source = || target.source.map(|source| source.to_canonical().to_string()).unwrap_or_default();
     let named = match pool.settings.balance_on {
+        BalanceOn::Source => return hash(source().bytes()),
+        BalanceOn::Caller if target.caller.is_nobody() => return hash(source().bytes()),
         BalanceOn::Caller => None,
         BalanceOn::McpName => head.headers.get(NAME),
         BalanceOn::McpMethod => head.headers.get(METHOD),
     };
     match named {
         Some(value) => hash(value.as_bytes().iter().copied()),
-        None => hash(subject.bytes()),
+        None => hash(target.caller.subject().bytes()),
     }
 }

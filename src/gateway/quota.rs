@@ -66,6 +66,8 @@ struct Counts {
 pub struct Counting<'a> {
     pub caller: &'a Caller,
     pub route: &'a Route,
+    /// Whose it is.
+    pub holder: &'a str,
     pub message: Option<&'a Message>,
     /// It opens a stream, which takes none of the places.
     pub is_stream: bool,
@@ -219,13 +221,13 @@ impl Gateway {
     /// Counts a request of this caller, as far as is known what it asks for.
     pub(super) async fn count(
         &self,
-        caller: &Caller,
+        (caller, holder): (&Caller, &str),
         route: &Route,
         asked: &Asked,
         is_stream: bool,
     ) -> Result<Counted, Failure> {
         let mut counted = Counted::default();
-        let counting = Counting { caller, route, message: asked.message(), is_stream };
+        let counting = Counting { caller, route, holder, message: asked.message(), is_stream };
         self.quotas.count(counting, route.limits.iter(), &mut counted).await?;
         Ok(counted)
     }
@@ -236,7 +238,8 @@ impl Gateway {
             return Ok(());
         }
         let (caller, route) = (&target.caller, &target.route);
-        let counting = Counting { caller, route, message: Some(message), is_stream: false };
+        let holder = caller.subject();
+        let counting = Counting { caller, route, holder, message: Some(message), is_stream: false };
         let limits = route.limits.iter().filter(|limit| limit.is_per(Per::Tool));
         self.quotas.count(counting, limits, &mut target.counted).await
     }
@@ -262,7 +265,7 @@ impl Counting<'_> {
         let mut key = String::from("all");
         for what in &limit.per {
             let name = match what {
-                Per::Caller => self.caller.subject(),
+                Per::Caller => self.holder,
                 Per::Client => self.caller.client(),
                 Per::Route => &self.route.name,
                 Per::Tool => self.message.and_then(tool)?,

@@ -7,6 +7,7 @@ use pingora::proxy::Session;
 use super::admit::is_name;
 use super::context::Context;
 use super::{Gateway, screen};
+use crate::authn::Caller;
 use crate::managed::address::masked;
 use crate::mcp::{self, ItemKind};
 use crate::telemetry::Ended;
@@ -50,6 +51,7 @@ impl Gateway {
         let head = session.req_header();
         let path = masked(head.uri.path());
         let (mcp_method, mcp_name) = asked(session, ctx);
+        let caller = ctx.target.as_ref().map(|target| &target.caller).filter(|caller| !caller.is_nobody());
         let credential = ctx.seen.times.credential.map(|(asked, there)| millis(there - asked));
         // With its whole subject, which `server::doors` puts there.
         let certificate = session.digest().and_then(|digest| digest.ssl_digest.clone());
@@ -64,8 +66,8 @@ impl Gateway {
             route: ctx.route.as_ref().map(|route| route.name.as_str()),
             status: ended.status,
             reason: ended.reason,
-            user: ctx.target.as_ref().map(|target| target.caller.subject()),
-            client_id: ctx.target.as_ref().map(|target| target.caller.client()),
+            user: caller.map(Caller::subject),
+            client_id: caller.map(Caller::client),
             mcp_method,
             mcp_name,
             caller: ended.caller.word(),

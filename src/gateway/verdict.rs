@@ -44,6 +44,11 @@ impl Gateway {
             return Ok(());
         };
         if upstream.status == StatusCode::SWITCHING_PROTOCOLS {
+            if target.upgrades {
+                // From here on its client may say nothing for long; keep-alives of TCP find out whether it is there.
+                session.set_read_timeout(None);
+                return Ok(());
+            }
             // Nobody asked for it: `Upgrade` never gets past us.
             return Err(Error::explain(ErrorType::InvalidHTTPHeader, "protocol switched unasked").into_up());
         }

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::Around;
 use super::record::{Assignment, Auth, Configuration, Organization};
-use crate::config::{self, Credential, MANAGED, OauthCredential};
+use crate::config::{self, Credential, Kind, MANAGED, OauthCredential};
 use crate::route::{Particulars, Route};
 
 /// `None`: it was made under rules that are others by now.
@@ -19,6 +19,7 @@ pub(super) fn route(
 ) -> Option<Route> {
     let configured = config::Route {
         name: configuration.id.clone(),
+        kind: Kind::Mcp,
         host: None,
         path: path(configuration),
         upstream: upstream(configuration, around)?,

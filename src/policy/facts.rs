@@ -22,13 +22,15 @@ pub(super) enum Subject<'a> {
     Nothing,
     /// It has yet to arrive.
     ToCome,
+    /// The request is none of MCP: nothing of it is known, and nothing about it is allowed for the protocol's sake.
+    Plain,
 }
 
 impl<'a> Subject<'a> {
     /// Whether it is part of talking to a server at all, and uses nothing that the server offers.
     pub(super) fn keeps_going(self) -> bool {
         let method = match self {
-            Self::Item { .. } | Self::ToCome => return false,
+            Self::Item { .. } | Self::ToCome | Self::Plain => return false,
             Self::Nothing => return true,
             Self::Message(message) => message.method.as_deref(),
         };
@@ -55,7 +57,7 @@ impl<'a> Subject<'a> {
             Self::Item { method, .. } => Some(method),
             Self::Message(message) => Some(message.method.as_deref().unwrap_or_default()),
             Self::Nothing => Some(""),
-            Self::ToCome => None,
+            Self::ToCome | Self::Plain => None,
         }
     }
 
@@ -65,7 +67,7 @@ impl<'a> Subject<'a> {
             Self::Item { kind, name, .. } => (kind, name),
             Self::Message(Message { item: Some(item), .. }) => (item.kind, item.name.as_str()),
             Self::Message(_) | Self::Nothing => return Some(""),
-            Self::ToCome => return None,
+            Self::ToCome | Self::Plain => return None,
         };
         Some(if kind == wanted { name } else { "" })
     }
@@ -99,6 +101,7 @@ impl Facts for Known<'_> {
             Name::RequestHeaders => Value::Map(Map::Table(&self.headers)),
             Name::RequestSource => Value::Text(request.source.map(written).unwrap_or_default()),
             Name::RequestTime => Value::Time(request.time),
+            Name::McpRevision if matches!(self.subject, Subject::Plain) => return None,
             Name::McpRevision => Value::text(mcp::revision(request.headers).unwrap_or_default()),
             Name::McpMethod => Value::text(self.subject.method()?),
             Name::McpTool => Value::text(self.subject.item(ItemKind::Tool)?),
@@ -106,7 +109,7 @@ impl Facts for Known<'_> {
             Name::McpResource => Value::text(self.subject.item(ItemKind::Resource)?),
             Name::McpArguments => match self.subject {
                 Subject::Message(message) => Value::Map(Map::Json(&message.arguments)),
-                Subject::Item { .. } | Subject::Nothing | Subject::ToCome => return None,
+                Subject::Item { .. } | Subject::Nothing | Subject::ToCome | Subject::Plain => return None,
             },
             Name::RouteName => Value::text(&route.name),
             Name::RouteScopes => Value::List(List::Texts(&route.scopes)),

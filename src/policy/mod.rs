@@ -134,6 +134,10 @@ pub fn permit<'a>(question: &Question<'a>, asked: Asked<'_>) -> (Result<Permit<'
     if needed().all(|scope| caller.has_scope(scope)) {
         return (Ok(Permit { caller, route }), decision);
     }
+    if route.kind.is_public() {
+        // Nobody could get it.
+        return (Err(refusal(asked)), Decision::of_token(Outcome::Denied));
+    }
     let lacks = |scopes: &[String]| scopes.iter().any(|scope| !caller.has_scope(scope));
     if lacks(of_hook) {
         decision = Decision::of_hook(Outcome::StepUp);
@@ -159,7 +163,8 @@ fn judge<'a>(
     asks: &mut Vec<&'a String>,
 ) -> Decision<'a> {
     let subject = match asked {
-        Asked::Bodiless => Subject::Nothing,
+        Asked::Bodiless if question.route.kind.is_mcp() => Subject::Nothing,
+        Asked::Bodiless => Subject::Plain,
         Asked::Message(message) => Subject::Message(message),
         Asked::ToCome => Subject::ToCome,
     };

@@ -59,6 +59,20 @@ fn is_plain(raw: &str) -> bool {
     last.is_some_and(|last| last != b'/')
 }
 
+/// Whether a path, which has a canonical form, has no other spelling for servers than that and a slash at its end: nothing escaped that
+/// need not be, nothing behind a semicolon that some cut off, no slash twice. Where it decides who may ask for what, another
+/// spelling would be a way around.
+pub fn has_one_spelling(raw: &str) -> bool {
+    let is_needless = |escaped: &str| {
+        let byte = escaped.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        // RFC 3986 §2.3.
+        byte.is_none_or(|byte| {
+            byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~' | b';')
+        })
+    };
+    !raw.contains("//") && !raw.contains(';') && !raw.split('%').skip(1).any(is_needless)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
@@ -76,6 +90,18 @@ mod tests {
         assert_eq!(canonical_path("/a%20b").unwrap(), "/a%20b");
         assert_eq!(canonical_path("/a%C3%A9").unwrap(), "/a%C3%A9");
         assert_eq!(canonical_path("/...;a/b;..").unwrap(), "/...;a/b;..");
+    }
+
+    #[test]
+    fn one_path_is_not_spelled_in_two_ways() {
+        for raw in ["/", "/a", "/a/", "/a%20b", "/a%C3%A9/", "/a%2Cb", "/a:b@c"] {
+            assert!(has_one_spelling(raw), "{raw}");
+        }
+        for raw in
+            ["//", "/a//b", "/%61dmin", "/adm%69n", "/a%7Eb", "/a;b", "/a/;x=1", "/a%3Bb", "/a%2db", "/a%5Fb"]
+        {
+            assert!(!has_one_spelling(raw), "{raw}");
+        }
     }
 
     #[test]

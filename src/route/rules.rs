@@ -1,7 +1,7 @@
 //! What a route demands of single calls, compiled from its configuration. `policy` decides by it.
 use std::collections::HashMap;
 
-use crate::config::{Effect, Policy};
+use crate::config::{Effect, Kind, Policy};
 use crate::expression::{Name, Names, Wanted};
 use crate::mcp::{ItemKind, Message};
 
@@ -16,10 +16,13 @@ pub struct Rules {
     arguments: Wanted,
     /// The facts that rules look at.
     uses: Names,
+    /// Requests carry no messages of MCP.
+    is_plain: bool,
 }
 
 impl Rules {
     pub fn new<'c>(
+        kind: Kind,
         tool_scopes: impl IntoIterator<Item = (&'c String, &'c Vec<String>)>,
         policy: Option<&Policy>,
     ) -> Self {
@@ -32,7 +35,13 @@ impl Rules {
             arguments.merge(rule.when.arguments());
             uses = uses.and(rule.when.uses());
         }
-        Self { tool_scopes: tool_scopes.collect(), policy: policy.cloned(), arguments, uses }
+        Self {
+            tool_scopes: tool_scopes.collect(),
+            policy: policy.cloned(),
+            arguments,
+            uses,
+            is_plain: !kind.is_mcp(),
+        }
     }
 
     /// The rules on who may call what, where there are some.
@@ -42,7 +51,7 @@ impl Rules {
 
     /// Whether it takes the body of a request to decide on it.
     pub fn need_message(&self) -> bool {
-        !self.tool_scopes.is_empty() || self.policy.is_some()
+        !self.is_plain && (!self.tool_scopes.is_empty() || self.policy.is_some())
     }
 
     /// Whether it takes more of a user than who they are.
@@ -57,7 +66,7 @@ impl Rules {
 
     /// Whether lists leave out what the caller may not use.
     pub fn filter_lists(&self) -> bool {
-        self.policy.as_ref().is_some_and(|policy| !policy.dry_run)
+        !self.is_plain && self.policy.as_ref().is_some_and(|policy| !policy.dry_run)
     }
 
     /// Scopes that are needed for what is asked, besides those of the route.

@@ -129,10 +129,12 @@ impl Table {
 
     /// The route of this very path.
     fn at(&self, authority: &str, path: &str) -> Option<&Arc<Route>> {
-        match self.find_managed(authority, path) {
+        let found = match self.find_managed(authority, path) {
             Some(found) => found.filter(|(_, rest)| rest.is_empty()).map(|(route, _)| route),
             None => self.configured.by_authority.get(authority)?.at(path),
-        }
+        };
+        // Who asks nobody for a token is no protected resource.
+        found.filter(|route| !route.kind.is_public())
     }
 
     /// The route whose resource metadata `path` is (RFC 9728 §3.1), if it is such a path.

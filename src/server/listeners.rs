@@ -12,7 +12,7 @@ use pingora::services::Service;
 use socket2::SockRef;
 
 use super::StartError;
-use crate::config::Server;
+use crate::config::Config;
 
 /// Connections that wait to be accepted: as many as the kernel allows (`net.core.somaxconn`, 4096). The 128 of the standard
 /// library overflow as soon as that many clients come back at once, and who is dropped then tries again after a second.
@@ -28,22 +28,34 @@ pub struct Bound {
     /// Where it really listens.
     pub actual: SocketAddr,
     pub tls: bool,
-    /// A balancer speaks first.
-    pub proxied: bool,
-    pub is_admin: bool,
+    pub purpose: Purpose,
+}
+
+/// What comes in at a socket.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Purpose {
+    /// `proxied`: a balancer speaks first.
+    Requests {
+        proxied: bool,
+    },
+    Admin,
+    /// Bytes, at the route of this name.
+    Bytes(String),
 }
 
 /// All sockets of the configuration. `handed`: what a predecessor listens on, by the addresses that it was configured with.
-pub fn bind(server: &Server, mut handed: Vec<(String, TcpListener)>) -> Result<Vec<Bound>, StartError> {
+pub fn bind(config: &Config, mut handed: Vec<(String, TcpListener)>) -> Result<Vec<Bound>, StartError> {
     let mut inherited = inherited()?;
-    let mut wanted: Vec<(&str, bool, bool, bool)> = server
-        .listen
-        .iter()
-        .map(|listen| (listen.address.as_str(), listen.tls, listen.proxied, false))
-        .collect();
-    wanted.extend(server.admin.as_deref().map(|address| (address, false, false, true)));
+    let server = &config.server;
+    let requests = server.listen.iter().map(|listen| {
+        let purpose = Purpose::Requests { proxied: listen.proxied };
+        (&*listen.address, listen.tls, purpose)
+    });
+    let admin = server.admin.as_deref().map(|address| (address, false, Purpose::Admin));
+    let bytes = config.tcp.iter().map(|route| (&*route.listen, false, Purpose::Bytes(route.name.clone())));
+    let wanted: Vec<(&str, bool, Purpose)> = requests.chain(admin).chain(bytes).collect();
     let mut bound = Vec::new();
-    for (address, tls, proxied, is_admin) in wanted {
+    for (address, tls, purpose) in wanted {
         let failed = |reason| StartError::Listen { address: address.to_owned(), reason };
         let configured = address
             .to_socket_addrs()
@@ -52,7 +64,8 @@ pub fn bind(server: &Server, mut handed: Vec<(String, TcpListener)>) -> Result<V
             .ok_or_else(|| failed(io::ErrorKind::InvalidInput.into()))?;
         let by_name = handed.iter().position(|(at, _)| at == address);
         let socket = match (by_name, inherited.iter().position(|(at, _)| *at == configured)) {
-            (Some(index), _) => handed.swap_remove(index).1,
+            // In their order: those on ports of the kernel's choosing have one name.
+            (Some(index), _) => handed.remove(index).1,
             (None, Some(index)) => inherited.swap_remove(index).1,
             (None, None) => listen(configured).map_err(failed)?,
         };
@@ -60,7 +73,7 @@ pub fn bind(server: &Server, mut handed: Vec<(String, TcpListener)>) -> Result<V
         socket.set_nonblocking(true).map_err(failed)?;
         let actual = socket.local_addr().map_err(failed)?;
         let configured = address.to_owned();
-        bound.push(Bound { socket, configured, address: actual.to_string(), actual, tls, proxied, is_admin });
+        bound.push(Bound { socket, configured, address: actual.to_string(), actual, tls, purpose });
     }
     match inherited.first() {
         Some((address, _)) => Err(StartError::UnknownSocket(address.to_string())),

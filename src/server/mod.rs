@@ -3,6 +3,7 @@
 //! name only.
 mod admin;
 mod builder;
+mod bytes;
 pub mod control;
 mod doors;
 pub mod foundation;
@@ -35,10 +36,11 @@ use tokio::sync::{Notify, watch};
 
 use self::admin::Admin;
 use self::builder::Extensions;
+use self::bytes::{Bytes, Relay};
 use self::control::{Control, Hands};
 use self::doors::Doors;
 use self::foundation::Purpose;
-use self::listeners::{Bound, OnSockets};
+use self::listeners::{Bound, OnSockets, Purpose as Socket};
 use self::pulse::Pulses;
 use self::reload::Reload;
 use self::successor::{Handed, Predecessor};
@@ -115,7 +117,7 @@ fn serve(
     }
     rustls::crypto::ring::default_provider().install_default().ok();
     let other = |error: std::io::Error| StartError::Other(error.to_string());
-    let bound = listeners::bind(&config.server, handed)?;
+    let bound = listeners::bind(&config, handed)?;
     let to_hand_over = bound.iter().map(|bound| Ok((bound.configured.clone(), bound.socket.try_clone()?)));
     let to_hand_over = to_hand_over.collect::<std::io::Result<Vec<_>>>().map_err(other)?;
     let tls = tls::certificates(&config.server)?;
@@ -134,7 +136,7 @@ fn serve(
         max_retries: gateway::PLACES as usize,
         ..ServerConf::default()
     };
-    let admin_address = bound.iter().find(|bound| bound.is_admin).map(|bound| bound.actual);
+    let admin_address = bound.iter().find(|bound| bound.purpose == Socket::Admin).map(|bound| bound.actual);
     let since = predecessor.as_ref().map(|predecessor| predecessor.wait_for_store(&config)).transpose()?;
     let purpose = since.flatten().map_or(Purpose::Server, Purpose::Successor);
     let upgrade_timeout = config.server.upgrade_timeout;
@@ -204,6 +206,14 @@ fn serve(
     // Every connection is brought to the doors as it came off its socket.
     options.force_custom = true;
     let gateway = parts.gateway;
+    let bytes = Arc::new(Bytes {
+        authority: Arc::clone(&gateway.authority),
+        pools: Arc::clone(&gateway.pools),
+        in_flight: parts.in_flight.clone(),
+        access: gateway.access.clone(),
+        figures: bytes::Figures::new(&gateway.metrics)
+            .map_err(|error| StartError::Other(error.to_string()))?,
+    });
     let (authority, metrics) = (Arc::clone(&gateway.authority), Arc::clone(&gateway.metrics));
     let idle = Idle::new(authority.clock.clone());
     let on_change = Arc::clone(&reload);
@@ -226,8 +236,11 @@ fn serve(
         pools: Arc::clone(&gateway.pools),
         connector: Arc::new(Connector::new(Some(ConnectorOptions::from_server_conf(&conf)))),
     };
-    let with_tls =
-        bound.iter().filter(|bound| bound.tls).map(|bound| (bound.actual, bound.proxied)).collect();
+    let with_tls = bound.iter().filter_map(|bound| match bound.purpose {
+        Socket::Requests { proxied } if bound.tls => Some((bound.actual, proxied)),
+        _ => None,
+    });
+    let with_tls = with_tls.collect();
     let (pulses, watched) = (Pulses::default(), Arc::clone(&succeeded));
     let doors = Doors::new(Arc::clone(&authority), &metrics, tls, with_tls, pulses.clone(), succeeded);
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
@@ -246,11 +259,24 @@ fn serve(
     }
     let mut sockets = Vec::new();
     let mut admin = None;
-    for Bound { socket, address, actual, tls: with_tls, is_admin, .. } in bound {
-        tracing::info!(listener = if is_admin { "admin" } else { "public" }, address = %actual, tls = with_tls, "listening");
-        if is_admin {
-            admin = Some(socket);
-            continue;
+    for Bound { socket, address, actual, tls: with_tls, purpose, .. } in bound {
+        let (listener, route) = match &purpose {
+            Socket::Requests { .. } => ("public", None),
+            Socket::Admin => ("admin", None),
+            Socket::Bytes(route) => ("tcp", Some(route)),
+        };
+        tracing::info!(listener, address = %actual, tls = with_tls, route, "listening");
+        match purpose {
+            Socket::Requests { .. } => {}
+            Socket::Admin => {
+                admin = Some(socket);
+                continue;
+            }
+            Socket::Bytes(route) => {
+                let relay = Relay::new(Arc::clone(&bytes), route, socket);
+                server.add_service(background_service("tcp", relay));
+                continue;
+            }
         }
         let listener = ListenerConfig::tcp(&address)
             .tcp_socket_options(sockets_options())

@@ -26,7 +26,7 @@ use crate::oauth::server::access_token::Keys;
 use crate::oauth::server::token_keys::{self, KeysError};
 use crate::oauth::server::{Authority, Snapshot};
 use crate::outbound::{Outbound, Settings};
-use crate::route::Table;
+use crate::route::{Challenges, Table};
 use crate::seal;
 use crate::store::embedded::Embedded;
 use crate::telemetry::access::Log;
@@ -117,11 +117,13 @@ pub fn build(
     let quotas = Quotas::new(clock.clone(), store, Arc::clone(&metrics));
     let providers = Arc::new(Providers::new(outbound.clone()));
     let pools = Arc::new(Pools::new(outbound.clone(), clock.clone()));
-    pools.use_routes(&authority.snapshot().routes);
+    pools.use_routes(&authority.snapshot().routes, &config.tcp);
     metrics
         .add(Figures::new(Arc::clone(&pools)).map_err(|error| other(&error))?)
         .map_err(|error| other(&error))?;
+    let challenges = config.server.acme_challenge.as_ref();
     let gateway = Gateway {
+        challenges: challenges.map(|at| Challenges::new(&config.server.public_url, at)),
         router: web::router(Arc::clone(&authority), Arc::clone(&metrics), Arc::clone(&providers)),
         credentials: Credentials::new(connector, audit, extensions.strategies),
         hook: extensions.hook,

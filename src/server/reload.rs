@@ -71,9 +71,10 @@ impl Reload {
             tls.replace(&config.server).map_err(|error| error.to_string())?;
         }
         self.authority.use_config(config);
-        let routes = &self.authority.snapshot().routes;
+        let snapshot = self.authority.snapshot();
+        let routes = &snapshot.routes;
         self.resolver.keep_only(routes);
-        self.pools.use_routes(routes);
+        self.pools.use_routes(routes, &snapshot.config.tcp);
         self.quotas.keep_only(routes);
         Ok(waiting)
     }

@@ -43,7 +43,22 @@ pub struct Line<'a> {
     pub trace_id: Option<String>,
 }
 
+/// One connection of bytes.
+#[derive(Serialize)]
+pub struct Connection<'a> {
+    pub time: String,
+    pub kind: &'static str,
+    pub client_ip: IpAddr,
+    pub route: &'a str,
+    pub upstream: Option<SocketAddr>,
+    pub reason: &'a str,
+    pub duration_ms: f64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
 /// Where the lines go.
+#[derive(Clone)]
 pub struct Log(AccessLog);
 
 impl Log {
@@ -56,13 +71,29 @@ impl Log {
     }
 
     pub fn write(&self, line: &Line<'_>) {
+        self.write_as(line, || line.text());
+    }
+
+    pub fn write_connection(&self, line: &Connection<'_>) {
+        self.write_as(line, || line.text());
+    }
+
+    fn write_as(&self, line: &impl Serialize, plainly: impl FnOnce() -> String) {
         let mut text = match self.0 {
             AccessLog::Off => return,
             AccessLog::Json => serde_json::to_vec(line).unwrap_or_default(),
-            AccessLog::Text => line.text().into_bytes(),
+            AccessLog::Text => plainly().into_bytes(),
         };
         text.push(b'\n');
         output::access().line(text);
+    }
+}
+
+impl Connection<'_> {
+    /// As [`Line::text`].
+    fn text(&self) -> String {
+        let Self { time, client_ip, route, reason, duration_ms, bytes_in, bytes_out, .. } = self;
+        format!("{time} tcp {client_ip} {route} {duration_ms:.1}ms {bytes_in}B {bytes_out}B {reason}")
     }
 }
 

@@ -92,10 +92,17 @@ const LIMITS: [&str; 13] = [
 
 /// Counts what must be finished before the process may end. Cheap to clone.
 #[derive(Clone, Default)]
-pub struct InFlight(Arc<AtomicUsize>);
+pub struct InFlight {
+    all: Arc<AtomicUsize>,
+    /// Of those, the ones that are no requests.
+    bytes: Arc<AtomicUsize>,
+}
 
 /// Lives as long as the thing counted.
-pub struct Guard(InFlight);
+pub struct Guard {
+    of: InFlight,
+    is_bytes: bool,
+}
 
 /// Of the store, seconds: a look into memory, a flush to disk, a Redis that is away.
 const STORE_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 5.0];
@@ -278,18 +285,33 @@ impl Count for Metrics {
 
 impl InFlight {
     pub fn start(&self) -> Guard {
-        self.0.fetch_add(1, Ordering::SeqCst);
-        Guard(self.clone())
+        self.all.fetch_add(1, Ordering::SeqCst);
+        Guard { of: self.clone(), is_bytes: false }
+    }
+
+    /// As that, of a connection that is no request and has limits of its own.
+    pub fn start_bytes(&self) -> Guard {
+        self.bytes.fetch_add(1, Ordering::SeqCst);
+        self.all.fetch_add(1, Ordering::SeqCst);
+        Guard { of: self.clone(), is_bytes: true }
     }
 
     pub fn count(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.all.load(Ordering::SeqCst)
+    }
+
+    /// Without connections that are no requests.
+    pub fn requests(&self) -> usize {
+        self.count().saturating_sub(self.bytes.load(Ordering::SeqCst))
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.0.0.fetch_sub(1, Ordering::SeqCst);
+        self.of.all.fetch_sub(1, Ordering::SeqCst);
+        if self.is_bytes {
+            self.of.bytes.fetch_sub(1, Ordering::SeqCst);
+        }
     }
 }
 

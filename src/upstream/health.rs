@@ -23,7 +23,7 @@ use super::peer;
 use super::pool::{Pool, Pools, since_1970};
 use super::resolve::FRESH;
 use crate::config::{Health, Probe};
-use crate::route::Route;
+use crate::route::Upstream;
 
 /// Pools that came with a reload are looked after within that time even if nobody says so.
 const LOOK: Duration = Duration::from_secs(1);
@@ -69,16 +69,16 @@ async fn check(pools: Arc<Pools>, pool: Weak<Pool>, connector: Arc<Connector>) {
         let leaving = members.leaving.iter().map(|leaving| &leaving.peer);
         let mut asked = JoinSet::new();
         for peer in members.present.iter().map(|member| &member.peer).chain(leaving) {
-            let (peer, route) = (Arc::clone(peer), Arc::clone(&pool.route));
+            let (peer, upstream) = (Arc::clone(peer), Arc::clone(&pool.upstream));
             let (connector, health) = (Arc::clone(&connector), health.clone());
             asked.spawn(async move {
-                let is_well = is_well(&connector, &route, peer.address, &health).await;
+                let is_well = is_well(&connector, &upstream, peer.address, &health).await;
                 (peer, is_well)
             });
         }
         while let Some(answered) = asked.join_next().await {
             if let Ok((peer, is_well)) = answered {
-                note(&pools, &pool.route, &peer, is_well, &health);
+                note(&pools, &pool.name, &peer, is_well, &health);
             }
         }
         drop(pool);
@@ -86,30 +86,32 @@ async fn check(pools: Arc<Pools>, pool: Weak<Pool>, connector: Arc<Connector>) {
     }
 }
 
-fn note(pools: &Pools, route: &Route, peer: &Peer, is_well: bool, health: &Health) {
+fn note(pools: &Pools, route: &str, peer: &Peer, is_well: bool, health: &Health) {
     let address = peer.address;
     match peer.checked(is_well, health, since_1970(pools.clock.now())) {
         Some(true) => {
-            tracing::info!(target: "postern::upstream", route = %route.name, peer = %address, "peer is back");
+            tracing::info!(target: "postern::upstream", route, peer = %address, "peer is back");
         }
         Some(false) => {
-            tracing::warn!(target: "postern::upstream", route = %route.name, peer = %address, "peer is down");
+            tracing::warn!(target: "postern::upstream", route, peer = %address, "peer is down");
         }
         None => {}
     }
 }
 
-async fn is_well(connector: &Connector, route: &Route, address: SocketAddr, health: &Health) -> bool {
+async fn is_well(connector: &Connector, upstream: &Upstream, address: SocketAddr, health: &Health) -> bool {
     let asked = async {
         match &health.probe {
             Probe::Tcp => TcpStream::connect(address).await.is_ok(),
             Probe::Http(path) => {
-                status(connector, route, address, "GET", path, b"").await.is_ok_and(|status| status < 400)
+                status(connector, upstream, address, "GET", path, b"").await.is_ok_and(|status| status < 400)
             }
             Probe::Mcp => {
-                let path = &route.upstream.base_path;
+                let path = &upstream.base_path;
                 let path = if path.is_empty() { "/" } else { path };
-                status(connector, route, address, "POST", path, PING).await.is_ok_and(|status| status < 500)
+                status(connector, upstream, address, "POST", path, PING)
+                    .await
+                    .is_ok_and(|status| status < 500)
             }
         }
     };
@@ -119,14 +121,14 @@ async fn is_well(connector: &Connector, route: &Route, address: SocketAddr, heal
 /// The status of the answer, on a connection of its own: one that is open already may hide that no other comes about.
 async fn status(
     connector: &Connector,
-    route: &Route,
+    upstream: &Upstream,
     address: SocketAddr,
     method: &str,
     path: &str,
     body: &'static [u8],
 ) -> Result<u16> {
     let mut head = RequestHeader::build(method, path.as_bytes(), None)?;
-    if let Some(host) = &route.upstream.host_header {
+    if let Some(host) = &upstream.host_header {
         head.insert_header(header::HOST, host)?;
     }
     head.insert_header(header::USER_AGENT, HeaderValue::from_static("postern-health"))?;
@@ -136,7 +138,7 @@ async fn status(
         head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
         head.insert_header(header::CONTENT_LENGTH, body.len())?;
     }
-    let mut peer = peer::peer(route, address);
+    let mut peer = peer::peer(upstream, address, false);
     peer.options.alpn = ALPN::H1;
     let (mut session, _) = connector.get_http_session(&*peer).await?;
     session.write_request_header(Box::new(head)).await?;

@@ -6,7 +6,7 @@ use pingora::protocols::TcpKeepalive;
 use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
 
 use super::joined;
-use crate::route::Route;
+use crate::route::Upstream;
 
 const CONNECT: Duration = Duration::from_secs(5);
 const CONNECT_TLS: Duration = Duration::from_secs(10);
@@ -17,11 +17,10 @@ pub(super) const IDLE: Duration = Duration::from_secs(4);
 const SILENCE: Duration = Duration::from_secs(3600);
 const STREAMS_PER_CONNECTION: usize = 100;
 
-/// A peer for `route` at `address`, which has been vetted.
+/// A peer for `upstream` at `address`, which has been vetted. `upgrades`: for a request that opens a WebSocket.
 #[expect(clippy::disallowed_methods, reason = "given a socket address it neither resolves nor unwraps")]
-pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
-    let upstream = &route.upstream;
-    // An empty server name would switch certificate verification off; a route's host is never empty.
+pub fn peer(upstream: &Upstream, address: SocketAddr, upgrades: bool) -> Box<HttpPeer> {
+    // An empty server name would switch certificate verification off; an upstream's host is never empty.
     let mut peer = HttpPeer::new(address, upstream.tls, upstream.host.clone());
     peer.group_key = upstream.group;
     peer.options.connection_timeout = Some(CONNECT);
@@ -29,9 +28,14 @@ pub fn peer(route: &Route, address: SocketAddr) -> Box<HttpPeer> {
     peer.options.idle_timeout = Some(IDLE);
     peer.options.read_timeout = Some(SILENCE);
     peer.options.tcp_keepalive = Some(keepalive());
-    peer.options.http_upstream_request_policy = HttpUpstreamRequestPolicy::deny_upgrades();
+    peer.options.http_upstream_request_policy = match upgrades {
+        true => HttpUpstreamRequestPolicy::standard(),
+        false => HttpUpstreamRequestPolicy::deny_upgrades(),
+    };
     if !upstream.tls {
         peer.options.alpn = joined::alpn();
+    } else if upgrades {
+        peer.options.alpn = ALPN::H1;
     } else {
         peer.options.alpn = ALPN::H2H1;
         peer.options.max_h2_streams = STREAMS_PER_CONNECTION;

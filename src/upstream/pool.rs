@@ -13,9 +13,10 @@ use tokio::task::JoinSet;
 use super::balance::{Busy, Choice, Member, Peer, millis};
 use super::resolve::STALE;
 use crate::clock::Clock;
+use crate::config::TcpRoute;
 use crate::map::Map;
 use crate::outbound::Outbound;
-use crate::route::{self, Route, Table};
+use crate::route::{self, Route, Table, Upstream};
 
 /// Those that were taken out and are still remembered, at most.
 const LEAVING_MOST: usize = 64;
@@ -31,7 +32,9 @@ pub struct Pools {
 
 /// The peers of one route.
 pub struct Pool {
-    pub(super) route: Arc<Route>,
+    /// Of the route.
+    pub(super) name: String,
+    pub(super) upstream: Arc<Upstream>,
     pub(super) settings: route::Pool,
     members: ArcSwap<Members>,
     turn: AtomicU64,
@@ -81,13 +84,15 @@ impl Pools {
     }
 
     /// These routes have pools from now on. Peers that stay keep their health and their counts.
-    pub fn use_routes(&self, routes: &Table) {
+    pub fn use_routes(&self, routes: &Table, tcp: &[TcpRoute]) {
         let before = self.by_route.load_full();
         let now = self.clock.now();
         let mut pools = Map::default();
-        for route in routes.configured() {
-            if let Some(pool) = Pool::new(route, before.get(&route.name).map(Arc::as_ref), now) {
-                pools.insert(route.name.clone(), Arc::new(pool));
+        let tcp = tcp.iter().map(|route| (&route.name, Arc::new(Upstream::new(&route.upstream))));
+        let of_requests = routes.configured().map(|route| (&route.name, Arc::clone(&route.upstream)));
+        for (name, upstream) in of_requests.chain(tcp) {
+            if let Some(pool) = Pool::new(name, &upstream, before.get(name).map(Arc::as_ref), now) {
+                pools.insert(name.clone(), Arc::new(pool));
             }
         }
         self.by_route.store(Arc::new(pools));
@@ -107,13 +112,19 @@ impl Pools {
         key: impl Fn(&route::Pool) -> u64,
     ) -> Result<Busy, NoPeer> {
         let pools = self.by_route.load();
-        if let Some(pool) = pools.get(&route.name).filter(|pool| pool.is_of(route))
+        if let Some(pool) = pools.get(&route.name).filter(|pool| pool.is_of(&route.upstream))
             && pool.is_looked_up()
         {
             return pool.place(begun_at, key, self.clock.now());
         }
         drop(pools);
         Box::pin(self.place_first(route, begun_at, key)).await
+    }
+
+    /// The peer of a connection at the route of bytes of this name.
+    pub async fn place_bytes(&self, name: &str, key: u64) -> Result<Busy, NoPeer> {
+        let pool = self.by_route.load().get(name).map(Arc::clone).ok_or(NoPeer::AtAll)?;
+        self.place_at(&pool, None, |_| key).await
     }
 
     /// As that, where nothing is known yet, or the route of this request is another by now.
@@ -123,12 +134,25 @@ impl Pools {
         begun_at: Option<SocketAddr>,
         key: impl Fn(&route::Pool) -> u64,
     ) -> Result<Busy, NoPeer> {
-        let known = self.by_route.load().get(&route.name).filter(|pool| pool.is_of(route)).map(Arc::clone);
-        let now = self.clock.now();
-        let pool = known.or_else(|| Pool::new(route, None, now).map(Arc::new)).ok_or(NoPeer::AtAll)?;
+        let upstream = &route.upstream;
+        let known = self.by_route.load().get(&route.name).filter(|pool| pool.is_of(upstream)).map(Arc::clone);
+        let made = || Pool::new(&route.name, upstream, None, self.clock.now()).map(Arc::new);
+        let pool = known.or_else(made).ok_or(NoPeer::AtAll)?;
+        self.place_at(&pool, begun_at, key).await
+    }
+
+    async fn place_at(
+        &self,
+        pool: &Pool,
+        begun_at: Option<SocketAddr>,
+        key: impl Fn(&route::Pool) -> u64,
+    ) -> Result<Busy, NoPeer> {
+        if pool.is_looked_up() {
+            return pool.place(begun_at, key, self.clock.now());
+        }
         let _turn = pool.looking_up.lock().await;
         if !pool.is_looked_up() {
-            self.look_up_now(&pool).await;
+            self.look_up_now(pool).await;
         }
         pool.place(begun_at, key, self.clock.now())
     }
@@ -156,7 +180,7 @@ impl Pools {
                     pool.names().insert(name, Known { addresses, since: now });
                 }
                 Ok((name, Err(error))) => {
-                    tracing::warn!(target: "postern::upstream", route = %pool.route.name, %error, "addresses of a peer not known");
+                    tracing::warn!(target: "postern::upstream", route = %pool.name, %error, "addresses of a peer not known");
                     let age = |known: &Known| now.duration_since(known.since).unwrap_or_default();
                     pool.names().retain(|known, held| *known != name || age(held) < STALE);
                 }
@@ -171,16 +195,18 @@ impl Pools {
 
 impl Pool {
     /// `None`: the route has no peers. `before`: what the same route had.
-    fn new(route: &Arc<Route>, before: Option<&Pool>, now: SystemTime) -> Option<Self> {
-        let settings = route.upstream.pool.as_deref()?.clone();
-        let kept = before.filter(|before| before.is_of(route) && before.settings.policy == settings.policy);
+    fn new(name: &str, upstream: &Arc<Upstream>, before: Option<&Pool>, now: SystemTime) -> Option<Self> {
+        let settings = upstream.pool.as_deref()?.clone();
+        let kept =
+            before.filter(|before| before.is_of(upstream) && before.settings.policy == settings.policy);
         let configured = |name: &(String, u16)| {
             settings.settings.peers.iter().any(|peer| (&peer.host, peer.port) == (&name.0, name.1))
         };
         let mut names = kept.map(|before| before.names().clone()).unwrap_or_default();
         names.retain(|name, _| configured(name));
         let pool = Self {
-            route: Arc::clone(route),
+            name: name.to_owned(),
+            upstream: Arc::clone(upstream),
             settings,
             members: kept.map_or_else(ArcSwap::default, |before| ArcSwap::new(before.members())),
             turn: AtomicU64::new(0),
@@ -195,8 +221,8 @@ impl Pool {
     }
 
     /// The same upstream: a request may go there with what it carries.
-    fn is_of(&self, route: &Route) -> bool {
-        self.route.upstream.url == route.upstream.url
+    fn is_of(&self, upstream: &Upstream) -> bool {
+        self.upstream.url == upstream.url
     }
 
     fn is_looked_up(&self) -> bool {
@@ -208,7 +234,7 @@ impl Pool {
     }
 
     pub fn label(&self) -> &str {
-        &self.route.name
+        &self.name
     }
 
     pub fn slow_start(&self) -> Duration {

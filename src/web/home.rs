@@ -10,7 +10,11 @@ pub async fn home(State(web): Shared, Extension(about): Extension<About>, header
     let session = web.session(&about, &headers).await.ok().flatten();
     let mut servers: Vec<pages::Server<'_>> = Vec::new();
     if let Some(session) = &session {
-        let routes = about.snapshot.routes.iter().filter(|route| route.admits(&session.browser.user));
+        let routes = about
+            .snapshot
+            .routes
+            .iter()
+            .filter(|route| route.kind.is_mcp() && route.admits(&session.browser.user));
         servers.extend(routes.map(|route| pages::Server { name: route.title(), resource: &route.resource }));
         servers.sort_by_key(|server| server.name);
     }

@@ -72,7 +72,7 @@ impl RawConnection {
         response.body = match length {
             _ if bodiless => Vec::new(),
             _ if chunked => self.chunks().await?,
-            Some(length) => self.exactly(length).await?,
+            Some(length) => self.take(length).await?,
             None => self.rest().await,
         };
         Some(response)
@@ -107,8 +107,8 @@ impl RawConnection {
                 while self.until(b"\r\n").await?.len() > 2 {}
                 return Some(body);
             }
-            body.extend(self.exactly(size).await?);
-            self.exactly(2).await?;
+            body.extend(self.take(size).await?);
+            self.take(2).await?;
         }
     }
 
@@ -124,7 +124,17 @@ impl RawConnection {
         }
     }
 
-    async fn exactly(&mut self, length: usize) -> Option<Vec<u8>> {
+    /// Reads so many bytes; `None` when the connection closes before.
+    #[track_caller]
+    pub fn exactly(
+        &mut self,
+        length: usize,
+        deadline: Duration,
+    ) -> impl Future<Output = Option<Vec<u8>>> + '_ {
+        within(deadline, self.take(length))
+    }
+
+    async fn take(&mut self, length: usize) -> Option<Vec<u8>> {
         while self.buffer.len() < length {
             if !self.more().await {
                 return None;

@@ -40,6 +40,8 @@ pub enum Balance {
 pub enum BalanceOn {
     /// The user, or the program that has none.
     Caller,
+    /// The address that the request comes from.
+    Source,
     /// The header `Mcp-Name`; where there is none, the caller.
     McpName,
     /// The header `Mcp-Method`; where there is none, the caller.
