@@ -3,6 +3,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
 
 use super::checked::{Checker, bare_host};
+use super::credential::is_settable;
 use super::report::Key;
 use super::{file, secret};
 
@@ -39,6 +40,11 @@ pub(super) fn check(check: &mut Checker<'_>, written: Option<&file::Telemetry>) 
             check.refuse(&key, "is not the name of a header", "write a name like Authorization");
             continue;
         };
+        if !is_settable(&header) {
+            check.refuse(&key, "belongs to the message or the connection", "leave it out");
+        } else if headers.contains_key(&header) {
+            check.refuse(&key, "stands here twice, in other letters", "leave one out");
+        }
         let Some(secret) = secret::resolve(check, &key, value) else { continue };
         match HeaderValue::try_from(secret.expose_secret()) {
             Ok(mut value) => {

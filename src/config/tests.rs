@@ -1431,3 +1431,79 @@ fn what_works_and_is_hardly_meant_is_said() {
     );
     assert!(report.contains("trusted_issuers[0].issuer: is Postern itself"), "{report}");
 }
+
+#[test]
+fn traces_have_a_collector_a_share_and_headers_of_their_own() {
+    let traces = |text: &str| format!("telemetry: {{traces: {{{text}}}}}");
+    let environment = Fake::default().var("KEY", "hunter2\n").var("BAD", "hunter2\u{7f}");
+    let good = |text: &str| good(&[("#top", &traces(text))], &environment).traces.unwrap();
+    let least = good("endpoint: \"http://[::1]:4318\"");
+    assert_eq!((&*least.endpoint, &*least.host), ("http://[::1]:4318/v1/traces", "::1"));
+    assert_eq!((least.sample, least.follow_clients, &*least.service_name), (0.01, true, "postern"));
+    let most = good(
+        "endpoint: \"https://c.example.com/otlp\", sample: 1, follow_clients: false, headers: {X-Key: {env: KEY}}",
+    );
+    assert_eq!(
+        (&*most.endpoint, most.sample, most.follow_clients),
+        ("https://c.example.com/otlp", 1.0, false)
+    );
+    assert_eq!(most.headers["x-key"], "hunter2");
+    assert!(!format!("{:?}", most.headers).contains("hunter2"));
+
+    let there = "endpoint: \"http://c:4318\"";
+    for (text, expected) in [
+        ("sample: 1".to_owned(), "21: telemetry.traces.endpoint: is missing"),
+        ("endpoint: \"c:4318\"".to_owned(), "32: telemetry.traces.endpoint: is not an http or https URL"),
+        (
+            "endpoint: \"grpc://c:4317\"".to_owned(),
+            "32: telemetry.traces.endpoint: is not an http or https URL",
+        ),
+        (
+            "endpoint: \"http://u:p@c\"".to_owned(),
+            "32: telemetry.traces.endpoint: contains a user name or password",
+        ),
+        (
+            format!("{there}, sample: 1.1"),
+            "57: telemetry.traces.sample: is out of range; write a number from 0 to 1",
+        ),
+        (
+            format!("{there}, sample: -0.1"),
+            "57: telemetry.traces.sample: is out of range; write a number from 0 to 1",
+        ),
+        (format!("{there}, sample: .nan"), "57: not valid YAML: "),
+        (
+            format!("{there}, sample: some"),
+            "57: telemetry.traces.sample: is text where it cannot be; write a number",
+        ),
+        (
+            format!("{there}, follow_clients: 1"),
+            "65: telemetry.traces.follow_clients: is a number where it cannot be",
+        ),
+        (format!("{there}, protocol: grpc"), "49: telemetry.traces.protocol: unknown key"),
+        (
+            format!("{there}, headers: {{a b: {{env: KEY}}}}"),
+            "64: telemetry.traces.headers.a b: is not the name of a header",
+        ),
+        (
+            format!("{there}, headers: {{Content-Type: {{env: KEY}}}}"),
+            "73: telemetry.traces.headers.Content-Type: belongs to the message or the connection",
+        ),
+        (
+            format!("{there}, headers: {{X-Key: {{env: KEY}}, x-key: {{env: KEY}}}}"),
+            "85: telemetry.traces.headers.x-key: stands here twice",
+        ),
+        (
+            format!("{there}, headers: {{X-Key: {{env: UNSET}}}}"),
+            "72: telemetry.traces.headers.X-Key.env: environment variable UNSET",
+        ),
+        (
+            format!("{there}, headers: {{X-Key: {{env: BAD}}}}"),
+            "66: telemetry.traces.headers.X-Key: cannot be sent in a header",
+        ),
+    ] {
+        let report = bad(&[("#top", &traces(&text))], &environment);
+        let is_it = report.lines().count() == 1 && report.starts_with(&format!("conf.yaml:11:{expected}"));
+        assert!(is_it && !report.contains("hunter2"), "got  {report}\nwant {expected}");
+    }
+    one("#top", "telemetry: {metrics: {}}", "conf.yaml:11:13: telemetry.metrics: unknown key");
+}
