@@ -10,7 +10,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 use support::browser::Browser;
 use support::client::Client;
-use support::gateway::Gateway;
+use support::gateway::{Gateway, Route};
 use support::upstream::Upstream;
 
 const DASHBOARD: &str = include_str!("../conf/grafana-dashboard.json");
@@ -57,11 +57,16 @@ fn family(name: &str) -> &str {
 #[tokio::test]
 async fn every_metric_and_label_of_dashboard_and_alerts_is_there() {
     let upstream = Upstream::start().await;
-    let gateway = Gateway::before(&upstream).await;
+    let peers = json!([upstream.server.address.to_string()]);
+    let pool =
+        Route::to("pool", "http://mcp.test/mcp", json!({"kind": "none"})).with("upstream.peers", peers);
+    let gateway = Gateway::builder().route(Route::oauth("demo", &upstream)).route(pool).start().await;
     let client = Client::register(&gateway).await;
     let tokens = client.sign_in(&mut Browser::new(), "demo").await;
     let call = gateway.mcp("demo").bearer(&tokens.access_token);
     assert_eq!(call.tool("whoami", json!({})).await.status, 200);
+    let of_pool = client.sign_in(&mut Browser::new(), "pool").await;
+    gateway.mcp("pool").bearer(&of_pool.access_token).call("ping", json!({})).await;
     upstream.refuse_current_tokens();
     assert_eq!(call.tool("whoami", json!({})).await.status, 200);
     assert_eq!(gateway.mcp("demo").call("ping", json!({})).await.status, 401);
@@ -114,6 +119,20 @@ async fn every_metric_and_label_of_dashboard_and_alerts_is_there() {
         (r#"postern_store_duration_seconds_count{operation="connect"}"#, 1.0),
         (r#"postern_upstream_connect_seconds_count{route="demo"}"#, 1.0),
         (r#"postern_upstream_first_byte_seconds_count{route="demo"}"#, 2.0),
+        // There from the beginning, so that the first time is a rise.
+        (r#"postern_limited_total{limit="connections"}"#, 0.0),
+        (r#"postern_upgrades_total{outcome="failed"}"#, 0.0),
+        (r#"postern_config_reloads_total{outcome="failed"}"#, 0.0),
+        (r#"postern_traced_requests_total{result="dropped"}"#, 0.0),
+        ("postern_connections", 1.0),
+        ("postern_connections_limit", 100.0),
+        (
+            &format!(
+                r#"postern_upstream_peer_requests_total{{peer="{}",route="pool"}}"#,
+                upstream.server.address
+            ),
+            1.0,
+        ),
     ] {
         let value = scrape.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<f64>().ok());
         assert!(value.is_some_and(|value| value >= least), "{series}\n{scrape}");

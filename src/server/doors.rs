@@ -64,6 +64,7 @@ impl Doors {
         succeeded: Succeeded,
     ) -> Self {
         let room = Arc::new(Room::new(by_files(), Arc::clone(metrics)));
+        room.tell(authority.snapshot().config.limits.connections);
         let away = Arc::new(Room::new(32, Arc::clone(metrics)));
         Self { authority, room, away, with_tls, tls, pulses, succeeded }
     }
@@ -78,6 +79,7 @@ impl Doors {
         let limits = snapshot.config.limits;
         let server = &snapshot.config.server;
         let with_tls = self.tls.as_ref().zip(self.with_tls_at(&stream));
+        self.room.tell(limits.connections);
         let Some(mut place) = self.room.enter(limits.connections) else {
             return self.turn_away(stream, with_tls.is_some());
         };

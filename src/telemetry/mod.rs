@@ -64,6 +64,8 @@ pub struct Metrics {
     limits: IntCounterVec,
     /// Connections of clients that are open.
     pub connections: IntGauge,
+    /// How many there may be.
+    pub connections_limit: IntGauge,
     /// Calls at which a rule could not be decided, by route.
     pub policy_faults: IntCounterVec,
     /// Requests at a shared limit that this instance has counted alone.
@@ -169,11 +171,9 @@ impl Metrics {
             "How often a limit of the instance kept a client from something, by limit.",
             &["limit"],
         )?;
-        // All are there from the beginning, so that the first time shows as a rise.
-        for limit in LIMITS {
-            limits.with_label_values(&[limit]);
-        }
         let connections = registry.gauge("postern_connections", "Connections of clients that are open.")?;
+        let connections_limit =
+            registry.gauge("postern_connections_limit", "How many connections of clients may be open.")?;
         let policy_faults = counter(
             "postern_policy_faults_total",
             "Calls at which a rule could not be decided, by route.",
@@ -188,6 +188,16 @@ impl Metrics {
             "Recorded requests by what became of their spans: sent, dropped (no room) or failed (not taken).",
             &["result"],
         )?;
+        // All are there from the beginning, so that the first time shows as a rise.
+        let all: [(&IntCounterVec, &[&str]); 4] = [
+            (&limits, &LIMITS),
+            (&reloads, &["ok", "failed"]),
+            (&upgrades, &["ok", "failed"]),
+            (&traced, &["sent", "dropped", "failed"]),
+        ];
+        for (counters, words) in all {
+            words.iter().for_each(|word| drop(counters.with_label_values(&[word])));
+        }
         let log_lines_dropped = counter(
             "postern_log_lines_dropped_total",
             "Lines that nobody read in time: of the access log (standard output) or the log (standard error).",
@@ -221,6 +231,7 @@ impl Metrics {
             limited,
             limits,
             connections,
+            connections_limit,
             policy_faults,
             counted_alone,
             traced,

@@ -44,6 +44,12 @@ impl Room {
         }
         has_room.then_some(place)
     }
+
+    /// Has it known how many there may be.
+    pub fn tell(&self, most: usize) {
+        let most = most.min(self.most);
+        self.metrics.connections_limit.set(i64::try_from(most).unwrap_or(i64::MAX));
+    }
 }
 
 impl Place {
