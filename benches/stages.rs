@@ -241,7 +241,7 @@ impl Gateway {
             request_id: HeaderValue::from_static("0123456789ab-0000000001"),
             _data: data,
         };
-        runtime.block_on(gateway.resolver.address(&gateway.route, None)).unwrap();
+        runtime.block_on(gateway.resolver.address(&gateway.route, None, now)).unwrap();
         let head = head(&gateway.token);
         let caller = gateway.caller(&head);
         let permit = permit(&caller, &gateway.route, &head);
@@ -281,7 +281,7 @@ impl Gateway {
     }
 
     fn address(&self) -> std::net::SocketAddr {
-        at_once(self.resolver.address(&self.route, None)).unwrap()
+        at_once(self.resolver.address(&self.route, None, self.now)).unwrap()
     }
 
     fn injected(&self, mut head: HeaderMap, session: HeaderValue, credential: &Credential) -> HeaderMap {

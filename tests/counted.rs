@@ -18,6 +18,8 @@ use support::upstream::Upstream;
 const CALLS: u64 = 200;
 /// Recorded in `benches/results.md`, for this build. A change that needs more says why there.
 const ALLOCATIONS: u64 = 91;
+/// By everybody in the process: what is measured of a call must not cost it more.
+const CLOCK_READS: u64 = 17;
 
 #[tokio::test]
 async fn a_warm_call_asks_no_store_parses_no_json_and_allocates_as_recorded() {
@@ -62,6 +64,10 @@ async fn a_warm_call_asks_no_store_parses_no_json_and_allocates_as_recorded() {
     assert!(allocations > 0);
     println!("{allocations} allocations per warm call");
     assert!(allocations <= ALLOCATIONS, "{allocations}");
+    let clock_reads = among(&["<std::time::Instant>::now", "<std::time::SystemTime>::now"]);
+    assert!(clock_reads > 0);
+    println!("{clock_reads} looks at the clock per warm call");
+    assert!(clock_reads <= CLOCK_READS, "{clock_reads}");
 }
 
 /// Has callgrind count, or no more.

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use axum::response::IntoResponse;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -145,6 +145,67 @@ async fn a_request_goes_on_from_its_clients_trace_and_the_upstream_from_ours() {
         sent.iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect();
     for hidden in [CANARY, "CANARY_query", &tokens.access_token] {
         assert!(!told.contains(hidden), "{hidden}");
+    }
+}
+
+/// From the challenge to the tokens, and again to newer ones: who was asked, for the sake of which request, and what came of it.
+#[tokio::test]
+async fn discovery_and_tokens_are_spans_of_the_request_that_needs_them() {
+    let (upstream, collector) = (Upstream::start().await, Collector::start().await);
+    let gateway = traced(&collector.endpoint(), 1.0).route(Route::oauth("demo", &upstream)).start().await;
+    let tokens = signed_in(&gateway, "demo").await;
+    let authorization: http::Uri = upstream.authorization.origin.parse().unwrap();
+    let is_errand = |span: &Span, method: &str, status: u16| {
+        let told = attributes(span);
+        span.kind() == SpanKind::Client
+            && span.name == method
+            && told["server.address"] == json!(authorization.host())
+            && told["server.port"] == json!(authorization.port_u16())
+            && told["http.response.status_code"] == json!(status)
+    };
+    // The page that leads there asked for metadata, and noted what it made of them.
+    let metadata = collector.span(|span| is_errand(span, "GET", 200)).await;
+    let page = collector.span(|span| span.span_id == metadata.parent_span_id).await;
+    assert_eq!((page.kind(), page.trace_id.clone()), (SpanKind::Server, metadata.trace_id.clone()));
+    assert!(page.start_time_unix_nano <= metadata.start_time_unix_nano);
+    assert!(metadata.end_time_unix_nano <= page.end_time_unix_nano);
+    let decided = |span: &Span, step: &str| {
+        let told = json!([["postern.step", step], ["postern.decision", "taken"]]);
+        span.events.iter().any(|event| {
+            let pairs = event.attributes.iter().map(|pair| {
+                let Some(Attribute::StringValue(text)) = &pair.value.as_ref().unwrap().value else {
+                    panic!()
+                };
+                json!([pair.key, text])
+            });
+            event.name == "discovery"
+                && Value::from_iter(pairs) == told
+                && (span.start_time_unix_nano..=span.end_time_unix_nano).contains(&event.time_unix_nano)
+        })
+    };
+    assert!(decided(&page, "server_metadata"), "{:?}", page.events);
+    // The way back asked for tokens.
+    let code = collector.span(|span| is_errand(span, "POST", 200) && span.trace_id != page.trace_id).await;
+
+    // A call whose token is refused waits for a newer one, which is asked for in a task of its own.
+    upstream.refuse_current_tokens();
+    let call = gateway.mcp("demo").bearer(&tokens.access_token);
+    let answer =
+        call.header("traceparent", &format!("00-{TRACE}-{PARENT}-01")).tool("whoami", json!({})).await;
+    assert_eq!(answer.status, 200);
+    let whole = collector.span(|span| span.name == "POST demo" && hex(&span.trace_id) == TRACE).await;
+    let of_call = |span: &Span| span.parent_span_id == whole.span_id && span.trace_id == whole.trace_id;
+    let renewal = collector.span(|span| of_call(span) && span.name == "renewal").await;
+    let refresh = collector.span(|span| of_call(span) && is_errand(span, "POST", 200)).await;
+    assert_ne!(refresh.span_id, code.span_id);
+    assert!(renewal.start_time_unix_nano <= refresh.end_time_unix_nano);
+    assert!(refresh.end_time_unix_nano <= renewal.end_time_unix_nano);
+    let ids: BTreeSet<Vec<u8>> =
+        collector.spans().into_iter().filter(of_call).map(|span| span.span_id).collect();
+    assert_eq!(ids.len(), 3, "the call, the renewal, the refresh");
+    // Strangers' servers hear nothing of the trace.
+    for asked in upstream.authorization.requests.all() {
+        assert_eq!(asked.header("traceparent"), None, "{}", asked.path);
     }
 }
 

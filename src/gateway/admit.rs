@@ -1,4 +1,5 @@
 //! The stages before the upstream, in their order: what comes out is permitted, or is answered by ourselves.
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +10,7 @@ use pingora::proxy::Session;
 use super::context::{Context, Target};
 use super::inspect::Asked;
 use super::quota::{self, Counted};
+use super::seen::timed;
 use super::session::{NoSession, Opening, Session as McpSession};
 use super::{Gateway, plain, screen, sign};
 use crate::authn::{Caller, Reach};
@@ -137,10 +139,9 @@ impl Gateway {
             hook: self.hook.as_deref(),
         };
         let permit = self.permitted(&question, asked.of_policy(), Some(&ctx.request_id)).await?;
-        let begun = ctx.elapsed();
-        let credential =
-            self.credential(&permit, &attributes, None, (&ctx.request_id, &snapshot.keys, now)).await;
-        ctx.seen.credential(begun, ctx.elapsed(), credential.as_ref().ok());
+        let credential = self.credential(&permit, &attributes, None, (&ctx.request_id, &snapshot.keys, now));
+        let (credential, waited) = timed(ctx.started, pin!(credential)).await;
+        ctx.seen.times.credential = waited;
         let credential = credential?;
         let session = session.map_err(|NoSession| Failure::NoSession)?;
         let stream = match upgrades || is_mcp && head.method == Method::GET || listens {

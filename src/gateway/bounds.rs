@@ -28,8 +28,13 @@ pub(super) fn begin(session: &mut Session, ctx: &Context) {
     session.set_write_timeout(Some(limits.write_time));
 }
 
-/// Whether the body keeps to its length and its pace, now that more of it has come.
-pub(super) fn require_pace(session: &Session, more: Option<&Bytes>, ctx: &mut Context) -> Result<()> {
+/// Whether the body keeps to its length and its pace, now that more of it has come. What is at its `end` holds nobody up any more.
+pub(super) fn require_pace(
+    session: &Session,
+    more: Option<&Bytes>,
+    ctx: &mut Context,
+    end: bool,
+) -> Result<()> {
     if more.is_none() || session.was_upgraded() {
         return Ok(());
     }
@@ -37,7 +42,7 @@ pub(super) fn require_pace(session: &Session, more: Option<&Bytes>, ctx: &mut Co
     let read = session.body_bytes_read();
     let failure = if read > limits.body {
         Failure::TooLarge
-    } else if ctx.started.elapsed() > limits.body_time && is_slow(read, ctx, limits) {
+    } else if !end && ctx.started.elapsed() > limits.body_time && is_slow(read, ctx, limits) {
         Failure::TooSlow
     } else {
         return Ok(());

@@ -140,13 +140,14 @@ impl Context {
         self.started.elapsed()
     }
 
-    /// The request is about to be sent, for the first time or again.
-    pub fn begin_attempt(&mut self) {
+    /// The request is about to be sent, for the first time or again: at the moment that this says.
+    pub fn begin_attempt(&mut self) -> SystemTime {
         (self.attempts, self.header_only, self.filter) = (self.attempts + 1, false, Filter::Off);
         let now = self.elapsed();
         let times = &mut self.seen.times;
         times.called.get_or_insert(now);
         (times.attempt, times.connected, times.answered) = (Some(now), None, None);
+        self.arrived + now
     }
 
     /// The upstream's connection stands.

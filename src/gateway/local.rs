@@ -24,8 +24,16 @@ use crate::web::About;
 const BODY_MAX: usize = 64 * 1024;
 
 impl Gateway {
+    /// Answers a request, or has it go on: whether it is answered.
+    pub(super) async fn take(&self, session: &mut Session, ctx: &mut Context) -> Result<bool> {
+        match self.admit(session, ctx).await {
+            Ok(Admitted::Proxied) => Ok(false),
+            admitted => Box::pin(self.answer(admitted, session, ctx)).await.map(|()| true),
+        }
+    }
+
     /// Answers a request that does not go on to an upstream.
-    pub(super) async fn answer(
+    async fn answer(
         &self,
         admitted: Result<Admitted, Failure>,
         session: &mut Session,

@@ -56,7 +56,6 @@ use pingora::proxy::{FailToProxy, ProxyHttp, Session};
 use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::ProxyWarnLogContext;
 
-use self::admit::Admitted;
 use self::context::{ANSWERED, Context, REFRESHED};
 use self::filter::Filter;
 use self::hook::{Hook, done, failed};
@@ -69,9 +68,11 @@ use crate::credential::Credentials;
 use crate::inject;
 use crate::managed::address::masked;
 use crate::oauth::server::Authority;
+use crate::outbound::shown;
 use crate::policy::Hook as PolicyHook;
 use crate::route::Challenges;
 use crate::telemetry::access::Log;
+use crate::telemetry::traces::errands::Errands;
 use crate::telemetry::{InFlight, Metrics, Traces};
 use crate::upstream::{peer, pool::Pools, resolve::Resolver};
 
@@ -154,27 +155,26 @@ impl ProxyHttp for Gateway {
     }
 
     async fn request_filter(&self, session: &mut Session, ctx: &mut Box<Context>) -> Result<bool> {
-        match self.admit(session, ctx).await {
-            Ok(Admitted::Proxied) => Ok(false),
-            admitted => Box::pin(self.answer(admitted, session, ctx)).await.map(|()| true),
+        match ctx.seen.errands.as_ref().map(Errands::watch) {
+            None => self.take(session, ctx).await,
+            Some(watch) => Box::pin(shown(watch, self.take(session, ctx))).await,
         }
     }
 
     async fn upstream_peer(&self, session: &mut Session, ctx: &mut Box<Context>) -> Result<Box<HttpPeer>> {
-        ctx.begin_attempt();
+        let now = ctx.begin_attempt();
         let Some(target) = &mut ctx.target else {
             return Err(Error::explain(ANSWERED, "no target"));
         };
         target.begin();
         if target.again
-            && let Err(failure) =
-                Box::pin(self.renew(target, session.req_header(), (&ctx.request_id, &ctx.snapshot.keys)))
-                    .await
+            && let renewal = self.renew(target, session.req_header(), (&ctx.request_id, &ctx.snapshot.keys))
+            && let Err(failure) = Box::pin(ctx.seen.renewal(ctx.started, renewal)).await
         {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "no newer token"));
         }
-        match self.place(target, session.req_header()).await {
+        match self.place(target, session.req_header(), now).await {
             Ok(address) => Ok(peer::peer(&target.route.upstream, address, target.upgrades)),
             Err(failure) => {
                 ctx.failure = Some(failure);
@@ -237,7 +237,7 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
-        bounds::require_pace(session, body.as_ref(), ctx)?;
+        bounds::require_pace(session, body.as_ref(), ctx, end)?;
         let Some(target) = &mut ctx.target else {
             return Ok(());
         };

@@ -1,6 +1,7 @@
 //! Where a request goes: the address of its upstream, or one of its peers; and what becomes of it there, as far as that says how a peer
 //! does.
 use std::net::SocketAddr;
+use std::time::SystemTime;
 
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
@@ -17,15 +18,16 @@ use crate::upstream::balance::{Fault, hash};
 use crate::upstream::pool::{NoPeer, since_1970};
 
 impl Gateway {
-    /// The address to which this attempt goes.
+    /// The address to which this attempt goes, which begins `now`.
     pub(super) async fn place(
         &self,
         target: &mut Target,
         head: &RequestHeader,
+        now: SystemTime,
     ) -> Result<SocketAddr, Failure> {
         let begun_at = target.session.as_ref().and_then(|session| session.peer);
         let address = if target.route.upstream.pool.is_none() {
-            self.resolver.address(&target.route, begun_at).await.map_err(|error| {
+            self.resolver.address(&target.route, begun_at, now).await.map_err(|error| {
                 tracing::warn!(target: "postern::upstream", route = %target.route.name, %error, "no address for the upstream");
                 Failure::UpstreamUnreachable
             })?
@@ -33,7 +35,7 @@ impl Gateway {
             // The one before is done with.
             target.busy = None;
             let key = |pool: &Pool| key(pool, head, target);
-            let busy = match self.pools.place(&target.route, begun_at, key).await {
+            let busy = match self.pools.place(&target.route, begun_at, key, now).await {
                 Ok(busy) => busy,
                 Err(NoPeer::OfSession) => return Err(Failure::NoSession),
                 Err(NoPeer::AtAll) => {

@@ -122,5 +122,6 @@ fn finished(session: &Session, ctx: &Context, trace: Trace, ended: &Ended) -> Fi
         tool: tool.filter(kept).map(str::to_owned),
         upstream: ctx.target.as_ref().and_then(|target| target.peer),
         attempts: ctx.attempts,
+        errands: ctx.seen.errands.as_ref().map(|errands| errands.take()).unwrap_or_default(),
     }
 }

@@ -4,7 +4,7 @@
 //! name is resolved once, every answer must be allowed, and the connection goes to exactly the addresses that
 //! were judged. No redirect, no proxy, no decompression, no retry; time and size are capped. Proxied upstreams
 //! do not travel through this client but have their addresses judged by the same [`Outbound::vet`]. Somebody may look on
-//! ([`Outbound::watched`]); who asks says with [`Outbound::remark`] what was made of an answer.
+//! ([`Outbound::watched`], [`shown`]); who asks says with [`Outbound::remark`] what was made of an answer.
 //!
 //! It sits at the bottom: it knows HTTP and addresses, nothing of OAuth.
 
@@ -19,7 +19,7 @@ mod watch;
 pub use address::{AddressPolicy, Class, classify};
 pub use client::{Outbound, Settings, SetupError, printable};
 pub use message::{Limits, Request, Response};
-pub use watch::{Answer, Count, Exchange, Fetched, Remark, Sight, Watch};
+pub use watch::{Answer, Count, Exchange, Fetched, Remark, Sight, Watch, carried, shown};
 
 /// Why there is no answer. `target` is `scheme://host:port` (or `host:port`), never a path or a query: those
 /// may carry codes and tokens.

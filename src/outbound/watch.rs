@@ -12,6 +12,27 @@ use super::{AddressPolicy, Error, Outbound, Request, Response};
 /// Who looks on.
 pub type Watch = Arc<dyn Fn(Sight) + Send + Sync>;
 
+tokio::task_local! {
+    /// Who looks on at all that is asked for the sake of one request.
+    static OF_REQUEST: Watch;
+}
+
+/// Whatever `work` asks for, through whichever client, is shown to `watch`.
+pub async fn shown<T>(watch: Watch, work: impl Future<Output = T>) -> T {
+    OF_REQUEST.scope(watch, work).await
+}
+
+/// For work in a task of its own: it is shown to who looks on here.
+pub fn carried<T>(work: impl Future<Output = T>) -> impl Future<Output = T> {
+    let watch = OF_REQUEST.try_with(Arc::clone).ok();
+    async move {
+        match watch {
+            Some(watch) => shown(watch, work).await,
+            None => work.await,
+        }
+    }
+}
+
 /// Who counts what is made of answers, and whether what was fetched was still there.
 pub trait Count: Send + Sync {
     /// Both are words of ours.
@@ -102,9 +123,13 @@ impl Outbound {
         if let Some(count) = &self.count {
             count.decision(step, decision);
         }
-        if let Some(watch) = &self.watch {
+        if let Some(watch) = self.watch() {
             watch(Sight::Remark(Remark { step, about: about.to_owned(), decision, why: why() }));
         }
+    }
+
+    fn watch(&self) -> Option<Watch> {
+        self.watch.clone().or_else(|| OF_REQUEST.try_with(Arc::clone).ok())
     }
 
     /// As [`Outbound::remark`], for a request without an answer.
@@ -116,7 +141,7 @@ impl Outbound {
     /// Sends one request and waits for its answer, of whatever status. See [`Error`] for what each failure says
     /// about whether the request left.
     pub async fn send(&self, request: Request, policy: &AddressPolicy) -> Result<Response, Error> {
-        let Some(watch) = &self.watch else {
+        let Some(watch) = self.watch() else {
             return self.exchange(request, policy).await;
         };
         let method = request.method.clone();

@@ -28,7 +28,7 @@ pub struct Line<'a> {
     /// `user`, `program` or `anonymous`.
     pub caller: &'static str,
     pub duration_ms: f64,
-    /// Of it, for the credential; `None`: it was not asked for.
+    /// Of it, for the credential; `None`: it was there, or was not asked for.
     pub credential_ms: Option<f64>,
     /// For a connection to the upstream, of the last attempt; `None`: there was one.
     pub connect_ms: Option<f64>,

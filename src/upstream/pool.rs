@@ -110,12 +110,13 @@ impl Pools {
         route: &Arc<Route>,
         begun_at: Option<SocketAddr>,
         key: impl Fn(&route::Pool) -> u64,
+        now: SystemTime,
     ) -> Result<Busy, NoPeer> {
         let pools = self.by_route.load();
         if let Some(pool) = pools.get(&route.name).filter(|pool| pool.is_of(&route.upstream))
             && pool.is_looked_up()
         {
-            return pool.place(begun_at, key, self.clock.now());
+            return pool.place(begun_at, key, now);
         }
         drop(pools);
         Box::pin(self.place_first(route, begun_at, key)).await

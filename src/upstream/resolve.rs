@@ -44,8 +44,8 @@ impl Resolver {
         self: &Arc<Self>,
         route: &Arc<Route>,
         begun_at: Option<SocketAddr>,
+        now: SystemTime,
     ) -> Result<SocketAddr, outbound::Error> {
-        let now = self.clock.now();
         let known = self.known.get(&route.name).map(|entry| Arc::clone(&entry));
         if let Some(entry) = known.filter(|entry| entry.is_for(&route.upstream)) {
             let age = now.duration_since(entry.since).unwrap_or_default();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use dashmap::DashMap;
 use tokio::sync::watch;
 
+use crate::outbound;
 use crate::telemetry::InFlight;
 
 /// What is under way, by key. Clones share it.
@@ -51,7 +52,7 @@ impl<T: Clone + Send + Sync + 'static> Flights<T> {
                 let (sender, receiver) = watch::channel(None);
                 vacant.insert(receiver.clone());
                 let landing = Landing { flights: self.clone(), key: key.to_owned() };
-                let (work, under_way) = (begin(), in_flight.start());
+                let (work, under_way) = (outbound::carried(begin()), in_flight.start());
                 tokio::spawn(async move {
                     let _under_way = under_way;
                     let outcome = work.await;

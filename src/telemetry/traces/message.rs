@@ -57,11 +57,24 @@ pub struct Span {
     pub end_time_unix_nano: u64,
     #[prost(message, repeated, tag = "9")]
     pub attributes: Vec<KeyValue>,
+    #[prost(message, repeated, tag = "11")]
+    pub events: Vec<Event>,
     #[prost(message, optional, tag = "15")]
     pub status: Option<Status>,
     /// Of the trace: recorded, and whether the parent is somewhere else.
     #[prost(fixed32, tag = "16")]
     pub flags: u32,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Event {
+    /// Nanoseconds since the epoch.
+    #[prost(fixed64, tag = "1")]
+    pub time_unix_nano: u64,
+    #[prost(string, tag = "2")]
+    pub name: String,
+    #[prost(message, repeated, tag = "3")]
+    pub attributes: Vec<KeyValue>,
 }
 
 #[derive(Clone, PartialEq, Message)]

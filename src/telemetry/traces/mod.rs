@@ -3,6 +3,7 @@
 //! it, and none waits for a collector: spans wait in a queue for who sends them, and what finds no room there is dropped and
 //! counted.
 pub mod context;
+pub mod errands;
 pub mod message;
 mod span;
 

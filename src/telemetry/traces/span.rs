@@ -1,13 +1,14 @@
-//! What became of a request → its spans: the whole of it, its credential where that had to be fetched, and the call to the
-//! upstream. Attributes are words of ours, names, and numbers; their keys are OpenTelemetry's, where it has some.
+//! What became of a request → its spans: the whole of it, its credential where that was waited for, what was asked of others for
+//! it, and the call to the upstream. Attributes are words of ours, names, and numbers; their keys are OpenTelemetry's, where it has some.
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
 use super::context::Trace;
+use super::errands::Errand;
 use super::message::{
-    ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, Scope, ScopeSpans, Span, Status,
+    Event, ExportTraceServiceRequest, KeyValue, Resource, ResourceSpans, Scope, ScopeSpans, Span, Status,
 };
 use crate::telemetry::CallerClass;
 
@@ -24,10 +25,10 @@ const ELSEWHERE: u32 = 0x200;
 /// Where the time of a request went: moments, counted from its arrival.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
-    /// Its credential was asked for, and was there, or not to be had.
+    /// From when to when its credential was waited for; `None`: it was there.
     pub credential: Option<(Duration, Duration)>,
-    /// It was not simply there.
-    pub is_fetched: bool,
+    /// The same of another one, after the upstream had refused it.
+    pub renewal: Option<(Duration, Duration)>,
     /// The first attempt at the upstream began.
     pub called: Option<Duration>,
     /// The last one began.
@@ -56,6 +57,7 @@ pub struct Finished {
     pub tool: Option<String>,
     pub upstream: Option<SocketAddr>,
     pub attempts: u32,
+    pub errands: Vec<Errand>,
 }
 
 /// The request to the collector that brings it these. `service`: what they come from; `instance`: of several of it, which.
@@ -75,19 +77,31 @@ pub fn request(finished: &[Box<Finished>], service: &str, instance: &str) -> Vec
     ExportTraceServiceRequest { resource_spans }.encode_to_vec()
 }
 
+/// `status` 0: there was no answer. `wrong`: why it is an error.
+fn ended(span: &mut Span, status: u16, wrong: Option<&str>) {
+    if status != 0 {
+        span.attributes.push(KeyValue::number("http.response.status_code", status));
+    }
+    if let Some(wrong) = wrong {
+        span.attributes.push(KeyValue::text("error.type", wrong));
+        span.status = Some(Status { message: String::new(), code: ERROR });
+    }
+}
+
 // === impl Finished ===
 
 impl Finished {
     fn spans(&self) -> impl Iterator<Item = Span> {
         let called = self.times.called.map(|called| self.call(called));
-        let credential = self.times.credential.filter(|_| self.times.is_fetched);
-        let credential = credential.map(|times| {
-            let mut id = self.trace.call;
-            // Another one than that of the call.
-            id.iter_mut().for_each(|byte| *byte = !*byte);
-            self.span("credential", (id, Some(self.trace.request)), INTERNAL, times)
-        });
-        [Some(self.whole()), credential, called].into_iter().flatten()
+        // Other ids than those of the call and of the request.
+        let inner = |name: &str, like: [u8; 8], times: Option<(Duration, Duration)>| {
+            let id = like.map(|byte| !byte);
+            times.map(|times| self.span(name, (id, Some(self.trace.request)), INTERNAL, times))
+        };
+        let credential = inner("credential", self.trace.call, self.times.credential);
+        let renewal = inner("renewal", self.trace.request, self.times.renewal);
+        let errands = self.errands.iter().filter_map(|errand| self.errand(errand));
+        [Some(self.whole()), credential, renewal, called].into_iter().flatten().chain(errands)
     }
 
     fn whole(&self) -> Span {
@@ -111,8 +125,33 @@ impl Finished {
         ];
         let known = known.into_iter().filter_map(|(key, value)| Some(KeyValue::text(key, value.as_deref()?)));
         span.attributes.extend(known);
+        span.events = self.errands.iter().filter_map(|errand| self.decision(errand)).collect();
         self.answered(&mut span, 500);
         span
+    }
+
+    /// What was asked of others.
+    fn errand(&self, errand: &Errand) -> Option<Span> {
+        let Errand::Exchange { id, method, host, port, times, outcome } = errand else { return None };
+        let mut span = self.span(method.as_str(), (*id, Some(self.trace.request)), CLIENT, *times);
+        span.attributes = vec![
+            KeyValue::text("http.request.method", method.as_str()),
+            KeyValue::text("server.address", host),
+            KeyValue::number("server.port", *port),
+        ];
+        match outcome {
+            Ok(status) => ended(&mut span, *status, (*status >= 400).then_some("status")),
+            Err(word) => ended(&mut span, 0, Some(word)),
+        }
+        Some(span)
+    }
+
+    /// What was made of an answer.
+    fn decision(&self, errand: &Errand) -> Option<Event> {
+        let Errand::Decision { at, step, decision } = errand else { return None };
+        let attributes =
+            vec![KeyValue::text("postern.step", step), KeyValue::text("postern.decision", decision)];
+        Some(Event { time_unix_nano: self.nanos(*at), name: "discovery".to_owned(), attributes })
     }
 
     fn call(&self, called: Duration) -> Span {
@@ -132,13 +171,14 @@ impl Finished {
 
     /// How it ended: from `wrong` on it was an error, as a server's spans and a client's are read.
     fn answered(&self, span: &mut Span, wrong: u16) {
-        if self.status != 0 {
-            span.attributes.push(KeyValue::number("http.response.status_code", self.status));
-        }
-        if self.status == 0 || self.status >= wrong {
-            span.attributes.push(KeyValue::text("error.type", self.reason));
-            span.status = Some(Status { message: String::new(), code: ERROR });
-        }
+        let is_wrong = self.status == 0 || self.status >= wrong;
+        ended(span, self.status, is_wrong.then_some(self.reason));
+    }
+
+    /// Since the epoch.
+    fn nanos(&self, moment: Duration) -> u64 {
+        let since = (self.arrived + moment).duration_since(UNIX_EPOCH).unwrap_or_default();
+        u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
     }
 
     fn span(
@@ -148,19 +188,16 @@ impl Finished {
         kind: i32,
         (start, end): (Duration, Duration),
     ) -> Span {
-        let nanos = |moment: Duration| {
-            let since = (self.arrived + moment).duration_since(UNIX_EPOCH).unwrap_or_default();
-            u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-        };
         Span {
             trace_id: self.trace.id.to_vec(),
             span_id: id.to_vec(),
             parent_span_id: parent.map(Vec::from).unwrap_or_default(),
             name: name.to_owned(),
             kind,
-            start_time_unix_nano: nanos(start),
-            end_time_unix_nano: nanos(end),
+            start_time_unix_nano: self.nanos(start),
+            end_time_unix_nano: self.nanos(end),
             attributes: Vec::new(),
+            events: Vec::new(),
             status: None,
             flags: RECORDED | KNOWN,
         }
