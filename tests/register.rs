@@ -582,7 +582,7 @@ async fn sr_as_71_a_document_out_of_reach_is_not_a_client_unknown() {
 async fn sr_as_71_what_is_remembered_of_a_document_ends_in_time() {
     let documents = ClientDocuments::start().await;
     let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-    let settings = Settings { ca_certificates: Vec::new(), forbidden: Vec::new() };
+    let settings = Settings { ca_certificates: Vec::new(), forbidden: Vec::new(), ..Settings::default() };
     let outbound = Outbound::new(settings).unwrap();
     let cimd = Cimd { enabled: true, allow_private: true, allow_hosts: Vec::new(), deny_hosts: Vec::new() };
     let known = Documents::default();

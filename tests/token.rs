@@ -696,7 +696,7 @@ impl Later {
         let store = Arc::new(Embedded::open(directory.path(), clock.clone()).unwrap());
         let sealer = Sealer::new(vec![SealingKey::new("k", seal::random().unwrap()).unwrap()]).unwrap();
         let records = Records::new(store, Arc::new(sealer));
-        let settings = Settings { ca_certificates: Vec::new(), forbidden: Vec::new() };
+        let settings = Settings { ca_certificates: Vec::new(), forbidden: Vec::new(), ..Settings::default() };
         let connector = Connector::new(
             clock.clone(),
             records.clone(),

@@ -67,7 +67,8 @@ async fn call(url: &str, token: &str) {
 }
 
 async fn attempt(url: &str, token: &str) -> Result<String, String> {
-    let outbound = Outbound::new(Settings { ca_certificates: Vec::new(), forbidden: Vec::new() });
+    let outbound =
+        Outbound::new(Settings { ca_certificates: Vec::new(), forbidden: Vec::new(), ..Settings::default() });
     let outbound = outbound.map_err(|error| error.to_string())?;
     let host =
         url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)).unwrap_or_default();

@@ -224,6 +224,9 @@ pub(super) struct OauthClient {
 pub(super) struct Outbound {
     /// PEM files with certificates to trust beside the system's, for OAuth requests and upstreams. Default: none.
     pub(super) ca_files: Option<Vec<PathBuf>>,
+    /// Name servers to ask, like `10.0.0.2` or `127.0.0.1:5353`. Default: those of the system, by its own resolver; `srv:` names by
+    /// `/etc/resolv.conf`.
+    pub(super) name_servers: Option<Vec<String>>,
 }
 
 #[derive(Deserialize, JsonSchema)]

@@ -33,6 +33,7 @@ pub struct Pool {
 pub struct Peer {
     /// Lower case, IPv6 without brackets.
     pub host: String,
+    /// Zero: `host` is the name of a service (SRV), whose hosts have ports.
     pub port: u16,
     /// 1 to 100.
     pub weight: u32,
@@ -159,10 +160,17 @@ pub(super) fn peer(
     if !(1..=WEIGHT_MAX).contains(&weight) {
         check.refuse(&key.child("weight"), "is out of range", format!("write 1 to {WEIGHT_MAX}"));
     }
-    if text.starts_with("srv:") {
-        let write = "write the host and port that it stands for";
-        check.refuse(key, "is an SRV name, which is not looked up", write);
-        return None;
+    if let Some(name) = text.strip_prefix("srv:") {
+        let host = name.to_ascii_lowercase();
+        let is_service =
+            host.starts_with('_') && host.contains("._") && !host.contains([':', '[']) && is_host(&host);
+        if !is_service {
+            let write =
+                "write srv: and the name, like srv:_mcp._tcp.example.com; the ports are those of its hosts";
+            check.refuse(key, "is no name of a service", write);
+            return None;
+        }
+        return Some(Peer { host, port: 0, weight });
     }
     let what = match () {
         () if text.contains("://") => Some("is a URL and no address"),

@@ -816,7 +816,7 @@ fn peers_are_addresses_and_nothing_else() {
         ("\"a.example:443/other\"", "has a path"),
         ("\"user@a.example:443\"", "has a user"),
         ("\"a.example:443?x\"", "has a query or fragment"),
-        ("\"srv:_mcp._tcp.example\"", "is an SRV name, which is not looked up"),
+        ("\"srv:mcp.example\"", "is no name of a service"),
         ("a.example", "has no port"),
         ("\"a.example:0\"", "has no port"),
         ("\"a.example:+80\"", "has no port"),

@@ -15,15 +15,16 @@ use reqwest::dns::{Name, Resolve, Resolving};
 use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::time::error::Elapsed;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use url::{Host, Url};
 
 use super::Error;
 use super::address::{AddressPolicy, Class, classify};
 use super::message::{Request, Response};
+use super::names::{Names, Vetted};
 use super::watch::{Count, Watch};
 
-const RESOLVE_LIMIT: Duration = Duration::from_secs(3);
+pub(super) const RESOLVE_LIMIT: Duration = Duration::from_secs(3);
 /// A name with more answers than this is tried at the first ones only; all are judged.
 const ADDRESSES_TRIED: usize = 16;
 /// How far a deadline has to be passed for a process to have been stopped, and how long it then looks for an answer.
@@ -43,6 +44,8 @@ pub struct Settings {
     /// Sockets that are never connected to, whatever a policy allows: Postern's own admin listener, its store.
     /// An unspecified address stands for every address of this machine.
     pub forbidden: Vec<SocketAddr>,
+    /// Who is asked about names. Empty: whom the system asks.
+    pub name_servers: Vec<SocketAddr>,
 }
 
 /// Why no client could be made.
@@ -67,6 +70,7 @@ struct Shared {
     tls: ClientConfig,
     roots: Vec<CertificateDer<'static>>,
     forbidden: Vec<SocketAddr>,
+    names: Names,
 }
 
 /// As `timeout_at`, with the deadline for the rest. A process that was stopped meanwhile finds the deadline long over and
@@ -108,11 +112,16 @@ impl Outbound {
             .with_root_certificates(store)
             .with_no_client_auth();
         tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let names = Names::of(settings.name_servers);
         Ok(Self {
-            shared: Arc::new(Shared { tls, roots, forbidden: settings.forbidden }),
+            shared: Arc::new(Shared { tls, roots, forbidden: settings.forbidden, names }),
             watch: None,
             count: None,
         })
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.shared.names
     }
 
     /// Every certificate that is trusted as a root: the system's and the configured ones.
@@ -124,28 +133,44 @@ impl Outbound {
     /// Refused when any single answer is not allowed: a name that mixes public and internal addresses is an
     /// attack or a mistake. The caller must connect to one of the returned addresses and not resolve again.
     pub async fn vet(&self, host: &str, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, Error> {
+        let vetted = self.vet_for_a_while(host, port, policy).await?;
+        Ok(vetted.addresses.into_iter().map(|(address, _)| address).collect())
+    }
+
+    /// The same, with how long it stays so.
+    pub async fn vet_for_a_while(
+        &self,
+        host: &str,
+        port: u16,
+        policy: &AddressPolicy,
+    ) -> Result<Vetted, Error> {
         let target = || format!("{}:{port}", printable(host, REASON_LIMIT));
         let private = policy.allows_private(host);
         let bracketed =
             if host.contains(':') && !host.starts_with('[') { &format!("[{host}]") } else { host };
         // The parser of `url`, so that `0x7f.1` is an address here as it is there.
         let name = match Host::parse(bracketed) {
-            Ok(Host::Ipv4(address)) => return self.judge([(address, port).into()], private, target),
-            Ok(Host::Ipv6(address)) => return self.judge([(address, port).into()], private, target),
+            Ok(Host::Ipv4(address)) => {
+                return self
+                    .judge([(address, port).into()], private, target)
+                    .map(|vetted| Vetted::of(vetted, None));
+            }
+            Ok(Host::Ipv6(address)) => {
+                return self
+                    .judge([(address, port).into()], private, target)
+                    .map(|vetted| Vetted::of(vetted, None));
+            }
             Ok(Host::Domain(name)) => name,
             Err(_) => {
                 return Err(Error::Refused { target: target(), reason: "host is not valid" });
             }
         };
         let unresolved = |reason: &str| Error::NotSent { target: target(), reason: reason.into() };
-        match timeout(RESOLVE_LIMIT, tokio::net::lookup_host((name.as_str(), port))).await {
-            Ok(Ok(addresses)) => self.judge(addresses, private, target),
-            Ok(Err(_)) => Err(unresolved("name does not resolve")),
-            Err(_) => Err(unresolved("name resolution timed out")),
-        }
+        let (addresses, fresh_for) = self.names().addresses(&name, port).await.map_err(unresolved)?;
+        self.judge(addresses, private, target).map(|vetted| Vetted::of(vetted, fresh_for))
     }
 
-    fn judge(
+    pub(super) fn judge(
         &self,
         addresses: impl IntoIterator<Item = SocketAddr>,
         private: bool,

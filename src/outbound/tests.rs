@@ -275,8 +275,12 @@ fn tls_server(names: &[&str]) -> (SocketAddr, CertificateDer<'static>, Receiver<
 #[tokio::test]
 async fn tls_trusts_the_given_authority_only() {
     let (address, certificate, heads) = tls_server(&["localhost"]);
-    let trusting =
-        Outbound::new(Settings { ca_certificates: vec![certificate.clone()], forbidden: vec![] }).unwrap();
+    let trusting = Outbound::new(Settings {
+        ca_certificates: vec![certificate.clone()],
+        forbidden: vec![],
+        ..Settings::default()
+    })
+    .unwrap();
     assert_eq!(trusting.roots().last(), Some(&certificate));
     let url = format!("https://localhost:{}/", address.port());
     assert_eq!(trusting.send(Request::get(&url), &loopback()).await.unwrap().status, StatusCode::NO_CONTENT);
@@ -295,7 +299,11 @@ async fn tls_trusts_the_given_authority_only() {
 
 #[test]
 fn a_bad_authority_is_named() {
-    let settings = Settings { ca_certificates: vec![CertificateDer::from(vec![1, 2, 3])], forbidden: vec![] };
+    let settings = Settings {
+        ca_certificates: vec![CertificateDer::from(vec![1, 2, 3])],
+        forbidden: vec![],
+        ..Settings::default()
+    };
     assert!(matches!(Outbound::new(settings), Err(SetupError::Certificate { position: 1, .. })));
 }
 
@@ -446,7 +454,7 @@ async fn http_needs_leave_and_leave_is_per_host() {
 async fn own_listeners_are_out_of_reach() {
     let with = |forbidden: &str| {
         let forbidden = vec![forbidden.parse().unwrap()];
-        Outbound::new(Settings { ca_certificates: vec![], forbidden }).unwrap()
+        Outbound::new(Settings { ca_certificates: vec![], forbidden, ..Settings::default() }).unwrap()
     };
     let policy = AddressPolicy::allowing([
         "127.0.0.1".into(),

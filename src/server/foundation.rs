@@ -67,6 +67,7 @@ impl Foundation {
         let settings = Settings {
             ca_certificates: config.outbound.ca_certificates.clone(),
             forbidden: admin.into_iter().collect(),
+            name_servers: config.outbound.name_servers.clone(),
         };
         let outbound = Outbound::new(settings).map_err(|error| StartError::Outbound(error.to_string()))?;
         let outbound = outbound.counted(Arc::<Metrics>::clone(&metrics));

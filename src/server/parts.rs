@@ -148,8 +148,11 @@ pub fn ca_bundle(config: &Config) -> Result<Option<String>, StartError> {
     if config.outbound.ca_certificates.is_empty() {
         return Ok(None);
     }
-    let settings =
-        Settings { ca_certificates: config.outbound.ca_certificates.clone(), forbidden: Vec::new() };
+    let settings = Settings {
+        ca_certificates: config.outbound.ca_certificates.clone(),
+        forbidden: Vec::new(),
+        ..Settings::default()
+    };
     let outbound = Outbound::new(settings).map_err(|error| StartError::Outbound(error.to_string()))?;
     let mut bundle = String::new();
     for root in outbound.roots() {

@@ -21,7 +21,6 @@ use tokio::time::{sleep, timeout};
 use super::balance::Peer;
 use super::peer;
 use super::pool::{Pool, Pools, since_1970};
-use super::resolve::FRESH;
 use crate::config::{Health, Probe};
 use crate::route::Upstream;
 
@@ -55,9 +54,9 @@ impl BackgroundService for Watching {
 /// Until there is another pool in its place.
 async fn look_up(pools: Arc<Pools>, pool: Weak<Pool>) {
     while let Some(pool) = pool.upgrade() {
-        pools.look_up(&pool).await;
+        let again = pools.look_up(&pool).await;
         drop(pool);
-        sleep(FRESH).await;
+        sleep(again).await;
     }
 }
 

@@ -11,13 +11,17 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::balance::{Busy, Choice, Member, Peer, millis};
-use super::resolve::STALE;
+use super::resolve::{FRESH, STALE};
 use crate::clock::Clock;
 use crate::config::TcpRoute;
 use crate::map::Map;
 use crate::outbound::Outbound;
 use crate::route::{self, Route, Table, Upstream};
 
+/// What the name service says is good for less is asked for once a second.
+const LEAST: Duration = Duration::from_secs(1);
+/// When a name is asked for again that was not answered.
+const AGAIN: Duration = Duration::from_secs(5);
 /// Those that were taken out and are still remembered, at most.
 const LEAVING_MOST: usize = 64;
 
@@ -63,7 +67,7 @@ pub struct Leaving {
 
 #[derive(Clone)]
 struct Known {
-    addresses: Vec<SocketAddr>,
+    addresses: Vec<(SocketAddr, u32)>,
     since: SystemTime,
 }
 
@@ -158,30 +162,36 @@ impl Pools {
         pool.place(begun_at, key, self.clock.now())
     }
 
-    /// Looks up what the names of its peers stand for.
-    pub(super) async fn look_up(&self, pool: &Pool) {
+    /// Looks up what the names of its peers stand for. Returns when that is to be done again.
+    pub(super) async fn look_up(&self, pool: &Pool) -> Duration {
         let _turn = pool.looking_up.lock().await;
-        self.look_up_now(pool).await;
+        self.look_up_now(pool).await
     }
 
-    async fn look_up_now(&self, pool: &Pool) {
+    async fn look_up_now(&self, pool: &Pool) -> Duration {
+        let mut again = FRESH;
         let mut asked = JoinSet::new();
         for peer in &pool.settings.settings.peers {
             let (outbound, policy) = (self.outbound.clone(), pool.settings.policy.clone());
             let (host, port) = (peer.host.clone(), peer.port);
             asked.spawn(async move {
-                let vetted = outbound.vet(&host, port, &policy).await;
+                let vetted = match port {
+                    0 => outbound.vet_service(&host, &policy).await,
+                    _ => outbound.vet_for_a_while(&host, port, &policy).await,
+                };
                 ((host, port), vetted)
             });
         }
         while let Some(answered) = asked.join_next().await {
             let now = self.clock.now();
             match answered {
-                Ok((name, Ok(addresses))) => {
-                    pool.names().insert(name, Known { addresses, since: now });
+                Ok((name, Ok(vetted))) => {
+                    again = vetted.fresh_for.map_or(again, |fresh| again.min(fresh.max(LEAST)));
+                    pool.names().insert(name, Known { addresses: vetted.addresses, since: now });
                 }
                 Ok((name, Err(error))) => {
                     tracing::warn!(target: "postern::upstream", route = %pool.name, %error, "addresses of a peer not known");
+                    again = again.min(AGAIN);
                     let age = |known: &Known| now.duration_since(known.since).unwrap_or_default();
                     pool.names().retain(|known, held| *known != name || age(held) < STALE);
                 }
@@ -189,6 +199,7 @@ impl Pools {
             }
         }
         pool.take_in(self.clock.now());
+        again
     }
 }
 
@@ -259,13 +270,13 @@ impl Pool {
         let mut present: Vec<Member> = Vec::new();
         for configured in &self.settings.settings.peers {
             let known = names.get(&(configured.host.clone(), configured.port));
-            for address in known.iter().flat_map(|known| &known.addresses) {
+            for (address, share) in known.iter().flat_map(|known| &known.addresses) {
                 if present.iter().any(|member| member.peer.address == *address) {
                     continue;
                 }
                 let peer = were().find(|peer| peer.address == *address).map(Arc::clone);
                 let peer = peer.unwrap_or_else(|| Arc::new(Peer::new(*address, since)));
-                present.push(Member { peer, weight: configured.weight });
+                present.push(Member { peer, weight: configured.weight.saturating_mul(*share) });
             }
         }
         drop(names);

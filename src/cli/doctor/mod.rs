@@ -49,7 +49,8 @@ pub fn doctor(config: &Config, name: &str, registers: bool, as_json: bool) -> Ex
     // As for the gateway, so that an upstream that leads there is refused here too.
     let admin = config.server.admin.as_deref().and_then(|admin| admin.parse::<SocketAddr>().ok());
     let ca_certificates = config.outbound.ca_certificates.clone();
-    let settings = Settings { ca_certificates, forbidden: admin.into_iter().collect() };
+    let name_servers = config.outbound.name_servers.clone();
+    let settings = Settings { ca_certificates, forbidden: admin.into_iter().collect(), name_servers };
     let outbound = match Outbound::new(settings) {
         Ok(outbound) => outbound,
         Err(error) => return failed(&error.to_string()),

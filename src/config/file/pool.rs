@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-/// An address behind the upstream: `HOST:PORT`, or that with a weight.
+/// An address behind the upstream: `HOST:PORT`, or `srv:` and the name of a service; or that with a weight.
 #[derive(Deserialize, JsonSchema)]
 #[serde(untagged)]
 pub(in crate::config) enum Peer {
@@ -15,7 +15,8 @@ pub(in crate::config) enum Peer {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct WeightedPeer {
-    /// `HOST:PORT`, like `10.0.0.11:8080`, `[fd00::11]:8080` or `files-1.internal:8080`.
+    /// `HOST:PORT`, like `10.0.0.11:8080`, `[fd00::11]:8080` or `files-1.internal:8080`; `srv:_mcp._tcp.example.com` stands for the hosts
+    /// that the name service has for it (SRV), with their ports, priorities and weights.
     pub(in crate::config) address: String,
     /// Its share beside the others, up to 100. Each address of a name has it. Default: 1.
     #[schemars(range(min = 1, max = 100))]
