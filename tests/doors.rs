@@ -186,6 +186,28 @@ async fn sr_t47_a_body_that_stands_still_or_only_trickles_is_408() {
 }
 
 #[tokio::test]
+async fn sr_t47_a_form_of_ours_that_trickles_is_408() {
+    let upstream = Upstream::open().await;
+    let (gateway, _) = start(&upstream, json!({"body_time": "1s"})).await;
+    let host = gateway.public_url.split_once("://").unwrap().1;
+    let head = format!(
+        "POST /oauth/token HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/x-www-form-urlencoded\r\n"
+    );
+    let mut slow = RawConnection::open(gateway.address).await;
+    slow.send(format!("{head}Content-Length: 1000\r\n\r\n")).await;
+    let trickle = async {
+        loop {
+            slow.send("a").await;
+            if let Ok(answer) = tokio::time::timeout(SECOND / 4, slow.response(PATIENCE)).await {
+                break answer;
+            }
+        }
+    };
+    assert_eq!(within(5 * SECOND, trickle).await.unwrap().status, 408);
+    assert_eq!(limited(&gateway, "body_time").await, 1);
+}
+
+#[tokio::test]
 async fn sr_t47_whoever_takes_nothing_of_an_answer_is_cut_off_and_little_is_held_for_them() {
     let upstream = Upstream::open().await;
     let (gateway, token) = start(&upstream, json!({"write_time": "1s"})).await;
@@ -280,8 +302,68 @@ async fn sr_f30_few_files_are_enough_for_those_who_are_in_and_the_rest_is_turned
     let busy = (used(&gateway) - before.0).as_secs_f64() / before.1.elapsed().as_secs_f64();
     assert!(busy < 0.5, "{busy} of a processor");
     assert!(limited(&gateway, "connections").await > 200);
+    assert!(!gateway.output.text().contains("os error 24"), "there was always a file for the next one");
     drop(open);
     eventually(2 * SECOND, async || is_served(&gateway, &token).await).await;
     // Signing in writes to the store.
     self::token(&gateway).await;
+}
+
+/// There is not one file left, whoever has taken them: what is open goes on, and a moment after there are files again, so does
+/// everything else.
+#[tokio::test]
+async fn sr_f30_without_a_file_what_runs_goes_on_and_the_rest_comes_back_with_the_files() {
+    let upstream = Upstream::open().await;
+    let (gateway, token) = start(&upstream, json!({})).await;
+    let (feed, answer) = Answer::stream();
+    upstream.answer_next(answer);
+    let mut events = gateway.mcp("demo").bearer(&token).post_events(PING).await;
+    feed.event("begins");
+    assert_eq!(events.next(PATIENCE).await.unwrap().data, "begins");
+    let mut kept = RawConnection::open(gateway.address).await;
+    kept.send(ping(&gateway, &token)).await;
+    assert_eq!(kept.response(PATIENCE).await.unwrap().status, 200);
+    let files = |most: &str| {
+        let (process, limit) = (gateway.process_id().to_string(), format!("--nofile={most}"));
+        let set = std::process::Command::new("prlimit").args(["--pid", &process, &limit]).status();
+        assert!(set.unwrap().success());
+    };
+    files("5:20000");
+    // At every listener: the public one, the admin's, and the commands'.
+    let mut refused = Vec::new();
+    for _ in 0..50 {
+        let mut connection = RawConnection::open(gateway.address).await;
+        connection.send(ping(&gateway, &token)).await;
+        refused.push(connection);
+    }
+    let file = gateway.config_file();
+    let words = ["reload", "--config", file.to_str().unwrap()];
+    let (begun, before) = (Instant::now(), used(&gateway));
+    let asks = async {
+        let ready = gateway.http.get(gateway.admin("/readyz")).send();
+        let (ready, reload) = tokio::join!(ready, support::process::run(&words, &[]));
+        (ready.unwrap().status(), reload.code)
+    };
+    let lasts = async {
+        for _ in 0..20 {
+            feed.event("goes on");
+            assert_eq!(events.next(PATIENCE).await.unwrap().data, "goes on");
+            tokio::time::sleep(SECOND / 10).await;
+        }
+        gateway.output.shows("os error 24").await;
+        let busy = (used(&gateway) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+        assert!(busy < 0.5, "{busy} of a processor");
+        files("20000:20000");
+        let again = Instant::now();
+        assert!(is_served(&gateway, &token).await);
+        again.elapsed()
+    };
+    let ((ready, reload), took) = tokio::join!(asks, lasts);
+    assert!(took < 2 * SECOND, "{took:?}");
+    assert_eq!((ready.as_u16(), reload), (200, Some(0)));
+    for connection in &mut refused {
+        assert_eq!(connection.response(PATIENCE).await.unwrap().status, 200, "they have only waited");
+    }
+    kept.send(ping(&gateway, &token)).await;
+    assert_eq!(kept.response(PATIENCE).await.unwrap().status, 200);
 }

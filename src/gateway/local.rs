@@ -9,6 +9,7 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
+use pingora::time::timeout;
 use pingora::{Error, ErrorType, Result};
 use tower::ServiceExt as _;
 
@@ -61,9 +62,11 @@ impl Gateway {
 /// Hands the request to the router and streams its answer. `path` is canonical.
 pub async fn serve(session: &mut Session, router: &Router, path: &str, about: About) -> Result<()> {
     let (version, is_head) = (session.req_header().version, session.req_header().method == Method::HEAD);
-    let Some(body) = read_body(session).await? else {
-        return Ok(());
+    let within = about.snapshot.config.limits.body_time;
+    let Ok(body) = timeout(within, read_body(session)).await else {
+        return Err(Error::explain(ErrorType::ReadTimedout, "the body of a local request").into_down());
     };
+    let Some(body) = body? else { return Ok(()) };
     let request = request(session, path, body, about)?;
     let response = match router.clone().oneshot(request).await {
         Ok(response) => response,

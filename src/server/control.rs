@@ -23,6 +23,8 @@ use super::upgrade::Upgrade;
 const FILE_NAME: &str = "control.sock";
 /// Whoever connects and says nothing is not waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two tries to accept somebody.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,8 +83,16 @@ impl Control {
         let listener = tokio::net::UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         loop {
-            let (stream, _) = listener.accept().await?;
-            tokio::spawn(answer(stream, Arc::clone(&self.hands)));
+            match listener.accept().await {
+                Ok((stream, _)) => {
+                    tokio::spawn(answer(stream, Arc::clone(&self.hands)));
+                }
+                // There may be no file for it now.
+                Err(error) => {
+                    tracing::warn!(%error, "a wish at the control socket cannot be heard");
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
         }
     }
 }

@@ -30,6 +30,7 @@ use crate::config::Limits;
 use crate::oauth::server::Authority;
 use crate::telemetry::Metrics;
 
+use self::room::AWAY;
 pub use self::room::{Place, Room, by_files};
 
 /// What every connection over HTTP/2 begins with (RFC 9113 §3.4).
@@ -65,7 +66,7 @@ impl Doors {
     ) -> Self {
         let room = Arc::new(Room::new(by_files(), Arc::clone(metrics)));
         room.tell(authority.snapshot().config.limits.connections);
-        let away = Arc::new(Room::new(32, Arc::clone(metrics)));
+        let away = Arc::new(Room::new(AWAY, Arc::clone(metrics)));
         Self { authority, room, away, with_tls, tls, pulses, succeeded }
     }
 

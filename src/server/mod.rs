@@ -243,6 +243,7 @@ fn serve(
     let with_tls = with_tls.collect();
     let (pulses, watched) = (Pulses::default(), Arc::clone(&succeeded));
     let doors = Doors::new(Arc::clone(&authority), &metrics, tls, with_tls, pulses.clone(), succeeded);
+    let room = Arc::clone(&doors.room);
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
         .custom(
@@ -254,6 +255,7 @@ fn serve(
         )
         .server_options(options)
         .build();
+    service.set_connection_filter(room);
     if let Some(proxy) = service.app_logic_mut() {
         proxy.h2_options = Some(doors::http2(&authority.snapshot().config.limits));
     }

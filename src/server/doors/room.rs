@@ -1,22 +1,30 @@
 //! Who is in: the connections of clients that are open, in all and by where they come from, and how many files there may be
 //! for them. Pingora's own filter of connections never hears that one has ended, so they are counted here.
-use std::net::{IpAddr, Ipv6Addr};
+use std::fmt;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use async_trait::async_trait;
 use dashmap::{DashMap, Entry};
+use pingora::listeners::ConnectionFilter;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::telemetry::Metrics;
 
 /// From one address, where nothing else is written.
 const PER_ADDRESS: usize = 1024;
-/// Files that connections never get: for listeners, store, logs, and connections to those who answer for users.
+/// Files that connections never get: for listeners, store, logs, connections to those who answer for users, and for whoever is
+/// turned away.
 const KEPT: usize = 128;
+/// So many of those have come without a place.
+pub const AWAY: usize = 32;
 
 /// How many there are.
 pub struct Room {
     all: AtomicUsize,
+    /// Accepted, and not here yet: all that come at once are accepted before any of them is looked at.
+    arriving: AtomicUsize,
     by_address: DashMap<IpAddr, usize>,
     /// There is never more room than that, whatever the configuration says.
     most: usize,
@@ -31,11 +39,19 @@ pub struct Place {
 
 impl Room {
     pub fn new(most: usize, metrics: Arc<Metrics>) -> Self {
-        Self { all: AtomicUsize::new(0), by_address: DashMap::new(), most, metrics }
+        Self {
+            all: AtomicUsize::new(0),
+            arriving: AtomicUsize::new(0),
+            by_address: DashMap::new(),
+            most,
+            metrics,
+        }
     }
 
     /// One more of `most`, from an address not known yet.
     pub fn enter(self: &Arc<Self>, most: usize) -> Option<Place> {
+        // Whoever was accepted before this one has come before it.
+        self.arriving.store(0, Ordering::Relaxed);
         let place = Place { room: Arc::clone(self), address: None };
         self.metrics.connections.inc();
         let has_room = self.all.fetch_add(1, Ordering::Relaxed) < most.min(self.most);
@@ -49,6 +65,25 @@ impl Room {
     pub fn tell(&self, most: usize) {
         let most = most.min(self.most);
         self.metrics.connections_limit.set(i64::try_from(most).unwrap_or(i64::MAX));
+    }
+}
+
+/// Asked about each connection as it is accepted. Who is refused here hears nothing; for more there are no files.
+#[async_trait]
+impl ConnectionFilter for Room {
+    async fn should_accept(&self, _from: Option<&SocketAddr>) -> bool {
+        let arriving = self.arriving.fetch_add(1, Ordering::Relaxed);
+        let fits = self.all.load(Ordering::Relaxed) + arriving < self.most.saturating_add(AWAY);
+        if !fits {
+            self.metrics.hit("connections");
+        }
+        fits
+    }
+}
+
+impl fmt::Debug for Room {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Room").field("all", &self.all).field("most", &self.most).finish_non_exhaustive()
     }
 }
 
@@ -110,7 +145,7 @@ pub fn by_files() -> usize {
     let raised = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).is_ok();
     let files = if raised { maximum } else { current };
     let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
-    (files - KEPT.min(files / 4)) / 2
+    (files - KEPT.min(files / 3)) / 2
 }
 
 #[cfg(test)]
@@ -140,6 +175,24 @@ mod tests {
         assert_eq!((room.all.load(Ordering::Relaxed), room.by_address.len()), (0, 0));
         assert!(room.enter(0).is_none());
         assert!(from("192.0.2.1", Some(1)).is_some());
+    }
+
+    #[tokio::test]
+    async fn those_who_come_at_once_are_counted_before_they_are_looked_at() {
+        let room = room(100);
+        let mut let_in = 0;
+        while room.should_accept(None).await {
+            let_in += 1;
+        }
+        assert_eq!(let_in, 100 + AWAY);
+        let places: Vec<_> = (0..100).map(|_| room.enter(usize::MAX).unwrap()).collect();
+        for _ in 0..AWAY {
+            assert!(room.should_accept(None).await, "to be turned away");
+        }
+        assert!(!room.should_accept(None).await);
+        assert!(room.enter(usize::MAX).is_none());
+        drop(places);
+        assert!(room.should_accept(None).await);
     }
 
     #[test]
