@@ -40,6 +40,8 @@ pub struct Limits {
     pub keep_alive: Duration,
     /// On one connection over HTTP/2.
     pub streams_per_connection: u32,
+    /// On one connection over HTTP/2, frames that carry nothing, in ten seconds.
+    pub control_frames: usize,
 }
 
 impl Default for Limits {
@@ -61,6 +63,7 @@ impl Default for Limits {
             write_time: Duration::from_secs(60),
             keep_alive: Duration::from_secs(15),
             streams_per_connection: 100,
+            control_frames: 1000,
         }
     }
 }
@@ -72,6 +75,8 @@ const HEADER_LEAST: usize = 4096;
 /// What Pingora takes.
 const HEADER_MOST: usize = 1024 * 1024 - 1;
 const FIELDS_MOST: usize = 256;
+/// Fewer are not enough to begin with.
+const FRAMES_LEAST: usize = 50;
 /// Longer waits are longer than any connection should be held for nothing.
 const TIME_MOST: Duration = Duration::from_secs(60 * 60);
 
@@ -110,6 +115,13 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
         header_size: from("header_size", written.header_size, usual.header_size, HEADER_LEAST, HEADER_MOST),
         header_fields: from("header_fields", written.header_fields, usual.header_fields, 16, FIELDS_MOST),
         body: from("body", written.body, usual.body, BODY_LEAST, most),
+        control_frames: from(
+            "control_frames",
+            written.control_frames,
+            usual.control_frames,
+            FRAMES_LEAST,
+            most,
+        ),
         body_rate: from("body_rate", written.body_rate, usual.body_rate, 0, most),
         streams_per_connection: u32::try_from(per_connection).unwrap_or(usual.streams_per_connection),
         ..usual

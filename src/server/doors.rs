@@ -1,6 +1,9 @@
 //! The way of a connection to the proxy: is there room for it, is it still in time with its handshake and its first bytes, what
 //! does it speak. Pingora accepts it and brings it here as it came off the socket.
+mod calm;
+mod frames;
 pub mod header;
+mod http2;
 mod proxied;
 mod room;
 mod wire;
@@ -10,9 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::HttpServerApp;
 use pingora::listeners::tls::Acceptor;
-use pingora::protocols::http::v2::server::{H2Options, default_h2_options};
 use pingora::protocols::tls::{ALPN, SslDigest, TlsStream};
 use pingora::protocols::{SocketDigest, Ssl, Stream};
 use pingora::server::ShutdownWatch;
@@ -33,10 +35,6 @@ use crate::telemetry::Metrics;
 use self::room::AWAY;
 pub use self::room::{Place, Room, by_files};
 
-/// What every connection over HTTP/2 begins with (RFC 9113 §3.4).
-const PREFACE: usize = 24;
-/// Of one answer, bytes that its client has not taken yet.
-const SEND_BUFFER: usize = 256 * 1024;
 /// Who is turned away hears of it for so long.
 const FAREWELL: Duration = Duration::from_secs(1);
 const NO_ROOM: &[u8] =
@@ -131,15 +129,6 @@ impl Doors {
     }
 }
 
-/// What one connection over HTTP/2 may do. What is left out keeps to bounds already, in `h2`.
-pub fn http2(limits: &Limits) -> H2Options {
-    let mut options = default_h2_options();
-    options.max_concurrent_streams(limits.streams_per_connection);
-    options.max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX));
-    options.max_send_buffer_size(SEND_BUFFER);
-    options
-}
-
 fn address(stream: &Stream) -> Option<IpAddr> {
     stream.get_socket_digest()?.peer_addr()?.as_inet().map(SocketAddr::ip)
 }
@@ -178,13 +167,7 @@ async fn greet<A>(
         tokio::spawn(kept::serve(app, stream, shutdown, place, Bounds::from(&limits), succeeded));
         return;
     }
-    match timeout(limits.header_time, prefaced(stream)).await {
-        Ok(Some(stream)) => {
-            app.process_new(stream, &shutdown).await;
-        }
-        Ok(None) => {}
-        Err(_) => place.hit("handshake"),
-    }
+    http2::serve(app, stream, shutdown, place, limits).await;
 }
 
 /// Reads what the balancer says, and nothing of what follows. `None`: it says nothing of the kind.
@@ -226,21 +209,12 @@ fn known(stream: TlsStream<Wire>) -> Stream {
     match (proven, stream.get_ssl_digest()) {
         (Some(subject), Some(said)) => {
             let said = SslDigest { organization: Some(subject), ..SslDigest::clone(&said) };
-            Box::new(Wire { ssl: Some(Arc::new(said)), ..Wire::new(stream) })
+            let mut wire = Wire::new(stream);
+            wire.ssl = Some(Arc::new(said));
+            Box::new(wire)
         }
         _ => stream,
     }
-}
-
-/// A connection whose preface is here: Pingora would wait for it however long.
-async fn prefaced(mut stream: Stream) -> Option<Stream> {
-    let mut begun = BytesMut::with_capacity(256);
-    while begun.len() < PREFACE {
-        if stream.read_buf(&mut begun).await.ok()? == 0 {
-            return None;
-        }
-    }
-    Some(Box::new(Wire { ahead: begun.freeze(), ..Wire::new(stream) }))
 }
 
 /// Sends an answer of which nothing more will come. What the client still sends is read for a moment: closed upon, it would

@@ -20,7 +20,6 @@ mod upgrade;
 mod watchdog;
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use pingora::apps::HttpServerOptions;
 use pingora::connectors::ConnectorOptions;
@@ -58,7 +57,6 @@ use crate::{gateway, upstream};
 
 pub use builder::{Builder, RunError};
 
-const H2_IDLE: Duration = Duration::from_secs(300);
 /// Buffers under TLS, which reads into one of its own and writes record by record, so that those of an answer go out together.
 /// A connection has them for as long as it is open; without TLS it needs none (`lean`).
 const TLS_BUFFERS: L4BufferSettings = L4BufferSettings { read: Some(0), write: Some(2048) };
@@ -202,7 +200,6 @@ fn serve(
         Arc::clone(&store),
     );
     let mut options = HttpServerOptions::default();
-    options.h2_idle_timeout = Some(H2_IDLE);
     // Every connection is brought to the doors as it came off its socket.
     options.force_custom = true;
     let gateway = parts.gateway;
@@ -256,9 +253,6 @@ fn serve(
         .server_options(options)
         .build();
     service.set_connection_filter(room);
-    if let Some(proxy) = service.app_logic_mut() {
-        proxy.h2_options = Some(doors::http2(&authority.snapshot().config.limits));
-    }
     let mut sockets = Vec::new();
     let mut admin = None;
     for Bound { socket, address, actual, tls: with_tls, purpose, .. } in bound {

@@ -75,16 +75,19 @@ pub struct Metrics {
     log_lines_dropped: IntCounterVec,
 }
 
-/// The keys of `limits`; the handshake, which has the time of a header; and balancers that may not speak, or not like that.
-const LIMITS: [&str; 13] = [
+/// The keys of `limits`; the handshake, which has the time of a header; what `h2` bounds by itself; and balancers that may not
+/// speak, or not like that.
+const LIMITS: [&str; 15] = [
     "body",
     "body_time",
     "connections",
     "connections_per_address",
+    "control_frames",
     "handshake",
     "header_fields",
     "header_size",
     "header_time",
+    "http2",
     "proxy_protocol",
     "requests",
     "streams",

@@ -19,6 +19,7 @@ pub mod cluster;
 pub mod cookies;
 pub mod gate;
 pub mod gateway;
+pub mod h2_client;
 pub mod h2_server;
 pub mod html;
 pub mod identity;

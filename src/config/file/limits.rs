@@ -56,4 +56,8 @@ pub(in crate::config) struct Limits {
     /// Requests at once on one connection over HTTP/2. Default: 100.
     #[schemars(range(min = 1, max = 1000))]
     pub(in crate::config) streams_per_connection: Option<usize>,
+    /// Frames that carry nothing (`PING`, `SETTINGS`, `RST_STREAM`, empty ones, `WINDOW_UPDATE` beyond ten for each frame of an answer),
+    /// on one connection over HTTP/2 within ten seconds; with more it is ended. Default: 1000.
+    #[schemars(range(min = 50))]
+    pub(in crate::config) control_frames: Option<usize>,
 }

@@ -1,9 +1,10 @@
 //! A connection of which something is known that it does not say of itself: bytes that were read already, whose it really is, and
-//! who its client has proven to be.
+//! who its client has proven to be; over HTTP/2 its frames are looked at as they pass.
 use std::io::{self, IoSlice};
+use std::mem;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,33 +17,80 @@ use pingora::protocols::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::calm::Calm;
+
 #[derive(Debug)]
 pub struct Wire {
-    pub stream: Stream,
+    pub(super) stream: Stream,
     /// Read, and to be read again.
-    pub ahead: Bytes,
+    pub(super) ahead: Bytes,
     /// Where it really comes from.
-    pub socket: Option<Arc<SocketDigest>>,
+    pub(super) socket: Option<Arc<SocketDigest>>,
     /// What is known of its TLS.
-    pub ssl: Option<Arc<SslDigest>>,
+    pub(super) ssl: Option<Arc<SslDigest>>,
+    calm: Option<Arc<Calm>>,
+    /// A header has gone on, and is looked at before anything else does.
+    pauses: bool,
 }
 
 impl Wire {
     pub fn new(stream: Stream) -> Self {
-        Self { stream, ahead: Bytes::new(), socket: None, ssl: None }
+        Self { stream, ahead: Bytes::new(), socket: None, ssl: None, calm: None, pauses: false }
+    }
+
+    /// A connection over HTTP/2. `ahead`: what was read of it.
+    pub fn watched(stream: Stream, ahead: Bytes, calm: Arc<Calm>) -> Self {
+        Self { ahead, calm: Some(calm), ..Self::new(stream) }
+    }
+
+    fn poll_more(&mut self, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, into);
+        }
+        let length = into.remaining().min(self.ahead.len());
+        into.put_slice(&self.ahead.split_to(length));
+        if !self.ahead.has_remaining() {
+            self.ahead = Bytes::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn note(&self, parts: &[IoSlice<'_>], mut written: usize) {
+        let Some(calm) = &self.calm else { return };
+        for part in parts {
+            let (sent, _) = part.split_at(written.min(part.len()));
+            written -= sent.len();
+            calm.sent(sent);
+        }
     }
 }
 
 impl AsyncRead for Wire {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if this.ahead.is_empty() {
-            return Pin::new(&mut this.stream).poll_read(cx, into);
+        let Some(calm) = this.calm.clone() else { return this.poll_more(cx, into) };
+        if calm.is_over() {
+            return Poll::Pending;
         }
-        let length = into.remaining().min(this.ahead.len());
-        into.put_slice(&this.ahead.split_to(length));
-        if !this.ahead.has_remaining() {
-            this.ahead = Bytes::new();
+        if mem::take(&mut this.pauses) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = into.filled().len();
+        ready!(this.poll_more(cx, into))?;
+        let (_, read) = into.filled().split_at(before);
+        let (goes_on, header) = calm.received(read);
+        this.pauses = header;
+        if calm.is_over() {
+            into.set_filled(before);
+            return Poll::Pending;
+        }
+        if let Some(rest) = read.get(goes_on..)
+            && !rest.is_empty()
+        {
+            let rest = [rest, &this.ahead].concat();
+            this.ahead = rest.into();
+            into.set_filled(before + goes_on);
         }
         Poll::Ready(Ok(()))
     }
@@ -50,7 +98,10 @@ impl AsyncRead for Wire {
 
 impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
+        this.note(&[IoSlice::new(bytes)], written);
+        Poll::Ready(Ok(written))
     }
 
     fn poll_write_vectored(
@@ -58,7 +109,10 @@ impl AsyncWrite for Wire {
         cx: &mut Context<'_>,
         parts: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, parts)
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, parts))?;
+        this.note(parts, written);
+        Poll::Ready(Ok(written))
     }
 
     fn is_write_vectored(&self) -> bool {

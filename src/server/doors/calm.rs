@@ -1,0 +1,283 @@
+//! Whether the client at the other end of a connection over HTTP/2 keeps calm (RFC 9113 §10.5): how many frames it sends that
+//! carry nothing, how long a header takes it, and which bodies do not come on. `h2` bounds what it holds for a client, but
+//! answers whatever it is sent, and waits however long.
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pingora::time::sleep;
+use tokio::sync::Notify;
+
+use super::super::upgrade::now;
+use super::frames::{CONTINUATION, DATA, Frame, Frames, GOAWAY, HEADERS, RST_STREAM, Seen, WINDOW_UPDATE};
+use crate::config::Limits;
+
+/// What the code says with which a connection is ended (RFC 9113 §7).
+pub const ENHANCE_YOUR_CALM: u32 = 11;
+/// In that time `control_frames` of them may come.
+const WHILE: f64 = 10.0;
+/// How many updates of windows a client may send for a frame of an answer, as Envoy has it.
+const UPDATES: usize = 10;
+/// Both windows as they are before any update (RFC 9113 §6.9.2): nothing else is set.
+const WINDOW: i64 = 65_535;
+
+#[derive(Debug)]
+pub struct Calm {
+    state: Mutex<State>,
+    /// There is something to wait for that was not there before.
+    stirred: Notify,
+}
+
+/// Of a stream, told once that its body does not come on.
+pub type Late = Arc<Notify>;
+
+#[derive(Debug)]
+struct State {
+    header_time: Duration,
+    body_time: Duration,
+    /// Bytes a second.
+    body_rate: f64,
+    most: f64,
+    from_client: Frames,
+    to_client: Frames,
+    /// Frames that may still come, when that was reckoned, and updates on top of them.
+    spare: f64,
+    reckoned: Instant,
+    updates: usize,
+    /// When a header that has begun has to be here.
+    header_due: Option<Instant>,
+    bodies: Vec<Body>,
+    /// What the client may still send.
+    window: i64,
+    /// The last stream that was begun.
+    newest: u32,
+    /// Until when is waited.
+    awaited: Option<Instant>,
+    over: Option<&'static str>,
+    /// `h2` has had enough of it.
+    dismissed: bool,
+}
+
+/// One that is on its way.
+#[derive(Debug)]
+struct Body {
+    stream: u32,
+    /// When the next of it has to be here.
+    due: Instant,
+    window: i64,
+    late: Late,
+}
+
+impl Calm {
+    pub fn new(limits: &Limits) -> Self {
+        let most = limits.control_frames as f64;
+        let state = State {
+            header_time: limits.header_time,
+            body_time: limits.body_time,
+            body_rate: limits.body_rate as f64,
+            most,
+            from_client: Frames::after_preface(),
+            to_client: Frames::default(),
+            spare: most,
+            reckoned: now(),
+            updates: 0,
+            header_due: None,
+            bodies: Vec::new(),
+            window: WINDOW,
+            newest: 0,
+            awaited: None,
+            over: None,
+            dismissed: false,
+        };
+        Self { state: Mutex::new(state), stirred: Notify::new() }
+    }
+
+    /// Looks at what came from the client. How many bytes of it go on at once, and whether a header ends there: with one at a
+    /// time it is known which stream a request belongs to.
+    pub fn received(&self, bytes: &[u8]) -> (usize, bool) {
+        let (mut state, mut rest, mut header) = (self.state(), bytes, false);
+        let now = now();
+        while let Some((frame, seen)) = state.from_client.next(&mut rest) {
+            match seen {
+                Seen::Head => state.begins(&frame, now),
+                Seen::Payload(length) if frame.kind == DATA => state.comes_on(frame.stream, length, now),
+                Seen::Payload(_) => {}
+                Seen::Whole => header = state.ends(&frame),
+            }
+            if header || state.over.is_some() {
+                break;
+            }
+        }
+        let due = state.due();
+        if state.over.is_some() || due.is_some_and(|due| state.awaited.is_none_or(|awaited| due < awaited)) {
+            self.stirred.notify_one();
+        }
+        (bytes.len() - rest.len(), header)
+    }
+
+    /// Looks at what is sent to the client.
+    pub fn sent(&self, mut bytes: &[u8]) {
+        let mut state = self.state();
+        while let Some((frame, seen)) = state.to_client.next(&mut bytes) {
+            match (frame.kind, seen) {
+                (DATA, Seen::Head) => state.updates = state.updates.saturating_add(UPDATES),
+                (RST_STREAM, Seen::Head) => state.forget(frame.stream),
+                (WINDOW_UPDATE, Seen::Whole) => state.opens(&frame),
+                (GOAWAY, Seen::Whole) => state.dismissed |= frame.error() == ENHANCE_YOUR_CALM,
+                _ => {}
+            }
+        }
+    }
+
+    /// The body of the stream that was begun last, if one is to come.
+    pub fn body_of_newest(&self) -> Option<Late> {
+        let state = self.state();
+        let body = state.bodies.iter().find(|body| body.stream == state.newest)?;
+        Some(Arc::clone(&body.late))
+    }
+
+    /// Whether a header has begun.
+    pub fn awaits_header(&self) -> bool {
+        self.state().header_due.is_some()
+    }
+
+    /// Whether nothing more of it is read.
+    pub fn is_over(&self) -> bool {
+        self.state().over.is_some()
+    }
+
+    /// Whether the client was told to calm down.
+    pub fn is_dismissed(&self) -> bool {
+        self.state().dismissed
+    }
+
+    /// Waits until the client has gone too far: the limit that it has come to. Bodies that are late meanwhile end alone.
+    pub async fn gone_too_far(&self) -> &'static str {
+        loop {
+            let due = match self.overdue(now()) {
+                Ok(due) => due,
+                Err(limit) => return limit,
+            };
+            match due {
+                None => self.stirred.notified().await,
+                Some(due) => tokio::select! {
+                    () = self.stirred.notified() => {}
+                    () = sleep(due.saturating_duration_since(now())) => {}
+                },
+            }
+        }
+    }
+
+    /// Until when there is nothing to do.
+    fn overdue(&self, now: Instant) -> Result<Option<Instant>, &'static str> {
+        let mut state = self.state();
+        if state.header_due.is_some_and(|due| due <= now) {
+            state.over = Some("header_time");
+        }
+        if let Some(limit) = state.over {
+            return Err(limit);
+        }
+        state.end_late(now);
+        state.awaited = state.due();
+        Ok(state.awaited)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn begins(&mut self, frame: &Frame, now: Instant) {
+        match frame.kind {
+            HEADERS => {
+                self.header_due.get_or_insert(now + self.header_time);
+                if frame.stream > self.newest && !frame.ends_stream() {
+                    let (stream, due) = (frame.stream, now + self.body_time);
+                    self.bodies.push(Body { stream, due, window: WINDOW, late: Late::default() });
+                }
+            }
+            DATA => {
+                let length = i64::try_from(frame.length).unwrap_or(i64::MAX);
+                self.window = self.window.saturating_sub(length);
+                let body = self.bodies.iter_mut().find(|body| body.stream == frame.stream);
+                body.into_iter().for_each(|body| body.window = body.window.saturating_sub(length));
+                if frame.length == 0 && !frame.ends_stream() {
+                    self.count(now);
+                }
+            }
+            CONTINUATION if frame.length > 0 => {}
+            WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
+            RST_STREAM => {
+                self.forget(frame.stream);
+                self.count(now);
+            }
+            _ => self.count(now),
+        }
+    }
+
+    /// One more that carries nothing.
+    fn count(&mut self, now: Instant) {
+        let since = now.saturating_duration_since(self.reckoned).as_secs_f64();
+        self.reckoned = now;
+        self.spare = (self.spare + self.most * since / WHILE).min(self.most) - 1.0;
+        if self.spare < 0.0 {
+            self.over.get_or_insert("control_frames");
+        }
+    }
+
+    /// A body that comes more slowly than it has to loses of its time, until none is left.
+    fn comes_on(&mut self, stream: u32, length: usize, now: Instant) {
+        let (full, rate) = (now + self.body_time, self.body_rate);
+        if let Some(body) = self.bodies.iter_mut().find(|body| body.stream == stream) {
+            let gained = Duration::try_from_secs_f64(length as f64 / rate).ok();
+            body.due =
+                gained.and_then(|gained| body.due.checked_add(gained)).map_or(full, |due| due.min(full));
+        }
+    }
+
+    /// Whether a header ends with it.
+    fn ends(&mut self, frame: &Frame) -> bool {
+        if frame.ends_stream() {
+            self.forget(frame.stream);
+        }
+        if frame.ends_headers() {
+            self.header_due = None;
+            self.newest = self.newest.max(frame.stream);
+        }
+        frame.ends_headers()
+    }
+
+    fn opens(&mut self, frame: &Frame) {
+        let increment = i64::from(frame.increment());
+        if frame.stream == 0 {
+            self.window = self.window.saturating_add(increment);
+        } else if let Some(body) = self.bodies.iter_mut().find(|body| body.stream == frame.stream) {
+            body.window = body.window.saturating_add(increment);
+        }
+    }
+
+    /// Whoever has no window left waits for us.
+    fn end_late(&mut self, now: Instant) {
+        let (again, is_open) = (now + self.body_time, self.window > 0);
+        self.bodies.retain_mut(|body| {
+            if body.due > now {
+                return true;
+            }
+            let waits = !is_open || body.window <= 0;
+            if waits {
+                body.due = again;
+            } else {
+                body.late.notify_one();
+            }
+            waits
+        });
+    }
+
+    fn due(&self) -> Option<Instant> {
+        self.bodies.iter().map(|body| body.due).chain(self.header_due).min()
+    }
+
+    fn forget(&mut self, stream: u32) {
+        self.bodies.retain(|body| body.stream != stream);
+    }
+}

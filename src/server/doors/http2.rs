@@ -1,0 +1,161 @@
+//! A connection over HTTP/2, from its preface to its end. Pingora's own loop around `h2` takes frames that carry nothing without
+//! end, waits for a header or a body however long, and gives everybody the limits of the start.
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use pingora::apps::HttpServerApp;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake};
+use pingora::protocols::{Digest, Stream};
+use pingora::server::ShutdownWatch;
+use pingora::time::{sleep, timeout};
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+
+use super::calm::{Calm, ENHANCE_YOUR_CALM, Late};
+use super::frames::PREFACE;
+use super::wire::Wire;
+use super::{FAREWELL, Place};
+use crate::config::Limits;
+
+/// Of one answer, bytes that its client has not taken yet.
+const SEND_BUFFER: usize = 256 * 1024;
+/// Idle connections are closed after that long; those on which nothing was ever asked, after the time of a header.
+const IDLE: Duration = Duration::from_secs(300);
+/// So many requests that are none are borne with.
+const MALFORMED: usize = 32;
+
+/// What one connection may do. What is left out keeps to bounds already, in `h2`.
+fn options(limits: &Limits) -> H2Options {
+    let mut options = default_h2_options();
+    options.max_concurrent_streams(limits.streams_per_connection);
+    options.max_header_list_size(u32::try_from(limits.header_size).unwrap_or(u32::MAX));
+    options.max_send_buffer_size(SEND_BUFFER);
+    options
+}
+
+/// Serves requests, each in a task of its own, until the connection ends or the process is told to.
+pub async fn serve<A>(app: Arc<A>, stream: Stream, mut shutdown: ShutdownWatch, place: Place, limits: Limits)
+where
+    A: HttpServerApp + Send + Sync + 'static,
+{
+    let (calm, place) = (Arc::new(Calm::new(&limits)), Arc::new(place));
+    let stream = match timeout(limits.header_time, prefaced(stream, &calm)).await {
+        Ok(Some(stream)) => stream,
+        Ok(None) => return,
+        Err(_) => return place.hit("handshake"),
+    };
+    let digest = Arc::new(Digest {
+        ssl_digest: stream.get_ssl_digest(),
+        timing_digest: stream.get_timing_digest(),
+        proxy_digest: stream.get_proxy_digest(),
+        socket_digest: stream.get_socket_digest(),
+    });
+    let Ok(mut connection) = handshake(stream, Some(options(&limits))).await else { return };
+    let (active, mut is_active) = watch::channel(0);
+    let active = Arc::new(active);
+    let (mut stops, mut malformed, mut patience) = (false, 0, limits.header_time);
+    let mut limit = std::pin::pin!(calm.gone_too_far());
+    let limit = loop {
+        let accepted = tokio::select! {
+            biased;
+            _ = shutdown.wait_for(|stops| *stops), if !stops => {
+                connection.graceful_shutdown();
+                stops = true;
+                continue;
+            }
+            limit = &mut limit => break limit,
+            accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
+            () = idle(&mut is_active, patience), if !stops => match calm.awaits_header() {
+                true => continue,
+                false => return,
+            },
+        };
+        match accepted {
+            Ok(Some(H2Accept::Session(session))) => {
+                patience = IDLE;
+                let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
+                let guard = Active::begin(&active);
+                tokio::spawn(request(
+                    app,
+                    session,
+                    shutdown,
+                    calm.body_of_newest(),
+                    Arc::clone(&place),
+                    guard,
+                ));
+            }
+            Ok(Some(H2Accept::Rejected)) if malformed < MALFORMED => malformed += 1,
+            Ok(Some(H2Accept::Rejected)) => break "http2",
+            Ok(None) | Err(_) if calm.is_dismissed() => return place.hit("http2"),
+            Ok(None) | Err(_) => return,
+        }
+    };
+    place.hit(limit);
+    connection.abrupt_shutdown(ENHANCE_YOUR_CALM.into());
+    let ending = async {
+        while let Ok(Some(_)) = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)).await {}
+    };
+    if timeout(FAREWELL, ending).await.is_err() {
+        tracing::trace!(target: "postern::server", "closed on a client that was sent away");
+    }
+}
+
+/// One request. It ends as it is when its body does not come on, and its stream with it (`CANCEL`).
+async fn request<A: HttpServerApp>(
+    app: Arc<A>,
+    session: HttpSession,
+    shutdown: ShutdownWatch,
+    late: Option<Late>,
+    place: Arc<Place>,
+    _active: Active,
+) {
+    let serving = app.process_new_http(ServerSession::new_http2(session), &shutdown);
+    let Some(late) = late else {
+        serving.await;
+        return;
+    };
+    tokio::select! {
+        biased; // what is here is answered
+        _ = serving => {}
+        () = late.notified() => {
+            tracing::info!(target: "postern::server", "the body of a request over HTTP/2 did not come on");
+            place.hit("body_time");
+        }
+    }
+}
+
+/// A connection whose preface is here: `h2` would wait for it however long.
+async fn prefaced(mut stream: Stream, calm: &Arc<Calm>) -> Option<Stream> {
+    let mut begun = BytesMut::with_capacity(256);
+    while begun.len() < PREFACE {
+        if stream.read_buf(&mut begun).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(Box::new(Wire::watched(stream, begun.freeze(), Arc::clone(calm))))
+}
+
+/// Waits until nothing has been under way for so long.
+async fn idle(active: &mut watch::Receiver<usize>, patience: Duration) {
+    // Without a sender nothing is.
+    let _ = active.wait_for(|active| *active == 0).await;
+    sleep(patience).await;
+}
+
+/// Counts as under way until dropped.
+struct Active(Arc<watch::Sender<usize>>);
+
+impl Active {
+    fn begin(active: &Arc<watch::Sender<usize>>) -> Self {
+        active.send_modify(|active| *active += 1);
+        Self(Arc::clone(active))
+    }
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        self.0.send_modify(|active| *active = active.saturating_sub(1));
+    }
+}
