@@ -3,7 +3,7 @@
 #   make test    all tests, those with other people's clients and servers included
 #   make bench   what a call costs, beside bare Pingora, nginx, HAProxy and Envoy; ten minutes, besides building
 #   make bench-full   the same with every row, and what stores and stages cost; an hour at most; see benches/README.md
-#   make soak    the long forms of the failure tests, 30 minutes at most; leaves a report in target/soak.log
+#   make soak    the long forms of the failure tests, 75 minutes at most; leaves a report in target/soak.log
 #   make package   a Debian package, in target/debian; PROFILE=dev makes it of the everyday binary
 #   make package-test   installs, upgrades, removes and purges it in a directory of its own
 #   make lint    formatting and clippy
@@ -50,7 +50,7 @@ bench-programs: tools-bench
 # A failing run leaves its report all the same.
 soak: tools-test
 	@mkdir -p $(TARGET)
-	set -o pipefail; POSTERN_SOAK=1 timeout 30m $(CARGO) test --locked --lib --test bounds --test restart --test cluster --test kept --test model --test clients --test connect --test identity --test streams --test upgrade --test reload -- --nocapture 2>&1 \
+	set -o pipefail; POSTERN_SOAK=1 timeout 75m $(CARGO) test --locked --lib --test bounds --test restart --test cluster --test kept --test model --test clients --test connect --test identity --test streams --test upgrade --test reload --test floods --test soak -- --nocapture 2>&1 \
 	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
 	@echo "the whole report: $(TARGET)/soak.log"
 

@@ -40,6 +40,7 @@ pub mod redis;
 pub mod relay;
 pub mod script;
 pub mod server;
+pub mod service;
 pub mod tls_server;
 pub mod token_endpoint;
 pub mod upstream;

@@ -56,6 +56,15 @@ impl RawConnection {
         within(deadline, self.read_response())
     }
 
+    /// Whether what comes first is this.
+    #[track_caller]
+    pub fn begins_with(&mut self, first: &[u8], deadline: Duration) -> impl Future<Output = bool> {
+        within(deadline, async move {
+            while self.buffer.len() < first.len() && self.more().await {}
+            self.buffer.starts_with(first)
+        })
+    }
+
     async fn read_response(&mut self) -> Option<RawResponse> {
         let head = self.until(b"\r\n\r\n").await?;
         let head = String::from_utf8_lossy(&head).into_owned();
