@@ -25,10 +25,13 @@ enum Record {
     Host(u16, u16, u16, &'static str),
 }
 
+/// What is known of each name; `None`: nothing is said at all.
+type Zone = Option<HashMap<&'static str, Vec<Record>>>;
+
 /// A name server that says what it is told to, for a second each.
 struct NameServer {
     address: SocketAddr,
-    zone: Arc<Mutex<Option<HashMap<&'static str, Vec<Record>>>>>,
+    zone: Arc<Mutex<Zone>>,
     asked: Arc<Mutex<Vec<String>>>,
     answering: tokio::task::JoinHandle<()>,
 }
