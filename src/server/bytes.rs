@@ -316,3 +316,32 @@ async fn silence(passed: &[AtomicU64; 2], idle: Duration) {
         before = now;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+    use crate::clock::Clock;
+    use crate::outbound::{Outbound, Settings};
+    use crate::upstream::figures;
+
+    /// The table in `docs/metrics.md` is what is registered, with this: no metric without a row, no row without a metric.
+    #[test]
+    fn every_metric_is_in_the_documentation_and_nothing_else() {
+        let outbound = Outbound::new(Settings::default()).unwrap();
+        let metrics = Metrics::new().unwrap();
+        let pools = Arc::new(Pools::new(outbound, Clock::system()));
+        metrics.add(figures::Figures::new(pools).unwrap()).unwrap();
+        Figures::new(&metrics).unwrap();
+        let documented = include_str!("../../docs/metrics.md").lines();
+        let documented: Vec<&str> = documented.filter(|line| line.starts_with("| `")).collect();
+        let metrics = metrics.described().into_iter().filter(|metric| metric.name.starts_with("postern_"));
+        let rows: Vec<String> = metrics
+            .map(|metric| {
+                let labels: Vec<String> = metric.labels.iter().map(|label| format!("`{label}`")).collect();
+                format!("| `{}` | {} | {} | {} |", metric.name, metric.kind, labels.join(", "), metric.help)
+            })
+            .collect();
+        assert_eq!(documented, rows, "\nthe table should be:\n{}\n", rows.join("\n"));
+    }
+}
