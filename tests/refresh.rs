@@ -100,7 +100,10 @@ fn body_of(length: usize) -> String {
 #[tokio::test]
 async fn sr_r01_a_thousand_callers_at_the_end_of_a_token_cause_one_refresh_and_no_error() {
     let rig = Connected::with(|script| script.access_token_lifetime = Duration::from_secs(2)).await;
-    assert_eq!(rig.generation().await, 1);
+    // Not the first any more, where it took long to come here.
+    let current = rig.generation().await;
+    let refreshes = || (rig.upstream.authorization.refreshes(), rig.refreshes_tried());
+    let (done, tried) = refreshes();
     // No call comes while it could be renewed ahead: all of them find it ended.
     let end = Instant::now() + Duration::from_secs(2);
     tokio::time::sleep_until(end.into()).await;
@@ -116,9 +119,8 @@ async fn sr_r01_a_thousand_callers_at_the_end_of_a_token_cause_one_refresh_and_n
     for call in calls {
         seen.insert(generation(&call.await.unwrap()));
     }
-    assert_eq!(rig.upstream.authorization.refreshes(), 1);
-    assert_eq!(rig.refreshes_tried(), 1);
-    assert_eq!(seen, HashSet::from([2]));
+    assert_eq!(refreshes(), (done + 1, tried + 1));
+    assert_eq!(seen, HashSet::from([current + 1]));
 }
 
 #[tokio::test]
