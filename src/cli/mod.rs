@@ -242,8 +242,8 @@ pub fn main() -> ExitCode {
             warn(&config);
             let fine = println(&format!(
                 "configuration is fine: {} route(s), {} listener(s)",
-                config.routes.len(),
-                config.server.listen.len()
+                config.routes.len() + config.tcp.len(),
+                config.server.listen.len() + config.tcp.len()
             ));
             if online { kept::check(&config) } else { fine }
         }),

@@ -58,7 +58,11 @@ impl Gateway {
 
 impl Seen {
     pub fn caller(&mut self, caller: &Caller) {
-        self.caller = if caller.is_machine() { CallerClass::Program } else { CallerClass::User };
+        self.caller = match () {
+            () if caller.is_nobody() => CallerClass::Anonymous,
+            () if caller.is_machine() => CallerClass::Program,
+            () => CallerClass::User,
+        };
     }
 
     /// Awaits a newer credential than the refused one.
