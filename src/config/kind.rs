@@ -1,4 +1,5 @@
 //! Routes that lead to something else than an MCP server: what they have in common with the others, and what they cannot have.
+use std::sync::Arc;
 
 use super::checked::Checker;
 use super::credential::Credential;
@@ -6,10 +7,7 @@ use super::file::{self, BalanceOn, CredentialKind, HealthKind, Per, RouteKind};
 use super::policy::{Effect, Policy};
 use super::report::Key;
 use super::server::PublicUrl;
-use super::trusted;
-use std::sync::Arc;
-
-use super::trusted::TrustedIssuer;
+use super::trusted::{self, TrustedIssuer};
 use crate::expression::Name;
 
 /// What a route leads to.
