@@ -544,10 +544,12 @@ async fn sr_r21_calls_go_on_beside_thousands_of_idle_streams() {
         "{count} streams, {rate} calls/s: p99 {:?} alone, {:?} beside them, {} bytes each",
         p99(&alone),
         p99(&beside),
-        (memory(gateway.process_id()) - before) * 1024 / count
+        // What the machine took back in the meantime is not counted below nothing.
+        memory(gateway.process_id()).saturating_sub(before) * 1024 / count
     );
-    // Whoever else works on this machine shows in milliseconds.
-    assert!(p99(&beside) < 2 * p99(&alone) + SECOND / 50, "{:?} {:?}", p99(&alone), p99(&beside));
+    // Whoever else works on this machine shows in milliseconds: the short form asks that all are served.
+    let bound = sized(PATIENCE, 2 * p99(&alone) + SECOND / 50);
+    assert!(p99(&beside) < bound, "{:?} {:?}", p99(&alone), p99(&beside));
     drop(streams);
     eventually(PATIENCE, async || files(gateway.process_id()) < 200).await;
 }
