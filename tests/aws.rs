@@ -236,7 +236,8 @@ async fn many_calls_at_once_assume_the_role_once_and_it_is_renewed_before_it_end
     assert_eq!(world.sts.given().len(), 1);
     world.sts.set(|script| script.gate = None);
     // Calls go on all the while, each signed with what is good.
-    let keys = || world.signers().into_iter().map(|given| given.access_key).collect::<HashSet<String>>().len();
+    let keys =
+        || world.signers().into_iter().map(|given| given.access_key).collect::<HashSet<String>>().len();
     eventually(PATIENCE, async || {
         assert_eq!(world.echo("x").await.status, 200);
         world.sts.given().len() >= 3 && keys() >= 2

@@ -321,10 +321,10 @@ impl Gateway {
         // `command` held our copy of the socket; from here on only the program listens.
     }
 
-    /// Waits until `GET /readyz` answers 200.
+    /// Waits until `GET /readyz` answers 200; for long, since callgrind may count what it does.
     pub async fn ready(&mut self) {
         let this = std::sync::Mutex::new(&mut *self);
-        eventually(PATIENCE, || {
+        eventually(4 * PATIENCE, || {
             let asked = {
                 let mut this = super::lock(&this);
                 let ended = this.process.as_mut().expect("started").ended();
