@@ -51,6 +51,7 @@ BARS = [
     doing_the_same("bodies of 64 KiB", "64k"),
     doing_the_same("bodies of 1 MiB", "1m"),
     doing_the_same("two cores for the proxy", "cores"),
+    Bar("p99 at 1,000/s beside 10,000 idle streams ÷ without", "streams", "p99", "postern-beside", "postern-quiet", 2.0),
     Bar("KiB per idle keep-alive connection", "memory", "idle", "postern", None, 36, 20),
     Bar("KiB per open SSE stream", "memory", "stream", "postern", None, 55, 40),
     Bar("CPU of a token's first call ÷ warm call", "first", "ratio", "postern", None, 1.5),
@@ -80,15 +81,18 @@ def judged(results):
 
 
 def measured(bar, keys, results):
-    """The figure, or the ratio of medians; and how it was got where that is not plain. Requests/s compare only where the
-    proxy's core was the limit for both targets; elsewhere the inverse of their CPU says what they would be."""
+    """The figure, or the median of the ratios of each round, in which both met the same machine; and how it was got where that
+    is not plain. Requests/s compare only where the proxy's core was the limit for both targets; elsewhere the inverse of
+    their CPU says what they would be."""
     if bar.base is None:
         return middle(results[keys[0]], bar.metric), ""
     if bar.metric == "rate" and not all(is_proxy_bound(results[key]) for key in keys):
-        own, other = (middle(results[key], "cpu") for key in keys)
-        return other / own, "by CPU, as the proxy's core was not the limit"
-    own, other = (middle(results[key], bar.metric) for key in keys)
-    return own / other, ""
+        return 1 / ratio(*(results[key] for key in keys), "cpu"), "by CPU, as the proxy's core was not the limit"
+    return ratio(*(results[key] for key in keys), bar.metric), ""
+
+
+def ratio(own, other, metric):
+    return statistics.median(getattr(one, metric) / getattr(two, metric) for one, two in zip(own, other))
 
 
 def is_proxy_bound(runs):

@@ -10,6 +10,8 @@ from .scenes import Scene
 
 SIZES = {"64k": ("bodies of 64 KiB, both ways", 64 * 1024), "1m": ("bodies of 1 MiB, both ways", 1024 * 1024)}
 
+STREAMS, STREAMS_RATE = 10_000, 1_000
+
 
 def scenes(bench, is_wanted):
     if bench.peer("bare") is None or bench.peer("backend") is None:
@@ -82,6 +84,32 @@ def managed_connections(bench, targets, is_wanted):
     bench.programs.end(*made.target.processes)
 
 
+def idle_streams(bench, is_wanted):
+    """Postern that keeps ten thousand streams on which nothing comes, and without any. They come over HTTP/2: a process may
+    seldom have the twice as many files that each of them takes otherwise."""
+    if not is_wanted("streams") or bench.peer("backend") is None:
+        return
+    tls = gateway.certificate(bench.directory)
+    more = {"limits": {"streams": 2 * STREAMS, "streams_per_user": 2 * STREAMS}}
+    targets, ends = [], []
+    for key, name in (("quiet", "Postern"), ("beside", f"Postern, {STREAMS:,} idle streams")):
+        made, end = signed_in_before_backend(bench, "stream", key, tls=tls, more=more)
+        made.target.key, made.target.name = f"postern-{key}", name
+        targets.append(made.target)
+        ends.append(end)
+    holder = load.held_open(bench.programs, targets[1], STREAMS)
+    body = bench.body(CALL)
+    yield Scene(
+        "streams",
+        f"{STREAMS_RATE:,} requests a second beside idle streams",
+        targets,
+        lambda target, seconds: load.at_rate(target, body, seconds, STREAMS_RATE),
+    )
+    bench.programs.end(holder)
+    for end in ends:
+        end()
+
+
 @contextlib.contextmanager
 def beside_bare(bench, key, **more):
     """Postern and bare Pingora before the backend of the main table."""
@@ -108,15 +136,15 @@ def behind_both(bench, path):
     bench.programs.end(*bare.processes)
 
 
-def signed_in_before_backend(bench, path):
+def signed_in_before_backend(bench, path, key=None, **more):
     """A gateway before a backend that asks nobody for a token; while users sign in, somebody stands there who does.
     And what ends both."""
     port = machine.free_port()
     with contextlib.ExitStack() as stack:
         users.authorization_server(stack, port)
-        made = bench.gateway(f"postern-{path}", "Postern", f"http://127.0.0.1:{port}/{path}")
+        made = bench.gateway(f"postern-{key or path}", "Postern", f"http://127.0.0.1:{port}/{path}", **more)
     made.address = f"127.0.0.1:{port}"
     command = [bench.peer("backend"), "--listen", made.address]
-    backend = bench.programs.start(f"backend-{path}", command, machine.LOAD_CORE)
+    backend = bench.programs.start(f"backend-{key or path}", command, machine.LOAD_CORE)
     check.wait_until_serving(f"http://{made.address}", [backend])
     return made, lambda: bench.programs.end(*made.target.processes, backend)

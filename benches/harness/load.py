@@ -5,6 +5,7 @@ import os
 import pathlib
 import statistics
 import subprocess
+import time
 from dataclasses import dataclass
 
 from . import machine
@@ -61,6 +62,20 @@ def h2(target, body, seconds, connections=64):
     with machine.watched(target.processes) as cost:
         loading([*command, *posting(target, body), target.url])
     return logged(target, cost, log)
+
+
+def held_open(programs, target, count):
+    """Opens that many streams, a hundred on each HTTP/2 connection, and keeps them; the process that does."""
+    each = ["-c", count // 100, "-m", 100, "-n", count]
+    headers = HEADERS | {"Authorization": f"Bearer {target.tokens()[0]}", "Accept": "text/event-stream"}
+    given = (part for name, value in headers.items() for part in ("-H", f"{name}: {value}"))
+    before = machine.open_files(target.processes)
+    holder = programs.start("streams", ["h2load", *each, *given, target.url], machine.LOAD_CORE)
+    while machine.open_files(target.processes) < before + count:
+        if holder.poll() is not None:
+            raise RuntimeError(f"{target.name}: no {count} streams stay open")
+        time.sleep(0.1)
+    return holder
 
 
 def posting(target, body):

@@ -134,6 +134,10 @@ def cpu_nanoseconds(processes):
     )
 
 
+def open_files(processes):
+    return sum(len(os.listdir(f"/proc/{member}/fd")) for member in family(processes))
+
+
 def resident_kib(processes):
     pages = sum(int(pathlib.Path(f"/proc/{member}/statm").read_text().split()[1]) for member in family(processes))
     return pages * os.sysconf("SC_PAGE_SIZE") // 1024

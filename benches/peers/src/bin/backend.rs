@@ -1,6 +1,6 @@
 //! The MCP server behind every target: one thread, HTTP/1.1 and HTTP/2 without TLS.
 //!
-//!     POST /mcp          284 bytes of JSON
+//!     POST /mcp          284 bytes of JSON, as POST /stream
 //!     POST /sse          ten events, each sent on its own
 //!     GET  /stream       one event, and the stream stays open
 //!     POST /big?bytes=N  N bytes
@@ -55,7 +55,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, hyper::Err
     }
     let size = head.uri.query().and_then(|query| query.strip_prefix("bytes=")?.parse().ok());
     Ok(match (&head.method, head.uri.path(), size) {
-        (&Method::POST, "/mcp", _) => typed("application/json", Full::new(ANSWER.clone()).boxed_unsync()),
+        (&Method::POST, "/mcp" | "/stream", _) => typed("application/json", Full::new(ANSWER.clone()).boxed_unsync()),
         (&Method::POST, "/sse", _) => typed("text/event-stream", events(EVENTS)),
         (&Method::GET, "/stream", _) => typed("text/event-stream", open_stream()),
         (&Method::POST, "/big", Some(size)) => sized(size),
