@@ -4,6 +4,9 @@
 
 mod support;
 
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     date_time_ymd,
@@ -11,6 +14,7 @@ use rcgen::{
 use reqwest::{Identity, tls};
 use serde_json::{Value, json};
 use support::gateway::{Gateway, Route};
+use support::process::run;
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually};
 
@@ -22,9 +26,14 @@ struct Authority {
 
 impl Authority {
     fn new() -> Self {
+        Self::with(|_| ())
+    }
+
+    fn with(change: impl FnOnce(&mut CertificateParams)) -> Self {
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::new(Vec::new()).unwrap();
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        change(&mut parameters);
         let pem = parameters.self_signed(&key).unwrap().pem();
         Self { pem, issuer: Issuer::new(parameters, key) }
     }
@@ -161,4 +170,57 @@ async fn the_lowest_version_of_tls_is_the_one_that_is_written() {
             assert!(comes_in(&gateway, &new).await);
         }
     }
+}
+
+#[tokio::test]
+async fn when_certificates_end_is_seen_and_said_and_what_is_used_no_more_is_forgotten() {
+    let upstream = Upstream::open().await;
+    let files = tempfile::tempdir().unwrap();
+    let file = files.path().join("clients.pem");
+    let since = |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let end = since(SystemTime::now()) + 9 * 24 * 60 * 60;
+    let authority = Authority::with(|parameters| {
+        parameters.not_after = date_time_ymd(1970, 1, 1) + Duration::from_secs(end);
+    });
+    std::fs::write(&file, &authority.pem).unwrap();
+    let gateway = with_tls(&upstream, &[("tls.client_ca_file", json!(file))]).await;
+    let directory = gateway.config_file().parent().unwrap().to_owned();
+    let shown = async || {
+        let text = gateway.http.get(gateway.admin("/metrics")).send().await.unwrap().text().await.unwrap();
+        let series = "postern_certificate_expiry_timestamp_seconds{file=";
+        text.lines().filter_map(|line| line.strip_prefix(series)).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let line = |name: &Path, purpose: &str, end: u64| format!("{name:?},use=\"{purpose}\"}} {end}");
+    // rcgen's own certificates are for ever.
+    let served = directory.join("tls.crt");
+    let at_first = shown().await;
+    assert!(at_first.len() == 2 && at_first.contains(&line(&file, "client_ca", end)), "{at_first:?}");
+    let ever = line(&served, "server", since(SystemTime::from(date_time_ymd(4096, 1, 1))));
+    assert!(at_first.contains(&ever), "{at_first:?}");
+    let warning = format!("a certificate of {} ends within 14 days: ", file.display());
+    gateway.output.shows(&warning).await;
+    let said = || gateway.output.text().matches(&warning).count();
+    assert_eq!(said(), 1);
+    let validated = run(&["validate", "--config", gateway.config_file().to_str().unwrap()], &[]).await;
+    assert_eq!(validated.code, Some(0));
+    assert!(
+        validated.stderr.contains(&warning) && validated.stderr.starts_with("warning: "),
+        "{}",
+        validated.stderr
+    );
+
+    let over = date_time_ymd(2020, 1, 1);
+    let old = Authority::with(|parameters| parameters.not_after = over);
+    std::fs::write(&file, &old.pem).unwrap();
+    gateway.hang_up();
+    let ended = line(&file, "client_ca", since(SystemTime::from(over)));
+    eventually(PATIENCE, async || shown().await.contains(&ended)).await;
+    gateway.output.shows(&format!("a certificate of {} has ended: 2020-01-01", file.display())).await;
+    // As the guide says.
+    let theirs = client(&gateway, Some(old.client("robot"))).build().unwrap();
+    assert!(comes_in(&gateway, &theirs).await);
+    gateway.reconfigure("server.tls.client_certificates", json!("off"));
+    gateway.hang_up();
+    eventually(PATIENCE, async || shown().await == [ever.clone()]).await;
+    assert_eq!(said(), 1);
 }

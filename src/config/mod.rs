@@ -12,6 +12,7 @@ mod checked;
 mod clients;
 mod credential;
 mod document;
+mod expiry;
 mod file;
 mod id_jag;
 mod kind;
@@ -49,6 +50,7 @@ pub use credential::{
     Actor, AwsSigv4, Credential, Custom, EntraObo, Exchanger, IdJag, OauthCredential, RolesHeld, Subject,
     TENANT, TokenExchange, UserHeader, is_settable, is_tenant,
 };
+pub use expiry::Expiry;
 pub use file::{
     AccessLog, AccessTokenFormat, AuditLog, ClientAuthMethod, ExchangeForm, ForwardedHeader, InjectedToken,
     RefreshRotation, TokenEndpointAuthMethod,
@@ -71,7 +73,7 @@ pub use source::Source;
 pub use store::{Address, ClientCertificate, Redis, Store, Topology};
 pub use tcp::TcpRoute;
 pub use telemetry::Traces;
-pub use tls::{ClientAuthorities, Handshake};
+pub use tls::{Certificate, ClientAuthorities, Handshake};
 pub use trusted::{Introspection, TrustedIssuer};
 
 /// Reads the file at `path`, checks it and resolves its secrets from this process's environment.

@@ -5,6 +5,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::SystemTime;
 
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use zeroize::Zeroizing;
@@ -13,6 +14,7 @@ use super::checked::Checker;
 use super::file;
 use super::report::Key;
 use super::shape::SECRET_FORMS;
+use crate::clock::Clock;
 use crate::jose::sign::SigningKey;
 
 /// What configuration may look at. Nothing here changes anything.
@@ -31,6 +33,9 @@ pub trait Environment {
 
     /// What a program prints; an error when it does not end well.
     fn run(&self, command: &[String]) -> io::Result<Vec<u8>>;
+
+    /// For what is good until a certain time.
+    fn now(&self) -> SystemTime;
 }
 
 /// The environment of this process.
@@ -63,6 +68,10 @@ impl Environment for Process {
             true => Ok(output.stdout),
             false => Err(io::Error::other(output.status.to_string())),
         }
+    }
+
+    fn now(&self) -> SystemTime {
+        Clock::system().now()
     }
 }
 

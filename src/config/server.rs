@@ -2,18 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use rustls::sign::CertifiedKey;
 use url::{Host, Url};
 
 use super::checked::Checker;
+use super::expiry::Expiry;
 use super::file::{self, AccessLog, AuditLog, ForwardedHeader};
 use super::proxies;
 use super::report::Key;
-use super::tls::{self, Handshake};
+use super::tls::{self, Certificate, Handshake};
 
 /// The section `server`, resolved.
 #[derive(Clone)]
@@ -22,7 +21,7 @@ pub struct Server {
     /// At least one.
     pub listen: Vec<Listen>,
     /// At least one where a listener has TLS. The first is the fallback.
-    pub tls: Vec<Arc<CertifiedKey>>,
+    pub tls: Vec<Certificate>,
     /// What else TLS listeners ask of clients.
     pub handshake: Handshake,
     /// Whom to believe when they say whose a request is.
@@ -116,6 +115,12 @@ impl Server {
     #[must_use]
     pub fn is_trusted_proxy(&self, address: IpAddr) -> bool {
         self.trusted_proxies.iter().any(|network| network.contains(&address.to_canonical()))
+    }
+
+    /// When what TLS listeners go by ends.
+    pub fn expiries(&self) -> impl Iterator<Item = &Expiry> {
+        let clients = self.handshake.clients.iter().filter_map(|clients| clients.expiry.as_ref());
+        self.tls.iter().filter_map(|certificate| certificate.expiry.as_ref()).chain(clients)
     }
 }
 

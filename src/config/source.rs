@@ -3,6 +3,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
 
 use super::{Config, Environment, Process, Report};
 
@@ -87,5 +88,9 @@ impl Environment for Noting {
 
     fn run(&self, command: &[String]) -> io::Result<Vec<u8>> {
         Process.run(command)
+    }
+
+    fn now(&self) -> SystemTime {
+        Process.now()
     }
 }

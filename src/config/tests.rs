@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use secrecy::ExposeSecret;
 
@@ -50,6 +50,10 @@ impl Environment for Fake {
             [program, key] if program == "unwrap" => Ok(format!("{key}\n").into_bytes()),
             _ => Err(io::Error::other("exit status: 1")),
         }
+    }
+
+    fn now(&self) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000)
     }
 }
 
@@ -186,7 +190,7 @@ fn everything_configured_arrives() {
     assert_eq!(config.server.threads, 2);
     assert_eq!(config.server.public_url.authority(), "mcp.example.com");
     assert_eq!(config.server.public_url.port(), 443);
-    assert_eq!(config.server.tls[0].cert.len(), 1);
+    assert_eq!(config.server.tls[0].key.cert.len(), 1);
     assert_eq!(config.outbound.ca_certificates.len(), 1);
     let Store::Redis(redis) = &config.store else { panic!("not redis") };
     assert_eq!(redis.topology, Topology::Standalone);
@@ -522,6 +526,43 @@ fn certificates_are_proven() {
         empty.starts_with("conf.yaml:11:23: outbound.ca_files[0]: c holds no readable certificate"),
         "{empty}"
     );
+}
+
+#[test]
+fn a_certificate_that_ends_soon_is_a_warning() {
+    let tls = "tls: {certificates: [{cert_file: c, key_file: k}], client_ca_file: a, client_certificates: ";
+    let warnings = |wanted: &str, (shown, vouches): ((i32, u8, u8), (i32, u8, u8))| {
+        let made = |(year, month, day)| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut parameters = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+            parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            parameters.not_after = rcgen::date_time_ymd(year, month, day);
+            (parameters.self_signed(&key).unwrap().pem(), key.serialize_pem())
+        };
+        let ((own, key), (first, _), (later, _)) = (made(shown), made(vouches), made((2060, 1, 1)));
+        let environment = Fake::default().file("k", &key, 0o600);
+        // Of the chain it is the first that is shown as ours; of authorities, the first to end.
+        let environment = environment.file("c", &format!("{own}{}", made((2020, 1, 1)).0), 0o644).file(
+            "a",
+            &format!("{later}{first}"),
+            0o644,
+        );
+        let config = good(&[("#server", &format!("{tls}{wanted}}}"))], &environment);
+        let expiries = config.server.expiries();
+        let expiries: Vec<_> = expiries.map(|expiry| (expiry.of.name(), &*expiry.file, expiry.at)).collect();
+        (config.warnings.to_string(), format!("{expiries:?}"))
+    };
+    // It is the 15th of January 2027, 8 o'clock.
+    let (said, seen) = warnings("required", ((2027, 1, 30), (2050, 1, 1)));
+    assert_eq!(said, "");
+    assert_eq!(seen, r#"[("server", "c", 1801267200), ("client_ca", "a", 2524608000)]"#);
+    let (said, _) = warnings("optional", ((2027, 1, 29), (2027, 1, 15)));
+    let soon = "conf.yaml:4:36: server.tls.certificates[0].cert_file: a certificate of c ends within 14 days: 2027-01-29T00:00:00Z; renew it, and reload";
+    let over = "conf.yaml:4:70: server.tls.client_ca_file: a certificate of a has ended: 2027-01-15T00:00:00Z; renew it, and reload";
+    assert_eq!(said.lines().collect::<Vec<_>>(), [soon, over]);
+    // Nobody is asked for one.
+    let (said, seen) = warnings("off", ((2027, 1, 30), (2027, 1, 15)));
+    assert_eq!((&*said, &*seen), ("", r#"[("server", "c", 1801267200)]"#));
 }
 
 #[test]

@@ -9,8 +9,16 @@ use rustls::sign::CertifiedKey;
 use rustls::{InconsistentKeys, RootCertStore};
 
 use super::checked::Checker;
+use super::expiry::{self, Expiry, Use};
 use super::file::{self, ClientCertificates};
 use super::report::Key;
+
+/// A certificate of ours with its key, ready for a certificate resolver of rustls (ring).
+#[derive(Clone)]
+pub struct Certificate {
+    pub key: Arc<CertifiedKey>,
+    pub expiry: Option<Expiry>,
+}
 
 /// What clients have to bring, beside the name they ask for.
 #[derive(Clone, Default)]
@@ -26,6 +34,8 @@ pub struct ClientAuthorities {
     pub roots: Arc<RootCertStore>,
     /// Whoever brings no certificate is sent away.
     pub required: bool,
+    /// Of the one that ends first.
+    pub expiry: Option<Expiry>,
 }
 
 /// Checks the rest of `server.tls`.
@@ -36,9 +46,7 @@ pub(super) fn handshake(check: &mut Checker<'_>, at: &Key, written: &file::Tls) 
     };
     let wanted = written.client_certificates.unwrap_or(usual);
     let clients = match (&written.client_ca_file, wanted) {
-        (Some(path), _) => client_roots(check, &at.child("client_ca_file"), path)
-            .filter(|_| wanted != ClientCertificates::Off)
-            .map(|roots| ClientAuthorities { roots, required: wanted == ClientCertificates::Required }),
+        (Some(path), _) => client_authorities(check, &at.child("client_ca_file"), path, wanted),
         (None, ClientCertificates::Off) => None,
         (None, _) => {
             let what = "needs to know who vouches for clients";
@@ -49,27 +57,33 @@ pub(super) fn handshake(check: &mut Checker<'_>, at: &Key, written: &file::Tls) 
     Handshake { only_13: written.min_version == Some(file::TlsVersion::Tls13), clients }
 }
 
-fn client_roots(check: &mut Checker<'_>, key: &Key, path: &Path) -> Option<Arc<RootCertStore>> {
+/// `None` where they are not asked about, or cannot be read.
+fn client_authorities(
+    check: &mut Checker<'_>,
+    key: &Key,
+    path: &Path,
+    wanted: ClientCertificates,
+) -> Option<ClientAuthorities> {
     let pem = check.read(key, path)?;
     let found: Result<Vec<_>, PemError> = CertificateDer::pem_slice_iter(&pem).collect();
+    let found = found.unwrap_or_default();
     let mut roots = RootCertStore::empty();
-    let is_read =
-        found.is_ok_and(|found| !found.is_empty() && found.into_iter().all(|root| roots.add(root).is_ok()));
+    let is_read = !found.is_empty() && found.iter().all(|root| roots.add(root.clone()).is_ok());
     if !is_read {
         let what = format!("{} holds no readable authorities", path.display());
         check.refuse(key, what, "name a PEM file with at least one CERTIFICATE block");
         return None;
     }
-    Some(Arc::new(roots))
+    if wanted == ClientCertificates::Off {
+        return None;
+    }
+    let expiry = expiry::first(check, (key, path), Use::ClientAuthority, &found);
+    let required = wanted == ClientCertificates::Required;
+    Some(ClientAuthorities { roots: Arc::new(roots), required, expiry })
 }
 
-/// Reads all certificates, each with its key, ready for a certificate resolver of rustls (ring). What is wrong is
-/// recorded and left out.
-pub(super) fn load(
-    check: &mut Checker<'_>,
-    list: &Key,
-    written: &[file::Certificate],
-) -> Vec<Arc<CertifiedKey>> {
+/// Reads all certificates, each with its key. What is wrong is recorded and left out.
+pub(super) fn load(check: &mut Checker<'_>, list: &Key, written: &[file::Certificate]) -> Vec<Certificate> {
     if written.is_empty() {
         check.refuse(list, "is empty", "add an entry with `cert_file` and `key_file`, or leave `tls` out");
     }
@@ -77,7 +91,7 @@ pub(super) fn load(
     entries.filter_map(|(index, entry)| certificate(check, &list.item(index), entry)).collect()
 }
 
-fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -> Option<Arc<CertifiedKey>> {
+fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -> Option<Certificate> {
     // Both are read before either is given up, so that both problems show at once.
     let chain = chain(check, &at.child("cert_file"), written);
     let key = private_key(check, &at.child("key_file"), written);
@@ -106,7 +120,10 @@ fn certificate(check: &mut Checker<'_>, at: &Key, written: &file::Certificate) -
             return None;
         }
     }
-    Some(Arc::new(certified))
+    // What comes with it in the chain is for clients, who may know another way to an authority.
+    let shown = certified.cert.get(..1).unwrap_or_default();
+    let expiry = expiry::first(check, (&at.child("cert_file"), &written.cert_file), Use::Server, shown);
+    Some(Certificate { key: Arc::new(certified), expiry })
 }
 
 fn chain(

@@ -146,6 +146,7 @@ fn serve(
     let source = Arc::new(source);
     let now = crate::clock::unix_seconds(parts.gateway.authority.clock.now());
     parts.gateway.metrics.reloaded.set(i64::try_from(now).unwrap_or(i64::MAX));
+    tls::show_expiries(&parts.gateway.metrics, &parts.gateway.authority.snapshot().config.server, None);
     let reload = Arc::new(Reload {
         source: Arc::clone(&source),
         authority: Arc::clone(&parts.gateway.authority),

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::foundation;
-use super::tls::Tls;
+use super::tls::{self, Tls};
 use crate::config::{Config, Report, Source, Store};
 use crate::gateway::quota::Quotas;
 use crate::oauth::server::Authority;
@@ -35,8 +35,12 @@ impl Reload {
             Ok(waiting) => {
                 let mut ids = self.authority.records.sealer().key_ids();
                 let others = ids.split_off(1.min(ids.len()));
-                let routes = self.authority.snapshot().config.routes.len();
+                let snapshot = self.authority.snapshot();
+                let routes = snapshot.config.routes.len();
                 tracing::info!(target: "audit", event = "configuration", routes, seals = ids.concat(), opens = others.len(), "reloaded: the configuration is in use");
+                for warning in snapshot.config.warnings.to_string().lines() {
+                    tracing::warn!("{warning}");
+                }
                 if !waiting.is_empty() {
                     tracing::warn!(keys = waiting.join(", "), "these changes wait for a restart");
                 }
@@ -58,7 +62,8 @@ impl Reload {
     fn replace(&self, again: Result<Config, Report>) -> Result<Vec<String>, String> {
         let config = again.map_err(|report| report.to_string())?;
         // From here on what waits for a restart is as it was: the keys belong to the store that is open.
-        let (config, waiting) = config.over(&self.authority.snapshot().config);
+        let before = self.authority.snapshot();
+        let (config, waiting) = config.over(&before.config);
         if config.sealing_keys.is_empty() && matches!(config.store, Store::Redis(_)) {
             return Err(
                 "sealing_keys is empty, and the store that is open is shared: write its keys".to_owned()
@@ -72,6 +77,7 @@ impl Reload {
         }
         self.authority.use_config(config);
         let snapshot = self.authority.snapshot();
+        tls::show_expiries(&self.metrics, &snapshot.config.server, Some(&before.config.server));
         let routes = &snapshot.routes;
         self.resolver.keep_only(routes);
         self.pools.use_routes(routes, &snapshot.config.tcp);

@@ -13,7 +13,8 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::FromDer;
 
 use super::StartError;
-use crate::config::Server;
+use crate::config::{Expiry, Server};
+use crate::telemetry::Metrics;
 
 /// More of a subject is not kept, characters.
 const SUBJECT_MOST: usize = 256;
@@ -45,6 +46,20 @@ impl Tls {
     }
 }
 
+/// Has the metrics say when what is in use ends, and nothing more of what was in use `before`.
+pub fn show_expiries(metrics: &Metrics, server: &Server, before: Option<&Server>) {
+    let shown = |expiry: &Expiry| [expiry.of.name().to_owned(), expiry.file.clone()];
+    let now: Vec<_> = server.expiries().map(shown).collect();
+    for gone in before.into_iter().flat_map(Server::expiries).map(shown).filter(|shown| !now.contains(shown))
+    {
+        // One file may have been named twice.
+        metrics.certificates.remove_label_values(&gone).ok();
+    }
+    for expiry in server.expiries() {
+        metrics.certificates.with_label_values(&shown(expiry)).set(expiry.at);
+    }
+}
+
 /// Shakes hands for HTTP/2 and HTTP/1.1.
 fn acceptor(server: &Server) -> Result<Acceptor, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -63,7 +78,7 @@ fn acceptor(server: &Server) -> Result<Acceptor, StartError> {
         .with_protocol_versions(versions)
         .map_err(|error| failed(&error))?
         .with_client_cert_verifier(clients)
-        .with_cert_resolver(Arc::new(ByName(server.tls.clone())));
+        .with_cert_resolver(Arc::new(ByName(server.tls.iter().map(|tls| Arc::clone(&tls.key)).collect())));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Acceptor::from_server_config(Arc::new(config)))
 }

@@ -12,7 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
-use prometheus::{Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 use tracing::Level;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::FilterFn;
@@ -54,6 +56,8 @@ pub struct Metrics {
     pub reloads: IntCounterVec,
     /// When the configuration in use was taken, in seconds since 1970.
     pub reloaded: IntGauge,
+    /// When certificates end, in seconds since 1970, by use and file.
+    pub certificates: IntGaugeVec,
     /// How often another process was to take over, by outcome.
     pub upgrades: IntCounterVec,
     /// Whether the last time went wrong.
@@ -158,6 +162,11 @@ impl Metrics {
             "postern_config_reload_success_timestamp_seconds",
             "When the configuration in use was taken.",
         )?;
+        let certificates = registry.gauges(
+            "postern_certificate_expiry_timestamp_seconds",
+            "When a certificate of the TLS listeners ends, by what it is for and its file.",
+            &["use", "file"],
+        )?;
         let upgrades =
             counter("postern_upgrades_total", "Hand-overs to a new process by outcome.", &["outcome"])?;
         let reload_failed = registry.gauge(
@@ -229,6 +238,7 @@ impl Metrics {
             oauth,
             reloads,
             reloaded,
+            certificates,
             upgrades,
             reload_failed,
             limited,

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::written::{self, Route};
-use crate::config::{self, Environment};
+use crate::config::{self, Environment, Process};
 
 /// Every variable is set; there is nothing else.
 struct Variables;
@@ -28,6 +29,10 @@ impl Environment for Variables {
 
     fn run(&self, _: &[String]) -> io::Result<Vec<u8>> {
         Err(io::ErrorKind::NotFound.into())
+    }
+
+    fn now(&self) -> SystemTime {
+        Process.now()
     }
 }
 
