@@ -6,6 +6,7 @@
 mod acme;
 mod managed;
 mod path;
+mod preflight;
 mod rules;
 mod table;
 mod tree;
@@ -69,6 +70,8 @@ pub struct Route {
     pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
     /// What its calls count towards.
     pub limits: Vec<Arc<CallLimit>>,
+    /// Where preflights of browsers go, with which no token comes. `None`: they are requests like others.
+    pub preflights: Option<Arc<Route>>,
     /// What is particular about a route that was made at run time.
     pub managed: Option<Box<Particulars>>,
     /// What is counted of its requests.
@@ -158,6 +161,10 @@ impl Route {
             // Neither names nor URLs have a NUL, so no two of them meet.
             None => (format!("{}\0{}", configured.name, upstream.url), upstream.policy.clone()),
         };
+        let preflights = configured.preflights.then(|| {
+            let twin = Self::new(public, &preflight::of(configured));
+            Arc::new(Self { upstream: Arc::clone(&upstream), ..twin })
+        });
         Self {
             name: configured.name.clone(),
             kind: configured.kind,
@@ -180,6 +187,7 @@ impl Route {
             rules: Rules::new(configured.kind, &configured.tool_scopes, configured.policy.as_ref()),
             trusted_issuers: configured.trusted_issuers.clone(),
             limits: configured.limits.clone(),
+            preflights,
             managed: None,
             series: OnceLock::new(),
         }

@@ -263,6 +263,62 @@ async fn no_other_spelling_of_a_path_is_a_way_around_a_route_or_a_rule() {
 }
 
 #[tokio::test]
+async fn a_preflight_goes_on_where_that_is_written_with_nobodys_identity_and_nothing_else_does() {
+    let site = Site::start().await;
+    let policy = json!({"default": "deny", "call": [
+        {"name": "no-secrets", "deny": "request.path.startsWith('/secret')"},
+        {"name": "only-alice", "deny": "caller.subject != 'alice'"},
+        {"name": "alice", "allow": "caller.subject == 'alice'"},
+    ]});
+    let route = site
+        .route()
+        .with("credential", json!({"kind": "header", "name": "X-Key", "value": "7"}))
+        .with("scopes", json!(["site:read"]))
+        .with("policy", policy);
+    let open = route.clone().with("cors_allow_preflight", json!(true));
+    let (gateway, token) = signed_in(Gateway::builder(), open).await;
+    let asks = "origin: https://app.test\r\naccess-control-request-method: PUT\r\n";
+    let answer = ask(&gateway, "OPTIONS /x?y=z", asks).await;
+    assert_eq!(
+        (answer.status, answer.header("access-control-allow-origin")),
+        (200, Some("https://app.test"))
+    );
+    let seen = site.last();
+    assert_eq!((seen.method.as_str(), seen.target().as_str()), ("OPTIONS", "/x?y=z"));
+    assert_eq!(seen.header("access-control-request-method").as_deref(), Some("PUT"));
+    assert_eq!((seen.header("x-key"), seen.header("authorization")), (None, None));
+    let noted = |line: &Value| {
+        line["method"] == "OPTIONS" && line["route"] == "site" && line["caller"] == "anonymous"
+    };
+    eventually(PATIENCE, || async { gateway.output.records().iter().any(noted) }).await;
+    let before = site.count();
+    for (line, more) in [
+        ("GET /", asks),
+        ("PUT /", asks),
+        ("OPTIONS /", "origin: https://app.test\r\n"),
+        ("OPTIONS /", "access-control-request-method: PUT\r\n"),
+        ("OPTIONS /", &*format!("{asks}origin: https://app.test\r\n")),
+        ("OPTIONS /", &*format!("{asks}access-control-request-method: GET\r\n")),
+        ("OPTIONS /", &*format!("{asks}cookie: a=1\r\n")),
+        ("OPTIONS /", &*format!("{asks}authorization: Basic YTpi\r\n")),
+        ("OPTIONS /", &*format!("{asks}authorization: Bearer x\r\n")),
+        ("OPTIONS /", &*format!("{asks}content-length: 1\r\n\r\nx")),
+        ("OPTIONS /", &*format!("{asks}transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")),
+    ] {
+        assert_eq!(ask(&gateway, line, more).await.status, 401, "{line} {more}");
+    }
+    assert_eq!(ask(&gateway, "OPTIONS /secret", asks).await.status, 403);
+    assert_eq!(site.count(), before);
+    // Somebody is who they are, also then.
+    let bearer = format!("{asks}authorization: Bearer {token}\r\n");
+    assert_eq!(ask(&gateway, "OPTIONS /", &bearer).await.status, 200);
+    assert_eq!(site.last().header("x-key").as_deref(), Some("7"));
+    gateway.reconfigure("routes", json!([route.document()]));
+    gateway.hang_up();
+    eventually(PATIENCE, || async { ask(&gateway, "OPTIONS /", asks).await.status == 401 }).await;
+}
+
+#[tokio::test]
 async fn rules_are_about_callers_and_requests() {
     let site = Site::start().await;
     let policy = json!({"default": "deny", "call": [
@@ -320,6 +376,14 @@ async fn what_does_not_go_together_is_refused_before_it_serves() {
         (
             route().with("kind", json!("mcp")).with("public", json!(true)),
             "routes[0].public: belongs to `kind: http`",
+        ),
+        (
+            route().with("kind", json!("mcp")).with("cors_allow_preflight", json!(true)),
+            "routes[0].cors_allow_preflight: belongs to `kind: http`",
+        ),
+        (
+            route().with("public", json!(true)).with("cors_allow_preflight", json!(true)),
+            "routes[0].cors_allow_preflight: is about tokens, and a public route takes none",
         ),
         (route().with("tool_scopes", json!({"x": ["y"]})), "routes[0].tool_scopes: belongs to MCP servers"),
         (route().with("limits", json!([{"per": ["tool"], "rate": "1/s"}])), "counts by tool"),

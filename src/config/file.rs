@@ -239,6 +239,8 @@ pub(super) struct Route {
     pub(super) kind: Option<RouteKind>,
     /// `http`: nobody is asked for a token, and requests go on as they are. Default: `false`.
     pub(super) public: Option<bool>,
+    /// `http`: preflights of browsers (CORS) go on to the server although no token comes with them, and it answers them. Default: `false`.
+    pub(super) cors_allow_preflight: Option<bool>,
     /// `tcp`: the address to listen on, like `0.0.0.0:5432`.
     pub(super) listen: Option<String>,
     /// `tcp`: who may connect, how many, and for how long.

@@ -73,6 +73,10 @@ pub(super) fn check(
             let write = "leave it out: an MCP server has callers, whom Postern knows";
             check.refuse(&key.child("public"), "belongs to `kind: http`", write);
         }
+        if entry.cors_allow_preflight.is_some() {
+            let write = "leave it out: Postern answers preflights itself, for the origins in `server.allowed_origins`";
+            check.refuse(&key.child("cors_allow_preflight"), "belongs to `kind: http`", write);
+        }
         return Some(kind);
     };
     own_host(check, key, entry, public_url);
@@ -154,6 +158,7 @@ fn nobody(check: &mut Checker<'_>, key: &Key, entry: &file::Route) {
     for (name, is_written) in [
         ("scopes", entry.scopes.as_ref().is_some_and(|scopes| !scopes.is_empty())),
         ("trusted_issuers", entry.trusted_issuers.as_ref().is_some_and(|issuers| !issuers.is_empty())),
+        ("cors_allow_preflight", entry.cors_allow_preflight.is_some()),
     ] {
         if is_written {
             let write = "leave it out, or leave `public` out";

@@ -38,6 +38,8 @@ pub struct Route {
     pub trusted_issuers: Vec<Arc<TrustedIssuer>>,
     /// What its calls count towards: the limits of all routes, then its own.
     pub limits: Vec<Arc<CallLimit>>,
+    /// Whether preflights of browsers go on although no token comes with them.
+    pub preflights: bool,
 }
 
 /// The server behind a route.
@@ -188,6 +190,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
                 policy,
                 trusted_issuers,
                 limits: around.calls.iter().cloned().chain(own_limits).collect(),
+                preflights: entry.cors_allow_preflight.unwrap_or(false),
             });
         }
     }

@@ -108,6 +108,7 @@ fn strangers(check: &mut Checker<'_>, key: &Key, entry: &file::Route) {
         ("host", entry.host.is_some()),
         ("path", entry.path.is_some()),
         ("public", entry.public.is_some()),
+        ("cors_allow_preflight", entry.cors_allow_preflight.is_some()),
         ("credential", entry.credential.is_some()),
         ("scopes", entry.scopes.is_some()),
         ("tool_scopes", entry.tool_scopes.is_some()),

@@ -42,6 +42,7 @@ pub(super) enum Admitted {
 impl Gateway {
     /// Says what becomes of a request.
     pub(super) async fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Admitted, Failure> {
+        let is_preflight = plain::is_preflight(session);
         let head = session.req_header();
         self.require_room(&ctx.snapshot.config.limits)?;
         screen::request(head, &ctx.snapshot.config.limits)?;
@@ -61,7 +62,7 @@ impl Gateway {
             }
             snapshot.routes.find(&authority, &path)?
         };
-        let route = Arc::clone(matched.route);
+        let route = plain::route(&matched, is_preflight);
         ctx.route = Some(Arc::clone(&route));
         let is_mcp = route.kind.is_mcp();
         if is_mcp {

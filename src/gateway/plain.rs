@@ -5,6 +5,7 @@
 //! directions. It has a place among the streams, since it may stay open for hours. No other protocol can be switched to.
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use http::response::Parts;
 use http::{Method, Uri, Version, header};
@@ -58,6 +59,25 @@ pub(super) fn is_websocket(route: &Route, head: &RequestHeader) -> bool {
         && head.method == Method::GET
         && head.version == Version::HTTP_11
         && head.headers.get(header::UPGRADE).is_some_and(asks)
+}
+
+/// Whether it is how a browser asks before it sends what a page wants sent (Fetch, §4.8.3): it has no body, and says nothing of who
+/// somebody is.
+pub(super) fn is_preflight(session: &mut Session) -> bool {
+    let head = session.req_header();
+    if head.method != Method::OPTIONS {
+        return false;
+    }
+    let count = |name| head.headers.get_all(name).iter().count();
+    let asks = count(header::ORIGIN) == 1 && count(header::ACCESS_CONTROL_REQUEST_METHOD) == 1;
+    let is_nobodys = [header::AUTHORIZATION, header::COOKIE].into_iter().all(|name| count(name) == 0);
+    asks && is_nobodys && session.as_downstream_mut().is_body_empty()
+}
+
+/// Where a request of the matched route goes.
+pub(super) fn route(matched: &Matched<'_>, is_preflight: bool) -> Arc<Route> {
+    let preflights = matched.route.preflights.as_ref().filter(|_| is_preflight);
+    Arc::clone(preflights.unwrap_or(matched.route))
 }
 
 /// Whose a request is when things are shared out: the caller's, or where nobody was asked, that of where it came from.

@@ -29,6 +29,7 @@ pub(super) fn route(
         policy: around.settings.policy.clone(),
         trusted_issuers: Vec::new(),
         limits: around.settings.limits.clone(),
+        preflights: false,
     };
     let mut route = Route::new(around.public_url, &configured);
     let bound = |assignment: &Assignment| binding(configuration, assignment);

@@ -36,6 +36,7 @@ impl Challenges {
             policy: None,
             trusted_issuers: Vec::new(),
             limits: Vec::new(),
+            preflights: false,
         };
         let mut route = Route::new(public, &configured);
         // Some of those who answer look whether the host is one that they have asked a certificate for.
