@@ -20,6 +20,8 @@ use crate::policy::Denied;
 use crate::route::{Route, RouteError};
 
 const JSON: &str = "application/json";
+/// Reason of a body that does not come on.
+pub const TOO_SLOW: &str = "too_slow";
 /// JSON-RPC error code of headers that are not the body's (MCP 2026-07-28).
 const HEADER_MISMATCH: i32 = -32020;
 /// JSON-RPC error code of a call that no policy allows: one of those that servers define (JSON-RPC 2.0 §5.1) and MCP does not.
@@ -271,7 +273,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
         Failure::TooManyFields => {
             (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request", "too_many_fields")
         }
-        Failure::TooSlow => (StatusCode::REQUEST_TIMEOUT, "invalid_request", "too_slow"),
+        Failure::TooSlow => (StatusCode::REQUEST_TIMEOUT, "invalid_request", TOO_SLOW),
         Failure::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "overloaded"),
         Failure::Unavailable { .. } => {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")

@@ -319,6 +319,70 @@ async fn sr_t46_sr_t47_a_body_that_does_not_come_on_ends_its_stream_alone() {
     assert_eq!(limited(&gateway, "body_time").await, 4);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_breaks_off_over_http_2_has_one_line_in_the_log() {
+    let upstream = Upstream::open().await;
+    let (gateway, there) = start(&upstream, json!({"body_time": "1s"})).await;
+    let (feed, answer) = Answer::stream();
+    upstream.answer_next(answer);
+    let reset = |stream| frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes());
+    let left = by_hand(&there, move |there, client| {
+        let call = |stream, name: &str, flags| {
+            frame(HEADERS, END_HEADERS | flags, stream, &there.block(&[("mcp-method", name)]))
+        };
+        let ping = br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
+        // In the middle of an answer.
+        client.send(&[call(1, "answered", 0), frame(DATA, END_STREAM, 1, ping)].concat());
+        assert_eq!(client.answer(1, PATIENCE), Ok(200));
+        client.send(&reset(1));
+        // Before its body, and in the middle of it.
+        client.send(&[call(3, "bodiless", 0), reset(3)].concat());
+        client.send(&[call(5, "half", 0), frame(DATA, 0, 5, b"{")].concat());
+        client.send(&reset(5));
+        // One whose body does not come on.
+        client.send(&[call(7, "late", 0), frame(DATA, 0, 7, b"{\"")].concat());
+        assert_eq!(client.answer(7, 4 * SECOND), Err(CANCEL));
+        // With the connection, before and after all of it is there.
+        client.send(&[call(9, "gone", 0), frame(DATA, 0, 9, b"{")].concat());
+        client.send(&[call(11, "whole", 0), frame(DATA, END_STREAM, 11, ping)].concat());
+        client.answer(11, PATIENCE)
+    });
+    assert_eq!(left.await, Ok(200));
+    let names = ["answered", "bodiless", "half", "late", "gone", "whole"];
+    let lines = || -> Vec<Vec<String>> {
+        let records = gateway.output.records();
+        let of = |name: &str| {
+            let found = records.iter().filter(|line| line["mcp_method"] == name);
+            found.map(|line| format!("{} {} {}", line["status"], line["reason"], line["bytes_in"])).collect()
+        };
+        names.map(of).into()
+    };
+    eventually(PATIENCE, async || lines().iter().all(|lines| !lines.is_empty())).await;
+    drop(feed);
+    assert!(serves(&there).await);
+    println!("{:?}", lines());
+    assert_eq!(
+        lines(),
+        [
+            ["200 \"client_gone\" 40"],
+            ["0 \"client_gone\" 0"],
+            ["0 \"client_gone\" 1"],
+            ["408 \"too_slow\" 2"],
+            ["0 \"client_gone\" 1"],
+            ["200 \"ok\" 40"],
+        ]
+    );
+    let slow = gateway.output.records().into_iter().find(|line| line["reason"] == "too_slow").unwrap();
+    assert_eq!(
+        (&slow["route"], &slow["user"], &slow["caller"]),
+        (&json!("demo"), &json!("alice"), &json!("user"))
+    );
+    assert_eq!(
+        (&slow["method"], &slow["path"], &slow["attempts"]),
+        (&json!("POST"), &json!("/demo"), &json!(1))
+    );
+}
+
 /// What it may send is told by windows, and while they are shut the client waits for the upstream.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sr_t47_a_body_that_waits_for_a_slow_upstream_is_not_late() {

@@ -12,6 +12,7 @@ use pingora::http::RequestHeader;
 use super::filter::Filter;
 use super::inspect::Asked;
 use super::quota::Counted;
+use super::record::Unended;
 use super::screen::SHORT;
 use super::seen::Seen;
 use super::session::{Opening, Session as McpSession};
@@ -65,6 +66,8 @@ pub struct Context {
     pub elicitation: bool,
     pub reason: &'static str,
     pub seen: Seen,
+    /// Until it is noted, where it may come to be dropped instead.
+    pub unended: Option<Box<Unended>>,
     /// Counts as under way until dropped.
     pub _under_way: Guard,
 }

@@ -98,7 +98,7 @@ pub struct Gateway {
     pub router: Router,
     pub metrics: Arc<Metrics>,
     pub access: Log,
-    pub traces: Option<Traces>,
+    pub traces: Option<Arc<Traces>>,
     pub in_flight: InFlight,
     pub streams: Arc<Streams>,
     pub quotas: Arc<Quotas>,
@@ -135,6 +135,7 @@ impl ProxyHttp for Gateway {
             elicitation: false,
             reason: "ok",
             seen: seen::Seen::default(),
+            unended: None,
             _under_way: self.in_flight.start(),
         })
     }
@@ -151,6 +152,7 @@ impl ProxyHttp for Gateway {
         head::of_request(session.req_header_mut(), |_| ());
         ctx.client = forwarded::client(session, &ctx.snapshot.config.server);
         self.name(session, ctx);
+        ctx.unended = self.unended(session);
         done()
     }
 
@@ -237,6 +239,10 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
+        match end {
+            true => ctx.unended = None,
+            false => ctx.unended.iter_mut().for_each(|unended| unended.came(session)),
+        }
         bounds::require_pace(session, body.as_ref(), ctx, end)?;
         let Some(target) = &mut ctx.target else {
             return Ok(());

@@ -110,7 +110,7 @@ pub fn build(
                 metrics: Arc::clone(&metrics),
                 instance: HEXLOWER.encode(&process),
             };
-            (Some(traces), Some(spans))
+            (Some(Arc::new(traces)), Some(spans))
         }
     };
     let streams = Streams::new(metrics.streams.clone());
