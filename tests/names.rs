@@ -138,9 +138,13 @@ fn route(peers: Value) -> Route {
 }
 
 async fn start(names: &NameServer, peers: Value) -> (Gateway, McpRequest) {
+    start_with(names, route(peers)).await
+}
+
+async fn start_with(names: &NameServer, route: Route) -> (Gateway, McpRequest) {
     let gateway = Gateway::builder()
         .with("outbound.name_servers", json!([names.address.to_string()]))
-        .route(route(peers))
+        .route(route)
         .start()
         .await;
     let client = Client::register(&gateway).await;
@@ -200,6 +204,35 @@ async fn a_service_leads_to_its_hosts_by_priority_and_weight_and_follows_their_c
     let before = names.asked(service);
     eventually(PATIENCE, || async { names.asked(service) > before + 1 }).await;
     assert!(goes_to(&request, &[&third], &[&first, &second]).await);
+}
+
+#[tokio::test]
+async fn the_second_choice_of_a_service_serves_while_the_first_does_not() {
+    let (first, second) = (Upstream::open().await, Upstream::open().await);
+    let names = NameServer::start().await;
+    names.addresses("one.test", &[LOOPBACK]);
+    names.say(
+        "_mcp._tcp.example.test",
+        vec![
+            Record::Host(10, 1, port(&first), "one.test"),
+            Record::Host(20, 1, port(&second), "one.test"),
+            Record::Host(30, 1, 9, "one.test"),
+        ],
+    );
+    let peers = json!(["srv:_mcp._tcp.example.test"]);
+    // What becomes of requests says it, or checks do.
+    for health in [None, Some(json!({"kind": "tcp", "interval": "100ms", "healthy": 1, "unhealthy": 1}))] {
+        let mut route = route(peers.clone());
+        if let Some(health) = health {
+            route = route.with("upstream.health", health);
+        }
+        let (_gateway, request) = start_with(&names, route).await;
+        assert!(goes_to(&request, &[&first], &[&second]).await);
+        first.server.stop();
+        eventually(PATIENCE, || async { goes_to(&request, &[&second], &[&first]).await }).await;
+        first.server.resume().await;
+        eventually(PATIENCE, || async { goes_to(&request, &[&first], &[&second]).await }).await;
+    }
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ impl Outbound {
     /// attack or a mistake. The caller must connect to one of the returned addresses and not resolve again.
     pub async fn vet(&self, host: &str, port: u16, policy: &AddressPolicy) -> Result<Vec<SocketAddr>, Error> {
         let vetted = self.vet_for_a_while(host, port, policy).await?;
-        Ok(vetted.addresses.into_iter().map(|(address, _)| address).collect())
+        Ok(vetted.addresses.into_iter().map(|place| place.address).collect())
     }
 
     /// The same, with how long it stays so.

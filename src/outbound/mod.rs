@@ -20,7 +20,7 @@ mod watch;
 pub use address::{AddressPolicy, Class, classify};
 pub use client::{Outbound, Settings, SetupError, printable};
 pub use message::{Limits, Request, Response};
-pub use names::Vetted;
+pub use names::{Place, Vetted};
 pub use watch::{Answer, Count, Exchange, Fetched, Remark, Sight, Watch, carried, shown};
 
 /// Why there is no answer. `target` is `scheme://host:port` (or `host:port`), never a path or a query: those

@@ -27,16 +27,27 @@ pub(super) struct Names {
     resolver: OnceLock<Option<TokioResolver>>,
 }
 
-/// Addresses that have passed, each with its share beside the others.
+/// An address that has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    pub address: SocketAddr,
+    /// Its share beside those of its rank.
+    pub share: u32,
+    /// Zero is the first choice; another one is for when all before it have failed (RFC 2782, priority).
+    pub rank: u32,
+}
+
+/// What a name leads to, the first choice first.
 pub struct Vetted {
-    pub addresses: Vec<(SocketAddr, u32)>,
+    pub addresses: Vec<Place>,
     /// How long the name service says that it stays so. `None`: it does not.
     pub fresh_for: Option<Duration>,
 }
 
 impl Vetted {
     pub(super) fn of(addresses: Vec<SocketAddr>, fresh_for: Option<Duration>) -> Self {
-        Self { addresses: addresses.into_iter().map(|address| (address, 1)).collect(), fresh_for }
+        let place = |address| Place { address, share: 1, rank: 0 };
+        Self { addresses: addresses.into_iter().map(place).collect(), fresh_for }
     }
 }
 
@@ -143,28 +154,28 @@ fn fresh_for(found: &Lookup) -> Option<Duration> {
 }
 
 impl Outbound {
-    /// As [`Outbound::vet`], of the hosts that have a service: of those to be preferred, as long as one of them is known. A host that
-    /// may not be reached is an attack or a mistake here as well. The permission to be at private addresses is the service's.
+    /// As [`Outbound::vet`], of the hosts that have a service, as far as they have addresses. A host that may not be reached is an
+    /// attack or a mistake here as well. The permission to be at private addresses is the service's.
     pub async fn vet_service(&self, service: &str, policy: &AddressPolicy) -> Result<Vetted, Error> {
         let target = || service.to_owned();
         let not_sent = |reason: &str| Error::NotSent { target: target(), reason: reason.into() };
         let private = policy.allows_private(service);
         let (hosts, mut fresh_for) = self.names().hosts(service).await.map_err(not_sent)?;
-        for preferred in hosts.chunk_by(|one, other| one.priority == other.priority) {
-            let mut addresses: Vec<(SocketAddr, u32)> = Vec::new();
-            for host in preferred {
+        let mut addresses: Vec<Place> = Vec::new();
+        for (rank, equals) in (0..).zip(hosts.chunk_by(|one, other| one.priority == other.priority)) {
+            for host in equals {
                 let Ok((found, fresh)) = self.names().addresses(&host.name, host.port).await else {
                     continue;
                 };
                 fresh_for = fresh_for.into_iter().chain(fresh).min();
-                let weight = u32::from(host.weight).max(1);
-                addresses
-                    .extend(self.judge(found, private, target)?.into_iter().map(|address| (address, weight)));
-            }
-            if !addresses.is_empty() {
-                return Ok(Vetted { addresses, fresh_for });
+                let share = u32::from(host.weight).max(1);
+                let found = self.judge(found, private, target)?;
+                addresses.extend(found.into_iter().map(|address| Place { address, share, rank }));
             }
         }
-        Err(not_sent("no host has the service"))
+        match addresses.is_empty() {
+            true => Err(not_sent("no host has the service")),
+            false => Ok(Vetted { addresses, fresh_for }),
+        }
     }
 }

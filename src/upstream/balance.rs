@@ -67,6 +67,10 @@ pub enum State {
 pub struct Member {
     pub peer: Arc<Peer>,
     pub weight: u32,
+    /// Which of the configured names it comes from. Those of one stand together, by rank.
+    pub entry: usize,
+    /// It serves while none of a lower rank does that comes from the same.
+    pub rank: u32,
 }
 
 /// What a choice goes by.
@@ -267,9 +271,21 @@ impl Choice {
         chosen.or_else(|| self.tried(members))
     }
 
+    /// Those that are in, of each name the lowest rank of them.
     fn present<'m>(&self, members: &'m [Member]) -> impl Iterator<Item = &'m Member> {
-        let now = self.now;
-        members.iter().filter(move |member| member.peer.is_in(now))
+        let (now, mut serves) = (self.now, None);
+        members.iter().filter(move |member| {
+            if !member.peer.is_in(now) {
+                return false;
+            }
+            match serves {
+                Some((entry, rank)) if entry == member.entry => rank == member.rank,
+                _ => {
+                    serves = Some((member.entry, member.rank));
+                    true
+                }
+            }
+        })
     }
 
     fn weight(&self, member: &Member) -> u64 {
@@ -303,10 +319,11 @@ impl Choice {
 
     /// Of equals, another one each turn.
     fn least<'m>(&self, members: &'m [Member]) -> Option<&'m Arc<Peer>> {
-        let start = usize::try_from(self.turn).unwrap_or_default() % members.len().max(1);
-        let (before, after) = members.split_at(start);
+        let count = self.present(members).count().max(1);
+        let start = usize::try_from(self.turn).unwrap_or_default() % count;
+        let (before, after) = (self.present(members).take(start), self.present(members).skip(start));
         let load = |member: &Member| member.peer.under_way() as u64 + 1;
-        let chosen = self.present(after).chain(self.present(before)).reduce(|best, other| {
+        let chosen = after.chain(before).reduce(|best, other| {
             match load(other) * self.weight(best) < load(best) * self.weight(other) {
                 true => other,
                 false => best,
@@ -369,6 +386,8 @@ mod tests {
         let of = |(index, weight): (usize, &u32)| Member {
             peer: Arc::new(Peer::new(at(index), 0)),
             weight: *weight,
+            entry: index,
+            rank: 0,
         };
         weights.iter().enumerate().map(of).collect()
     }
@@ -447,6 +466,32 @@ mod tests {
         peer.failed(Fault::Broken, 20_000);
         assert_eq!(counts(&two, at(20_999), 10), [0, 10]);
         assert_eq!(counts(&two, at(21_000), 10), [5, 5]);
+    }
+
+    #[test]
+    fn the_second_choice_serves_while_none_of_the_first_does() {
+        let ranked = |ranks: [(usize, u32); 5]| {
+            let with = |(member, (entry, rank)): (Member, (usize, u32))| Member { entry, rank, ..member };
+            members(&[1; 5]).into_iter().zip(ranks).map(with).collect::<Vec<_>>()
+        };
+        for balance in [Balance::RoundRobin, Balance::LeastConnections, Balance::Consistent] {
+            let at = |now: u64| Choice { now, ..choice(balance) };
+            let who = |members: &[Member], now: u64| {
+                counts(members, at(now), 200).into_iter().map(|count| count > 0).collect::<Vec<_>>()
+            };
+            // A service of three ranks, and another peer beside it.
+            let all = ranked([(0, 0), (0, 0), (0, 1), (0, 2), (1, 0)]);
+            assert_eq!(who(&all, 1_000), [true, true, false, false, true], "{balance:?}");
+            all[0].peer.failed(Fault::Connect, 1_000);
+            assert_eq!(who(&all, 1_500), [false, true, false, false, true]);
+            all[1].peer.failed(Fault::Connect, 1_200);
+            assert_eq!(who(&all, 1_500), [false, false, true, false, true]);
+            all[2].peer.is_up.store(false, Ordering::Relaxed);
+            assert_eq!(who(&all, 1_500), [false, false, false, true, true]);
+            // One is back, and then the other.
+            assert_eq!(who(&all, 2_100), [true, false, false, false, true]);
+            assert_eq!(who(&all, 2_300), [true, true, false, false, true]);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::resolve::{FRESH, STALE};
 use crate::clock::Clock;
 use crate::config::TcpRoute;
 use crate::map::Map;
-use crate::outbound::Outbound;
+use crate::outbound::{Outbound, Place};
 use crate::route::{self, Route, Table, Upstream};
 
 /// What the name service says is good for less is asked for once a second.
@@ -67,7 +67,7 @@ pub struct Leaving {
 
 #[derive(Clone)]
 struct Known {
-    addresses: Vec<(SocketAddr, u32)>,
+    addresses: Vec<Place>,
     since: SystemTime,
 }
 
@@ -268,15 +268,16 @@ impl Pool {
             present.chain(before.leaving.iter().map(|leaving| &leaving.peer))
         };
         let mut present: Vec<Member> = Vec::new();
-        for configured in &self.settings.settings.peers {
+        for (entry, configured) in self.settings.settings.peers.iter().enumerate() {
             let known = names.get(&(configured.host.clone(), configured.port));
-            for (address, share) in known.iter().flat_map(|known| &known.addresses) {
-                if present.iter().any(|member| member.peer.address == *address) {
+            for place in known.iter().flat_map(|known| &known.addresses) {
+                if present.iter().any(|member| member.peer.address == place.address) {
                     continue;
                 }
-                let peer = were().find(|peer| peer.address == *address).map(Arc::clone);
-                let peer = peer.unwrap_or_else(|| Arc::new(Peer::new(*address, since)));
-                present.push(Member { peer, weight: configured.weight.saturating_mul(*share) });
+                let peer = were().find(|peer| peer.address == place.address).map(Arc::clone);
+                let peer = peer.unwrap_or_else(|| Arc::new(Peer::new(place.address, since)));
+                let weight = configured.weight.saturating_mul(place.share);
+                present.push(Member { peer, weight, entry, rank: place.rank });
             }
         }
         drop(names);
