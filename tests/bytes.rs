@@ -5,11 +5,16 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 use support::gateway::{Gateway, Route};
 use support::process::run;
@@ -334,6 +339,155 @@ async fn bytes_take_no_room_of_requests() {
     assert_eq!(gateway.http.get(gateway.url("/demo")).send().await.unwrap().status(), 401);
 }
 
+type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// Says `hello` inside TLS to the server of this name, which the certificate in `trusted` proves: what is heard until the end. `None`: it
+/// does not come to that.
+async fn inside_tls(
+    gateway: &Gateway,
+    trusted: &std::path::Path,
+    name: &'static str,
+    identity: Option<Identity>,
+) -> Option<String> {
+    let (address, trusted) = (at(gateway), CertificateDer::from_pem_file(trusted).unwrap());
+    let talk = move || {
+        let mut roots = RootCertStore::empty();
+        roots.add(trusted).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+        let config = config.unwrap().with_root_certificates(roots);
+        let mut config = match identity {
+            Some((chain, key)) => config.with_client_auth_cert(chain, key).unwrap(),
+            None => config.with_no_client_auth(),
+        };
+        // Whatever is spoken inside is no affair of Postern's.
+        config.alpn_protocols = vec![b"postgresql".to_vec()];
+        let session = ClientConnection::new(Arc::new(config), ServerName::try_from(name).unwrap()).unwrap();
+        let socket = std::net::TcpStream::connect(address).ok()?;
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = StreamOwned::new(session, socket);
+        stream.write_all(b"hello").ok()?;
+        stream.flush().ok()?;
+        let mut heard = vec![0; 5];
+        stream.read_exact(&mut heard).ok()?;
+        // It has said all, and may still listen.
+        stream.conn.send_close_notify();
+        stream.conn.complete_io(&mut stream.sock).ok()?;
+        stream.read_to_end(&mut heard).ok()?;
+        Some(String::from_utf8(heard).unwrap())
+    };
+    tokio::task::spawn_blocking(talk).await.unwrap()
+}
+
+#[tokio::test]
+async fn tls_ends_here_and_who_does_not_shake_hands_reaches_nobody() {
+    let peer = Peer::start().await;
+    let gateway = Gateway::builder()
+        .tls()
+        .route(route(&[&peer], json!({"tls": true})))
+        .with("limits", json!({"header_time": "500ms"}))
+        .start()
+        .await;
+    let certificate = gateway.config_file().with_file_name("tls.crt");
+    let heard = inside_tls(&gateway, &certificate, "localhost", None).await;
+    assert_eq!(heard.as_deref(), Some("hellobye"));
+    let line = ended(&gateway, "ok").await;
+    assert_eq!((&line["bytes_in"], &line["bytes_out"]), (&json!(5), &json!(8)));
+    assert!(line.get("client_certificate").is_none());
+    // In the clear, and not at all.
+    let mut plain = RawConnection::open(at(&gateway)).await;
+    plain.send("hello, is anybody there?\r\n\r\n").await;
+    plain.closed(PATIENCE).await;
+    ended(&gateway, "no_handshake").await;
+    RawConnection::open(at(&gateway)).await.closed(PATIENCE).await;
+    let refused = || lines(&gateway).iter().filter(|line| line["reason"] == "no_handshake").count();
+    eventually(PATIENCE, async || refused() == 2).await;
+    assert!(metrics(&gateway).await.contains("postern_limited_total{limit=\"handshake\"} 1"));
+    assert_eq!(peer.accepted(), 1);
+}
+
+#[tokio::test]
+async fn the_certificate_of_the_name_is_shown_and_a_renewed_one_from_the_next_connection_on() {
+    let peer = Peer::start().await;
+    let mut gateway = Gateway::builder().tls().route(route(&[&peer], json!({"tls": true}))).prepare();
+    let directory = gateway.config_file().parent().unwrap().to_owned();
+    let first = json!({"cert_file": directory.join("tls.crt"), "key_file": directory.join("tls.key")});
+    let write = |file: &str| {
+        let made = rcgen::generate_simple_self_signed(["db.test".to_owned()]).unwrap();
+        std::fs::write(directory.join(file).with_extension("crt"), made.cert.pem()).unwrap();
+        std::fs::write(directory.join(file).with_extension("key"), made.signing_key.serialize_pem()).unwrap();
+    };
+    write("db");
+    support::gateway::restrict(&directory.join("db.key"));
+    let second = json!({"cert_file": directory.join("db.crt"), "key_file": directory.join("db.key")});
+    gateway.reconfigure("server.tls.certificates", json!([first, second]));
+    gateway.spawn();
+    gateway.ready().await;
+    let shows = async |certificate: &str, name| {
+        inside_tls(&gateway, &directory.join(certificate), name, None).await.is_some()
+    };
+    assert!(shows("db.crt", "db.test").await && shows("tls.crt", "localhost").await);
+    assert!(!shows("tls.crt", "db.test").await);
+    std::fs::copy(directory.join("db.crt"), directory.join("old.crt")).unwrap();
+    write("db");
+    gateway.hang_up();
+    eventually(PATIENCE, async || shows("db.crt", "db.test").await).await;
+    assert!(!shows("old.crt", "db.test").await);
+}
+
+#[tokio::test]
+async fn clients_of_bytes_show_certificates_where_these_are_wanted() {
+    let peer = Peer::start().await;
+    let files = tempfile::tempdir().unwrap();
+    let key = KeyPair::generate().unwrap();
+    let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+    parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(files.path().join("ca.pem"), parameters.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(parameters, key);
+    let key = KeyPair::generate().unwrap();
+    let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+    parameters.distinguished_name.push(DnType::CommonName, "robot 7");
+    parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    let certificate = parameters.signed_by(&key, &issuer).unwrap().der().clone();
+    let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+    let mut gateway = Gateway::builder().tls().route(route(&[&peer], json!({"tls": true}))).prepare();
+    gateway.reconfigure("server.tls.client_ca_file", json!(files.path().join("ca.pem")));
+    gateway.spawn();
+    gateway.ready().await;
+    let trusted = gateway.config_file().with_file_name("tls.crt");
+    assert_eq!(inside_tls(&gateway, &trusted, "localhost", None).await, None);
+    ended(&gateway, "no_handshake").await;
+    assert_eq!(peer.accepted(), 0);
+    let heard = inside_tls(&gateway, &trusted, "localhost", Some((vec![certificate], private))).await;
+    assert_eq!(heard.as_deref(), Some("hellobye"));
+    assert_eq!(ended(&gateway, "ok").await["client_certificate"], "CN=robot 7");
+}
+
+/// Whether there is TLS waits for the next start, and until then nothing is said in the clear instead.
+#[tokio::test]
+async fn a_route_that_is_to_have_tls_never_goes_without() {
+    let peer = Peer::start().await;
+    let gateway = Gateway::builder().route(route(&[&peer], json!({}))).start().await;
+    assert!(said(&mut RawConnection::open(at(&gateway)).await, "hello").await);
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let directory = gateway.config_file().parent().unwrap().to_owned();
+    std::fs::write(directory.join("tls.crt"), made.cert.pem()).unwrap();
+    std::fs::write(directory.join("tls.key"), made.signing_key.serialize_pem()).unwrap();
+    support::gateway::restrict(&directory.join("tls.key"));
+    let pair = json!({"cert_file": directory.join("tls.crt"), "key_file": directory.join("tls.key")});
+    gateway.reconfigure("server.tls", json!({"certificates": [pair]}));
+    gateway.reconfigure("server.listen", json!([format!("http://{}", gateway.address)]));
+    gateway.reconfigure("routes", json!([route(&[&peer], json!({"tls": true})).document()]));
+    gateway.hang_up();
+    gateway.output.shows("these changes wait for a restart").await;
+    let before = peer.accepted();
+    let mut connection = RawConnection::open(at(&gateway)).await;
+    connection.send("hello").await;
+    connection.closed(PATIENCE).await;
+    ended(&gateway, "no_handshake").await;
+    assert_eq!(peer.accepted(), before);
+}
+
 #[tokio::test]
 async fn what_does_not_go_together_is_refused_before_it_serves() {
     let peer = Peer::start().await;
@@ -353,6 +507,10 @@ async fn what_does_not_go_together_is_refused_before_it_serves() {
         (good().with("upstream.allow_private", json!(false)), "is not a public address"),
         (good().with("tcp.allow_from", json!([])), "lets nobody in"),
         (good().with("tcp.allow_from", json!(["example.com"])), "routes[0].tcp.allow_from[0]: is no network"),
+        (
+            good().with("tcp.tls", json!(true)),
+            "routes[0].tcp.tls: needs certificates; add `server.tls.certificates`",
+        ),
         (good().with("tcp.connections", json!(0)), "routes[0].tcp.connections: is out of range"),
         (
             good()

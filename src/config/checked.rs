@@ -270,7 +270,7 @@ pub(super) fn check(
         route::Around { public_url, issuers: &issuers, login: &login, policy, calls: &calls, reserved };
     let routes = route::check(&mut check, &file.routes, &around);
     let taken = server.iter().flat_map(server::Server::addresses).collect::<Vec<_>>();
-    let tcp = tcp::check(&mut check, &file.routes, &taken);
+    let tcp = tcp::check(&mut check, &file.routes, &taken, file.server.tls.is_some());
     if let Some(public_url) = public_url {
         let written = file.trusted_issuers.as_deref().unwrap_or_default();
         trusted::check_audiences(&mut check, written, &routes, public_url);

@@ -22,6 +22,8 @@ pub struct TcpRoute {
     pub listen: String,
     /// Has a pool in any case.
     pub upstream: Upstream,
+    /// What clients say comes in TLS, which ends here.
+    pub tls: bool,
     /// Who may connect, by their addresses. Empty: everybody.
     pub allow_from: Vec<IpNet>,
     /// Open at once; at least one.
@@ -51,7 +53,12 @@ pub(super) fn is_tcp(entry: &file::Route) -> bool {
 }
 
 /// Checks all routes of that kind. `taken`: addresses that others listen on.
-pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], taken: &[SocketAddr]) -> Vec<TcpRoute> {
+pub(super) fn check(
+    check: &mut Checker<'_>,
+    written: &[file::Route],
+    taken: &[SocketAddr],
+    has_certificates: bool,
+) -> Vec<TcpRoute> {
     let mut routes = Vec::new();
     let mut taken = taken.to_vec();
     for (index, entry) in written.iter().enumerate().filter(|(_, entry)| is_tcp(entry)) {
@@ -63,6 +70,10 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], taken: &[S
         let settings = entry.tcp.as_ref().unwrap_or(&none);
         let key = key.child("tcp");
         let connections = settings.connections.unwrap_or(CONNECTIONS);
+        let tls = settings.tls.unwrap_or(false);
+        if tls && !has_certificates {
+            check.refuse(&key.child("tls"), "needs certificates", "add `server.tls.certificates`");
+        }
         let mut time = |name: &str, written: &Option<String>, usual: Duration, most: Duration| {
             check.duration(&key.child(name), written.as_deref(), usual, LEAST, most)
         };
@@ -75,6 +86,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], taken: &[S
                 name: entry.name.clone(),
                 listen,
                 upstream,
+                tls,
                 allow_from,
                 connections,
                 idle_timeout,

@@ -1,5 +1,5 @@
-//! Routes of bytes (`kind: tcp`): a listener of their own, a peer of the pool, and whatever is said in either direction until both have
-//! said all, or nobody has said anything for too long. What the configuration says is asked at every connection; those that are open
+//! Routes of bytes (`kind: tcp`): a listener of their own, with TLS or without, a peer of the pool, and whatever is said in either
+//! direction until both have said all, or nobody has said anything for too long. What the configuration says is asked at every connection; those that are open
 //! stay as they began.
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -9,15 +9,19 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
+use pingora::protocols::Ssl;
+use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::tls::TlsStream;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::BackgroundService;
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, split};
 use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tokio::time::{sleep, timeout};
 
+use super::tls::{self, Tls};
 use crate::config::TcpRoute;
 use crate::oauth::server::Authority;
 use crate::telemetry::access::{Connection, Log};
@@ -39,6 +43,9 @@ pub struct Bytes {
     pub in_flight: InFlight,
     pub access: Log,
     pub figures: Figures,
+    pub metrics: Arc<Metrics>,
+    /// `None`: there were no certificates at the start.
+    pub tls: Option<Tls>,
 }
 
 /// How they do, for whoever watches.
@@ -60,6 +67,12 @@ pub struct Relay {
 /// Open until dropped.
 struct Open(Arc<AtomicUsize>);
 
+/// Who has connected.
+enum Client {
+    Plain(TcpStream),
+    Secured(Box<TlsStream<Socket>>),
+}
+
 /// How a connection ended, or why it never began.
 #[derive(Clone, Copy)]
 enum End {
@@ -70,6 +83,7 @@ enum End {
     NotAllowed,
     TooMany,
     NoRoute,
+    NoHandshake,
 }
 
 impl End {
@@ -82,6 +96,7 @@ impl End {
             Self::NotAllowed => "not_allowed",
             Self::TooMany => "too_many_connections",
             Self::NoRoute => "no_route",
+            Self::NoHandshake => "no_handshake",
         }
     }
 }
@@ -191,7 +206,7 @@ struct Meter {
 
 impl Bytes {
     fn refused(&self, name: &str, from: SocketAddr, end: End) {
-        self.note(name, from, None, end, Duration::ZERO, [0, 0]);
+        self.note(name, (from, None), None, end, Duration::ZERO, [0, 0]);
     }
 
     #[expect(
@@ -205,16 +220,45 @@ impl Bytes {
         open.inc();
         let counter = |direction| self.figures.bytes.with_label_values(&[&*route.name, direction]);
         let meter = Meter { passed: Default::default(), counters: [counter("in"), counter("out")] };
-        let (end, upstream) = match self.connect(route, from).await {
-            Some((upstream, busy)) => {
-                let end = relay(client, upstream, &meter, route.idle_timeout).await;
-                (end, Some(busy.peer().address))
+        let (mut certificate, mut reached) = (None, None);
+        let served = async {
+            let client = self.greet(route, client).await?;
+            certificate = client.certificate();
+            let (upstream, busy) = self.connect(route, from).await.ok_or(End::Unreachable)?;
+            reached = Some(busy.peer().address);
+            let idle = route.idle_timeout;
+            match client {
+                Client::Plain(mut client) => relay(client.split(), upstream, &meter, idle).await,
+                Client::Secured(client) => relay(split(client), upstream, &meter, idle).await,
             }
-            None => (End::Unreachable, None),
         };
+        let end = served.await.map_or_else(|end| end, |()| End::Both);
         open.dec();
         let passed = meter.passed.each_ref().map(|passed| passed.load(Ordering::Relaxed));
-        self.note(&route.name, from, upstream, end, started.elapsed(), passed);
+        let from = (from, certificate.as_deref());
+        self.note(&route.name, from, reached, end, started.elapsed(), passed);
+    }
+
+    /// Shakes hands, where the route has TLS: who does not get through that reaches nobody. Where there are no certificates yet, nothing
+    /// is said in the clear instead.
+    async fn greet(&self, route: &TcpRoute, client: TcpStream) -> Result<Client, End> {
+        settle(&client)?;
+        if !route.tls {
+            return Ok(Client::Plain(client));
+        }
+        let tls = self.tls.as_ref().ok_or(End::NoHandshake)?.acceptor_of_bytes();
+        let within = self.authority.snapshot().config.limits.header_time;
+        match timeout(within, tls.tls_handshake(Socket::from(client))).await {
+            Ok(Ok(client)) => Ok(Client::Secured(Box::new(client))),
+            Ok(Err(error)) => {
+                tracing::debug!(target: "postern::server", route = %route.name, %error, "no handshake");
+                Err(End::NoHandshake)
+            }
+            Err(_) => {
+                self.metrics.hit("handshake");
+                Err(End::NoHandshake)
+            }
+        }
     }
 
     /// A connection to a peer that takes one.
@@ -241,7 +285,7 @@ impl Bytes {
     fn note(
         &self,
         name: &str,
-        from: SocketAddr,
+        (from, certificate): (SocketAddr, Option<&str>),
         upstream: Option<SocketAddr>,
         end: End,
         lasted: Duration,
@@ -252,6 +296,7 @@ impl Bytes {
             time: humantime::format_rfc3339_millis(self.authority.clock.now()).to_string(),
             kind: "tcp",
             client_ip: from.ip(),
+            client_certificate: certificate,
             route: name,
             upstream,
             reason: end.reason(),
@@ -262,16 +307,30 @@ impl Bytes {
     }
 }
 
-/// Both directions, each until its end: who has said all may still listen.
-async fn relay(mut client: TcpStream, mut upstream: TcpStream, meter: &Meter, idle: Duration) -> End {
-    for stream in [&client, &upstream] {
-        let keepalive =
-            TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
-        if stream.set_nodelay(true).is_err() || SockRef::from(stream).set_tcp_keepalive(&keepalive).is_err() {
-            return End::Broken;
-        }
+impl Client {
+    /// Who they have proven to be.
+    fn certificate(&self) -> Option<String> {
+        let Self::Secured(stream) = self else { return None };
+        stream.get_ssl().and_then(|said| said.peer_certificate_der().map(tls::subject))
     }
-    let (from_client, to_client) = client.split();
+}
+
+/// Bytes go on as they come, and whoever is gone is found out.
+fn settle(stream: &TcpStream) -> Result<(), End> {
+    let keepalive =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(15));
+    let is_set = stream.set_nodelay(true).and_then(|()| SockRef::from(stream).set_tcp_keepalive(&keepalive));
+    is_set.map_err(|_| End::Broken)
+}
+
+/// Both directions, each until its end: who has said all may still listen.
+async fn relay(
+    (from_client, to_client): (impl AsyncRead + Unpin, impl AsyncWrite + Unpin),
+    mut upstream: TcpStream,
+    meter: &Meter,
+    idle: Duration,
+) -> Result<(), End> {
+    settle(&upstream)?;
     let (from_upstream, to_upstream) = upstream.split();
     let [inward, outward] = &meter.passed;
     let [counted_in, counted_out] = &meter.counters;
@@ -282,8 +341,8 @@ async fn relay(mut client: TcpStream, mut upstream: TcpStream, meter: &Meter, id
         )
     };
     tokio::select! {
-        ended = both => ended.map_or(End::Broken, |_| End::Both),
-        () = silence(&meter.passed, idle) => End::Idle,
+        ended = both => ended.map(|_| ()).map_err(|_| End::Broken),
+        () = silence(&meter.passed, idle) => Err(End::Idle),
     }
 }
 
@@ -297,6 +356,8 @@ async fn pass(
     let mut room = BytesMut::with_capacity(ROOM);
     while from.read_buf(&mut room).await? > 0 {
         to.write_all(&room).await?;
+        // TLS may have kept some of it.
+        to.flush().await?;
         let length = u64::try_from(room.len()).unwrap_or_default();
         passed.fetch_add(length, Ordering::Relaxed);
         counted.inc_by(length);

@@ -52,7 +52,8 @@ pub fn bind(config: &Config, mut handed: Vec<(String, TcpListener)>) -> Result<V
         (&*listen.address, listen.tls, purpose)
     });
     let admin = server.admin.as_deref().map(|address| (address, false, Purpose::Admin));
-    let bytes = config.tcp.iter().map(|route| (&*route.listen, false, Purpose::Bytes(route.name.clone())));
+    let bytes =
+        config.tcp.iter().map(|route| (&*route.listen, route.tls, Purpose::Bytes(route.name.clone())));
     let wanted: Vec<(&str, bool, Purpose)> = requests.chain(admin).chain(bytes).collect();
     let mut bound = Vec::new();
     for (address, tls, purpose) in wanted {

@@ -205,6 +205,8 @@ fn serve(
     options.force_custom = true;
     let gateway = parts.gateway;
     let bytes = Arc::new(Bytes {
+        tls: tls.clone(),
+        metrics: Arc::clone(&gateway.metrics),
         authority: Arc::clone(&gateway.authority),
         pools: Arc::clone(&gateway.pools),
         in_flight: parts.in_flight.clone(),

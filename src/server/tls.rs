@@ -21,7 +21,15 @@ const SUBJECT_MOST: usize = 256;
 
 /// What all TLS listeners share. On a change it is made anew, so that no session outlives what it was allowed by.
 #[derive(Clone)]
-pub struct Tls(Arc<ArcSwap<Acceptor>>);
+pub struct Tls {
+    requests: Arc<ArcSwap<Acceptor>>,
+    bytes: Arc<ArcSwap<Acceptor>>,
+}
+
+/// What is spoken inside (RFC 7301).
+const REQUESTS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// Whatever it is, it is not ours to choose.
+const BYTES: [&[u8]; 0] = [];
 
 #[derive(Debug)]
 struct ByName(Vec<Arc<CertifiedKey>>);
@@ -31,18 +39,27 @@ pub fn certificates(server: &Server) -> Result<Option<Tls>, StartError> {
     if server.tls.is_empty() {
         return Ok(None);
     }
-    Ok(Some(Tls(Arc::new(ArcSwap::from_pointee(acceptor(server)?)))))
+    let shared = |acceptor| Arc::new(ArcSwap::from_pointee(acceptor));
+    Ok(Some(Tls { requests: shared(acceptor(server, &REQUESTS)?), bytes: shared(acceptor(server, &BYTES)?) }))
 }
 
 impl Tls {
     /// From the next handshake on this holds.
     pub fn replace(&self, server: &Server) -> Result<(), StartError> {
-        self.0.store(Arc::new(acceptor(server)?));
+        let (requests, bytes) = (acceptor(server, &REQUESTS)?, acceptor(server, &BYTES)?);
+        self.requests.store(Arc::new(requests));
+        self.bytes.store(Arc::new(bytes));
         Ok(())
     }
 
+    /// Shakes hands for HTTP/2 and HTTP/1.1.
     pub fn acceptor(&self) -> Arc<Acceptor> {
-        self.0.load_full()
+        self.requests.load_full()
+    }
+
+    /// Shakes hands for whatever follows.
+    pub fn acceptor_of_bytes(&self) -> Arc<Acceptor> {
+        self.bytes.load_full()
     }
 }
 
@@ -60,8 +77,7 @@ pub fn show_expiries(metrics: &Metrics, server: &Server, before: Option<&Server>
     }
 }
 
-/// Shakes hands for HTTP/2 and HTTP/1.1.
-fn acceptor(server: &Server) -> Result<Acceptor, StartError> {
+fn acceptor(server: &Server, protocols: &[&[u8]]) -> Result<Acceptor, StartError> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let failed = |error: &dyn std::fmt::Display| StartError::Tls(error.to_string());
     let versions: &[_] = if server.handshake.only_13 { &[&TLS13] } else { &[&TLS13, &TLS12] };
@@ -79,7 +95,7 @@ fn acceptor(server: &Server) -> Result<Acceptor, StartError> {
         .map_err(|error| failed(&error))?
         .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(ByName(server.tls.iter().map(|tls| Arc::clone(&tls.key)).collect())));
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Acceptor::from_server_config(Arc::new(config)))
 }
 

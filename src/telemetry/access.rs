@@ -49,6 +49,9 @@ pub struct Connection<'a> {
     pub time: String,
     pub kind: &'static str,
     pub client_ip: IpAddr,
+    /// As of a request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<&'a str>,
     pub route: &'a str,
     pub upstream: Option<SocketAddr>,
     pub reason: &'a str,

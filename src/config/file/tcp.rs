@@ -7,6 +7,8 @@ use serde::Deserialize;
 #[derive(Deserialize, JsonSchema, Default)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct TcpSettings {
+    /// Connections have TLS, with the certificates of `server.tls` and what else is said there; the server gets what is inside. Default: `false`.
+    pub(in crate::config) tls: Option<bool>,
     /// Who may connect, by address: networks like `10.0.0.0/8`. Default: everybody.
     pub(in crate::config) allow_from: Option<Vec<String>>,
     /// Connections that may be open at once, at each instance. Default: 1024.
