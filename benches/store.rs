@@ -1,7 +1,7 @@
 //! What the store costs off the hot path: both stores and a bare Redis GET side by side, in one run.
 //!
 //! Five rounds, interleaved, so that a busy moment of the machine hits all of them; the table shows medians. Only ratios
-//! travel to another machine. The hot path itself asks no store: `tests/cluster.rs` counts that, and `benches/run.py`
+//! travel to another machine. The hot path itself asks no store: `tests/instances/cluster.rs` counts that, and `benches/run.py`
 //! measures it.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]

@@ -1,5 +1,6 @@
 //! Holds the floor plan of `src/lib.rs`: imports point downwards, Pingora stays on the ground floor,
-//! no module is a drawer for everything, no file outgrows its reader.
+//! no module is a drawer for everything, no file outgrows its reader. And that no file of tests is left out of the programs that
+//! run them.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 
 use std::collections::BTreeSet;
@@ -53,7 +54,8 @@ fn read_sources(root: &Path) -> Vec<Source> {
         for entry in std::fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                directories.push(path);
+                // The scripts' packages, not ours.
+                directories.extend((!path.ends_with("node_modules")).then_some(path));
             } else if path.extension().is_some_and(|extension| extension == "rs") {
                 let name = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
                 sources.push((name, std::fs::read_to_string(&path).unwrap()));
@@ -341,4 +343,88 @@ fn rings_on_one_floor_are_found() {
         ("config.rs", "use crate::store::Store;"),
     ]);
     assert!(three.contains("name each other"), "{three}");
+}
+
+/// Directories in `tests` that are no programs.
+const PARTS: [&str; 2] = ["support", "model"];
+/// Programs that `make soak` runs whole.
+const ALL_LONG: [&str; 2] = ["measures", "model"];
+
+#[test]
+fn every_test_is_in_a_program_and_runs_where_that_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let makefile = std::fs::read_to_string(root.join("Makefile")).unwrap();
+    let sources = read_sources(&root.join("tests"));
+    assert!(sources.len() > 100);
+    let left_out = left_out(&sources, &makefile);
+    assert!(left_out.is_empty(), "\n{}\n", left_out.join("\n"));
+}
+
+fn left_out(sources: &[Source], makefile: &str) -> Vec<String> {
+    let (mut found, mut on_both) = (Vec::new(), String::new());
+    let set = |name: &str| {
+        let line = makefile.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" :="));
+        line.unwrap_or_default().to_owned()
+    };
+    let long_forms = set("LONG_FORMS");
+    for (file, text) in sources {
+        let Some((program, name)) = file.rsplit_once('/') else {
+            if text.contains("\nmod support;\n") {
+                found.push(format!("{file}: leans on the rig, so it belongs to a program of several"));
+            }
+            continue;
+        };
+        let name = name.trim_end_matches(".rs");
+        if PARTS.iter().any(|part| program.split('/').next() == Some(part)) {
+            continue;
+        }
+        let main = format!("{program}/main.rs");
+        let Some((_, main)) = sources.iter().find(|(file, _)| *file == main) else {
+            found.push(format!("{file}: there is no {main}"));
+            continue;
+        };
+        if name == "main" {
+            match (text.contains("//! Runs on both stores.\n"), text.contains("//! Runs once: ")) {
+                (true, false) => on_both.push_str(&format!(" --test {program}")),
+                (false, true) => {}
+                _ => found
+                    .push(format!("{file}: says neither `Runs on both stores.` nor `Runs once: ` and why")),
+            }
+        } else if !main.lines().any(|line| line == format!("mod {name};")) {
+            found.push(format!("{file}: is not in {program}/main.rs, so its tests do not run"));
+        }
+        let is_long = text.contains("POSTERN_SOAK") && !ALL_LONG.contains(&program);
+        if is_long && !long_forms.split(' ').any(|module| module.strip_suffix("::") == Some(name)) {
+            found.push(format!("{file}: its long form is not in LONG_FORMS of the Makefile"));
+        }
+    }
+    if set("ON_REDIS_TOO") != on_both {
+        found.push(format!("the Makefile: what runs on both stores is ON_REDIS_TOO :={on_both}"));
+    }
+    found
+}
+
+#[test]
+fn tests_that_are_left_out_are_found() {
+    let makefile = "ON_REDIS_TOO := --test edge\nLONG_FORMS := reload:: upgrade::\n";
+    let edge = ("edge/main.rs", "//! x\n//!\n//! Runs on both stores.\n\nmod reload;\n");
+    let wire = ("wire/main.rs", "//! x\n//!\n//! Runs once: because.\n\nmod proxy;\n");
+    let said = |files: &[(&str, &str)]| {
+        let files: Vec<Source> =
+            files.iter().map(|(file, text)| (file.to_string(), text.to_string())).collect();
+        left_out(&files, makefile).join("\n")
+    };
+    let fine = [edge, wire, ("edge/reload.rs", "POSTERN_SOAK"), ("wire/proxy.rs", ""), ("model.rs", "")];
+    assert_eq!(said(&fine), "");
+    for (planted, expected) in [
+        (("edge/pools.rs", ""), "edge/pools.rs: is not in edge/main.rs"),
+        (("wire/proxy.rs", "POSTERN_SOAK"), "wire/proxy.rs: its long form"),
+        (("calls/policy.rs", ""), "there is no calls/main.rs"),
+        (("pools.rs", "\nmod support;\n"), "pools.rs: leans on the rig"),
+        (("calls/main.rs", "//! x\n"), "calls/main.rs: says neither"),
+        (("calls/main.rs", "//! Runs on both stores.\n"), "ON_REDIS_TOO := --test edge --test calls"),
+    ] {
+        let said = said(&[&fine[..2], &[planted]].concat());
+        assert!(said.contains(expected), "{planted:?}: {said:?}");
+    }
 }
