@@ -54,12 +54,15 @@ fn is_indifferent(text: &str) -> bool {
     const ENDS: [&[u8]; 5] = [b"tools", b"prompts", b"resources", b"templates", b"cachescope"];
     let bytes = text.as_bytes();
     let is_member = |colon: usize| {
-        let before = bytes.get(..colon).unwrap_or_default().trim_ascii_end();
-        let name = before.strip_suffix(b"\"").or(before.strip_suffix(b"'")).unwrap_or(before);
-        // All of them end in one of two letters, and few names in texts do.
-        if !matches!(name.last(), Some(b's' | b'S' | b'e' | b'E')) {
-            return before.ends_with(b"/");
+        let before = bytes.get(..colon).unwrap_or_default();
+        // All of them end in one of two letters, and few names do.
+        if let [.., last, b'"'] = before
+            && !matches!(last, b's' | b'S' | b'e' | b'E')
+        {
+            return false;
         }
+        let before = before.trim_ascii_end();
+        let name = before.strip_suffix(b"\"").or(before.strip_suffix(b"'")).unwrap_or(before);
         let ends_with = |end: &[u8]| {
             let found = name.len().checked_sub(end.len()).and_then(|start| name.get(start..));
             found.is_some_and(|found| found.eq_ignore_ascii_case(end))

@@ -83,6 +83,10 @@ impl Message {
 
     /// Whether `Mcp-Method` and `Mcp-Name`, where they are, say the same: a server may go by either (SEP-2243).
     pub fn is_mirrored_in(&self, headers: &HeaderMap) -> bool {
+        // Most clients send neither, and to compare names is less than to hash two.
+        if headers.keys().all(|name| *name != METHOD && *name != NAME) {
+            return true;
+        }
         let method = !headers.contains_key(METHOD) || single(headers, METHOD) == self.method.as_deref();
         // What the name of other methods is, only their extension knows.
         let named = matches!(self.method.as_deref(), Some("tools/call" | "prompts/get" | "resources/read"));
