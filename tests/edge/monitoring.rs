@@ -12,6 +12,7 @@ use support::browser::Browser;
 use support::client::Client;
 use support::gateway::{Gateway, Route};
 use support::upstream::Upstream;
+use support::{PATIENCE, eventually_some};
 
 const DASHBOARD: &str = include_str!("../../conf/grafana-dashboard.json");
 const ALERTS: &str = include_str!("../../conf/alerts.yaml");
@@ -70,7 +71,13 @@ async fn every_metric_and_label_of_dashboard_and_alerts_is_there() {
     upstream.refuse_current_tokens();
     assert_eq!(call.tool("whoami", json!({})).await.status, 200);
     assert_eq!(gateway.mcp("demo").call("ping", json!({})).await.status, 401);
-    let scrape = gateway.http.get(gateway.admin("/metrics")).send().await.unwrap().text().await.unwrap();
+    // A request is counted once it has been answered.
+    let scrape = eventually_some(PATIENCE, async || {
+        let scraped = gateway.http.get(gateway.admin("/metrics")).send().await.unwrap().text().await.unwrap();
+        let last = [r#"reason="no_token",route="demo"} 1"#, r#"reason="ok",route="demo"} 2"#];
+        last.iter().all(|series| scraped.contains(series)).then_some(scraped)
+    })
+    .await;
     let there: BTreeSet<&str> =
         scrape.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let documented = documented();
