@@ -265,6 +265,25 @@ async fn sr_t32_a_new_key_for_access_tokens_reaches_every_instance_before_it_is_
 }
 
 #[tokio::test]
+async fn however_often_keys_are_replaced_a_token_is_good_until_it_ends() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::open().await);
+    let cluster = Cluster::start(1, &redis, &upstream).await;
+    let (_, tokens) = cluster.sign_in(0).await;
+    for _ in 0..6 {
+        let rotated = on(&cluster.instances[0], &["keys", "rotate", "--access-tokens"]).await;
+        assert_eq!(rotated.code, Some(0), "{}", rotated.stderr);
+    }
+    let listed = on(&cluster.instances[0], &["keys", "list"]).await;
+    assert!(listed.stdout.ends_with("access tokens\t7 key(s)"), "{}", listed.stdout);
+    // It has heard of them once the newest seals.
+    let begun = Instant::now();
+    while begun.elapsed() < 7 * SECOND {
+        assert_eq!(whoami(&cluster.instances[0], &tokens).await, 200);
+        tokio::time::sleep(SECOND / 10).await;
+    }
+}
+
+#[tokio::test]
 async fn a_command_on_a_store_in_use_says_what_to_do() {
     let upstream = Upstream::open().await;
     let shared = Shared::new(json!({"kind": "embedded"}), vec![Route::open("demo", &upstream)]);

@@ -16,7 +16,7 @@ use zeroize::Zeroizing;
 use super::access_token::Keys;
 use super::jwt::Jwts;
 use crate::clock::unix_seconds;
-use crate::config::{AccessTokenFormat, Config};
+use crate::config::{ACCESS_TOKEN_TTL_MAX, AccessTokenFormat, Config};
 use crate::jose::sign::{self, SigningKey};
 use crate::seal::{self, SealError};
 use crate::store::record::{RecordError, Records, Typed};
@@ -41,8 +41,10 @@ const SIGNING: Set = Set { name: "signing", copy: "signing.keys", make: sign::ge
 const COPY_KIND: &str = "key-copy";
 /// Longer than any instance takes to hear of a change.
 const SETTLING: Duration = Duration::from_secs(5);
-/// Keys that are kept; the oldest has long sealed nothing that is still valid.
+/// Keys that are kept, however long they have sealed nothing.
 const KEPT: usize = 4;
+/// And while what they have sealed may be valid, but never more than that.
+const KEPT_MOST: usize = 64;
 
 /// All keys, the newest first (store record).
 #[derive(Serialize, Deserialize)]
@@ -161,11 +163,19 @@ async fn add_key(records: &Records, set: &Set, now: SystemTime) -> Result<(), Ke
         let stored = records.get::<TokenKeys>(set.name).await?.ok_or(KeysError::Damaged)?;
         let mut keys = stored.value.keys;
         keys.insert(0, TokenKey::new(set, now + SETTLING)?);
-        keys.truncate(KEPT);
+        keys.truncate(kept(&keys, now));
         if records.put(set.name, stored.version, &TokenKeys { keys }, FOREVER).await? == Put::Stored {
             return Ok(());
         }
     }
+}
+
+/// How many of these, the newest first, are kept: a key seals until the next one takes over, and what it has sealed last is valid for a
+/// while after that.
+fn kept(keys: &[TokenKey], now: SystemTime) -> usize {
+    let ended = unix_seconds(now).saturating_sub(ACCESS_TOKEN_TTL_MAX.as_secs());
+    let needed = 1 + keys.iter().take_while(|next| next.from > ended).count();
+    needed.clamp(KEPT, KEPT_MOST)
 }
 
 /// How many sealing keys there are.
@@ -235,4 +245,30 @@ fn save_copy(records: &Records, data_dir: &Path, set: &Set, keys: &TokenKeys) ->
             File::open(data_dir)?.sync_all()
         });
     written.map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use super::*;
+
+    #[test]
+    fn a_key_is_kept_for_as_long_as_what_it_sealed_is_valid() {
+        let now = UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let of = |begun: &[u64]| {
+            let from = |ago: &u64| TokenKey { key: String::new().into(), from: 1_000_000 - ago };
+            kept(&begun.iter().map(from).collect::<Vec<_>>(), now)
+        };
+        assert_eq!(
+            of(&[0, 1_000, 2_000, 3_000, 4_000]),
+            KEPT,
+            "they have sealed nothing for a quarter of an hour"
+        );
+        assert_eq!(
+            of(&[0, 100, 200, 300, 400, 500, 900, 1_000]),
+            7,
+            "the seventh sealed until 500 seconds ago"
+        );
+        assert_eq!(of(&[1; 100]), KEPT_MOST);
+    }
 }
