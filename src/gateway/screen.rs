@@ -2,7 +2,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use data_encoding::HEXLOWER;
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderValue, Method, Version, header};
 use pingora::http::RequestHeader;
 
 use crate::config::Limits;
@@ -32,6 +32,10 @@ pub fn request(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
     if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
         return Err(Failure::Malformed("transfer-encoding other than chunked"));
     }
+    // Over HTTP/1 they are no part of a value, and whoever is behind us would not see them (RFC 9113 §8.2.1).
+    if head.version == Version::HTTP_2 && head.headers.values().any(is_padded) {
+        return Err(Failure::Malformed("a header begins or ends with a blank"));
+    }
     // What is named here would be removed on the way, and these are not the client's to remove.
     let nominated = head
         .headers
@@ -46,6 +50,12 @@ pub fn request(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
         return Err(Failure::Malformed("connection names a header of the protocol"));
     }
     Ok(())
+}
+
+fn is_padded(value: &HeaderValue) -> bool {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let value = value.as_bytes();
+    value.first().is_some_and(is_blank) || value.last().is_some_and(is_blank)
 }
 
 /// The host: of the URI on HTTP/2, of the one `Host` header on HTTP/1.

@@ -66,18 +66,32 @@ impl There {
         There { gateway: gateway.address, host, token: token.to_owned(), config: Arc::new(config) }
     }
 
+    /// How TLS is spoken there.
+    pub fn config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.config)
+    }
+
     /// Connects and says what comes first; nothing is set beside what `settings` says (RFC 9113 §6.5.1).
     pub fn connect(&self, settings: &[u8]) -> H2Client {
-        let socket = TcpStream::connect(self.gateway).expect("connect");
-        socket.set_nodelay(true).expect("nodelay");
-        let name = ServerName::try_from("localhost").expect("name");
-        let session = ClientConnection::new(Arc::clone(&self.config), name).expect("session");
-        let mut client = H2Client { line: StreamOwned::new(session, socket), buffer: Vec::new() };
+        let mut client = self.connect_speechless();
         assert!(client.send(&[PREFACE, &frame(SETTINGS, 0, 0, settings)].concat()));
         // An acknowledgement in the middle of a frame would be none.
         client
             .until(super::PATIENCE, |frame| frame.kind == SETTINGS && frame.flags & ACK == 0)
             .expect("settings");
+        client
+    }
+
+    /// Connects, shakes hands and says nothing.
+    pub fn connect_speechless(&self) -> H2Client {
+        let socket = TcpStream::connect(self.gateway).expect("connect");
+        socket.set_nodelay(true).expect("nodelay");
+        let name = ServerName::try_from("localhost").expect("name");
+        let session = ClientConnection::new(Arc::clone(&self.config), name).expect("session");
+        let mut client = H2Client { line: StreamOwned::new(session, socket), buffer: Vec::new() };
+        while client.line.conn.is_handshaking() {
+            client.line.conn.complete_io(&mut client.line.sock).expect("handshake");
+        }
         client
     }
 
