@@ -14,6 +14,7 @@ use support::browser::Browser;
 use support::client::{Client, Tokens};
 use support::gate::Gate;
 use support::gateway::{Gateway, Route};
+use support::h2_client::{GOAWAY, There};
 use support::mcp::{EventReader, McpAnswer, McpRequest};
 use support::raw::RawConnection;
 use support::script::Answer;
@@ -367,4 +368,37 @@ async fn a_hangup_is_answered_in_the_log_and_ends_nothing() {
     gateway.output.shows("SIGHUP").await;
     assert_eq!(gateway.mcp("open").bearer(&tokens.access_token).post(ECHO).await.status, 200);
     assert!(gateway.stop().await.success());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http_2_a_client_is_told_and_what_is_under_way_is_finished() {
+    let upstream = Upstream::open().await;
+    let builder = Gateway::builder().tls().with("server.drain_timeout", json!("1h"));
+    let mut gateway = builder.route(Route::open("demo", &upstream)).start().await;
+    let mut browser = Browser::new().trusting(&gateway.roots);
+    let tokens = Client::register(&gateway).await.sign_in(&mut browser, "demo").await;
+    let there = There::at(&gateway, &tokens.access_token);
+    let gate = Gate::shut();
+    upstream.set(|script| script.gate = Some(gate.clone()));
+    let asks = tokio::task::spawn_blocking({
+        let there = there.clone();
+        move || {
+            let mut client = there.connect(&[]);
+            client.send(&there.ping(1));
+            client
+        }
+    });
+    let mut client = asks.await.unwrap();
+    gate.wait_for(1, PATIENCE).await;
+    gateway.terminate();
+    let told = tokio::task::spawn_blocking(move || {
+        let told = client.until(PATIENCE, |frame| frame.kind == GOAWAY).expect("a word of it");
+        (client, told)
+    });
+    let (mut client, told) = told.await.unwrap();
+    assert_eq!(told.payload[4..8], [0; 4], "no error");
+    gate.open();
+    let ends = tokio::task::spawn_blocking(move || (client.answer(1, PATIENCE), client.sent_away(PATIENCE)));
+    assert_eq!(ends.await.unwrap().0, Ok(200));
+    assert!(gateway.wait_exit(PATIENCE).await.success());
 }

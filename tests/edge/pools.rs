@@ -17,6 +17,8 @@ use support::gate::Gate;
 use support::gateway::{Gateway, Route};
 use support::mcp::McpRequest;
 use support::redis::Redis;
+use support::script::Answer;
+use support::tls_server::TlsServer;
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually};
 
@@ -55,7 +57,11 @@ async fn echo(request: &McpRequest) -> u16 {
 
 /// Calls of clients: checks are none.
 fn calls(peer: &Upstream) -> usize {
-    peer.calls().iter().filter(|call| String::from_utf8_lossy(&call.body).contains("tools/call")).count()
+    calls_of(peer, "tools/call")
+}
+
+fn calls_of(peer: &Upstream, method: &str) -> usize {
+    peer.calls().iter().filter(|call| String::from_utf8_lossy(&call.body).contains(method)).count()
 }
 
 async fn metrics(gateway: &Gateway) -> String {
@@ -179,10 +185,19 @@ async fn a_call_whose_connection_fails_goes_to_the_next_peer() {
     let request = sign_in(&gateway).await;
     // All but one at once.
     peers[1..].iter().for_each(|peer| peer.server.stop());
+    let before = Instant::now();
     for _ in 0..20 {
         assert_eq!(echo(&request).await, 200);
     }
     assert_eq!(calls(&peers[0]), 20);
+    // Nobody asks a peer again at once at which no connection came about.
+    let text = metrics(&gateway).await;
+    let is_one = |line: &&str| {
+        line.starts_with("postern_upstream_peer_failures_total") && line.contains("kind=\"connect\"")
+    };
+    let tries = text.lines().filter(is_one).filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok());
+    let (tries, seconds) = (tries.sum::<u64>(), before.elapsed().as_secs());
+    assert!(tries >= 5 && tries <= 5 * (1 + seconds), "{tries} connections tried within {seconds} s");
     peers[0].server.stop();
     // Nobody is left: said at once, and without end of tries.
     assert_eq!(echo(&request).await, 502);
@@ -192,6 +207,55 @@ async fn a_call_whose_connection_fails_goes_to_the_next_peer() {
     peers[3].server.resume().await;
     eventually(PATIENCE, || async { echo(&request).await == 200 }).await;
     assert!(metrics(&gateway).await.contains("kind=\"connect\""));
+}
+
+/// That many calls at once, which the peer breaks off.
+async fn break_off(peer: &Upstream, request: &McpRequest, count: usize) {
+    let gate = Gate::shut();
+    peer.set(|script| script.gate = Some(gate.clone()));
+    let calls: Vec<_> = (0..count)
+        .map(|_| {
+            let request = request.clone();
+            tokio::spawn(async move { echo(&request).await })
+        })
+        .collect();
+    gate.wait_for(count, PATIENCE).await;
+    peer.server.cut_all();
+    for call in calls {
+        assert_eq!(call.await.unwrap(), 502);
+    }
+    peer.set(|script| script.gate = None);
+    gate.open();
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_off_is_left_alone_when_it_does_so_again_and_again_and_from_the_first() {
+    let peers = peers(1).await;
+    let gateway = Gateway::builder().route(route(&peers)).start().await;
+    let request = sign_in(&gateway).await;
+    // On a connection that nobody uses again.
+    let answers = async || {
+        let head = [("content-type", "application/json"), ("connection", "close")];
+        peers[0].answer_next(Answer::http(200, &head, r#"{"jsonrpc":"2.0","id":1,"result":{}}"#));
+        assert_eq!(echo(&request).await, 200);
+    };
+    for _ in 0..3 {
+        break_off(&peers[0], &request, 2).await;
+        answers().await;
+    }
+    // Connections that have served may end.
+    let gate = Gate::shut();
+    peers[0].set(|script| script.gate = Some(gate.clone()));
+    let calls = (0..4).map(|_| echo(&request));
+    let (served, ()) = tokio::join!(futures_util::future::join_all(calls), async {
+        gate.wait_for(4, PATIENCE).await;
+        gate.open();
+    });
+    assert_eq!(served, [200; 4]);
+    break_off(&peers[0], &request, 4).await;
+    answers().await;
+    break_off(&peers[0], &request, 3).await;
+    stands(&gateway, &peers[0], "out").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -342,9 +406,7 @@ async fn a_session_stays_where_it_was_begun_until_that_peer_is_gone() {
         begin(&request).await;
     }
     assert_eq!([calls(&peers[0]), calls(&peers[1]), calls(&peers[2])], [15, 0, 0]);
-    let begun = |peer: &Upstream| {
-        peer.calls().iter().filter(|call| String::from_utf8_lossy(&call.body).contains("initialize")).count()
-    };
+    let begun = |peer: &Upstream| calls_of(peer, "initialize");
     assert_eq!([begun(&peers[0]), begun(&peers[1]), begun(&peers[2])], [1, 3, 3]);
     peers[0].server.stop();
     // A call that meets the end of a connection may have been carried out: 502. From the next on nothing is there to ask.
@@ -364,6 +426,83 @@ async fn a_session_stays_where_it_was_begun_until_that_peer_is_gone() {
     let before = calls(&peers[1]);
     assert_eq!(echo(&third).await, 404);
     assert_eq!(calls(&peers[1]), before);
+}
+
+#[tokio::test]
+async fn a_session_is_none_while_the_checks_say_that_its_peer_is_down() {
+    let peers = peers(2).await;
+    peers.iter().for_each(|peer| peer.set(|script| script.sessions = true));
+    let health =
+        json!({"kind": "mcp", "interval": "100ms", "timeout": "300ms", "healthy": 100, "unhealthy": 2});
+    let gateway = Gateway::builder().route(route(&peers).with("upstream.health", health)).start().await;
+    let request = sign_in(&gateway).await;
+    let session = begin(&request).await;
+    let of_session = usize::from(calls_of(&peers[0], "initialize") == 0);
+    let gate = Gate::shut();
+    peers[of_session].set(|script| script.gate = Some(gate.clone()));
+    stands(&gateway, &peers[of_session], "down").await;
+    // Not a word to one that hangs: its client begins another.
+    let before = calls(&peers[of_session]);
+    assert_eq!(echo(&session).await, 404);
+    assert_eq!(echo(&begin(&request).await).await, 200);
+    assert_eq!(calls(&peers[of_session]), before);
+    gate.open();
+}
+
+#[tokio::test]
+async fn a_peer_that_comes_back_before_it_has_left_is_one_of_all_again() {
+    let peers = peers(2).await;
+    let gateway = Gateway::builder().route(route(&peers)).start().await;
+    let request = sign_in(&gateway).await;
+    assert_eq!(echo(&request).await, 200);
+    reload(&gateway, &route(&peers[1..])).await;
+    stands(&gateway, &peers[0], "leaving").await;
+    reload(&gateway, &route(&peers)).await;
+    stands(&gateway, &peers[0], "up").await;
+    assert!(!metrics(&gateway).await.contains("state=\"leaving\""));
+    let before = calls(&peers[0]);
+    for _ in 0..10 {
+        assert_eq!(echo(&request).await, 200);
+    }
+    assert_eq!(calls(&peers[0]) - before, 5);
+}
+
+#[tokio::test]
+async fn a_session_is_of_its_upstream_whoever_has_the_route_since() {
+    let peers = peers(2).await;
+    peers.iter().for_each(|peer| peer.set(|script| script.sessions = true));
+    let gateway = Gateway::builder().route(route(&peers[..1])).start().await;
+    let session = begin(&sign_in(&gateway).await).await;
+    assert_eq!(echo(&session).await, 200);
+    let next = Route::to("demo", "http://next.test/mcp", json!({"kind": "none"}));
+    reload(&gateway, &next.with("upstream.peers", addresses(&peers[1..]))).await;
+    // The peer is still there, for those that come to it by the name it had.
+    assert_eq!(echo(&session).await, 404);
+    assert_eq!([calls(&peers[0]), calls(&peers[1])], [1, 0]);
+}
+
+#[tokio::test]
+async fn what_was_begun_for_one_upstream_never_goes_to_the_peers_of_the_next() {
+    let (before, after) = (Upstream::start().await, Upstream::start().await);
+    let at = |upstream: &Upstream| {
+        Route::oauth("demo", upstream).with("upstream.peers", json!([address(upstream)]))
+    };
+    let gateway = Gateway::builder().route(at(&before)).start().await;
+    let request = sign_in(&gateway).await;
+    assert_eq!(echo(&request).await, 200);
+    // A call that waits for a fresh token while the route becomes another.
+    let gate = Gate::shut();
+    before.set_authorization(|script| script.token_answer_gate = Some(gate.clone()));
+    before.refuse_current_tokens();
+    let waits = tokio::spawn({
+        let request = request.clone();
+        async move { echo(&request).await }
+    });
+    gate.wait_for(1, PATIENCE).await;
+    reload(&gateway, &at(&after)).await;
+    gate.open();
+    let status = waits.await.unwrap();
+    assert!(after.calls().is_empty(), "{status}: with a token of the upstream before");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -403,4 +542,28 @@ async fn a_peer_at_a_private_address_is_reached_only_where_that_is_allowed() {
     let allowed = route([]).with("upstream.peers", json!([name]));
     reload(&gateway, &allowed).await;
     assert_eq!(echo(&request).await, 200);
+}
+
+#[tokio::test]
+async fn what_a_name_stood_for_under_another_policy_is_not_used_any_more() {
+    let server = TlsServer::start("mcp.test");
+    let files = tempfile::tempdir().unwrap();
+    let certificate = files.path().join("ca.pem");
+    std::fs::write(&certificate, &server.certificate).unwrap();
+    let peer = server.url.trim_start_matches("https://").trim_end_matches("/mcp");
+    let of = |is_allowed: bool| {
+        Route::to("demo", "https://mcp.test/mcp", json!({"kind": "none"}))
+            .with("upstream.allow_private", json!(is_allowed))
+            .with("upstream.peers", json!([peer]))
+    };
+    let gateway =
+        Gateway::builder().route(of(true)).with("outbound.ca_files", json!([certificate])).start().await;
+    let request = sign_in(&gateway).await;
+    assert_eq!(echo(&request).await, 200);
+    reload(&gateway, &of(false)).await;
+    let connections = server.connections();
+    let begun = server.received().matches("tools/call").count();
+    assert_eq!(echo(&request).await, 502);
+    assert_eq!((server.connections(), server.received().matches("tools/call").count()), (connections, begun));
+    gateway.output.shows("private address").await;
 }

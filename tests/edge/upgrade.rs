@@ -12,10 +12,13 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use support::browser::Browser;
 use support::client::{Client, Tokens};
+use support::cluster::{Shared, address_of, store_at};
 use support::gate::Gate;
 use support::gateway::{Gateway, Route};
+use support::mcp::McpRequest;
 use support::process::PROGRAM;
 use support::raw::RawConnection;
+use support::redis::Redis;
 use support::script::Answer;
 use support::service::Service;
 use support::upstream::Upstream;
@@ -59,7 +62,7 @@ async fn sr_f27_nobody_notices_cycles_of_upgrades_under_load() {
         load.push(tokio::spawn(async move {
             while !done.load(Ordering::Relaxed) {
                 let http = if number % 2 == 0 { service.http.clone() } else { http_client(&[]) };
-                let call = support::mcp::McpRequest::to(&http, &service.url("/demo")).bearer(&token);
+                let call = McpRequest::to(&http, &service.url("/demo")).bearer(&token);
                 let answer = call.tool("whoami", json!({})).await;
                 assert_eq!((answer.status, answer.tool_text()), (200, "upstream-user".into()));
                 served.fetch_add(1, Ordering::Relaxed);
@@ -174,7 +177,7 @@ async fn sr_f28_a_broken_program_leaves_the_old_one_serving() {
         service.output.shows("no hand-over: this process goes on as before").await;
         // It still has its store, and takes new connections.
         tokens = client.refresh(&tokens.refresh_token).await.tokens();
-        let call = support::mcp::McpRequest::to(&http_client(&[]), &service.url("/demo"));
+        let call = McpRequest::to(&http_client(&[]), &service.url("/demo"));
         let answer = call.bearer(&tokens.access_token).tool("whoami", json!({})).await;
         assert_eq!(answer.tool_text(), "upstream-user");
         service.is_alone(before).await;
@@ -218,7 +221,7 @@ async fn sr_f27_a_refresh_under_way_is_stored_by_way_of_the_successor() {
     let successor = service.hand_over().await;
     // Meanwhile the successor does not take the attempt for a dead one's.
     let second = tokio::spawn({
-        let call = support::mcp::McpRequest::to(&http_client(&[]), &service.url("/demo"));
+        let call = McpRequest::to(&http_client(&[]), &service.url("/demo"));
         let call = call.bearer(&tokens.access_token);
         async move { call.post(ECHO).await }
     });
@@ -242,6 +245,7 @@ async fn a_request_that_comes_late_on_an_old_connection_is_answered() {
     assert_eq!(used.response(PATIENCE).await.unwrap().status, 200);
     let mut unused = RawConnection::open(service.address).await;
     let successor = service.hand_over().await;
+    service.output.shows("\"message\":\"stopping\"").await;
     for connection in [&mut used, &mut unused] {
         connection.send(&get).await;
         let answer = connection.response(PATIENCE).await.unwrap();
@@ -253,6 +257,48 @@ async fn a_request_that_comes_late_on_an_old_connection_is_answered() {
     assert_eq!(ready.status(), 200);
     let next = service.hand_over().await;
     service.is_alone(next).await;
+}
+
+/// A service whose store has just gone: a new process has no keys, and serves nobody.
+async fn without_its_store(
+    upstream: &Upstream,
+    upgrade_timeout: &str,
+) -> (Redis, Shared, Service, McpRequest) {
+    let redis = Redis::start(&["--appendonly", "yes"]);
+    let shared = Shared::new(store_at(address_of(&redis)), vec![Route::open("demo", upstream)]);
+    let builder = shared.instance(0, None).with("server.upgrade_timeout", json!(upgrade_timeout));
+    let service = Service::start(builder).await;
+    let mut browser = Browser::new().through(&service);
+    let tokens = Client::register(&service).await.sign_in(&mut browser, "demo").await;
+    let call = service.mcp("demo").bearer(&tokens.access_token);
+    redis.kill();
+    (redis, shared, service, call)
+}
+
+#[tokio::test]
+async fn sr_f28_a_process_that_has_no_store_yet_does_not_take_over() {
+    let upstream = Upstream::open().await;
+    let (redis, _shared, service, call) = without_its_store(&upstream, "2s").await;
+    let refused = service.upgrade(&["--always"]).await;
+    assert_eq!(refused.code, Some(1), "{}", refused.stdout);
+    assert!(refused.stderr.contains("did not serve in time"), "{}", refused.stderr);
+    service.is_alone(service.process_id()).await;
+    assert_eq!(call.post(ECHO).await.status, 200);
+    redis.again();
+    let successor = service.hand_over().await;
+    assert_eq!(call.post(ECHO).await.status, 200);
+    service.is_alone(successor).await;
+}
+
+#[tokio::test]
+async fn a_process_that_waits_to_take_over_ends_with_the_one_it_waits_for() {
+    let upstream = Upstream::open().await;
+    let (_redis, _shared, mut service, _call) = without_its_store(&upstream, "1m").await;
+    service.signal("USR2");
+    eventually(PATIENCE, || async { service.processes().len() == 2 }).await;
+    service.output.shows("handing over to a new process").await;
+    service.gateway.kill9().await;
+    eventually(PATIENCE, || async { service.processes().is_empty() }).await;
 }
 
 #[tokio::test]

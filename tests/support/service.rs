@@ -1,21 +1,28 @@
 //! The program as a service manager has it: replaced while it runs.
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
+use std::sync::Mutex;
 
+use rustix::net::sockopt::set_socket_passcred;
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use tempfile::TempDir;
 
 use super::gateway::{Builder, Gateway};
 use super::process::{Finished, PROGRAM, run};
-use super::{PATIENCE, eventually};
+use super::{PATIENCE, eventually, lock};
 
 /// A gateway that is replaced while it runs, and whoever it is replaced by. Dropping it kills them all.
 pub struct Service {
     pub gateway: Gateway,
     directory: TempDir,
     manager: UnixDatagram,
+    /// Whom the manager hears.
+    main: Mutex<u32>,
 }
 
 impl Service {
@@ -26,11 +33,23 @@ impl Service {
         let socket = directory.path().join("notify");
         let manager = UnixDatagram::bind(&socket).unwrap();
         manager.set_nonblocking(true).unwrap();
+        set_socket_passcred(&manager, true).unwrap();
         let builder = builder.env("NOTIFY_SOCKET", socket.to_str().unwrap()).program(&program);
-        let mut service = Service { gateway: builder.prepare(), directory, manager };
-        service.gateway.spawn();
+        let mut service = Service { gateway: builder.prepare(), directory, manager, main: Mutex::default() };
+        service.spawn();
         service.gateway.ready().await;
         service
+    }
+
+    fn spawn(&mut self) {
+        self.gateway.spawn();
+        *lock(&self.main) = self.gateway.process_id();
+    }
+
+    /// As [`Gateway::restart`].
+    pub async fn restart(&mut self) {
+        self.gateway.restart().await;
+        *lock(&self.main) = self.gateway.process_id();
     }
 
     pub fn program(&self) -> PathBuf {
@@ -83,14 +102,33 @@ impl Service {
         eventually(PATIENCE, || async { self.processes() == [process] }).await;
     }
 
-    /// What the service manager has been told since it was last asked, a line each.
+    /// What the service manager has been told since it was last asked, a line each. With `NotifyAccess=main` nobody but the main
+    /// process can name another one; what else a new one says too early does not matter to a service that is up.
     pub fn told(&self) -> Vec<String> {
-        let mut lines = Vec::new();
-        let mut message = [0; 512];
-        while let Ok(length) = self.manager.recv(&mut message) {
-            lines.extend(String::from_utf8_lossy(&message[..length]).lines().map(str::to_owned));
+        let (mut lines, mut message, mut main) = (Vec::new(), [0; 512], lock(&self.main));
+        loop {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmCredentials(1))];
+            let mut beside = RecvAncillaryBuffer::new(&mut space);
+            let into = &mut [IoSliceMut::new(&mut message)];
+            let Ok(received) = recvmsg(&self.manager, into, &mut beside, RecvFlags::empty()) else {
+                return lines;
+            };
+            let sender = beside.drain().find_map(|message| match message {
+                RecvAncillaryMessage::ScmCredentials(sender) => {
+                    u32::try_from(sender.pid.as_raw_nonzero().get()).ok()
+                }
+                _ => None,
+            });
+            let text = String::from_utf8_lossy(&message[..received.bytes]).into_owned();
+            let names = |line: &&str| line.starts_with("MAINPID=");
+            if sender == Some(*main) {
+                let named = text.lines().find(names).and_then(|line| line.rsplit('=').next());
+                *main = named.map_or(*main, |named| named.parse().unwrap());
+                lines.extend(text.lines().map(str::to_owned));
+            } else {
+                lines.extend(text.lines().filter(|line| !names(line)).map(str::to_owned));
+            }
         }
-        lines
     }
 
     pub async fn upgrades(&self, outcome: &str) -> u64 {

@@ -159,3 +159,20 @@ impl Drop for Active {
         self.0.send_modify(|active| *active = active.saturating_sub(1));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_idle_while_a_request_is_under_way() {
+        let (active, mut is_active) = watch::channel(0);
+        let active = Arc::new(active);
+        let (one, other) = (Active::begin(&active), Active::begin(&active));
+        let patience = Duration::from_millis(10);
+        drop(one);
+        assert!(timeout(patience * 5, idle(&mut is_active, patience)).await.is_err());
+        drop(other);
+        idle(&mut is_active, patience).await;
+    }
+}
