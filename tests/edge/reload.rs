@@ -17,6 +17,7 @@ use support::mcp::McpAnswer;
 use support::process::run;
 use support::redis::Redis;
 use support::relay::Weather;
+use support::script::Answer;
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually, http_client};
 
@@ -166,9 +167,22 @@ async fn a_renewed_certificate_is_shown_from_the_next_handshake_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sr_f26_no_request_notices_a_storm_of_reloads() {
-    let upstream = Upstream::start().await;
-    let gateway = Arc::new(Gateway::before(&upstream).await);
-    let (_, tokens) = sign_in(&gateway, "alice").await;
+    let (rounds, count) = if std::env::var_os("POSTERN_SOAK").is_some() { (1000, 200) } else { (60, 20) };
+    let (upstream, streaming) = (Upstream::start().await, Upstream::open().await);
+    let always = [Route::oauth("demo", &upstream), Route::open("streams", &streaming)];
+    let builder = always.iter().fold(Gateway::builder(), |builder, route| builder.route(route.clone()));
+    let gateway = Arc::new(builder.start().await);
+    let (client, tokens) = sign_in(&gateway, "alice").await;
+    let at_streams = client.sign_in(&mut Browser::new(), "streams").await;
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        let (feed, answer) = Answer::stream();
+        streaming.answer_next(answer);
+        let mut events = gateway.mcp("streams").bearer(&at_streams.access_token).events().await;
+        feed.event("begins");
+        assert_eq!(events.next(PATIENCE).await.unwrap().data, "begins");
+        streams.push((feed, events));
+    }
     let (done, served) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let callers: Vec<_> = (0..4)
         .map(|_| {
@@ -184,16 +198,15 @@ async fn sr_f26_no_request_notices_a_storm_of_reloads() {
         })
         .collect();
     let good = std::fs::read_to_string(gateway.config_file()).unwrap();
-    let rounds = if std::env::var_os("POSTERN_SOAK").is_some() { 1000 } else { 60 };
     for round in 0..rounds {
         // Now and then a wrong one, and one with another route beside.
         match round % 3 {
             0 => std::fs::write(gateway.config_file(), "nonsense: [").unwrap(),
             1 => std::fs::write(gateway.config_file(), &good).unwrap(),
-            _ => gateway.reconfigure(
-                "routes",
-                routes(&[Route::oauth("demo", &upstream), Route::open("beside", &upstream)]),
-            ),
+            _ => {
+                let beside = Route::open("beside", &upstream);
+                gateway.reconfigure("routes", routes(&[&always[..], &[beside]].concat()));
+            }
         }
         reload(&gateway, if round % 3 == 0 { "failed" } else { "ok" }).await;
     }
@@ -201,7 +214,14 @@ async fn sr_f26_no_request_notices_a_storm_of_reloads() {
     for caller in callers {
         caller.await.unwrap();
     }
+    println!("{rounds} reloads, {} calls, {count} streams", served.load(Ordering::Relaxed));
     assert!(served.load(Ordering::Relaxed) > 50);
+    for (feed, mut events) in streams {
+        feed.event("goes on");
+        assert_eq!(events.next(PATIENCE).await.unwrap().data, "goes on");
+        feed.finish();
+        assert_eq!(events.next(PATIENCE).await, None);
+    }
     assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 1);
 }
 

@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use support::browser::Browser;
+use support::browser::{Arrival, Browser};
 use support::client::{Client, Tokens};
 use support::cluster::{Shared, address_of, store_at};
 use support::gate::Gate;
 use support::gateway::{Gateway, Route};
+use support::identity::IdentityProvider;
 use support::mcp::McpRequest;
 use support::process::run;
 use support::raw::RawConnection;
@@ -115,6 +116,8 @@ enum Fault {
     AuthorizationServerDies,
     AuthorizationServerIsSlow,
     TokensAreRefused,
+    IdentityProviderDies,
+    KeysRotate,
     Reload,
     WrongReload,
     Upgrade,
@@ -124,8 +127,11 @@ enum Fault {
     Reconnects,
 }
 
-const FAULTS: [Fault; 13] = [
+/// The keys rotate early enough for a token of before to come to its end in the long form.
+const FAULTS: [Fault; 15] = [
     Fault::StoreDies,
+    Fault::KeysRotate,
+    Fault::IdentityProviderDies,
     Fault::UpstreamDies,
     Fault::UpstreamHangs,
     Fault::AuthorizationServerDies,
@@ -140,8 +146,15 @@ const FAULTS: [Fault; 13] = [
     Fault::Reconnects,
 ];
 
+/// What access tokens live here, which is as long as they may.
+const TOKEN_TTL: Duration = Duration::from_secs(15 * 60);
+
 struct World {
     redis: Redis,
+    /// Everybody comes from it.
+    provider: IdentityProvider,
+    /// What was given before the keys rotated.
+    given: Vec<(Instant, McpRequest)>,
     /// What no fault touches.
     steady: Upstream,
     shaky: Upstream,
@@ -160,25 +173,91 @@ impl World {
         let routes =
             vec![Route::open("demo", &steady), Route::open("shaky", &shaky), Route::oauth("own", &own)];
         let shared = Shared::new(store_at(address_of(&redis)), routes);
+        let provider = IdentityProvider::start().await;
+        let mut entry = provider.entry();
+        entry["client_secret"] = json!({"file": shared.make_key("provider", 9)["file"]});
         let builder = shared.instance(0, None);
         let builder = builder
+            .with("login", json!({"oidc": [entry]}))
             .with("server.drain_timeout", json!("1h"))
             .with("server.upgrade_timeout", json!("10s"))
             .with("oauth_server.access_token_ttl", json!("15m"));
         let service = Service::start(builder).await;
         let process = service.process_id();
-        World { redis, steady, shaky, own, service, process, _shared: shared }
+        World { redis, provider, given: Vec::new(), steady, shaky, own, service, process, _shared: shared }
     }
 
     async fn sign_in(&self, route: &str) -> (Client, Tokens) {
         let client = Client::register(&self.service).await;
-        let tokens = client.sign_in(&mut Browser::new().through(&self.service), route).await;
+        let tokens = client.sign_in(&mut self.browser(), route).await;
         (client, tokens)
     }
 
     fn access(&self, route: &str, tokens: &Tokens) -> (McpRequest, String) {
         let token = tokens.access_token.clone();
         (self.service.mcp(route).bearer(&token), token)
+    }
+
+    fn browser(&self) -> Browser {
+        Browser::new().through(&self.service)
+    }
+
+    /// Whether somebody comes in through the provider.
+    async fn comes_in(&self, browser: &mut Browser) -> bool {
+        let page = browser.go(&self.service.url("/login/start?provider=corp&next=/")).await.page();
+        page.status == 200 && page.text().contains("ada@example.com")
+    }
+
+    /// Whoever is in stays in, who comes is told that it is not now, and afterwards comes in.
+    async fn without_provider(&self, lasts: Duration) {
+        let (client, tokens) = self.sign_in("demo").await;
+        let mut inside = self.browser();
+        assert!(self.comes_in(&mut inside).await);
+        // On the way back from it, with a code that nobody can redeem now.
+        let mut between = self.browser();
+        between.stop_before(&self.service.url("/login/callback"));
+        let way_back = between.go(&self.service.url("/login/start?provider=corp&next=/")).await;
+        let Arrival::Client(way_back) = way_back else { panic!("{}", way_back.page().text()) };
+        self.provider.server.stop();
+        let page = between.peek(way_back.as_str()).await;
+        assert_eq!((page.status, page.header("retry-after")), (503, Some("5")), "{}", page.text());
+        tokio::time::sleep(lasts).await;
+        let home = inside.go(&self.service.url("/")).await.page();
+        assert!(home.text().contains("ada@example.com"), "{}", home.text());
+        let tokens = client.refresh(&tokens.refresh_token).await.tokens();
+        assert_eq!(self.access("demo", &tokens).0.post(ECHO).await.status, 200);
+        self.provider.server.resume().await;
+        eventually(2 * PATIENCE, async || self.comes_in(&mut self.browser()).await).await;
+    }
+
+    /// Tokens of before are good until they end, and those of after at once.
+    async fn rotate_keys(&mut self) {
+        let (client, tokens) = self.sign_in("demo").await;
+        self.given.push((Instant::now(), self.access("demo", &tokens).0));
+        let file = self.service.config_file();
+        let rotated =
+            run(&["keys", "rotate", "--access-tokens", "--config", file.to_str().unwrap()], &[]).await;
+        assert_eq!(rotated.code, Some(0), "{}", rotated.stderr);
+        let key = |tokens: &Tokens| tokens.access_token["postern_at_".len()..][..5].to_owned();
+        let (end, mut next) = (Instant::now() + 20 * SECOND, tokens.clone());
+        while key(&next) == key(&tokens) {
+            assert!(Instant::now() < end, "the new key seals nothing");
+            tokio::time::sleep(SECOND / 4).await;
+            next = client.refresh(&next.refresh_token).await.tokens();
+            assert_eq!(self.access("demo", &next).0.post(ECHO).await.status, 200);
+        }
+        self.judge_given().await;
+    }
+
+    async fn judge_given(&self) {
+        for (at, call) in &self.given {
+            let (age, status) = (at.elapsed(), call.post(ECHO).await.status);
+            if age < TOKEN_TTL - 10 * SECOND {
+                assert_eq!(status, 200, "a token given {age:?} ago");
+            } else if age > TOKEN_TTL + 10 * SECOND {
+                assert_eq!(status, 401, "a token given {age:?} ago");
+            }
+        }
     }
 
     async fn carry_out(&mut self, fault: Fault, own: &McpRequest, lasts: Duration) {
@@ -222,6 +301,8 @@ impl World {
                 tokio::join!(waits, opens).0.unwrap();
             }
             Fault::TokensAreRefused => self.own.refuse_current_tokens(),
+            Fault::IdentityProviderDies => self.without_provider(lasts).await,
+            Fault::KeysRotate => self.rotate_keys().await,
             Fault::Reload => assert_eq!(run(&reload, &[]).await.code, Some(0)),
             Fault::WrongReload => {
                 let good = std::fs::read_to_string(&file).unwrap();
@@ -334,6 +415,7 @@ async fn sr_r22_a_fault_every_30_seconds_is_not_felt_by_whom_it_does_not_touch()
         feed.finish();
         assert_eq!(events.next(PATIENCE).await, None);
     }
+    world.judge_given().await;
     world.service.is_alone(world.process).await;
     let (served, failed) = (seen.served.load(Ordering::Relaxed), lock(&seen.failed).clone());
     let after = (memory(world.process), files(world.process));

@@ -89,6 +89,10 @@ impl McpRequest {
 
     pub async fn try_send(&self, method: &str, body: Option<&str>) -> reqwest::Result<reqwest::Response> {
         let mut request = self.http.request(method.parse().expect("method"), &self.url);
+        if method == "GET" {
+            // A stream lives for as long as it likes.
+            request = request.timeout(Duration::MAX);
+        }
         if let Some(body) = body {
             let typed = self.headers.iter().any(|(name, _)| name == "content-type");
             request = if typed { request } else { request.header("content-type", "application/json") };
