@@ -8,6 +8,7 @@ mod support;
 
 mod audit;
 mod discover;
+mod http2;
 mod jwt;
 mod observe;
 mod proxy;
