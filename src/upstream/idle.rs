@@ -1,28 +1,50 @@
 //! Upstream connections between two requests. Whoever asks again within a few seconds finds one; nobody watches the others
-//! meanwhile, so a connection that the upstream has closed is only found to be closed when it is asked for.
+//! meanwhile, so a connection that the upstream has closed is found to be closed when it is asked for, or at the next sweep. Both
+//! tell how long the upstream keeps one ([`Patience`]), and none that is nearly as old is used again.
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use pingora_core::protocols::Stream;
 use tokio::io::AsyncReadExt;
 use tokio::task;
 
+use super::patience::{self, Patience};
 use super::peer::IDLE;
 use crate::clock::Clock;
 use crate::map::Shared;
 
 /// Idle connections that are kept: as many as are ever busy at once, or they are only made to be closed.
 pub const MOST: usize = 2048;
+/// Upstreams without a connection of which is known how long they keep one.
+const KNOWN: usize = 1024;
 
 /// Where a connection leads. The address besides the hash of all that matters, so that no two places are taken for one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Place {
     pub peer: u64,
     pub address: Option<SocketAddr>,
+}
+
+/// A connection, and what is known of it from one request to the next.
+#[derive(Debug)]
+pub struct Line {
+    pub stream: Stream,
+    /// Bytes of requests that went up on it.
+    pub sent: u64,
+    /// How long the upstream keeps it, if it has said so.
+    pub said: Option<Duration>,
+    /// How long it had rested before this request.
+    pub rested: Option<Duration>,
+}
+
+impl Line {
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, sent: 0, said: None, rested: None }
+    }
 }
 
 /// Connections by where they lead. Cheap to clone; all clones are one.
@@ -32,14 +54,20 @@ pub struct Idle(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     clock: Clock,
-    /// The one used last is at the end.
-    by_place: Shared<Place, VecDeque<Resting>>,
+    by_place: Shared<Place, Row>,
     count: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Row {
+    /// The one used last is at the end.
+    resting: VecDeque<Resting>,
+    patience: Patience,
 }
 
 #[derive(Debug)]
 struct Resting {
-    stream: Stream,
+    line: Line,
     since: SystemTime,
 }
 
@@ -48,40 +76,87 @@ impl Idle {
         Self(Arc::new(Inner { clock, by_place: Shared::default(), count: AtomicUsize::new(0) }))
     }
 
-    pub fn put(&self, place: Place, stream: Stream) {
+    pub fn put(&self, place: Place, line: Line) {
         if self.0.count.fetch_add(1, Ordering::Relaxed) >= MOST {
             self.0.count.fetch_sub(1, Ordering::Relaxed);
             return;
         }
-        let resting = Resting { stream, since: self.0.clock.now() };
-        self.0.by_place.entry(place).or_default().push_back(resting);
+        let resting = Resting { line, since: self.0.clock.now() };
+        self.0.by_place.entry(place).or_default().resting.push_back(resting);
     }
 
     /// The one that was used last, if it can be used again.
-    pub fn take(&self, place: &Place) -> Option<Stream> {
-        loop {
-            let Resting { mut stream, since } = self.0.by_place.get_mut(place)?.pop_back()?;
+    pub fn take(&self, place: &Place) -> Option<Line> {
+        let now = self.0.clock.now();
+        let mut row = self.0.by_place.get_mut(place)?;
+        let Row { resting, patience } = &mut *row;
+        while let Some(mut last) = resting.pop_back() {
+            let rested = last.rested(now);
+            if rested >= patience.allows(last.line.said, now) {
+                // So have the others, for longer. The oldest stays, and shows whether that was right.
+                resting.push_back(last);
+                self.0.count.fetch_sub(resting.len() - 1, Ordering::Relaxed);
+                resting.truncate(1);
+                return None;
+            }
             self.0.count.fetch_sub(1, Ordering::Relaxed);
-            if self.0.is_fresh(since) && is_quiet(&mut stream) {
-                return Some(stream);
+            if is_quiet(&mut last.line.stream) {
+                last.line.rested = Some(rested);
+                return Some(last.line);
+            }
+            if let Some(after) = patience::closed_after(&last.line.stream, rested) {
+                patience.closed(after, now);
             }
         }
+        None
     }
 
-    /// Closes what nobody has asked for.
+    /// One that had rested for so long was closed in the moment in which it was used again.
+    pub fn closed(&self, place: Place, after: Duration) {
+        self.0.by_place.entry(place).or_default().patience.closed(after, self.0.clock.now());
+    }
+
+    /// Closes what nobody has asked for, and what the other side has closed.
     pub fn sweep(&self) {
-        self.0.by_place.retain(|_, resting| {
-            let before = resting.len();
-            resting.retain(|one| self.0.is_fresh(one.since));
-            self.0.count.fetch_sub(before - resting.len(), Ordering::Relaxed);
-            !resting.is_empty()
+        let (now, mut known) = (self.0.clock.now(), 0);
+        self.0.by_place.retain(|_, row| {
+            let freed = row.sweep(now);
+            self.0.count.fetch_sub(freed, Ordering::Relaxed);
+            if row.resting.is_empty() && row.patience.is_known(now) {
+                known += 1;
+                return known <= KNOWN;
+            }
+            !row.resting.is_empty()
         });
     }
 }
 
-impl Inner {
-    fn is_fresh(&self, since: SystemTime) -> bool {
-        self.clock.now().duration_since(since).unwrap_or_default() < IDLE
+impl Row {
+    /// How many it has closed.
+    fn sweep(&mut self, now: SystemTime) -> usize {
+        let before = self.resting.len();
+        let (mut closed, mut open) = (None::<Duration>, Duration::ZERO);
+        self.resting.retain_mut(|one| {
+            let rested = one.rested(now);
+            if is_quiet(&mut one.line.stream) {
+                open = open.max(rested);
+                return rested < IDLE;
+            }
+            let after = patience::closed_after(&one.line.stream, rested);
+            closed = closed.into_iter().chain(after).min();
+            false
+        });
+        match closed {
+            Some(after) => self.patience.closed(after, now),
+            None => self.patience.open(open),
+        }
+        before - self.resting.len()
+    }
+}
+
+impl Resting {
+    fn rested(&self, now: SystemTime) -> Duration {
+        now.duration_since(self.since).unwrap_or_default()
     }
 }
 
@@ -99,6 +174,7 @@ mod tests {
     use std::time::UNIX_EPOCH;
 
     use pingora_core::protocols::l4::stream::Stream as TcpStream;
+    use tokio::io::AsyncWriteExt;
     use tokio::net::TcpListener;
 
     use super::*;
@@ -115,8 +191,31 @@ mod tests {
         (ours, theirs)
     }
 
-    fn boxed(stream: tokio::net::TcpStream) -> Stream {
-        Box::new(TcpStream::from(stream))
+    fn line(stream: tokio::net::TcpStream) -> Line {
+        Line::new(Box::new(TcpStream::from(stream)))
+    }
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    /// Puts one that is closed when it has rested for so long, and waits until that is seen.
+    async fn put_and_close(idle: &Idle, clock: &Clock, after: Duration) {
+        let (ours, theirs) = pair().await;
+        let watched = ours.into_std().unwrap();
+        let seen = tokio::net::TcpStream::from_std(watched.try_clone().unwrap()).unwrap();
+        idle.put(place(1), line(tokio::net::TcpStream::from_std(watched).unwrap()));
+        clock.advance(after);
+        drop(theirs);
+        seen.readable().await.unwrap();
+    }
+
+    /// Whether one that has rested for so long is used again.
+    async fn is_used(idle: &Idle, clock: &Clock, rested: Duration) -> bool {
+        let (ours, _theirs) = pair().await;
+        idle.put(place(1), line(ours));
+        clock.advance(rested);
+        idle.take(&place(1)).is_some()
     }
 
     #[tokio::test]
@@ -124,11 +223,11 @@ mod tests {
         let idle = Idle::new(Clock::system());
         let ((first, _first), (second, _second)) = (pair().await, pair().await);
         let [one, other] = [&first, &second].map(AsRawFd::as_raw_fd);
-        idle.put(place(1), boxed(first));
-        idle.put(place(1), boxed(second));
+        idle.put(place(1), line(first));
+        idle.put(place(1), line(second));
         assert!(idle.take(&place(2)).is_none());
         let taken = [idle.take(&place(1)).unwrap(), idle.take(&place(1)).unwrap()];
-        assert_eq!(taken.map(|stream| stream.id()), [other, one]);
+        assert_eq!(taken.map(|line| line.stream.id()), [other, one]);
         assert!(idle.take(&place(1)).is_none());
         assert_eq!(idle.0.count.load(Ordering::Relaxed), 0);
     }
@@ -142,7 +241,7 @@ mod tests {
         theirs.write_all(b"HTTP/1.1 200 OK\r\n").unwrap();
         for heard in [closed, said] {
             heard.readable().await.unwrap();
-            idle.put(place(1), boxed(heard));
+            idle.put(place(1), line(heard));
         }
         assert!(idle.take(&place(1)).is_none());
     }
@@ -152,13 +251,13 @@ mod tests {
         let clock = Clock::manual(UNIX_EPOCH);
         let idle = Idle::new(clock.clone());
         let ((old, mut theirs), (new, _new)) = (pair().await, pair().await);
-        idle.put(place(1), boxed(old));
+        idle.put(place(1), line(old));
         clock.advance(IDLE);
         assert!(idle.take(&place(1)).is_none(), "before it is swept out, too");
         let (old, mut other) = pair().await;
-        idle.put(place(1), boxed(old));
+        idle.put(place(1), line(old));
         clock.advance(IDLE);
-        idle.put(place(2), boxed(new));
+        idle.put(place(2), line(new));
         idle.sweep();
         assert!(idle.take(&place(2)).is_some());
         for theirs in [&mut theirs, &mut other] {
@@ -169,11 +268,90 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn sr_f19_none_rests_for_nearly_as_long_as_the_upstream_was_seen_to_keep_one() {
+        for found_by in [|idle: &Idle| drop(idle.take(&place(1))), Idle::sweep] {
+            let clock = Clock::manual(UNIX_EPOCH);
+            let idle = Idle::new(clock.clone());
+            assert!(is_used(&idle, &clock, seconds(3)).await);
+            put_and_close(&idle, &clock, seconds(2)).await;
+            found_by(&idle);
+            assert_eq!(idle.0.count.load(Ordering::Relaxed), 0, "freed");
+            assert!(is_used(&idle, &clock, Duration::from_millis(1_300)).await);
+            assert!(!is_used(&idle, &clock, Duration::from_millis(1_500)).await);
+            idle.sweep();
+            clock.advance(seconds(600));
+            idle.sweep();
+            assert_eq!(idle.0.by_place.len(), 0, "forgotten");
+            assert!(is_used(&idle, &clock, seconds(3)).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn none_rests_for_nearly_as_long_as_the_upstream_says_that_it_keeps_it() {
+        let clock = Clock::manual(UNIX_EPOCH);
+        let idle = Idle::new(clock.clone());
+        for (rested, is_used) in [(1_400, true), (1_500, false)] {
+            let (ours, _theirs) = pair().await;
+            idle.put(place(1), Line { said: Some(seconds(2)), ..line(ours) });
+            clock.advance(Duration::from_millis(rested));
+            assert_eq!(idle.take(&place(1)).is_some(), is_used, "{rested}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_restart_says_for_a_moment_only_how_long_the_upstream_keeps_one() {
+        let clock = Clock::manual(UNIX_EPOCH);
+        let idle = Idle::new(clock.clone());
+        put_and_close(&idle, &clock, Duration::from_millis(5)).await;
+        idle.sweep();
+        let mut theirs = Vec::new();
+        for _ in 0..10 {
+            let (ours, other) = pair().await;
+            theirs.push(other);
+            idle.put(place(1), line(ours));
+            clock.advance(Duration::from_millis(110));
+            assert!(idle.take(&place(1)).is_none(), "too short a rest to be used again");
+            assert_eq!(idle.0.count.load(Ordering::Relaxed), 1, "only the oldest is kept");
+        }
+        idle.sweep();
+        assert!(idle.take(&place(1)).is_some(), "that one has outlived what was learned");
+        assert!(is_used(&idle, &clock, seconds(3)).await);
+    }
+
+    #[tokio::test]
+    async fn a_reset_does_not_say_how_long_the_upstream_keeps_one() {
+        let clock = Clock::manual(UNIX_EPOCH);
+        let idle = Idle::new(clock.clone());
+        let (mut ours, mut theirs) = pair().await;
+        ours.write_all(b"unread").await.unwrap();
+        theirs.set_nonblocking(false).unwrap();
+        theirs.read_exact(&mut [0; 3]).unwrap();
+        let watched = ours.into_std().unwrap();
+        let seen = tokio::net::TcpStream::from_std(watched.try_clone().unwrap()).unwrap();
+        idle.put(place(1), line(tokio::net::TcpStream::from_std(watched).unwrap()));
+        clock.advance(seconds(1));
+        drop(theirs);
+        seen.readable().await.unwrap();
+        assert!(idle.take(&place(1)).is_none());
+        assert!(is_used(&idle, &clock, seconds(3)).await);
+    }
+
+    #[tokio::test]
+    async fn what_is_known_of_places_without_a_connection_is_bounded() {
+        let idle = Idle::new(Clock::manual(UNIX_EPOCH));
+        for peer in 0..2 * KNOWN as u64 {
+            idle.closed(place(peer), seconds(2));
+        }
+        idle.sweep();
+        assert_eq!(idle.0.by_place.len(), KNOWN);
+    }
+
+    #[tokio::test]
     async fn no_more_are_kept_than_may_be() {
         let idle = Idle::new(Clock::system());
         let (one, _theirs) = pair().await;
         idle.0.count.store(MOST, Ordering::Relaxed);
-        idle.put(place(1), boxed(one));
+        idle.put(place(1), line(one));
         assert!(idle.take(&place(1)).is_none());
         assert_eq!(idle.0.count.load(Ordering::Relaxed), MOST);
     }

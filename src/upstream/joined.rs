@@ -12,7 +12,8 @@
 //!
 //! A connection may be closed in the very moment in which a request is put on it. Whether that came too late is what TCP says: a
 //! good-bye (FIN) acknowledges all that was there before it. Where it acknowledges no byte of the request, the upstream's program
-//! cannot have had any, and whatever the request asks for, it may be sent again ([`is_untouched`]). A reset proves nothing.
+//! cannot have had any, and whatever the request asks for, it may be sent again ([`is_untouched`]). A reset after the good-bye hides
+//! nothing of that: reads end as before, and writes find a broken pipe. A reset alone proves nothing.
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -34,7 +35,8 @@ use pingora_core::upstreams::peer::Peer;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::held::Held;
-use super::idle::{Idle, Place};
+use super::idle::{Idle, Line, Place};
+use super::patience;
 
 const NO_SOCKET: UniqueIDType = -1;
 
@@ -75,14 +77,12 @@ impl Connector for Joining {
         peer: &P,
     ) -> Result<(Connection<()>, bool)> {
         let place = Place { peer: peer.reuse_hash(), address: peer.address().as_inet().copied() };
-        let stream = match self.idle.take(&place) {
-            Some(stream) => stream,
-            None => Box::pin(self.connector.new_stream(peer)).await?,
+        let line = match self.idle.take(&place) {
+            Some(line) => line,
+            None => Line::new(Box::pin(self.connector.new_stream(peer)).await?),
         };
-        let idle = self.idle.clone();
-        let stream = Some(stream);
-        let held = Held::default();
-        let joined = Joined { stream, idle, place, held, asked: false, written: 0, answered: false };
+        let (idle, line, held) = (self.idle.clone(), Some(line), Held::default());
+        let joined = Joined { line, idle, place, held, asked: false, written: 0, answered: false };
         Ok((Connection::Stream(Box::new(joined)), false))
     }
 
@@ -103,7 +103,7 @@ impl Connector for Joining {
 #[derive(Debug)]
 struct Joined {
     /// Gone when it is with `idle` again.
-    stream: Option<Stream>,
+    line: Option<Line>,
     idle: Idle,
     place: Place,
     /// A header that waits for its body.
@@ -119,40 +119,57 @@ struct Joined {
 impl Joined {
     /// Whether the upstream, which has closed the connection, had no byte of the request when it did.
     fn is_untouched(&self) -> bool {
-        let sent = self.written - self.held.waiting() as u64;
-        if self.answered || sent == 0 {
-            return !self.answered;
-        }
-        let Some(info) = self.stream.as_ref().and_then(|stream| get_tcp_info(stream.id()).ok()) else {
+        if self.answered {
             return false;
-        };
-        // The first byte acknowledged is none of ours (SYN).
-        let acknowledged = info.tcpi_bytes_acked.saturating_sub(1);
-        acknowledged + sent <= info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans)
+        }
+        if self.written == self.held.waiting() as u64 {
+            return true;
+        }
+        self.line.as_ref().is_some_and(|line| {
+            let info = get_tcp_info(line.stream.id());
+            // The first byte acknowledged is none of ours (SYN).
+            info.is_ok_and(|info| info.tcpi_bytes_acked.saturating_sub(1) <= line.sent)
+        })
+    }
+
+    /// How a request ends that came too late. That it did shows how long the upstream keeps a connection.
+    fn untouched(&mut self) -> io::Error {
+        if let Some(rested) = self.line.as_mut().and_then(|line| line.rested.take()) {
+            self.idle.closed(self.place, rested);
+        }
+        io::Error::other(Untouched)
     }
 
     /// A broken pipe is what is left of a good-bye when the reset for what was sent after it has come.
-    fn judged(&self, error: io::Error) -> io::Error {
+    fn judged(&mut self, error: io::Error) -> io::Error {
         match error.kind() == io::ErrorKind::BrokenPipe && self.is_untouched() {
-            true => io::Error::other(Untouched),
+            true => self.untouched(),
             false => error,
         }
+    }
+
+    /// Between two requests it is with `idle`.
+    fn rest(&mut self) -> bool {
+        let Some(mut line) = self.line.take() else { return false };
+        line.sent += self.written - self.held.waiting() as u64;
+        self.idle.put(self.place, line);
+        true
     }
 
     fn poll_stream<T>(
         &mut self,
         poll: impl FnOnce(Pin<&mut Stream>) -> Poll<io::Result<T>>,
     ) -> Poll<io::Result<T>> {
-        match &mut self.stream {
-            Some(stream) => poll(Pin::new(stream)),
+        match &mut self.line {
+            Some(line) => poll(Pin::new(&mut line.stream)),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
 
     /// Sends what is held and `more`; says how much of `more` was taken.
     fn poll_send(&mut self, cx: &mut Context<'_>, more: &[u8]) -> Poll<io::Result<usize>> {
-        match &mut self.stream {
-            Some(stream) => self.held.poll_send(stream, cx, &[IoSlice::new(more)]),
+        match &mut self.line {
+            Some(line) => self.held.poll_send(&mut line.stream, cx, &[IoSlice::new(more)]),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }
@@ -215,17 +232,19 @@ impl AsyncRead for Joined {
         let (before, room) = (into.filled().len(), into.remaining());
         let read = this.poll_stream(|stream| stream.poll_read(cx, into));
         if matches!(read, Poll::Ready(Ok(()))) {
-            let is_end = into.filled().len() == before && room > 0;
+            let heard = into.filled().get(before..).unwrap_or_default();
+            let is_end = heard.is_empty() && room > 0;
             if is_end && this.written > 0 && this.is_untouched() {
-                return Poll::Ready(Err(io::Error::other(Untouched)));
+                return Poll::Ready(Err(this.untouched()));
+            }
+            if !this.answered
+                && let Some(line) = &mut this.line
+            {
+                line.said = patience::said(heard);
             }
             this.answered |= !is_end;
         }
-        if read.is_pending()
-            && is_last_question(cx, into)
-            && let Some(stream) = this.stream.take()
-        {
-            this.idle.put(this.place, stream);
+        if read.is_pending() && is_last_question(cx, into) && this.rest() {
             return Poll::Ready(Ok(()));
         }
         read
@@ -235,8 +254,8 @@ impl AsyncRead for Joined {
 #[async_trait]
 impl Shutdown for Joined {
     async fn shutdown(&mut self) {
-        if let Some(stream) = &mut self.stream {
-            stream.shutdown().await;
+        if let Some(line) = &mut self.line {
+            line.stream.shutdown().await;
         }
     }
 }
@@ -244,33 +263,33 @@ impl Shutdown for Joined {
 /// The descriptor of the socket, by which Pingora's pool tells whether a connection is what it should be.
 impl UniqueID for Joined {
     fn id(&self) -> UniqueIDType {
-        self.stream.as_ref().map_or(NO_SOCKET, |stream| stream.id())
+        self.line.as_ref().map_or(NO_SOCKET, |line| line.stream.id())
     }
 }
 
 impl GetTimingDigest for Joined {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream.as_ref().map(|stream| stream.get_timing_digest()).unwrap_or_default()
+        self.line.as_ref().map(|line| line.stream.get_timing_digest()).unwrap_or_default()
     }
 
     fn get_read_pending_time(&self) -> Duration {
-        self.stream.as_ref().map(|stream| stream.get_read_pending_time()).unwrap_or_default()
+        self.line.as_ref().map(|line| line.stream.get_read_pending_time()).unwrap_or_default()
     }
 
     fn get_write_pending_time(&self) -> Duration {
-        self.stream.as_ref().map(|stream| stream.get_write_pending_time()).unwrap_or_default()
+        self.line.as_ref().map(|line| line.stream.get_write_pending_time()).unwrap_or_default()
     }
 }
 
 impl GetProxyDigest for Joined {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream.as_ref()?.get_proxy_digest()
+        self.line.as_ref()?.stream.get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Joined {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.as_ref()?.get_socket_digest()
+        self.line.as_ref()?.stream.get_socket_digest()
     }
 }
 
@@ -280,6 +299,8 @@ impl Peek for Joined {}
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use std::time::UNIX_EPOCH;
+
     use futures_util::FutureExt;
     use pingora_core::upstreams::peer::HttpPeer;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -336,6 +357,7 @@ mod tests {
         again.read(&mut [0; 64]).await
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
     const POST: &[u8] = b"POST /mcp HTTP/1.1\r\n\r\n";
 
     fn proves_it(read: io::Result<usize>) -> bool {
@@ -350,6 +372,12 @@ mod tests {
             ours.write_all(b"body").await.unwrap();
         });
         assert!(proves_it(closed_before.await));
+        let closed_before_more_than_goes_out_at_once = answer(async |ours, theirs| {
+            drop(theirs);
+            ours.write_all(POST).await.unwrap();
+            let _reset = ours.write_all(&vec![0; 1 << 20]).await;
+        });
+        assert!(proves_it(closed_before_more_than_goes_out_at_once.await));
         let closed_after_it_was_read = answer(async |ours, mut theirs| {
             ours.write_all(POST).await.unwrap();
             ours.write_all(b"body").await.unwrap();
@@ -370,6 +398,60 @@ mod tests {
             ours.write_all(b"body").await.unwrap();
         });
         assert!(!proves_it(begun_to_answer.await));
+    }
+
+    /// A call on a new connection, which then rests.
+    async fn call(joining: &Joining, listener: &TcpListener, answer: &[u8]) -> tokio::net::TcpStream {
+        let mut ours = stream(joining, listener).await;
+        let mut theirs = listener.accept().await.unwrap().0;
+        ours.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+        theirs.read_exact(&mut [0; 18]).await.unwrap();
+        theirs.write_all(answer).await.unwrap();
+        ours.read_exact(&mut vec![0; answer.len()]).await.unwrap();
+        assert_eq!(last_question(&mut ours), Some(0));
+        theirs
+    }
+
+    /// Whether it is the one whose other end this is.
+    async fn is_used_again(
+        joining: &Joining,
+        listener: &TcpListener,
+        mut theirs: tokio::net::TcpStream,
+    ) -> bool {
+        let (mut ours, mut byte) = (stream(joining, listener).await, [0]);
+        ours.write_all(b"x").await.unwrap();
+        tokio::select! {
+            read = theirs.read(&mut byte) => read.unwrap() == 1,
+            accepted = listener.accept() => accepted.is_err(),
+        }
+    }
+
+    #[tokio::test]
+    async fn how_long_a_connection_rests_is_learned_from_what_is_said_and_from_requests_that_came_too_late() {
+        let clock = Clock::manual(UNIX_EPOCH);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let rest = Duration::from_millis(1_600);
+
+        let joining = Joining::new(Idle::new(clock.clone()));
+        let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2\r\n\r\n").await;
+        clock.advance(rest);
+        assert!(!is_used_again(&joining, &listener, theirs).await, "said");
+
+        let joining = Joining::new(Idle::new(clock.clone()));
+        let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        clock.advance(rest);
+        assert!(is_used_again(&joining, &listener, theirs).await);
+
+        let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        clock.advance(2 * SECOND);
+        let mut late = stream(&joining, &listener).await;
+        drop(theirs);
+        late.write_all(POST).await.unwrap();
+        late.write_all(b"body").await.unwrap();
+        assert!(proves_it(late.read(&mut [0; 64]).await));
+        let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        clock.advance(rest);
+        assert!(!is_used_again(&joining, &listener, theirs).await, "closed after two seconds");
     }
 
     #[tokio::test]

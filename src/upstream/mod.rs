@@ -5,6 +5,7 @@ pub mod health;
 pub mod held;
 pub mod idle;
 pub mod joined;
+pub mod patience;
 pub mod peer;
 pub mod pool;
 pub mod resolve;

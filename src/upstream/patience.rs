@@ -1,0 +1,167 @@
+//! How long an upstream keeps connections on which nothing is asked. It says so (`Keep-Alive`), or it is seen: a connection that
+//! was found closed shows how long it had rested then, one that is still open shows that so long is not too long. Whoever
+//! uses none that is nearly as old as that does not meet the moment in which it is closed.
+//!
+//! A restart closes connections of any age, and what was learned of that is too little. One of those that are not used any more
+//! therefore stays, and is open when it should long be closed: then all that was learned is forgotten.
+use std::sync::LazyLock;
+use std::time::{Duration, SystemTime};
+
+use memchr::memmem::{self, Finder};
+use pingora_core::protocols::Stream;
+use pingora_core::protocols::l4::ext::get_tcp_info;
+
+use super::peer::IDLE;
+
+/// An upstream may have another configuration since.
+const FORGOTTEN: Duration = Duration::from_secs(600);
+/// By how much later than another a connection is closed by upstreams that look after them every second.
+const SPREAD: Duration = Duration::from_secs(1);
+/// The kernel counts its time in steps of at most so much.
+const STEP: Duration = Duration::from_millis(10);
+/// Closed by the other side, and not yet by us (`TCP_CLOSE_WAIT` of the kernel).
+const CLOSE_WAIT: u8 = 8;
+
+/// What one upstream has shown.
+#[derive(Debug, Default)]
+pub struct Patience(Option<Closing>);
+
+#[derive(Debug)]
+struct Closing {
+    after: Duration,
+    seen: SystemTime,
+}
+
+impl Patience {
+    /// How long a connection may have rested to be used again; `said`: what its upstream has said of it.
+    pub fn allows(&self, said: Option<Duration>, now: SystemTime) -> Duration {
+        let shown = self.0.as_ref().filter(|closing| closing.is_recent(now)).map(|closing| closing.after);
+        shown.into_iter().chain(said).map(|after| after * 3 / 4).fold(IDLE, Duration::min)
+    }
+
+    /// One was closed after it had rested for so long.
+    pub fn closed(&mut self, after: Duration, now: SystemTime) {
+        self.open(after);
+        let after = self.0.as_ref().map_or(after, |closing| closing.after.min(after));
+        self.0 = Some(Closing { after, seen: now });
+    }
+
+    /// One that has rested for so long was not closed by then.
+    pub fn open(&mut self, rested: Duration) {
+        self.0.take_if(|closing| rested > closing.after + SPREAD);
+    }
+
+    pub fn is_known(&self, now: SystemTime) -> bool {
+        self.0.as_ref().is_some_and(|closing| closing.is_recent(now))
+    }
+}
+
+impl Closing {
+    fn is_recent(&self, now: SystemTime) -> bool {
+        now.duration_since(self.seen).unwrap_or_default() < FORGOTTEN
+    }
+}
+
+/// How long a connection had rested when its upstream closed it; it has rested for `rested` now. Not rather too long: the last
+/// segment that came is the good-bye. After a reset nobody knows.
+pub fn closed_after(stream: &Stream, rested: Duration) -> Option<Duration> {
+    let info = get_tcp_info(stream.id()).ok().filter(|info| info.tcpi_state == CLOSE_WAIT)?;
+    let since = Duration::from_millis(info.tcpi_last_ack_recv.into());
+    Some(rested.saturating_sub(since + STEP))
+}
+
+/// What an answer that begins so says about it: `Keep-Alive: timeout=5` (RFC 2068 §19.7.1, and what Node's servers send). Less
+/// than a second is rounded to none there, which says nothing.
+pub fn said(answer: &[u8]) -> Option<Duration> {
+    static TIMEOUT: LazyLock<Finder> = LazyLock::new(|| Finder::new("timeout="));
+    const NAME: &[u8] = b"keep-alive:";
+    let at = TIMEOUT.find(answer)?;
+    let before = answer.get(..at)?;
+    let line = before.get(memchr::memrchr(b'\n', before)? + 1..)?;
+    let is_meant = line.get(..NAME.len()).is_some_and(|name| name.eq_ignore_ascii_case(NAME));
+    if !is_meant || memmem::find(before, b"\r\n\r\n").is_some() {
+        return None;
+    }
+    let digits = answer.get(at + TIMEOUT.needle().len()..)?.iter().take_while(|byte| byte.is_ascii_digit());
+    let seconds =
+        digits.fold(0_u32, |all, digit| all.saturating_mul(10).saturating_add((digit - b'0').into()));
+    (seconds > 0).then(|| Duration::from_secs(seconds.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+
+    const NOW: SystemTime = UNIX_EPOCH;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_connection_rests_for_three_quarters_of_the_least_that_was_seen() {
+        let mut patience = Patience::default();
+        assert_eq!((patience.allows(None, NOW), patience.is_known(NOW)), (IDLE, false));
+        patience.closed(Duration::from_millis(2_500), NOW);
+        patience.closed(seconds(2), NOW);
+        patience.closed(Duration::from_millis(2_900), NOW);
+        assert_eq!(
+            (patience.allows(None, NOW), patience.is_known(NOW)),
+            (Duration::from_millis(1_500), true)
+        );
+        assert_eq!(
+            patience.allows(Some(seconds(1)), NOW),
+            Duration::from_millis(750),
+            "what is said counts too"
+        );
+        assert_eq!(patience.allows(Some(seconds(60)), NOW), Duration::from_millis(1_500));
+        assert_eq!(Patience::default().allows(Some(seconds(60)), NOW), IDLE);
+    }
+
+    #[test]
+    fn what_was_seen_is_forgotten_unless_it_is_seen_again() {
+        let mut patience = Patience::default();
+        patience.closed(seconds(2), NOW);
+        patience.closed(Duration::from_millis(2_100), NOW + seconds(500));
+        assert!(patience.is_known(NOW + seconds(1_099)));
+        assert_eq!(patience.allows(None, NOW + seconds(1_099)), Duration::from_millis(1_500));
+        assert_eq!(patience.allows(None, NOW + seconds(1_100)), IDLE);
+        assert!(!patience.is_known(NOW + seconds(1_100)));
+    }
+
+    #[test]
+    fn one_that_outlives_it_refutes_it() {
+        let mut patience = Patience::default();
+        patience.closed(Duration::from_millis(20), NOW);
+        patience.open(Duration::from_millis(1_020));
+        assert!(patience.is_known(NOW), "some look after their connections every second");
+        patience.open(Duration::from_millis(1_021));
+        assert!(!patience.is_known(NOW));
+        patience.closed(Duration::from_millis(20), NOW);
+        patience.closed(seconds(3), NOW);
+        assert_eq!(
+            patience.allows(None, NOW),
+            Duration::from_millis(2_250),
+            "this one was not closed for so long"
+        );
+    }
+
+    #[test]
+    fn an_answer_says_how_long_its_connection_is_kept() {
+        let head = |line: &str| {
+            said(format!("HTTP/1.1 200 OK\r\n{line}\r\ncontent-length: 2\r\n\r\n{{}}").as_bytes())
+        };
+        assert_eq!(head("Keep-Alive: timeout=5"), Some(seconds(5)));
+        assert_eq!(head("keep-alive: max=100, timeout=72"), Some(seconds(72)));
+        assert_eq!(head("keep-alive:timeout=99999999999"), Some(seconds(u32::MAX.into())));
+        for nothing in
+            ["keep-alive: timeout=0", "keep-alive: timeout=", "x-keep-alive: timeout=5", "date: now"]
+        {
+            assert_eq!(head(nothing), None, "{nothing}");
+        }
+        let in_the_body = b"HTTP/1.1 200 OK\r\ncontent-length: 23\r\n\r\n\r\nkeep-alive: timeout=1";
+        assert_eq!(said(in_the_body), None);
+    }
+}
