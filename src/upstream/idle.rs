@@ -111,9 +111,13 @@ impl Idle {
         None
     }
 
-    /// One that had rested for so long was closed in the moment in which it was used again.
+    /// One that had rested for so long was closed in the moment in which it was used again. So may be the others: who had that one
+    /// is to have a new one next.
     pub fn closed(&self, place: Place, after: Duration) {
-        self.0.by_place.entry(place).or_default().patience.closed(after, self.0.clock.now());
+        let mut row = self.0.by_place.entry(place).or_default();
+        row.patience.closed(after, self.0.clock.now());
+        self.0.count.fetch_sub(row.resting.len(), Ordering::Relaxed);
+        row.resting.clear();
     }
 
     /// Closes what nobody has asked for, and what the other side has closed.
@@ -302,7 +306,7 @@ mod tests {
     async fn a_restart_says_for_a_moment_only_how_long_the_upstream_keeps_one() {
         let clock = Clock::manual(UNIX_EPOCH);
         let idle = Idle::new(clock.clone());
-        put_and_close(&idle, &clock, Duration::from_millis(5)).await;
+        put_and_close(&idle, &clock, Duration::from_millis(30)).await;
         idle.sweep();
         let mut theirs = Vec::new();
         for _ in 0..10 {
@@ -334,6 +338,16 @@ mod tests {
         seen.readable().await.unwrap();
         assert!(idle.take(&place(1)).is_none());
         assert!(is_used(&idle, &clock, seconds(3)).await);
+    }
+
+    #[tokio::test]
+    async fn after_one_that_was_closed_as_it_was_used_comes_a_new_one() {
+        let idle = Idle::new(Clock::manual(UNIX_EPOCH));
+        let (ours, _theirs) = pair().await;
+        idle.put(place(1), line(ours));
+        idle.closed(place(1), Duration::ZERO);
+        assert!(idle.take(&place(1)).is_none());
+        assert_eq!(idle.0.count.load(Ordering::Relaxed), 0);
     }
 
     #[tokio::test]

@@ -39,9 +39,13 @@ impl Patience {
         shown.into_iter().chain(said).map(|after| after * 3 / 4).fold(IDLE, Duration::min)
     }
 
-    /// One was closed after it had rested for so long.
+    /// One was closed after it had rested for so long. Right after an answer it was not for its rest.
     pub fn closed(&mut self, after: Duration, now: SystemTime) {
+        if after < STEP {
+            return;
+        }
         self.open(after);
+        self.0.take_if(|closing| !closing.is_recent(now));
         let after = self.0.as_ref().map_or(after, |closing| closing.after.min(after));
         self.0 = Some(Closing { after, seen: now });
     }
@@ -129,6 +133,8 @@ mod tests {
         assert_eq!(patience.allows(None, NOW + seconds(1_099)), Duration::from_millis(1_500));
         assert_eq!(patience.allows(None, NOW + seconds(1_100)), IDLE);
         assert!(!patience.is_known(NOW + seconds(1_100)));
+        patience.closed(Duration::from_millis(2_400), NOW + seconds(1_100));
+        assert_eq!(patience.allows(None, NOW + seconds(1_100)), Duration::from_millis(1_800));
     }
 
     #[test]
@@ -146,6 +152,13 @@ mod tests {
             Duration::from_millis(2_250),
             "this one was not closed for so long"
         );
+    }
+
+    #[test]
+    fn an_end_right_after_an_answer_says_nothing() {
+        let mut patience = Patience::default();
+        patience.closed(Duration::from_millis(9), NOW);
+        assert!(!patience.is_known(NOW));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::route::Upstream;
 const CONNECT: Duration = Duration::from_secs(5);
 const CONNECT_TLS: Duration = Duration::from_secs(10);
 /// Below what servers keep idle connections for (Node and uvicorn: 5 s): a POST on a connection that is just being
-/// closed is lost.
+/// closed may be lost. Of those that keep them for less it is learned ([`super::patience`]).
 pub(super) const IDLE: Duration = Duration::from_secs(4);
 /// A stream that says nothing for so long is ended; a call that takes longer is answered 504.
 const SILENCE: Duration = Duration::from_secs(3600);

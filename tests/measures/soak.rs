@@ -5,7 +5,7 @@
 
 use crate::{ALONE, support};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -433,8 +433,8 @@ struct Ledger {
     /// How often each call was carried out.
     done: Mutex<HashMap<u64, u32>>,
     closed: AtomicUsize,
-    /// Calls that were there, unread, when their connection was closed: nobody but the upstream can know that they were not read.
-    crossed: AtomicUsize,
+    /// Calls that were there when their connection was closed: nobody but the upstream can know that they were not carried out.
+    crossed: Mutex<HashSet<u64>>,
 }
 
 fn hasty_upstream(idle: Duration) -> (String, Arc<Ledger>) {
@@ -451,34 +451,43 @@ fn hasty_upstream(idle: Duration) -> (String, Arc<Ledger>) {
     (url, ledger)
 }
 
+/// Of a call that is all there.
+fn id_of(call: &[u8]) -> u64 {
+    let text = String::from_utf8_lossy(call);
+    let body: Value = serde_json::from_str(&text[text.find("\r\n\r\n").unwrap()..]).unwrap();
+    body["id"].as_u64().unwrap()
+}
+
 fn serve_hastily(mut stream: TcpStream, idle: Duration, ledger: &Ledger) {
     stream.set_nodelay(true).unwrap();
-    stream.set_read_timeout(Some(idle)).unwrap();
     let (mut request, mut piece) = (Vec::new(), [0; 16384]);
     loop {
         match stream.read(&mut piece) {
             Ok(0) => return,
             Ok(length) => request.extend_from_slice(&piece[..length]),
             Err(_) if request.is_empty() => {
-                let _ = stream.shutdown(Shutdown::Write);
                 stream.set_nonblocking(true).unwrap();
                 ledger.closed.fetch_add(1, Ordering::Relaxed);
-                if matches!(stream.read(&mut piece), Ok(1..)) {
-                    ledger.crossed.fetch_add(1, Ordering::Relaxed);
+                // What comes while one half of it is open is taken; after that nothing is.
+                for half in [Shutdown::Write, Shutdown::Read] {
+                    let _ = stream.shutdown(half);
+                    if let Ok(length @ 1..) = stream.read(&mut piece) {
+                        lock(&ledger.crossed).insert(id_of(&piece[..length]));
+                    }
                 }
                 return;
             }
             Err(_) => return,
         }
         if request.ends_with(b"}") {
-            let text = String::from_utf8_lossy(&request);
-            let body: Value = serde_json::from_str(&text[text.find("\r\n\r\n").unwrap()..]).unwrap();
-            *lock(&ledger.done).entry(body["id"].as_u64().unwrap()).or_default() += 1;
+            *lock(&ledger.done).entry(id_of(&request)).or_default() += 1;
             let answer = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
             if stream.write_all(answer.as_bytes()).is_err() {
                 return;
             }
             request.clear();
+            // As servers do: a first request may take its time.
+            stream.set_read_timeout(Some(idle)).unwrap();
         }
     }
 }
@@ -515,16 +524,18 @@ async fn sr_f19_an_upstream_that_closes_idle_connections_costs_hardly_a_call_and
     });
     let failed: Vec<_> = join_all(load).await.into_iter().flat_map(Result::unwrap).collect();
     let done = lock(&ledger.done).clone();
-    let (closed, crossed) = (ledger.closed.load(Ordering::Relaxed), ledger.crossed.load(Ordering::Relaxed));
+    let (closed, crossed) = (ledger.closed.load(Ordering::Relaxed), lock(&ledger.crossed).clone());
     println!(
-        "{} calls, {closed} connections closed, {crossed} while a call lay unread, {} failed",
+        "{} calls, {closed} connections closed, {} of them with a call that had come, {} failed",
         callers * each,
+        crossed.len(),
         failed.len()
     );
     assert!(done.values().all(|times| *times == 1), "carried out twice");
-    // A reset that comes after the end of the stream hides it, and proves nothing: those calls fail, and are not repeated.
-    assert!(failed.iter().all(|(_, status)| *status == 502), "{failed:?}");
-    assert!(failed.len() as u64 * 50 <= callers * each, "{} failed", failed.len());
+    let excused = |(id, status): &(u64, u16)| *status == 502 && crossed.contains(id);
+    assert!(failed.iter().all(excused), "{failed:?} {crossed:?}");
+    // It takes a while to learn when that is, and then nobody comes near it.
+    assert!(failed.len() as u64 <= callers / 10, "{} failed", failed.len());
     assert_eq!(done.len() + failed.len(), usize::try_from(callers * each).unwrap());
     assert!(closed > usize::try_from(callers).unwrap(), "{closed}: nothing was tried");
 }
