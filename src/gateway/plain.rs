@@ -61,8 +61,11 @@ pub(super) fn is_websocket(route: &Route, head: &RequestHeader) -> bool {
         && head.headers.get(header::UPGRADE).is_some_and(asks)
 }
 
-/// Whether it is how a browser asks before it sends what a page wants sent (Fetch, §4.8.3): it has no body, and says nothing of who
-/// somebody is.
+/// By them some servers take a request for one of another method.
+const OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
+
+/// Whether it is how a browser asks before it sends what a page wants sent (Fetch, §4.8.3), and nothing else to any server: it has no
+/// body, and says nothing of who somebody is.
 pub(super) fn is_preflight(session: &mut Session) -> bool {
     let head = session.req_header();
     if head.method != Method::OPTIONS {
@@ -71,7 +74,8 @@ pub(super) fn is_preflight(session: &mut Session) -> bool {
     let count = |name| head.headers.get_all(name).iter().count();
     let asks = count(header::ORIGIN) == 1 && count(header::ACCESS_CONTROL_REQUEST_METHOD) == 1;
     let is_nobodys = [header::AUTHORIZATION, header::COOKIE].into_iter().all(|name| count(name) == 0);
-    asks && is_nobodys && session.as_downstream_mut().is_body_empty()
+    let is_plain = OVERRIDES.into_iter().all(|name| !head.headers.contains_key(name));
+    asks && is_nobodys && is_plain && session.as_downstream_mut().is_body_empty()
 }
 
 /// Where a request of the matched route goes.

@@ -302,6 +302,9 @@ async fn a_preflight_goes_on_where_that_is_written_with_nobodys_identity_and_not
         ("OPTIONS /", &*format!("{asks}cookie: a=1\r\n")),
         ("OPTIONS /", &*format!("{asks}authorization: Basic YTpi\r\n")),
         ("OPTIONS /", &*format!("{asks}authorization: Bearer x\r\n")),
+        ("OPTIONS /", &*format!("{asks}x-http-method-override: PUT\r\n")),
+        ("OPTIONS /", &*format!("{asks}x-http-method: PUT\r\n")),
+        ("OPTIONS /", &*format!("{asks}x-method-override: PUT\r\n")),
         ("OPTIONS /", &*format!("{asks}content-length: 1\r\n\r\nx")),
         ("OPTIONS /", &*format!("{asks}transfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")),
     ] {
