@@ -10,6 +10,7 @@ use std::os::unix::net::UnixDatagram;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::body::Feed;
 use support::browser::Browser;
 use support::client::{Client, Tokens};
 use support::gate::Gate;
@@ -38,6 +39,16 @@ async fn open_gateway(upstream: &Upstream, drain_timeout: &str) -> (Gateway, Tok
     let client = Client::register(&gateway).await;
     let tokens = client.sign_in(&mut Browser::new(), "open").await;
     (gateway, tokens)
+}
+
+/// A stream on which one event has come, and what feeds it.
+async fn begun_stream(gateway: &Gateway, tokens: &Tokens, upstream: &Upstream) -> (Feed, EventReader) {
+    let (feed, answer) = Answer::stream();
+    upstream.answer_next(answer);
+    let mut events = gateway.mcp("open").bearer(&tokens.access_token).events().await;
+    feed.event("before");
+    assert_eq!(events.next(PATIENCE).await.unwrap().data, "before");
+    (feed, events)
 }
 
 /// A call that has reached the upstream and waits there until the gate opens.
@@ -197,11 +208,7 @@ async fn a_request_over_http2_is_finished_too() {
 async fn a_stream_goes_on_while_draining_and_its_end_is_the_end() {
     let upstream = Upstream::open().await;
     let (mut gateway, tokens) = open_gateway(&upstream, "1h").await;
-    let (feed, answer) = Answer::stream();
-    upstream.answer_next(answer);
-    let mut events = gateway.mcp("open").bearer(&tokens.access_token).events().await;
-    feed.event("before");
-    assert_eq!(events.next(PATIENCE).await.unwrap().data, "before");
+    let (feed, mut events) = begun_stream(&gateway, &tokens, &upstream).await;
     drain(&gateway).await;
     feed.event("after");
     assert_eq!(events.next(PATIENCE).await.unwrap().data, "after");
@@ -214,11 +221,7 @@ async fn a_stream_goes_on_while_draining_and_its_end_is_the_end() {
 async fn a_client_that_leaves_is_not_waited_for() {
     let upstream = Upstream::open().await;
     let (mut gateway, tokens) = open_gateway(&upstream, "1h").await;
-    let (feed, answer) = Answer::stream();
-    upstream.answer_next(answer);
-    let mut events = gateway.mcp("open").bearer(&tokens.access_token).events().await;
-    feed.event("before");
-    events.next(PATIENCE).await.unwrap();
+    let (feed, events) = begun_stream(&gateway, &tokens, &upstream).await;
     drain(&gateway).await;
     drop(events);
     assert_eq!(gateway.wait_exit(PATIENCE).await.code(), Some(0));
