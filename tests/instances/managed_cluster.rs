@@ -165,3 +165,22 @@ async fn a_call_asks_the_store_nothing() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_end_when_they_have_been_kept_for_as_long_as_is_written() {
+    const DAY: u64 = 24 * 60 * 60 * 1000;
+    for (retention, lasts) in [("1d", DAY), ("30d", 30 * DAY)] {
+        let redis = Redis::start(&[]);
+        let mut settings = managed();
+        settings["event_retention"] = json!(retention);
+        let shared = Shared::new(store_at(address_of(&redis)), Vec::new()).with("managed", settings);
+        let cluster = Cluster::of(1, shared).await;
+        Person::sign_in(&cluster.instances[0], "alice").await.organization("Acme", &[]).await;
+        let events = redis.cli(&["--scan", "--pattern", "*:event:*"]);
+        assert!(!events.is_empty(), "{}", redis.cli(&["--scan"]));
+        for event in events.lines() {
+            let left: u64 = redis.cli(&["PTTL", event]).parse().unwrap();
+            assert!(left <= lasts && left > lasts - DAY / 24, "{event}: {left} ms of {lasts}");
+        }
+    }
+}
