@@ -6,7 +6,7 @@ use serde_json::{Map, Number, Value};
 
 use super::Unreadable;
 use super::message::{folded, is_spelling_of};
-use super::scan::{Scan, Text};
+use super::scan::{self, Scan};
 use crate::expression::Wanted;
 
 /// A whole number beyond that is another one for readers that have doubles alone (RFC 8259 §6).
@@ -17,79 +17,78 @@ const DEEP: usize = 128;
 /// Those of an object's members that are wanted, in their order. `null` is an object without any.
 /// `raw`: one value as it is written.
 pub fn read(raw: &str, wanted: &Wanted) -> Result<Map<String, Value>, Unreadable> {
-    match value(&mut Scan::new(raw), wanted, DEEP)? {
-        Value::Object(members) => Ok(members),
-        Value::Null => Ok(Map::new()),
+    match value(&mut Scan::new(raw), wanted, DEEP) {
+        Some(Value::Object(members)) => Ok(members),
+        Some(Value::Null) => Ok(Map::new()),
         _ => Err(Unreadable::Ambiguous),
     }
 }
 
-/// The value that comes next. `room`: how much deeper it may be nested.
-fn value(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Result<Value, Unreadable> {
-    let room = room.checked_sub(1).ok_or(Unreadable::Ambiguous)?;
-    match scan.peek() {
-        Some(b'{') => members(scan, wanted, room).map(Value::Object),
-        Some(b'[') => items(scan, wanted, room).map(Value::Array),
+/// The value that comes next. `None`: it is not the same for all readers. `room`: how much deeper it may be nested.
+fn value(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Option<Value> {
+    let room = room.checked_sub(1)?;
+    Some(match scan.peek()? {
+        b'{' => Value::Object(members(scan, wanted, room)?),
+        b'[' => Value::Array(items(scan, wanted, room)?),
         _ => match scan.value()? {
-            "null" => Ok(Value::Null),
-            "true" => Ok(Value::Bool(true)),
-            "false" => Ok(Value::Bool(false)),
-            text if text.starts_with('"') => Ok(Value::String(Text::of(text)?.read()?.into_owned())),
-            number => self::number(number).map(Value::Number),
+            "null" => Value::Null,
+            "true" => Value::Bool(true),
+            "false" => Value::Bool(false),
+            text if text.starts_with('"') => Value::String(scan::text_of(text)?.into_owned()),
+            number => Value::Number(self::number(number)?),
         },
-    }
+    })
 }
 
 /// The members that are looked at; of the others nothing is kept, and nothing said. Where any may be looked at, no two may be
 /// taken for one another.
-fn members(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Result<Map<String, Value>, Unreadable> {
-    let (mut members, mut spellings, mut is_first) = (Map::new(), HashSet::new(), true);
-    scan.pass(b'{')?;
-    while let Some(name) = scan.member(is_first)? {
-        is_first = false;
-        let name = name.read()?;
+fn members(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Option<Map<String, Value>> {
+    let (mut members, mut spellings) = (Map::new(), HashSet::new());
+    let mut goes_on = scan.enter(b'{')?;
+    while goes_on {
+        let name = scan::text(scan.name()?)?;
         let below = match wanted {
-            Wanted::All => spellings.insert(folded(&name)).then_some(wanted).ok_or(Unreadable::Ambiguous)?,
+            Wanted::All => spellings.insert(folded(&name)).then_some(Some(wanted))?,
             Wanted::Members(known) => match known.get(&*name) {
-                Some(below) => below,
-                None if known.keys().any(|known| is_spelling_of(&name, known)) => {
-                    return Err(Unreadable::Ambiguous);
-                }
-                None => {
-                    scan.value()?;
-                    continue;
-                }
+                None if known.keys().any(|known| is_spelling_of(&name, known)) => return None,
+                below => below,
             },
         };
-        if members.insert(name.into_owned(), value(scan, below, room)?).is_some() {
-            return Err(Unreadable::Ambiguous);
+        match below {
+            Some(below) => {
+                let earlier = members.insert(name.into_owned(), value(scan, below, room)?);
+                earlier.is_none().then_some(())?;
+            }
+            None => drop(scan.value()?),
         }
+        goes_on = scan.goes_on(b'{')?;
     }
-    Ok(members)
+    Some(members)
 }
 
 /// An array has no members, whatever is in it: where some of them are wanted, nothing is.
-fn items(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Result<Vec<Value>, Unreadable> {
+fn items(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Option<Vec<Value>> {
     let mut items = Vec::new();
     if let Wanted::Members(_) = wanted {
         scan.value()?;
-        return Ok(items);
+        return Some(items);
     }
-    scan.pass(b'[')?;
-    while scan.item(items.is_empty())? {
+    let mut goes_on = scan.enter(b'[')?;
+    while goes_on {
         items.push(value(scan, wanted, room)?);
+        goes_on = scan.goes_on(b'[')?;
     }
-    Ok(items)
+    Some(items)
 }
 
-fn number(written: &str) -> Result<Number, Unreadable> {
-    let number: Number = serde_json::from_str(written).map_err(|_| Unreadable::Ambiguous)?;
+fn number(written: &str) -> Option<Number> {
+    let number: Number = serde_json::from_str(written).ok()?;
     let is_same_for_all = match number.as_i64() {
         Some(whole) => whole.unsigned_abs() <= WHOLE,
         // So large a double is a whole number, or was written as one.
         None => number.as_f64().is_some_and(|double| double.abs() <= WHOLE as f64),
     };
-    is_same_for_all.then_some(number).ok_or(Unreadable::Ambiguous)
+    is_same_for_all.then_some(number)
 }
 
 #[cfg(test)]

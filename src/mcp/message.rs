@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
 use super::envelope::Envelope;
-use super::scan::Text;
+use super::scan;
 use super::{METHOD, NAME, arguments, decoded, single};
 use crate::expression::Wanted;
 
@@ -67,7 +67,7 @@ impl Message {
             return Err(Unreadable::Batch);
         }
         let envelope = Envelope::read(text)?;
-        let method = envelope.text("method")?;
+        let method = envelope.method()?;
         let (item, arguments) = match method.as_deref() {
             Some("tools/call") => called(&envelope, ItemKind::Tool, wanted)?,
             Some("prompts/get") => called(&envelope, ItemKind::Prompt, wanted)?,
@@ -77,7 +77,7 @@ impl Message {
             Some("completion/complete") => (completed(&envelope)?, Map::new()),
             _ => (None, Map::new()),
         };
-        let id = envelope.raw("id").filter(|id| id.len() <= LONGEST_ID).unwrap_or("null");
+        let id = envelope.id.filter(|id| id.len() <= LONGEST_ID).unwrap_or("null");
         Ok(Self { method: method.map(CompactString::from), item, arguments, id: id.into() })
     }
 
@@ -105,7 +105,7 @@ impl Message {
 impl Item {
     /// `name`: as it is written, where it is.
     fn named(kind: ItemKind, name: Option<&str>) -> Result<Self, Unreadable> {
-        let name = Text::of(name.ok_or(Unreadable::Ambiguous)?)?.read()?;
+        let name = name.and_then(scan::text_of).ok_or(Unreadable::Ambiguous)?;
         Ok(Self { kind, name: name.into() })
     }
 }
@@ -286,6 +286,8 @@ mod tests {
             for twice in ["m0", "\\u006d0", "method", &format!("m{}", count - 1)] {
                 assert_eq!(read(&message(twice)), Err(Unreadable::Ambiguous), "{twice} of {count}");
             }
+            let escaped_first = format!(r#"{{"\u006d0":0,{members}"method":"ping"}}"#);
+            assert_eq!(read(&escaped_first), Err(Unreadable::Ambiguous), "{count}");
         }
     }
 

@@ -5,248 +5,223 @@ use std::borrow::Cow;
 use memchr::memchr;
 use serde::de::IgnoredAny;
 
-use super::Unreadable;
-
 /// What is nested deeper is left to `serde_json`, which needs no stack for it.
 const DEEP: usize = 64;
 
-/// A place in a text.
+/// A place in a text. `None` of whatever it is asked for: this is no JSON.
 pub(super) struct Scan<'t> {
     text: &'t str,
     at: usize,
 }
 
-/// A string as it is written, between its quotes.
-#[derive(Clone, Copy)]
-pub(super) struct Text<'t> {
-    inside: &'t str,
-    is_escaped: bool,
-}
-
 impl<'t> Scan<'t> {
     pub(super) fn new(text: &'t str) -> Self {
-        Self { text, at: 0 }
+        Self { text, at: space(text.as_bytes(), 0) }
     }
 
-    /// The byte that comes next, but for white space.
-    pub(super) fn peek(&mut self) -> Option<u8> {
-        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.byte() {
-            self.at += 1;
+    /// The byte that comes next.
+    #[inline]
+    pub(super) fn peek(&self) -> Option<u8> {
+        self.text.as_bytes().get(self.at).copied()
+    }
+
+    /// Passes over a whole value, and the white space behind it.
+    #[inline]
+    pub(super) fn value(&mut self) -> Option<&'t str> {
+        let (text, start) = (self.text.as_bytes(), self.at);
+        let end = value(text, start, 0)?;
+        self.at = space(text, end);
+        self.text.get(start..end)
+    }
+
+    /// Begins an object or array. Whether something is in it, which comes next.
+    #[inline]
+    pub(super) fn enter(&mut self, open: u8) -> Option<bool> {
+        let text = self.text.as_bytes();
+        self.at = next(text, self.at, open)?;
+        let is_empty = self.peek()? == close(open);
+        if is_empty {
+            self.at = space(text, self.at + 1);
         }
-        self.byte()
+        Some(!is_empty)
     }
 
-    /// Passes over `byte`, which has to come next.
-    pub(super) fn pass(&mut self, byte: u8) -> Result<(), Unreadable> {
-        let is_next = self.peek() == Some(byte);
-        self.go(is_next, 1)
+    /// Whether something more is in it, which comes next; else its end has passed.
+    #[inline]
+    pub(super) fn goes_on(&mut self, open: u8) -> Option<bool> {
+        let byte = self.peek()?;
+        self.at = space(self.text.as_bytes(), self.at + 1);
+        (byte == b',' || byte == close(open)).then_some(byte == b',')
     }
 
-    /// Passes over a whole value.
-    pub(super) fn value(&mut self) -> Result<&'t str, Unreadable> {
-        self.peek();
-        let start = self.at;
-        self.skip(0)?;
-        self.text.get(start..self.at).ok_or(Unreadable::Ambiguous)
-    }
-
-    /// The name of an object's next member, whose value comes next; `None` behind its end.
-    #[inline(always)] // As below: half of what these few instructions take would be handing over what they found.
-    pub(super) fn member(&mut self, is_first: bool) -> Result<Option<Text<'t>>, Unreadable> {
-        if !self.goes_on(is_first, b'}')? {
-            return Ok(None);
-        }
-        self.peek();
-        let name = self.string()?;
-        self.pass(b':')?;
-        Ok(Some(name))
-    }
-
-    /// Whether an array has another item, which comes next; else it has ended.
-    pub(super) fn item(&mut self, is_first: bool) -> Result<bool, Unreadable> {
-        self.goes_on(is_first, b']')
+    /// The name of a member as it is written, between its quotes. Its value comes next.
+    #[inline]
+    pub(super) fn name(&mut self) -> Option<&'t str> {
+        let (text, start) = (self.text.as_bytes(), self.at + 1);
+        let end = string(text, self.at)?;
+        self.at = next(text, space(text, end), b':')?;
+        self.text.get(start..end - 1)
     }
 
     /// Nothing may come any more.
-    pub(super) fn end(&mut self) -> Result<(), Unreadable> {
-        self.peek().map_or(Ok(()), |_| Err(Unreadable::Ambiguous))
-    }
-
-    fn rest(&self) -> &'t [u8] {
-        self.text.as_bytes().get(self.at..).unwrap_or_default()
-    }
-
-    fn byte(&self) -> Option<u8> {
-        self.rest().first().copied()
-    }
-
-    fn go(&mut self, is_right: bool, by: usize) -> Result<(), Unreadable> {
-        if !is_right {
-            return Err(Unreadable::Ambiguous);
-        }
-        self.at += by;
-        Ok(())
-    }
-
-    /// Whether another one comes before the `end` of an object or array.
-    fn goes_on(&mut self, is_first: bool, end: u8) -> Result<bool, Unreadable> {
-        let next = self.peek();
-        if next == Some(end) {
-            self.at += 1;
-            return Ok(false);
-        }
-        if !is_first {
-            self.pass(b',')?;
-        }
-        Ok(true)
-    }
-
-    fn skip(&mut self, depth: usize) -> Result<(), Unreadable> {
-        match self.peek() {
-            Some(b'"') => self.string().map(drop),
-            Some(b'{' | b'[') if depth == DEEP => self.deep(),
-            Some(b'{') => {
-                self.at += 1;
-                let mut is_first = true;
-                while self.member(is_first)?.is_some() {
-                    self.skip(depth + 1)?;
-                    is_first = false;
-                }
-                Ok(())
-            }
-            Some(b'[') => {
-                self.at += 1;
-                let mut is_first = true;
-                while self.item(is_first)? {
-                    self.skip(depth + 1)?;
-                    is_first = false;
-                }
-                Ok(())
-            }
-            Some(b't') => self.word("true"),
-            Some(b'f') => self.word("false"),
-            Some(b'n') => self.word("null"),
-            _ => self.number(),
-        }
-    }
-
-    fn deep(&mut self) -> Result<(), Unreadable> {
-        let rest = self.text.get(self.at..).unwrap_or_default();
-        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<IgnoredAny>();
-        match values.next() {
-            Some(Ok(IgnoredAny)) => self.go(true, values.byte_offset()),
-            _ => Err(Unreadable::Ambiguous),
-        }
-    }
-
-    fn word(&mut self, word: &str) -> Result<(), Unreadable> {
-        let is_next = self.text.get(self.at..).is_some_and(|rest| rest.starts_with(word));
-        self.go(is_next, word.len())
-    }
-
-    fn number(&mut self) -> Result<(), Unreadable> {
-        self.at += usize::from(self.byte() == Some(b'-'));
-        match self.byte() {
-            Some(b'0') => self.at += 1,
-            _ => self.digits()?,
-        }
-        if self.byte() == Some(b'.') {
-            self.at += 1;
-            self.digits()?;
-        }
-        if let Some(b'e' | b'E') = self.byte() {
-            self.at += 1;
-            self.at += usize::from(matches!(self.byte(), Some(b'+' | b'-')));
-            self.digits()?;
-        }
-        // A zero that leads on.
-        let is_end = !self.byte().is_some_and(|byte| byte.is_ascii_digit());
-        self.go(is_end, 0)
-    }
-
-    fn digits(&mut self) -> Result<(), Unreadable> {
-        let start = self.at;
-        while self.byte().is_some_and(|byte| byte.is_ascii_digit()) {
-            self.at += 1;
-        }
-        self.go(self.at > start, 0)
-    }
-
-    #[inline(always)]
-    fn string(&mut self) -> Result<Text<'t>, Unreadable> {
-        let Some((b'"', inside)) = self.rest().split_first() else { return Err(Unreadable::Ambiguous) };
-        let plain = plain(inside);
-        let (length, is_escaped) = match inside.get(plain) {
-            Some(b'"') => (plain, false),
-            Some(b'\\') => (escaped(inside, plain)?, true),
-            _ => return Err(Unreadable::Ambiguous),
-        };
-        let start = self.at + 1;
-        let inside = self.text.get(start..start + length).ok_or(Unreadable::Ambiguous)?;
-        self.at = start + length + 1;
-        Ok(Text { inside, is_escaped })
+    pub(super) fn end(&self) -> Option<()> {
+        (self.at == self.text.len()).then_some(())
     }
 }
 
-impl<'t> Text<'t> {
-    /// `value`: one that was passed over, as it is written. An error: it is no string.
-    pub(super) fn of(value: &'t str) -> Result<Self, Unreadable> {
-        let inside = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
-        let inside = inside.ok_or(Unreadable::Ambiguous)?;
-        Ok(Self { inside, is_escaped: memchr(b'\\', inside.as_bytes()).is_some() })
-    }
-
-    /// What it says. An error: it is no text.
-    #[inline(always)]
-    pub(super) fn read(self) -> Result<Cow<'t, str>, Unreadable> {
-        if !self.is_escaped {
-            return Ok(Cow::Borrowed(self.inside));
+/// Where what begins at `at` ends.
+fn value(text: &[u8], at: usize, depth: usize) -> Option<usize> {
+    match *text.get(at)? {
+        b'"' => string(text, at),
+        b'{' | b'[' if depth == DEEP => deep(text, at),
+        open @ (b'{' | b'[') => {
+            let mut at = space(text, at + 1);
+            if *text.get(at)? == close(open) {
+                return Some(at + 1);
+            }
+            loop {
+                if open == b'{' {
+                    at = next(text, space(text, string(text, at)?), b':')?;
+                }
+                at = space(text, value(text, at, depth + 1)?);
+                match *text.get(at)? {
+                    b',' => at = space(text, at + 1),
+                    byte => return (byte == close(open)).then_some(at + 1),
+                }
+            }
         }
-        let whole = format!("\"{}\"", self.inside);
-        serde_json::from_str(&whole).map(Cow::Owned).map_err(|_| Unreadable::Ambiguous)
+        b't' => word(text, at, b"true"),
+        b'f' => word(text, at, b"false"),
+        b'n' => word(text, at, b"null"),
+        _ => number(text, at),
     }
+}
+
+/// What closes what this opens: in ASCII they stand two places apart.
+#[inline]
+fn close(open: u8) -> u8 {
+    open + 2
+}
+
+/// The place of the next byte that is no white space.
+#[inline]
+fn space(text: &[u8], mut at: usize) -> usize {
+    while let Some(b' ' | b'\n' | b'\r' | b'\t') = text.get(at) {
+        at += 1;
+    }
+    at
+}
+
+/// The place behind `byte`, which has to come here, and behind the white space that follows it.
+#[inline]
+fn next(text: &[u8], at: usize, byte: u8) -> Option<usize> {
+    (*text.get(at)? == byte).then(|| space(text, at + 1))
+}
+
+fn deep(text: &[u8], at: usize) -> Option<usize> {
+    let mut values = serde_json::Deserializer::from_slice(text.get(at..)?).into_iter::<IgnoredAny>();
+    matches!(values.next(), Some(Ok(IgnoredAny))).then(|| at + values.byte_offset())
+}
+
+fn word(text: &[u8], at: usize, word: &[u8]) -> Option<usize> {
+    text.get(at..)?.starts_with(word).then_some(at + word.len())
+}
+
+fn number(text: &[u8], mut at: usize) -> Option<usize> {
+    let byte = |at: usize| text.get(at).copied().unwrap_or_default();
+    at += usize::from(byte(at) == b'-');
+    at = if byte(at) == b'0' { at + 1 } else { digits(text, at)? };
+    if byte(at) == b'.' {
+        at = digits(text, at + 1)?;
+    }
+    if let b'e' | b'E' = byte(at) {
+        at += 1;
+        at = digits(text, at + usize::from(matches!(byte(at), b'+' | b'-')))?;
+    }
+    // Not a zero that leads on.
+    (!byte(at).is_ascii_digit()).then_some(at)
+}
+
+#[inline]
+fn digits(text: &[u8], start: usize) -> Option<usize> {
+    let mut at = start;
+    while text.get(at).is_some_and(u8::is_ascii_digit) {
+        at += 1;
+    }
+    (at > start).then_some(at)
+}
+
+/// Where the string ends that begins at `at`, behind its quote.
+#[inline]
+fn string(text: &[u8], at: usize) -> Option<usize> {
+    let inside = text.get(at..)?.strip_prefix(b"\"")?;
+    let mut length = plain(inside);
+    if inside.get(length) == Some(&b'\\') {
+        length = escaped(inside, length)?;
+    }
+    (*inside.get(length)? == b'"').then_some(at + length + 2)
+}
+
+/// What a string says that is written so between its quotes. `None`: it is no text.
+pub(super) fn text(inside: &str) -> Option<Cow<'_, str>> {
+    if memchr(b'\\', inside.as_bytes()).is_none() {
+        return Some(Cow::Borrowed(inside));
+    }
+    serde_json::from_str(&format!("\"{inside}\"")).ok().map(Cow::Owned)
+}
+
+/// The same of a value that was passed over. `None`: it is no string, or no text.
+pub(super) fn text_of(value: &str) -> Option<Cow<'_, str>> {
+    text(value.strip_prefix('"')?.strip_suffix('"')?)
 }
 
 /// Where the closing quote of a text is whose first backslash is `at` there.
-fn escaped(inside: &[u8], mut at: usize) -> Result<usize, Unreadable> {
+#[cold]
+fn escaped(inside: &[u8], mut at: usize) -> Option<usize> {
     loop {
         at += match inside.get(at..).unwrap_or_default() {
-            [b'"', ..] => return Ok(at),
+            [b'"', ..] => return Some(at),
             [b'\\', b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't', ..] => 2,
             [b'\\', b'u', a, b, c, d, ..] if [a, b, c, d].iter().all(|x| x.is_ascii_hexdigit()) => 6,
-            _ => return Err(Unreadable::Ambiguous),
+            _ => return None,
         };
         at += plain(inside.get(at..).unwrap_or_default());
     }
 }
 
-/// How many bytes come before the next quote, backslash or control character. Most texts end within sixteen bytes; those that
-/// do not go on in blocks of sixty-four.
+/// How many bytes come before the next quote, backslash or control character. Most texts are names, and end within eight bytes.
+#[inline(always)]
 fn plain(bytes: &[u8]) -> usize {
-    const SHORT: usize = 16;
-    let short = plain_in_words(bytes.get(..SHORT).unwrap_or(bytes));
-    if short < SHORT {
-        return short;
+    match bytes.first_chunk().map_or(0, |word| marked(u64::from_le_bytes(*word))) {
+        0 => plain_beyond(bytes),
+        found => found.trailing_zeros() as usize / 8,
     }
-    let (blocks, _) = bytes.get(SHORT..).unwrap_or_default().as_chunks::<64>();
-    // Without a way out in between: so it becomes a few instructions on vectors.
-    let is_plain = |block: &&[u8; 64]| block.iter().fold(u8::MAX, |least, byte| least.min(mark(*byte))) != 0;
-    let passed = SHORT + 64 * blocks.iter().take_while(is_plain).count();
-    passed + plain_in_words(bytes.get(passed..).unwrap_or_default())
 }
 
-/// The same, eight bytes at a time.
-fn plain_in_words(bytes: &[u8]) -> usize {
-    let (words, rest) = bytes.as_chunks::<8>();
+/// The same of longer ones: what does not end with the next word goes on in blocks of sixty-four bytes.
+#[inline(never)] // It would only make longer what ends before.
+fn plain_beyond(bytes: &[u8]) -> usize {
+    let word = |at: usize| {
+        let word = bytes.get(at..).and_then(<[u8]>::first_chunk);
+        word.map(|word| marked(u64::from_le_bytes(*word)))
+    };
+    let found = |at: usize, marked: u64| at + marked.trailing_zeros() as usize / 8;
+    if let Some(marked @ 1..) = word(8) {
+        return found(8, marked);
+    }
     let mut passed = 0;
-    for word in words {
-        let found = marked(u64::from_le_bytes(*word));
-        if found != 0 {
-            return passed + found.trailing_zeros() as usize / 8;
+    // Without a way out in between: so it becomes a few instructions on vectors.
+    let is_plain = |block: &[u8; 64]| block.iter().fold(u8::MAX, |least, byte| least.min(mark(*byte))) != 0;
+    while bytes.get(passed..).and_then(<[u8]>::first_chunk).is_some_and(is_plain) {
+        passed += 64;
+    }
+    while let Some(marked) = word(passed) {
+        if marked != 0 {
+            return found(passed, marked);
         }
         passed += 8;
     }
-    passed + rest.iter().take_while(|byte| mark(**byte) != 0).count()
+    passed + bytes.iter().skip(passed).take_while(|byte| mark(**byte) != 0).count()
 }
 
 /// 0 for a quote, a backslash and a control character.
@@ -275,8 +250,8 @@ mod tests {
     /// The value that is all there is of a text.
     fn scanned(text: &str) -> Option<&str> {
         let mut scan = Scan::new(text);
-        let value = scan.value().ok()?;
-        scan.end().ok().map(|()| value)
+        let value = scan.value()?;
+        scan.end().map(|()| value)
     }
 
     #[track_caller]
@@ -285,7 +260,7 @@ mod tests {
         assert_eq!(scanned(text), theirs.map(RawValue::get), "{text}");
         if let Some(value) = scanned(text) {
             let theirs: Option<String> = serde_json::from_str(value).ok();
-            assert_eq!(Text::of(value).and_then(Text::read).ok().map(Cow::into_owned), theirs, "{text}");
+            assert_eq!(text_of(value).map(Cow::into_owned), theirs, "{text}");
         }
     }
 
