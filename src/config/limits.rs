@@ -36,7 +36,7 @@ pub struct Limits {
     pub body_rate: usize,
     /// How long a client may take nothing of its answer.
     pub write_time: Duration,
-    /// After how much silence a stream of events gets a comment. Zero: never.
+    /// After how much silence a stream of events gets a comment, or over HTTP/2 its client a `PING`. Zero: never.
     pub keep_alive: Duration,
     /// On one connection over HTTP/2.
     pub streams_per_connection: u32,

@@ -1,6 +1,7 @@
 //! Streams of events on which nothing is said: between two events a comment keeps alive what stands between client and gateway,
 //! and shows a client that is gone. An upstream may be silent for hours, and no hook is called while it is; so the connection itself
-//! does it, and is told here when it may. Over HTTP/2 it is not done: there the connection does not know its streams.
+//! does it, and is told here when it may. Over HTTP/2 the connection does not know its streams, and needs no comments: it asks the
+//! client by a frame that belongs to none (`server::doors::alive`).
 pub mod lean;
 
 use bytes::Bytes;

@@ -1,4 +1,5 @@
-//! Streams of events on which nothing is said for long: then a comment is, between two events and nowhere else.
+//! Streams of events on which nothing is said for long: then a comment is, between two events and nowhere else; over HTTP/2 the
+//! client is asked whether it is still there.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
 #![allow(clippy::disallowed_methods)]
 
@@ -6,14 +7,16 @@ use crate::support;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Response;
 use serde_json::{Value, json};
 use support::PATIENCE;
+use support::body::Feed;
 use support::browser::Browser;
 use support::client::Client;
 use support::gateway::{Builder, Gateway, Route};
+use support::h2_client::{self, DATA, END_STREAM, Frame, H2Client, There, frame};
 use support::h2_server::H2Server;
 use support::raw::RawConnection;
 use support::script::Answer;
@@ -215,4 +218,125 @@ async fn an_answer_that_is_only_a_head_is_over_with_it() {
     let answer = String::from_utf8(answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("text/event-stream"), "{answer}");
     assert!(answer.ends_with("\r\n\r\n") && answer.matches("\r\n\r\n").count() == 1, "{answer}");
+}
+
+/// A client over HTTP/2 that has called, and whose answer is a stream of events.
+struct Call {
+    gateway: Gateway,
+    _upstream: Upstream,
+    feed: Feed,
+    there: There,
+    client: H2Client,
+}
+
+impl Call {
+    async fn begin(keep_alive: &str, limits: Value) -> Self {
+        let upstream = Upstream::open().await;
+        let (gateway, token) = start(demo(&upstream).tls().with("limits", limits), keep_alive).await;
+        let (feed, answer) = Answer::stream();
+        upstream.answer_next(answer);
+        let there = There::at(&gateway, &token);
+        let to = there.clone();
+        let calls = by_hand(move || {
+            let mut client = to.connect(&[]);
+            assert!(client.send(&to.ping(1)));
+            assert_eq!(client.answer(1, PATIENCE), Ok(200));
+            client
+        });
+        let client = calls.await;
+        Call { gateway, _upstream: upstream, feed, there, client }
+    }
+}
+
+async fn by_hand<T: Send + 'static>(client: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(client).await.unwrap()
+}
+
+fn is_question(frame: &Frame) -> bool {
+    frame.kind == h2_client::PING && frame.flags == 0
+}
+
+/// Answers the next question, if one comes.
+fn answers(client: &mut H2Client, within: Duration) -> bool {
+    let asked = client.until(within, is_question);
+    asked.is_some_and(|asked| client.send(&frame(h2_client::PING, 1, 0, &asked.payload)))
+}
+
+/// What is said next on the stream.
+fn hears(client: &mut H2Client) -> String {
+    let said = client.until(PATIENCE, |frame| frame.kind == DATA && frame.stream == 1).expect("an event");
+    String::from_utf8(said.payload).unwrap()
+}
+
+const GOES_ON: &str = "event: message\ndata: goes on\n\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http_2_a_silent_client_is_asked_until_its_streams_end_and_its_answers_count_for_nothing() {
+    let limits = json!({"control_frames": 50, "write_time": "5s"});
+    let Call { gateway: _gateway, _upstream, feed, there, mut client } = Call::begin("20ms", limits).await;
+    by_hand(move || {
+        for number in 0..100 {
+            assert!(answers(&mut client, PATIENCE), "{number} times");
+        }
+        // The stream goes on as if nothing had been.
+        feed.event("goes on");
+        assert_eq!(hears(&mut client), GOES_ON);
+        drop(feed);
+        let is_end = |frame: &Frame| frame.stream == 1 && frame.flags & END_STREAM != 0;
+        assert!(client.until(PATIENCE, is_end).is_some());
+        // One may have been on its way.
+        let more = (0..3).take_while(|_| answers(&mut client, 5 * PERIOD)).count();
+        assert!(more <= 1, "{more} times more");
+        client.send(&there.ping(3));
+        assert_eq!(client.answer(3, PATIENCE), Ok(200));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http_2_a_client_that_does_not_answer_is_gone_and_its_streams_with_it() {
+    let mut call = Call::begin("200ms", json!({"write_time": "1s"})).await;
+    let begun = Instant::now();
+    // It is connected and takes what it is sent.
+    let listens = by_hand(move || call.client.sent_away(PATIENCE));
+    let (reason, ()) = tokio::join!(listens, within(PATIENCE, call.feed.gone()));
+    let took = begun.elapsed();
+    assert!(took > Duration::from_secs(1) && took < Duration::from_secs(6), "{took:?}");
+    assert_eq!(reason, None);
+    call.gateway.output.shows("a client over HTTP/2 does not answer any more").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http_2_whoever_says_anything_is_there() {
+    let mut call = Call::begin("200ms", json!({"write_time": "1s"})).await;
+    by_hand(move || {
+        assert!(call.client.until(PATIENCE, is_question).is_some());
+        let end = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < end {
+            assert!(call.client.send(&frame(h2_client::PING, 0, 0, b"CANARY__")));
+            call.client.until(PERIOD / 2, is_question);
+        }
+        call.feed.event("goes on");
+        assert_eq!(hears(&mut call.client), GOES_ON);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn over_http_2_nobody_is_asked_where_it_is_switched_off_or_something_is_said() {
+    let mut call = Call::begin("0s", json!({})).await;
+    by_hand(move || {
+        assert!(call.client.until(5 * PERIOD, is_question).is_none());
+        call.feed.event("goes on");
+        assert_eq!(hears(&mut call.client), GOES_ON);
+    })
+    .await;
+    let mut call = Call::begin("2s", json!({})).await;
+    by_hand(move || {
+        for _ in 0..10 {
+            call.feed.event("goes on");
+            assert!(call.client.until(Duration::from_millis(500), is_question).is_none());
+        }
+    })
+    .await;
 }

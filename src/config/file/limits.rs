@@ -48,10 +48,11 @@ pub(in crate::config) struct Limits {
     pub(in crate::config) body_time: Option<String>,
     /// Bytes a second that a body has to come with, on average, once it has taken `body_time`. Default: 256.
     pub(in crate::config) body_rate: Option<usize>,
-    /// How long a client may take nothing of its answer. Default: `60s`.
+    /// How long a client may take nothing of its answer, and over HTTP/2 leave a `PING` unanswered. Default: `60s`.
     pub(in crate::config) write_time: Option<String>,
     /// After how much silence a stream of events over HTTP/1.1 gets a comment, so that nobody on the way takes it for dead; it may be
-    /// twice as much. `0s` leaves them out. Default: `15s`.
+    /// twice as much. Over HTTP/2 a client that waits for an answer is asked by a `PING`, and its connection ends if nothing comes of
+    /// it within `write_time`. `0s` leaves both out. Default: `15s`.
     pub(in crate::config) keep_alive: Option<String>,
     /// Requests at once on one connection over HTTP/2. Default: 100.
     #[schemars(range(min = 1, max = 1000))]

@@ -8,7 +8,9 @@ use pingora::time::sleep;
 use tokio::sync::Notify;
 
 use super::super::upgrade::now;
-use super::frames::{CONTINUATION, DATA, Frame, Frames, GOAWAY, HEADERS, RST_STREAM, Seen, WINDOW_UPDATE};
+use super::frames::{
+    CONTINUATION, DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM, Seen, WINDOW_UPDATE,
+};
 use crate::config::Limits;
 
 /// What the code says with which a connection is ended (RFC 9113 §7).
@@ -43,6 +45,11 @@ struct State {
     spare: f64,
     reckoned: Instant,
     updates: usize,
+    /// `PING`s that the client has not answered yet.
+    asked: usize,
+    /// Whether something came, and went, since somebody began to listen.
+    heard: bool,
+    said: bool,
     /// When a header that has begun has to be here.
     header_due: Option<Instant>,
     bodies: Vec<Body>,
@@ -80,6 +87,9 @@ impl Calm {
             spare: most,
             reckoned: now(),
             updates: 0,
+            asked: 0,
+            heard: false,
+            said: false,
             header_due: None,
             bodies: Vec::new(),
             window: WINDOW,
@@ -96,6 +106,7 @@ impl Calm {
     pub fn received(&self, bytes: &[u8]) -> (usize, bool) {
         let (mut state, mut rest, mut header) = (self.state(), bytes, false);
         let now = now();
+        state.heard |= !bytes.is_empty();
         while let Some((frame, seen)) = state.from_client.next(&mut rest) {
             match seen {
                 Seen::Head => state.begins(&frame, now),
@@ -117,8 +128,10 @@ impl Calm {
     /// Looks at what is sent to the client.
     pub fn sent(&self, mut bytes: &[u8]) {
         let mut state = self.state();
+        state.said |= !bytes.is_empty();
         while let Some((frame, seen)) = state.to_client.next(&mut bytes) {
             match (frame.kind, seen) {
+                (PING, Seen::Head) if frame.asks() => state.asked += 1,
                 (DATA, Seen::Head) => state.updates = state.updates.saturating_add(UPDATES),
                 (RST_STREAM, Seen::Head) => state.forget(frame.stream),
                 (WINDOW_UPDATE, Seen::Whole) => state.opens(&frame),
@@ -148,6 +161,23 @@ impl Calm {
     /// Whether the client was told to calm down.
     pub fn is_dismissed(&self) -> bool {
         self.state().dismissed
+    }
+
+    /// Looks from now on whether anything passes.
+    pub fn listen(&self) {
+        let mut state = self.state();
+        (state.heard, state.said) = (false, false);
+    }
+
+    /// Whether nothing has come or gone since then.
+    pub fn is_silent(&self) -> bool {
+        let state = self.state();
+        !state.heard && !state.said
+    }
+
+    /// Whether something has come since then.
+    pub fn has_heard(&self) -> bool {
+        self.state().heard
     }
 
     /// Waits until the client has gone too far: the limit that it has come to. Bodies that are late meanwhile end alone.
@@ -207,6 +237,7 @@ impl State {
             }
             CONTINUATION if frame.length > 0 => {}
             WINDOW_UPDATE if self.updates > 0 => self.updates -= 1,
+            PING if frame.answers() && self.asked > 0 => self.asked -= 1,
             RST_STREAM => {
                 self.forget(frame.stream);
                 self.count(now);

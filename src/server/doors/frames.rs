@@ -4,11 +4,13 @@
 pub const DATA: u8 = 0;
 pub const HEADERS: u8 = 1;
 pub const RST_STREAM: u8 = 3;
+pub const PING: u8 = 6;
 pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
 const END_STREAM: u8 = 1;
+const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
 const HEAD: usize = 9;
 /// What a client sends before its first (RFC 9113 §3.4).
@@ -51,6 +53,14 @@ impl Frame {
 
     pub fn ends_headers(&self) -> bool {
         matches!(self.kind, HEADERS | CONTINUATION) && self.flags & END_HEADERS != 0
+    }
+
+    pub fn asks(&self) -> bool {
+        self.kind == PING && self.flags & ACK == 0
+    }
+
+    pub fn answers(&self) -> bool {
+        self.kind == PING && self.flags & ACK != 0
     }
 
     /// Of a `WINDOW_UPDATE`.

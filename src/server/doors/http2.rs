@@ -13,6 +13,7 @@ use pingora::time::{sleep, timeout};
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
+use super::alive::{self, Asks};
 use super::calm::{Calm, ENHANCE_YOUR_CALM, Late};
 use super::frames::PREFACE;
 use super::wire::Wire;
@@ -57,6 +58,8 @@ where
     let active = Arc::new(active);
     let (mut stops, mut malformed, mut patience) = (false, 0, limits.header_time);
     let mut limit = std::pin::pin!(calm.gone_too_far());
+    let asks = Asks { period: limits.keep_alive, within: limits.write_time };
+    let mut gone = std::pin::pin!(alive::gone(connection.ping_pong(), &calm, is_active.clone(), asks));
     let limit = loop {
         let accepted = tokio::select! {
             biased;
@@ -66,6 +69,10 @@ where
                 continue;
             }
             limit = &mut limit => break limit,
+            () = &mut gone => {
+                tracing::info!(target: "postern::server", "a client over HTTP/2 does not answer any more");
+                return;
+            }
             accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
             () = idle(&mut is_active, patience), if !stops => match calm.awaits_header() {
                 true => continue,
@@ -173,6 +180,6 @@ mod tests {
         drop(one);
         assert!(timeout(patience * 5, idle(&mut is_active, patience)).await.is_err());
         drop(other);
-        idle(&mut is_active, patience).await;
+        assert!(timeout(Duration::from_secs(10), idle(&mut is_active, patience)).await.is_ok());
     }
 }
