@@ -16,8 +16,11 @@ pub async fn reached(place: &str) {
 #[cfg(debug_assertions)]
 #[allow(clippy::disallowed_methods, reason = "it is killed here")]
 pub fn halted(place: &str) {
-    while std::env::var("POSTERN_FAILPOINT").is_ok_and(|named| named == place) {
-        std::thread::park();
+    if std::env::var("POSTERN_FAILPOINT").is_ok_and(|named| named == place) {
+        tracing::warn!(target: "postern::failpoint", place, "stopped");
+        loop {
+            std::thread::park();
+        }
     }
 }
 

@@ -26,6 +26,7 @@ use tokio::sync::Notify;
 
 use super::handover::{FromNew, FromOld, Inheritance, Line, SUCCEEDS};
 use super::shutdown::tell;
+use crate::failpoint;
 use crate::store::embedded::{Away, Embedded};
 use crate::telemetry::Metrics;
 
@@ -151,6 +152,7 @@ impl Upgrade {
             FromNew::Failed(reason) => return Err(reason),
             other => return Err(format!("the new process says {other:?} at last")),
         }
+        failpoint::halted("U2");
         // From here on there is no way back: it is told, and then it is so.
         line.say(&FromOld::YouAreTheOne).map_err(|_| GONE.to_owned())?;
         if let Some(away) = away.take()

@@ -293,11 +293,24 @@ async fn sr_f28_a_process_that_has_no_store_yet_does_not_take_over() {
 #[tokio::test]
 async fn a_process_that_waits_to_take_over_ends_with_the_one_it_waits_for() {
     let upstream = Upstream::open().await;
-    let (_redis, _shared, mut service, _call) = without_its_store(&upstream, "1m").await;
+    let (_redis, _shared, service, _call) = without_its_store(&upstream, "1m").await;
     service.signal("USR2");
     eventually(PATIENCE, || async { service.processes().len() == 2 }).await;
     service.output.shows("handing over to a new process").await;
-    service.gateway.kill9().await;
+    service.signal("KILL");
+    eventually(PATIENCE, || async { service.processes().is_empty() }).await;
+}
+
+#[tokio::test]
+async fn a_process_that_could_take_over_ends_with_the_one_that_has_not_let_it() {
+    let upstream = Upstream::open().await;
+    let builder = Gateway::builder().route(Route::open("open", &upstream)).env("POSTERN_FAILPOINT", "U2");
+    let service = Service::start(builder).await;
+    service.signal("USR2");
+    // It has heard that the new one serves, and has not answered.
+    service.output.shows("\"place\":\"U2\"").await;
+    assert_eq!(service.processes().len(), 2);
+    service.signal("KILL");
     eventually(PATIENCE, || async { service.processes().is_empty() }).await;
 }
 
