@@ -177,7 +177,7 @@ impl ProxyHttp for Gateway {
             return Err(Error::explain(ANSWERED, "no newer token"));
         }
         match self.place(target, session.req_header(), now).await {
-            Ok(address) => Ok(peer::peer(&target.route.upstream, address, target.upgrades)),
+            Ok(at) => Ok(peer::peer_of(ctx.attempts, &target.route.upstream, at, target.upgrades)),
             Err(failure) => {
                 ctx.failure = Some(failure);
                 Err(Error::explain(ANSWERED, "no address"))

@@ -1,6 +1,10 @@
 //! Upstream connections between two requests. Whoever asks again within a few seconds finds one; nobody watches the others
 //! meanwhile, so a connection that the upstream has closed is found to be closed when it is asked for, or at the next sweep. Both
 //! tell how long the upstream keeps one ([`Patience`]), and none that is nearly as old is used again.
+//!
+//! For its upstream a connection rests from the moment in which the answer has left, for us from when we are done with it. With more to do
+//! than the cores can, these are tens of milliseconds apart, and as many go by before the next request is really sent. So what counts is
+//! how long it may have rested at most, and by when the request has to be on its way ([`Line::until`]).
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt;
 use pingora_core::protocols::Stream;
+use pingora_core::upstreams::peer::Peer;
 use tokio::io::AsyncReadExt;
 use tokio::task;
 
@@ -29,6 +34,12 @@ pub struct Place {
     pub address: Option<SocketAddr>,
 }
 
+impl Place {
+    pub fn of(peer: &impl Peer) -> Self {
+        Self { peer: peer.reuse_hash(), address: peer.address().as_inet().copied() }
+    }
+}
+
 /// A connection, and what is known of it from one request to the next.
 #[derive(Debug)]
 pub struct Line {
@@ -37,13 +48,17 @@ pub struct Line {
     pub sent: u64,
     /// How long the upstream keeps it, if it has said so.
     pub said: Option<Duration>,
-    /// How long it had rested before this request.
+    /// When the last request went out on it: it has not rested since before.
+    pub asked: SystemTime,
+    /// How long it had rested before this request, at least.
     pub rested: Option<Duration>,
+    /// Until when this request may go out on it; `None`: it is new.
+    pub until: Option<SystemTime>,
 }
 
 impl Line {
-    pub fn new(stream: Stream) -> Self {
-        Self { stream, sent: 0, said: None, rested: None }
+    pub fn new(stream: Stream, now: SystemTime) -> Self {
+        Self { stream, sent: 0, said: None, asked: now, rested: None, until: None }
     }
 }
 
@@ -76,6 +91,10 @@ impl Idle {
         Self(Arc::new(Inner { clock, by_place: Shared::default(), count: AtomicUsize::new(0) }))
     }
 
+    pub fn now(&self) -> SystemTime {
+        self.0.clock.now()
+    }
+
     pub fn put(&self, place: Place, line: Line) {
         if self.0.count.fetch_add(1, Ordering::Relaxed) >= MOST {
             self.0.count.fetch_sub(1, Ordering::Relaxed);
@@ -91,8 +110,9 @@ impl Idle {
         let mut row = self.0.by_place.get_mut(place)?;
         let Row { resting, patience } = &mut *row;
         while let Some(mut last) = resting.pop_back() {
-            let rested = last.rested(now);
-            if rested >= patience.allows(last.line.said, now) {
+            let allowed = patience.allows(last.line.said, now);
+            let left = allowed.saturating_sub(last.rested_at_most(allowed, now));
+            if left.is_zero() {
                 // So have the others, for longer. The oldest stays, and shows whether that was right.
                 resting.push_back(last);
                 self.0.count.fetch_sub(resting.len() - 1, Ordering::Relaxed);
@@ -100,8 +120,9 @@ impl Idle {
                 return None;
             }
             self.0.count.fetch_sub(1, Ordering::Relaxed);
+            let rested = last.rested(now);
             if is_quiet(&mut last.line.stream) {
-                last.line.rested = Some(rested);
+                (last.line.rested, last.line.until) = (Some(rested), Some(now + left));
                 return Some(last.line);
             }
             if let Some(after) = patience::closed_after(&last.line.stream, rested) {
@@ -162,6 +183,16 @@ impl Resting {
     fn rested(&self, now: SystemTime) -> Duration {
         now.duration_since(self.since).unwrap_or_default()
     }
+
+    /// How long it may have rested for its upstream. The kernel, which knows, is asked only where it matters whether that is `enough`.
+    fn rested_at_most(&self, enough: Duration, now: SystemTime) -> Duration {
+        let least = self.rested(now);
+        let most = now.duration_since(self.line.asked).unwrap_or_default().max(least);
+        if most < enough || least >= enough {
+            return most;
+        }
+        patience::heard(&self.line.stream).map_or(most, |heard| heard.min(most).max(least))
+    }
 }
 
 /// Whether the upstream has neither closed it nor said something unasked: then whatever comes next would be taken for the
@@ -195,8 +226,8 @@ mod tests {
         (ours, theirs)
     }
 
-    fn line(stream: tokio::net::TcpStream) -> Line {
-        Line::new(Box::new(TcpStream::from(stream)))
+    fn line(stream: tokio::net::TcpStream, now: SystemTime) -> Line {
+        Line::new(Box::new(TcpStream::from(stream)), now)
     }
 
     fn seconds(seconds: u64) -> Duration {
@@ -208,7 +239,7 @@ mod tests {
         let (ours, theirs) = pair().await;
         let watched = ours.into_std().unwrap();
         let seen = tokio::net::TcpStream::from_std(watched.try_clone().unwrap()).unwrap();
-        idle.put(place(1), line(tokio::net::TcpStream::from_std(watched).unwrap()));
+        idle.put(place(1), line(tokio::net::TcpStream::from_std(watched).unwrap(), idle.now()));
         clock.advance(after);
         drop(theirs);
         seen.readable().await.unwrap();
@@ -217,7 +248,7 @@ mod tests {
     /// Whether one that has rested for so long is used again.
     async fn is_used(idle: &Idle, clock: &Clock, rested: Duration) -> bool {
         let (ours, _theirs) = pair().await;
-        idle.put(place(1), line(ours));
+        idle.put(place(1), line(ours, idle.now()));
         clock.advance(rested);
         idle.take(&place(1)).is_some()
     }
@@ -227,8 +258,8 @@ mod tests {
         let idle = Idle::new(Clock::system());
         let ((first, _first), (second, _second)) = (pair().await, pair().await);
         let [one, other] = [&first, &second].map(AsRawFd::as_raw_fd);
-        idle.put(place(1), line(first));
-        idle.put(place(1), line(second));
+        idle.put(place(1), line(first, idle.now()));
+        idle.put(place(1), line(second, idle.now()));
         assert!(idle.take(&place(2)).is_none());
         let taken = [idle.take(&place(1)).unwrap(), idle.take(&place(1)).unwrap()];
         assert_eq!(taken.map(|line| line.stream.id()), [other, one]);
@@ -245,7 +276,7 @@ mod tests {
         theirs.write_all(b"HTTP/1.1 200 OK\r\n").unwrap();
         for heard in [closed, said] {
             heard.readable().await.unwrap();
-            idle.put(place(1), line(heard));
+            idle.put(place(1), line(heard, idle.now()));
         }
         assert!(idle.take(&place(1)).is_none());
     }
@@ -255,13 +286,13 @@ mod tests {
         let clock = Clock::manual(UNIX_EPOCH);
         let idle = Idle::new(clock.clone());
         let ((old, mut theirs), (new, _new)) = (pair().await, pair().await);
-        idle.put(place(1), line(old));
+        idle.put(place(1), line(old, idle.now()));
         clock.advance(IDLE);
         assert!(idle.take(&place(1)).is_none(), "before it is swept out, too");
         let (old, mut other) = pair().await;
-        idle.put(place(1), line(old));
+        idle.put(place(1), line(old, idle.now()));
         clock.advance(IDLE);
-        idle.put(place(2), line(new));
+        idle.put(place(2), line(new, idle.now()));
         idle.sweep();
         assert!(idle.take(&place(2)).is_some());
         for theirs in [&mut theirs, &mut other] {
@@ -296,7 +327,7 @@ mod tests {
         let idle = Idle::new(clock.clone());
         for (rested, is_used) in [(1_400, true), (1_500, false)] {
             let (ours, _theirs) = pair().await;
-            idle.put(place(1), Line { said: Some(seconds(2)), ..line(ours) });
+            idle.put(place(1), Line { said: Some(seconds(2)), ..line(ours, idle.now()) });
             clock.advance(Duration::from_millis(rested));
             assert_eq!(idle.take(&place(1)).is_some(), is_used, "{rested}");
         }
@@ -312,7 +343,7 @@ mod tests {
         for _ in 0..10 {
             let (ours, other) = pair().await;
             theirs.push(other);
-            idle.put(place(1), line(ours));
+            idle.put(place(1), line(ours, idle.now()));
             clock.advance(Duration::from_millis(110));
             assert!(idle.take(&place(1)).is_none(), "too short a rest to be used again");
             assert_eq!(idle.0.count.load(Ordering::Relaxed), 1, "only the oldest is kept");
@@ -332,7 +363,7 @@ mod tests {
         theirs.read_exact(&mut [0; 3]).unwrap();
         let watched = ours.into_std().unwrap();
         let seen = tokio::net::TcpStream::from_std(watched.try_clone().unwrap()).unwrap();
-        idle.put(place(1), line(tokio::net::TcpStream::from_std(watched).unwrap()));
+        idle.put(place(1), line(tokio::net::TcpStream::from_std(watched).unwrap(), idle.now()));
         clock.advance(seconds(1));
         drop(theirs);
         seen.readable().await.unwrap();
@@ -341,10 +372,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn one_rested_also_while_its_answer_waited_for_us() {
+        let (ours, mut theirs) = pair().await;
+        let mut line = line(ours, UNIX_EPOCH);
+        theirs.write_all(b"x").unwrap();
+        line.stream.read_exact(&mut [0]).await.unwrap();
+        while patience::heard(&line.stream).unwrap() < Duration::from_millis(150) {
+            task::yield_now().await;
+        }
+        drop(theirs);
+        assert_eq!(line.stream.read(&mut [0]).await.unwrap(), 0);
+        let after = patience::closed_after(&line.stream, Duration::ZERO).unwrap();
+        assert!(after > Duration::from_millis(100), "{after:?}");
+    }
+
+    #[tokio::test]
     async fn after_one_that_was_closed_as_it_was_used_comes_a_new_one() {
         let idle = Idle::new(Clock::manual(UNIX_EPOCH));
         let (ours, _theirs) = pair().await;
-        idle.put(place(1), line(ours));
+        idle.put(place(1), line(ours, idle.now()));
         idle.closed(place(1), Duration::ZERO);
         assert!(idle.take(&place(1)).is_none());
         assert_eq!(idle.0.count.load(Ordering::Relaxed), 0);
@@ -365,7 +411,7 @@ mod tests {
         let idle = Idle::new(Clock::system());
         let (one, _theirs) = pair().await;
         idle.0.count.store(MOST, Ordering::Relaxed);
-        idle.put(place(1), line(one));
+        idle.put(place(1), line(one, idle.now()));
         assert!(idle.take(&place(1)).is_none());
         assert_eq!(idle.0.count.load(Ordering::Relaxed), MOST);
     }

@@ -14,6 +14,10 @@
 //! good-bye (FIN) acknowledges all that was there before it. Where it acknowledges no byte of the request, the upstream's program
 //! cannot have had any, and whatever the request asks for, it may be sent again ([`is_untouched`]). A reset after the good-bye hides
 //! nothing of that: reads end as before, and writes find a broken pipe. A reset alone proves nothing.
+//!
+//! Nor can it be told from outside whether a program that had a request and closed has read it. So none is put on a connection that
+//! may be about to be closed: that is asked when the connection is chosen and again when the first byte is to go out, which may be
+//! much later. A request that is too late for its connection goes to a new one (`peer::afresh`).
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -36,7 +40,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::held::Held;
 use super::idle::{Idle, Line, Place};
-use super::patience;
+use super::{patience, peer};
 
 const NO_SOCKET: UniqueIDType = -1;
 
@@ -45,7 +49,7 @@ pub fn alpn() -> ALPN {
     ALPN::Custom(CustomALPN::new(b"joined".to_vec()))
 }
 
-/// The upstream had said good-bye before any of the request was there.
+/// The upstream had said good-bye before any of the request was there, or would soon, and nothing was sent.
 #[derive(Debug, thiserror::Error)]
 #[error("closed before the request came")]
 struct Untouched;
@@ -76,10 +80,11 @@ impl Connector for Joining {
         &self,
         peer: &P,
     ) -> Result<(Connection<()>, bool)> {
-        let place = Place { peer: peer.reuse_hash(), address: peer.address().as_inet().copied() };
-        let line = match self.idle.take(&place) {
+        let place = Place::of(peer);
+        let rested = if peer::is_afresh(peer) { None } else { self.idle.take(&place) };
+        let line = match rested {
             Some(line) => line,
-            None => Line::new(Box::pin(self.connector.new_stream(peer)).await?),
+            None => Line::new(Box::pin(self.connector.new_stream(peer)).await?, self.idle.now()),
         };
         let (idle, line, held) = (self.idle.clone(), Some(line), Held::default());
         let joined = Joined { line, idle, place, held, asked: false, written: 0, answered: false };
@@ -130,6 +135,18 @@ impl Joined {
             // The first byte acknowledged is none of ours (SYN).
             info.is_ok_and(|info| info.tcpi_bytes_acked.saturating_sub(1) <= line.sent)
         })
+    }
+
+    /// Whether the first byte of a request may go out now.
+    fn in_time(&mut self) -> io::Result<()> {
+        let is_first = self.written == self.held.waiting() as u64;
+        let Some(line) = self.line.as_mut().filter(|_| is_first) else { return Ok(()) };
+        let now = self.idle.now();
+        if line.until.is_some_and(|until| now >= until) {
+            return Err(io::Error::other(Untouched));
+        }
+        line.asked = now;
+        Ok(())
     }
 
     /// How a request ends that came too late. That it did shows how long the upstream keeps a connection.
@@ -194,6 +211,7 @@ impl AsyncWrite for Joined {
             this.written += bytes.len() as u64;
             return Poll::Ready(Ok(bytes.len()));
         }
+        this.in_time()?;
         let mut taken = ready!(this.poll_send(cx, bytes)).map_err(|error| this.judged(error))?;
         if taken == 0 {
             let written = ready!(this.poll_stream(|stream| stream.poll_write(cx, bytes)));
@@ -227,6 +245,7 @@ impl AsyncRead for Joined {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
+            this.in_time()?;
             ready!(this.poll_send(cx, &[])).map_err(|error| this.judged(error))?;
         }
         let (before, room) = (into.filled().len(), into.remaining());
@@ -452,6 +471,69 @@ mod tests {
         let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
         clock.advance(rest);
         assert!(!is_used_again(&joining, &listener, theirs).await, "closed after two seconds");
+    }
+
+    #[tokio::test]
+    async fn sr_f19_a_request_that_is_late_for_its_connection_is_not_sent_on_it() {
+        let clock = Clock::manual(UNIX_EPOCH);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for (waits, is_late) in [(SECOND, false), (4 * SECOND, true)] {
+            for request in [&b"GET / HTTP/1.1\r\n\r\n"[..], POST] {
+                let joining = Joining::new(Idle::new(clock.clone()));
+                let mut theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+                let mut ours = stream(&joining, &listener).await;
+                clock.advance(waits);
+                let written = async {
+                    ours.write_all(request).await?;
+                    match request == POST {
+                        true => ours.write_all(b"body").await.map(|()| 0),
+                        false => Ok(0),
+                    }
+                };
+                assert_eq!(proves_it(written.await), is_late);
+                drop(ours);
+                let mut sent = Vec::new();
+                theirs.read_to_end(&mut sent).await.unwrap();
+                assert_eq!(sent.is_empty(), is_late);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_sent_again_has_a_connection_of_its_own() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let joining = Joining::new(Idle::new(Clock::system()));
+        let _theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        let mut peer = peer(&listener);
+        peer::afresh(&mut peer);
+        let _again = joining.get_http_session(&peer).await.unwrap();
+        assert!(joining.idle.take(&Place::of(&peer)).is_some(), "what rested still does");
+    }
+
+    #[tokio::test]
+    async fn sr_f19_a_connection_rests_while_its_answer_waits_for_us_and_not_while_its_upstream_is_at_work() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        for answer_waits in [true, false] {
+            let joining = Joining::new(Idle::new(Clock::system()));
+            let mut ours = stream(&joining, &listener).await;
+            let mut theirs = listener.accept().await.unwrap().0;
+            joining.idle.closed(Place::of(&peer(&listener)), Duration::from_millis(400));
+            ours.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+            theirs.read_exact(&mut [0; 18]).await.unwrap();
+            if answer_waits {
+                theirs.write_all(b"x").await.unwrap();
+            }
+            // Nobody has said anything since the connection was made, or since the answer.
+            while patience::heard(&ours).unwrap() < Duration::from_millis(350) {
+                task::yield_now().await;
+            }
+            if !answer_waits {
+                theirs.write_all(b"x").await.unwrap();
+            }
+            ours.read_exact(&mut [0]).await.unwrap();
+            assert_eq!(last_question(&mut ours), Some(0));
+            assert_eq!(is_used_again(&joining, &listener, theirs).await, !answer_waits);
+        }
     }
 
     #[tokio::test]

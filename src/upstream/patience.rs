@@ -66,12 +66,20 @@ impl Closing {
     }
 }
 
-/// How long a connection had rested when its upstream closed it; it has rested for `rested` now. Not rather too long: the last
-/// segment that came is the good-bye. After a reset nobody knows.
+/// How long a connection had rested when its upstream closed it; it has rested for `rested` now, and before that for as long as the
+/// answer had waited for us. Not rather too long: the last segment that came is the good-bye, and the last with data the answer.
+/// After a reset nobody knows.
 pub fn closed_after(stream: &Stream, rested: Duration) -> Option<Duration> {
     let info = get_tcp_info(stream.id()).ok().filter(|info| info.tcpi_state == CLOSE_WAIT)?;
-    let since = Duration::from_millis(info.tcpi_last_ack_recv.into());
-    Some(rested.saturating_sub(since + STEP))
+    let [since, heard] =
+        [info.tcpi_last_ack_recv, info.tcpi_last_data_recv].map(|ago| Duration::from_millis(ago.into()));
+    Some(rested.max(heard).saturating_sub(since + STEP))
+}
+
+/// How long ago the last of an answer came, rather too long. It may have waited for us since.
+pub fn heard(stream: &Stream) -> Option<Duration> {
+    let info = get_tcp_info(stream.id()).ok()?;
+    Some(Duration::from_millis(info.tcpi_last_data_recv.into()) + STEP)
 }
 
 /// What an answer that begins so says about it: `Keep-Alive: timeout=5` (RFC 2068 §19.7.1, and what Node's servers send). Less

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use pingora::protocols::TcpKeepalive;
-use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy};
+use pingora::upstreams::peer::{ALPN, HttpPeer, HttpUpstreamRequestPolicy, Peer};
 
 use super::joined;
 use crate::route::Upstream;
@@ -42,6 +42,27 @@ pub fn peer(upstream: &Upstream, address: SocketAddr, upgrades: bool) -> Box<Htt
         peer.options.h2_ping_interval = Some(Duration::from_secs(30));
     }
     Box::new(peer)
+}
+
+/// The same for an attempt at a request; the first is 1.
+pub fn peer_of(attempt: u32, upstream: &Upstream, address: SocketAddr, upgrades: bool) -> Box<HttpPeer> {
+    let mut peer = peer(upstream, address, upgrades);
+    if attempt > 1 {
+        afresh(&mut peer);
+    }
+    peer
+}
+
+/// A request that is sent again goes on a connection of its own: one that has rested may be at its end as well.
+pub(super) fn afresh(peer: &mut HttpPeer) {
+    // Of no use otherwise to a peer whose connections are not in Pingora's pool.
+    if peer.options.alpn == joined::alpn() {
+        peer.options.idle_timeout = Some(Duration::ZERO);
+    }
+}
+
+pub(super) fn is_afresh<P: Peer>(peer: &P) -> bool {
+    peer.idle_timeout() == Some(Duration::ZERO)
 }
 
 /// Finds out within two minutes that the other side is gone without a word. For both sides of the proxy.
