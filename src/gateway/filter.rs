@@ -191,6 +191,10 @@ impl Whole {
     fn pass(&mut self, piece: Bytes, end: bool, keep: &mut Keep<'_>) -> Result<Bytes, &'static str> {
         let whole = self.held.take(Some(piece), end, self.longest).map_err(|_| TOO_LONG)?;
         let Some(whole) = whole else { return Ok(Bytes::new()) };
+        // As nearly all are; the rest has to be text first.
+        if whole.is_ascii() && list::is_indifferent(&whole) {
+            return Ok(whole);
+        }
         let text = match std::str::from_utf8(&whole) {
             Ok(text) => text,
             Err(_) if whole.contains(&b'{') => return Err(UNREADABLE),

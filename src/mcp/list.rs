@@ -5,7 +5,7 @@
 //! parsers might read in two ways is refused: one of them could find an item that the other did not see.
 use std::ops::Range;
 
-use memchr::{memchr, memchr3_iter};
+use memchr::{memchr, memchr_iter, memchr2_iter};
 use serde_json::value::RawValue;
 
 use super::message::{ItemKind, Members, Unreadable};
@@ -31,7 +31,7 @@ pub fn filter(
     text: &str,
     keep: &mut dyn FnMut(ItemKind, &str) -> bool,
 ) -> Result<Option<String>, Unreadable> {
-    if is_indifferent(text) {
+    if is_indifferent(text.as_bytes()) {
         return Ok(None);
     }
     let mut copy = Copy { text, copied: 0, written: String::new() };
@@ -49,10 +49,9 @@ pub fn filter(
 
 /// Whether no parser could find a member of ours in here, however lenient it is: most answers are no lists, and this is much
 /// cheaper than to read them.
-fn is_indifferent(text: &str) -> bool {
+pub fn is_indifferent(bytes: &[u8]) -> bool {
     /// How the names of our members end.
     const ENDS: [&[u8]; 5] = [b"tools", b"prompts", b"resources", b"templates", b"cachescope"];
-    let bytes = text.as_bytes();
     let is_member = |colon: usize| {
         let before = bytes.get(..colon).unwrap_or_default();
         // All of them end in one of two letters, and few names do.
@@ -73,12 +72,13 @@ fn is_indifferent(text: &str) -> bool {
     // Names can be spelled in escapes, and with a letter that folds to an `s`: `ſ`, in UTF-8 these two bytes.
     let [long, s] = [0xC5, 0xBF];
     let is_before = |at: usize, byte: u8| bytes.get(at + 1) == Some(&byte);
-    let may_name = |at: usize| match bytes.get(at) {
-        Some(b':') => is_member(at),
+    let is_spelled = |at: usize| match bytes.get(at) {
         Some(b'\\') => is_before(at, b'u'),
         _ => is_before(at, s),
     };
-    memchr(b'{', bytes).is_none() || !memchr3_iter(b':', b'\\', long, bytes).any(may_name)
+    let may_name =
+        memchr_iter(b':', bytes).any(is_member) || memchr2_iter(b'\\', long, bytes).any(is_spelled);
+    !may_name || memchr(b'{', bytes).is_none()
 }
 
 fn of_message<'t>(
@@ -340,7 +340,7 @@ mod tests {
             r#"{"result":{'tools' :[]}}"#,
             r#"{"result":{"tools"/**/:[]}}"#,
         ] {
-            assert!(!is_indifferent(text), "{text}");
+            assert!(!is_indifferent(text.as_bytes()), "{text}");
         }
         for text in [
             r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"tools, \"tools\" or https://x"}]}}"#,
@@ -348,7 +348,7 @@ mod tests {
             "s{",
             r#"["tools","cacheScope"]"#,
         ] {
-            assert!(is_indifferent(text), "{text}");
+            assert!(is_indifferent(text.as_bytes()), "{text}");
         }
     }
 
@@ -411,7 +411,7 @@ mod tests {
                     prop_assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), expected_of);
                 }
                 // Never a text without a member of ours.
-                Err(_) => prop_assert!(!is_indifferent(&text)),
+                Err(_) => prop_assert!(!is_indifferent(text.as_bytes())),
             }
         }
 

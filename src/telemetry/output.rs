@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
@@ -12,6 +13,9 @@ use tracing_subscriber::fmt::MakeWriter;
 const ROOM: usize = 4 * 1024 * 1024;
 /// What is written at once, where so much waits, bytes.
 const AT_ONCE: usize = 64 * 1024;
+/// After what was there has been written, so long more gathers. To wake a thread for every line would take half as long as to serve a
+/// request, where both have one core.
+const GATHERING: Duration = Duration::from_millis(5);
 /// How long the end of the process waits for whoever reads.
 const END: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(1);
@@ -49,7 +53,7 @@ pub fn flush() {
     let mut left = END;
     let is_done = || access().is_written() && log().is_written();
     while !left.is_zero() && !is_done() {
-        std::thread::sleep(POLL);
+        thread::sleep(POLL);
         left -= POLL;
     }
 }
@@ -61,7 +65,7 @@ impl Output {
         let account = Arc::<Account>::default();
         let (lines, read) = mpsc::channel();
         let kept = Arc::clone(&account);
-        let writer = std::thread::Builder::new().name(name.to_owned());
+        let writer = thread::Builder::new().name(name.to_owned());
         let lines = writer.spawn(move || write(&read, stream, &kept)).ok().map(|_| lines);
         Self { lines, account }
     }
@@ -122,17 +126,24 @@ fn write(lines: &Receiver<Vec<u8>>, mut stream: impl Write, account: &Account) {
     while let Ok(first) = lines.recv() {
         text.extend_from_slice(&first);
         let mut count = 1;
-        while text.len() < AT_ONCE
-            && let Ok(more) = lines.try_recv()
-        {
-            text.extend_from_slice(&more);
+        let is_all = loop {
+            match lines.try_recv() {
+                Ok(more) => text.extend_from_slice(&more),
+                Err(_) => break true,
+            }
             count += 1;
-        }
+            if text.len() >= AT_ONCE {
+                break false;
+            }
+        };
         if stream.write_all(&text).and_then(|()| stream.flush()).is_err() {
             account.lost(count);
         }
         account.waiting.fetch_sub(text.len(), Ordering::AcqRel);
         text.clear();
+        if is_all {
+            thread::sleep(GATHERING);
+        }
     }
 }
 
@@ -185,11 +196,41 @@ mod tests {
         assert!(!output.is_written());
         pipe.open();
         while !output.is_written() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         assert_eq!(pipe.0.0.lock().unwrap().1.len(), ROOM);
         output.line(line);
         assert_eq!(output.dropped(), 5, "there is room again");
+    }
+
+    #[test]
+    fn lines_that_come_close_together_are_written_together() {
+        #[derive(Clone, Default)]
+        struct Counted(Arc<AtomicUsize>);
+        impl Write for Counted {
+            fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+                self.0.fetch_add(1, Ordering::Relaxed);
+                Ok(text.len())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let writes = Counted::default();
+        let output = Output::to("test", writes.clone());
+        for _ in 0..1_000 {
+            output.line(b"one\n".to_vec());
+            // As long as a request takes.
+            let begun = std::time::Instant::now();
+            while begun.elapsed() < Duration::from_micros(20) {
+                std::hint::spin_loop();
+            }
+        }
+        while !output.is_written() {
+            thread::yield_now();
+        }
+        let writes = writes.0.load(Ordering::Relaxed);
+        assert!(writes < 500, "{writes}");
     }
 
     #[test]
@@ -207,7 +248,7 @@ mod tests {
         output.line(b"one\n".to_vec());
         output.line(b"two\n".to_vec());
         while !output.is_written() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
         assert_eq!(output.dropped(), 2);
     }

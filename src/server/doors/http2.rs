@@ -1,5 +1,6 @@
 //! A connection over HTTP/2, from its preface to its end. Pingora's own loop around `h2` takes frames that carry nothing without
 //! end, waits for a header or a body however long, and gives everybody the limits of the start.
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake};
 use pingora::protocols::{Digest, Stream};
 use pingora::server::ShutdownWatch;
-use pingora::time::{sleep, timeout};
+use pingora::time::timeout;
 use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
@@ -37,7 +38,7 @@ fn options(limits: &Limits) -> H2Options {
 }
 
 /// Serves requests, each in a task of its own, until the connection ends or the process is told to.
-pub async fn serve<A>(app: Arc<A>, stream: Stream, mut shutdown: ShutdownWatch, place: Place, limits: Limits)
+pub async fn serve<A>(app: Arc<A>, stream: Stream, shutdown: ShutdownWatch, place: Place, limits: Limits)
 where
     A: HttpServerApp + Send + Sync + 'static,
 {
@@ -54,16 +55,20 @@ where
         socket_digest: stream.get_socket_digest(),
     });
     let Ok(mut connection) = handshake(stream, Some(options(&limits))).await else { return };
-    let (active, mut is_active) = watch::channel(0);
+    let (active, is_active) = watch::channel(0);
     let active = Arc::new(active);
-    let (mut stops, mut malformed, mut patience) = (false, 0, limits.header_time);
-    let mut limit = std::pin::pin!(calm.gone_too_far());
+    let (mut stops, mut malformed) = (false, 0);
+    // Made once: what is waited for is looked at again for each request.
+    let mut told = shutdown.clone();
+    let mut stopping = pin!(told.wait_for(|stops| *stops));
+    let mut limit = pin!(calm.gone_too_far());
     let asks = Asks { period: limits.keep_alive, within: limits.write_time };
-    let mut gone = std::pin::pin!(alive::gone(connection.ping_pong(), &calm, is_active.clone(), asks));
+    let mut gone = pin!(alive::gone(connection.ping_pong(), &calm, is_active.clone(), asks));
+    let mut idle = pin!(idle(is_active, limits.header_time, &calm));
     let limit = loop {
         let accepted = tokio::select! {
             biased;
-            _ = shutdown.wait_for(|stops| *stops), if !stops => {
+            _ = &mut stopping, if !stops => {
                 connection.graceful_shutdown();
                 stops = true;
                 continue;
@@ -74,14 +79,10 @@ where
                 return;
             }
             accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
-            () = idle(&mut is_active, patience), if !stops => match calm.awaits_header() {
-                true => continue,
-                false => return,
-            },
+            () = &mut idle, if !stops => return,
         };
         match accepted {
             Ok(Some(H2Accept::Session(session))) => {
-                patience = IDLE;
                 let (app, shutdown) = (Arc::clone(&app), shutdown.clone());
                 let guard = Active::begin(&active);
                 tokio::spawn(request(
@@ -144,11 +145,21 @@ async fn prefaced(mut stream: Stream, calm: &Arc<Calm>) -> Option<Stream> {
     Some(Box::new(Wire::watched(stream, begun.freeze(), Arc::clone(calm))))
 }
 
-/// Waits until nothing has been under way for so long.
-async fn idle(active: &mut watch::Receiver<usize>, patience: Duration) {
-    // Without a sender nothing is.
-    let _ = active.wait_for(|active| *active == 0).await;
-    sleep(patience).await;
+/// Waits until nothing has been under way for so long, and no header has begun; `patience`: before the first request.
+async fn idle(mut active: watch::Receiver<usize>, mut patience: Duration, calm: &Calm) {
+    loop {
+        if active.has_changed().is_ok_and(|changed| changed) {
+            patience = IDLE;
+        }
+        // Without a sender nothing is.
+        let _ = active.wait_for(|active| *active == 0).await;
+        match timeout(patience, active.changed()).await {
+            Ok(Ok(())) => patience = IDLE,
+            Ok(Err(_)) => return,
+            Err(_) if calm.awaits_header() => {}
+            Err(_) => return,
+        }
+    }
 }
 
 /// Counts as under way until dropped.
@@ -171,15 +182,30 @@ impl Drop for Active {
 mod tests {
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_millis(10);
+
+    async fn is_idle(active: watch::Receiver<usize>, within: Duration) -> bool {
+        timeout(within, idle(active, PATIENCE, &Calm::new(&Limits::default()))).await.is_ok()
+    }
+
     #[tokio::test]
     async fn nothing_is_idle_while_a_request_is_under_way() {
-        let (active, mut is_active) = watch::channel(0);
-        let active = Arc::new(active);
+        let active = Arc::new(watch::channel(0).0);
         let (one, other) = (Active::begin(&active), Active::begin(&active));
-        let patience = Duration::from_millis(10);
         drop(one);
-        assert!(timeout(patience * 5, idle(&mut is_active, patience)).await.is_err());
+        assert!(!is_idle(active.subscribe(), PATIENCE * 5).await);
         drop(other);
-        assert!(timeout(Duration::from_secs(10), idle(&mut is_active, patience)).await.is_ok());
+        assert!(is_idle(active.subscribe(), Duration::from_secs(10)).await);
+    }
+
+    #[tokio::test]
+    async fn whoever_has_asked_may_rest_for_longer() {
+        let (active, watched) = watch::channel(0);
+        let active = Arc::new(active);
+        drop(Active::begin(&active));
+        assert!(!is_idle(watched, PATIENCE * 5).await);
+        let waiting = is_idle(active.subscribe(), Duration::from_secs(1));
+        let asking = async { drop(Active::begin(&active)) };
+        assert!(!tokio::join!(waiting, asking).0);
     }
 }

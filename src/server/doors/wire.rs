@@ -76,21 +76,31 @@ impl AsyncRead for Wire {
             cx.waker().wake_by_ref();
             return Poll::Pending;
         }
-        let before = into.filled().len();
-        ready!(this.poll_more(cx, into))?;
-        let (_, read) = into.filled().split_at(before);
-        let (goes_on, header) = calm.received(read);
-        this.pauses = header;
-        if calm.is_over() {
-            into.set_filled(before);
-            return Poll::Pending;
-        }
-        if let Some(rest) = read.get(goes_on..)
-            && !rest.is_empty()
-        {
-            let rest = [rest, &this.ahead].concat();
-            this.ahead = rest.into();
-            into.set_filled(before + goes_on);
+        if this.ahead.is_empty() {
+            let before = into.filled().len();
+            ready!(Pin::new(&mut this.stream).poll_read(cx, into))?;
+            let (_, read) = into.filled().split_at(before);
+            let (goes_on, header) = calm.received(read);
+            this.pauses = header;
+            if let Some(rest @ [_, ..]) = read.get(goes_on..) {
+                this.ahead = Bytes::copy_from_slice(rest);
+                into.set_filled(before + goes_on);
+            }
+            if calm.is_over() {
+                into.set_filled(before);
+                return Poll::Pending;
+            }
+        } else {
+            let (room, _) = this.ahead.split_at(into.remaining().min(this.ahead.len()));
+            let (goes_on, header) = calm.received(room);
+            this.pauses = header;
+            if calm.is_over() {
+                return Poll::Pending;
+            }
+            into.put_slice(&this.ahead.split_to(goes_on));
+            if !this.ahead.has_remaining() {
+                this.ahead = Bytes::new();
+            }
         }
         Poll::Ready(Ok(()))
     }
