@@ -73,8 +73,9 @@ pub enum Failure {
     /// `scopes`: all that is needed, those the token has among them.
     #[error("the user has to allow more at the upstream")]
     StepUp { scopes: Vec<String> },
+    /// `limit`: which one.
     #[error("request body is too large")]
-    TooLarge,
+    TooLarge { limit: &'static str },
     #[error("the request has too many header fields")]
     TooManyFields,
     #[error("the request body came too slowly")]
@@ -269,7 +270,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "too_many_under_way")
         }
         Failure::TooManyStreams => (StatusCode::TOO_MANY_REQUESTS, "too_many_requests", "too_many_streams"),
-        Failure::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", "too_large"),
+        Failure::TooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "invalid_request", "too_large"),
         Failure::TooManyFields => {
             (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request", "too_many_fields")
         }

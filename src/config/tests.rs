@@ -1142,6 +1142,16 @@ fn shipped_files_load_as_they_stand() {
     argon2::PasswordVerifier::verify_password(&argon2::Argon2::default(), b"demo", &hash).unwrap();
 }
 
+/// What the commented file says of each limit is what counts where nothing is written.
+#[test]
+fn limits_as_they_ship_are_the_usual_ones() {
+    let minimal = parse(MINIMAL, "conf.yaml", &Fake::default()).unwrap_or_else(|report| panic!("{report}"));
+    let shipped = include_str!("../../conf/postern.yaml");
+    let shipped =
+        parse(shipped, "postern.yaml", &Fake::default()).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!((minimal.limits, shipped.limits), (Limits::default(), Limits::default()));
+}
+
 #[test]
 fn examples_are_right_as_they_are() {
     let pair = rcgen::generate_simple_self_signed(["mcp.example.com".to_owned()]).unwrap();

@@ -8,6 +8,7 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType, Result};
 
 use super::context::{ANSWERED, Context};
+use super::filter::TOO_LONG;
 use super::{Gateway, KEEPALIVE_SECONDS};
 use crate::config::Limits;
 use crate::respond::Failure;
@@ -41,7 +42,7 @@ pub(super) fn require_pace(
     let limits = &ctx.snapshot.config.limits;
     let read = session.body_bytes_read();
     let failure = if read > limits.body {
-        Failure::TooLarge
+        Failure::TooLarge { limit: "body" }
     } else if !end && ctx.started.elapsed() > limits.body_time && is_slow(read, ctx, limits) {
         Failure::TooSlow
     } else {
@@ -68,7 +69,8 @@ impl Gateway {
     /// Notes the limit that a request has come to, if it has.
     pub(super) fn note_limit(&self, failure: &Failure) {
         self.metrics.hit(match failure {
-            Failure::TooLarge => "body",
+            Failure::TooLarge { limit } => limit,
+            Failure::UpstreamUnfilterable(TOO_LONG) => "inspect_answer",
             Failure::TooSlow => "body_time",
             Failure::TooManyFields => "header_fields",
             Failure::Overloaded => "requests",

@@ -39,7 +39,7 @@ impl Gateway {
                 // What a rule has read ahead is here already.
                 let before = session.as_ref().get_retry_buffer().unwrap_or_default();
                 let rest = read_ahead(session, ARRIVAL).await;
-                let body = rest.map(|rest| [before.as_ref(), &rest].concat());
+                let body = rest.ok().map(|rest| [before.as_ref(), &rest].concat());
                 self.elicited_by(failure, body.as_deref(), session, ctx).await
             }
             false => failure,

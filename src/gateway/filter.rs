@@ -184,7 +184,7 @@ fn is_of_bytes(name: &HeaderName) -> bool {
     )
 }
 
-const TOO_LONG: &str = "it is longer than limits.inspect_answer";
+pub(super) const TOO_LONG: &str = "it is longer than limits.inspect_answer";
 const UNREADABLE: &str = "it can be read in more than one way";
 
 impl Whole {

@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderValue};
-use pingora::Error;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
+use pingora::{Error, ErrorType};
 use tokio::time::timeout;
 
 use super::context::Target;
@@ -25,6 +25,7 @@ use crate::route::Route;
 
 /// How long a body that is read ahead may take.
 pub(super) const ARRIVAL: Duration = Duration::from_secs(30);
+const TOO_LONG: Failure = Failure::TooLarge { limit: "inspect_body" };
 
 /// What is known of what a request asks for.
 pub enum Asked {
@@ -73,7 +74,7 @@ impl Held {
     ) -> Result<Option<Bytes>, Failure> {
         let piece = piece.unwrap_or_default();
         if self.0.len() + piece.len() > most {
-            return Err(Failure::TooLarge);
+            return Err(TOO_LONG);
         }
         // Nearly all come in one piece.
         if end && self.0.is_empty() {
@@ -98,15 +99,14 @@ impl Gateway {
         let said = Said::of(&session.req_header().headers);
         require_json(&said)?;
         if said.length.is_some_and(|length| length > most) {
-            return Err(Failure::TooLarge);
+            return Err(TOO_LONG);
         }
         if !local::is_said_small(&said) {
             return Ok(Asked::Held(Held::default()));
         }
         // What was read is sent on from there, and again.
         session.as_downstream_mut().enable_retry_buffering();
-        let body = read_ahead(session, ARRIVAL).await;
-        let body = body.ok_or(Failure::Malformed("the request body did not arrive"))?;
+        let body = read_ahead(session, ARRIVAL).await?;
         read(&body, &session.req_header().headers, route).map(Asked::Known)
     }
 
@@ -141,14 +141,18 @@ impl Gateway {
     }
 }
 
-/// The rest of a request's body. `None`: it did not arrive in time.
-pub(super) async fn read_ahead(session: &mut Session, within: Duration) -> Option<Bytes> {
+/// The rest of a request's body.
+pub(super) async fn read_ahead(session: &mut Session, within: Duration) -> Result<Bytes, Failure> {
     let mut all = pin!(read_all(session));
     // Nearly all are here already, and need no clock.
-    match poll_fn(|context| Poll::Ready(all.as_mut().poll(context))).await {
-        Poll::Ready(body) => body.ok(),
-        Poll::Pending => timeout(within, all).await.ok()?.ok(),
-    }
+    let read = match poll_fn(|context| Poll::Ready(all.as_mut().poll(context))).await {
+        Poll::Ready(body) => body,
+        Poll::Pending => timeout(within, all).await.map_err(|_| Failure::TooSlow)?,
+    };
+    read.map_err(|error| match error.etype() {
+        ErrorType::ReadTimedout => Failure::TooSlow,
+        _ => Failure::Malformed("the request body did not arrive"),
+    })
 }
 
 /// Copies nothing of a body in one piece, as nearly all are.
@@ -210,6 +214,6 @@ mod tests {
         let half = Bytes::from(vec![b' '; MOST / 2]);
         assert_eq!(held.take(Some(half.clone()), false, MOST), Ok(None));
         assert_eq!(held.take(Some(half), false, MOST), Ok(None));
-        assert_eq!(held.take(Some(Bytes::from_static(b" ")), false, MOST), Err(Failure::TooLarge));
+        assert_eq!(held.take(Some(Bytes::from_static(b" ")), false, MOST), Err(TOO_LONG));
     }
 }

@@ -82,7 +82,7 @@ fn blame(error: &Error) -> Option<Failure> {
         TLSHandshakeTimedout, WriteError, WriteTimedout,
     };
     match (error.esource(), error.etype()) {
-        (Downstream, HTTPStatus(413)) => Some(Failure::TooLarge),
+        (Downstream, HTTPStatus(413)) => Some(Failure::TooLarge { limit: "body" }),
         (Downstream, ReadTimedout) => Some(Failure::TooSlow),
         (Downstream, ConnectionClosed | H2Error | ReadError | WriteError | WriteTimedout) => None,
         (Downstream, _) => Some(Failure::Malformed("the request body is malformed")),

@@ -26,7 +26,7 @@ pub fn request(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
     }
     let is_too_long = |length: &str| length.parse::<usize>().is_ok_and(|length| length > limits.body);
     if lengths.iter().filter_map(|length| length.to_str().ok()).any(is_too_long) {
-        return Err(Failure::TooLarge);
+        return Err(Failure::TooLarge { limit: "body" });
     }
     let codings = head.headers.get_all(header::TRANSFER_ENCODING);
     if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {

@@ -23,7 +23,7 @@ pub fn require_short(session: &mut Session) -> Result<(), Failure> {
         false if session.get_header(http::header::CONTENT_LENGTH).is_none() => {
             Err(Failure::Malformed("requests to this server are signed, so the body needs a content-length"))
         }
-        false => Err(Failure::TooLarge),
+        false => Err(Failure::TooLarge { limit: "body" }),
     }
 }
 
@@ -33,8 +33,7 @@ pub async fn read_body(session: &mut Session, asked: &Asked) -> Result<(), Failu
         return Ok(());
     }
     session.as_downstream_mut().enable_retry_buffering();
-    let body = read_ahead(session, ARRIVAL).await;
-    body.map(|_| ()).ok_or(Failure::Malformed("the request body did not arrive"))
+    read_ahead(session, ARRIVAL).await.map(|_| ())
 }
 
 impl Gateway {

@@ -81,7 +81,7 @@ pub struct Metrics {
 
 /// The keys of `limits`; the handshake, which has the time of a header; what `h2` bounds by itself; and balancers that may not
 /// speak, or not like that.
-const LIMITS: [&str; 15] = [
+const LIMITS: [&str; 18] = [
     "body",
     "body_time",
     "connections",
@@ -92,9 +92,12 @@ const LIMITS: [&str; 15] = [
     "header_size",
     "header_time",
     "http2",
+    "inspect_answer",
+    "inspect_body",
     "proxy_protocol",
     "requests",
     "streams",
+    "streams_per_connection",
     "streams_per_user",
     "write_time",
 ];

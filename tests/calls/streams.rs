@@ -50,10 +50,19 @@ async fn works(call: &McpRequest) -> bool {
     call.tool("echo", json!({"message": "x"})).await.status == 200
 }
 
-async fn open(gateway: &Gateway) -> String {
+async fn metric(gateway: &Gateway, series: &str) -> String {
     let text = gateway.http.get(gateway.admin("/metrics")).send().await.unwrap().text().await.unwrap();
-    let found = text.lines().find_map(|line| line.strip_prefix("postern_streams "));
+    let found = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     found.unwrap().to_owned()
+}
+
+async fn open(gateway: &Gateway) -> String {
+    metric(gateway, "postern_streams").await
+}
+
+/// How often this limit has kept somebody from a stream.
+async fn limited(gateway: &Gateway, limit: &str) -> String {
+    metric(gateway, &format!("postern_limited_total{{limit=\"{limit}\"}}")).await
 }
 
 #[tokio::test]
@@ -75,6 +84,7 @@ async fn sr_rs_11_sr_t53_a_user_has_a_share_of_the_streams_and_calls_go_on() {
     let listening = alice.clone().header("mcp-method", "subscriptions/listen");
     let body = r#"{"jsonrpc":"2.0","id":1,"method":"subscriptions/listen","params":{}}"#;
     assert_eq!(listening.post(body).await.status, 429);
+    assert_eq!(limited(&gateway, "streams_per_user").await, "101");
     let of_bob = idle(&upstream, &bob).await;
     // Whoever closes one may open another.
     let (feed, stream) = streams.pop().unwrap();
@@ -98,6 +108,10 @@ async fn sr_rs_11_sr_t53_all_streams_together_leave_room_for_calls() {
     }
     let refused = bob.get().await;
     assert_eq!((refused.status, refused.header("retry-after")), (503, Some("5")), "{}", refused.body);
+    assert_eq!(
+        (limited(&gateway, "streams").await, limited(&gateway, "streams_per_user").await),
+        ("1".into(), "0".into())
+    );
     for call in [&alice, &bob] {
         assert!(works(call).await);
     }

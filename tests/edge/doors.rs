@@ -19,20 +19,20 @@ const SECOND: Duration = Duration::from_secs(1);
 const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
 /// A gateway with these limits, and a token of alice.
-async fn start(upstream: &Upstream, limits: Value) -> (Gateway, String) {
+pub async fn start(upstream: &Upstream, limits: Value) -> (Gateway, String) {
     let builder = Gateway::builder().route(Route::open("demo", upstream)).with("limits", limits);
     let gateway = builder.start().await;
     let token = token(&gateway).await;
     (gateway, token)
 }
 
-async fn token(gateway: &Gateway) -> String {
+pub async fn token(gateway: &Gateway) -> String {
     let mut browser = Browser::of("alice").trusting(&gateway.roots);
     Client::register(gateway).await.sign_in(&mut browser, "demo").await.access_token
 }
 
 /// The head of a call, without the empty line at its end.
-fn head(gateway: &Gateway, token: &str) -> String {
+pub fn head(gateway: &Gateway, token: &str) -> String {
     let host = gateway.public_url.split_once("://").unwrap().1;
     format!(
         "POST /demo HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nContent-Type: application/json\r\n\
@@ -40,7 +40,7 @@ fn head(gateway: &Gateway, token: &str) -> String {
     )
 }
 
-fn ping(gateway: &Gateway, token: &str) -> String {
+pub fn ping(gateway: &Gateway, token: &str) -> String {
     format!("{}Content-Length: {}\r\n\r\n{PING}", head(gateway, token), PING.len())
 }
 
@@ -54,7 +54,7 @@ async fn metric(gateway: &Gateway, series: &str) -> u64 {
     found.unwrap_or_else(|| panic!("no {series}")).parse().unwrap()
 }
 
-async fn limited(gateway: &Gateway, limit: &str) -> u64 {
+pub async fn limited(gateway: &Gateway, limit: &str) -> u64 {
     metric(gateway, &format!("postern_limited_total{{limit=\"{limit}\"}}")).await
 }
 

@@ -622,6 +622,7 @@ async fn sr_t46_streams_have_a_number_and_whoever_takes_nothing_is_cut_off() {
         }
     });
     assert_eq!(opens.await, (vec![Ok(200); 5], Err(REFUSED_STREAM), 5));
+    assert_eq!(limited(&gateway, "streams_per_connection").await, 1);
     eventually(10 * SECOND, async || limited(&gateway, "write_time").await == 5).await;
     feeding.await.unwrap();
     assert!(memory(&gateway) < before + 24 * 1024, "{} KiB before, {} after", before, memory(&gateway));
@@ -660,6 +661,7 @@ async fn sr_t46_sr_t48_a_header_over_http_2_has_the_same_bounds() {
         assert_eq!(sent(more).await, Ok(status));
     }
     assert_eq!(limited(&gateway, "header_fields").await, 1);
+    eventually(SECOND, async || limited(&gateway, "header_size").await == 1).await;
     assert_eq!(upstream.calls().len(), 2);
 }
 

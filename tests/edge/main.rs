@@ -12,6 +12,7 @@ mod doors;
 mod floods;
 mod handshake;
 mod kinds;
+mod limits;
 mod monitoring;
 mod names;
 mod pools;

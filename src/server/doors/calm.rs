@@ -1,6 +1,7 @@
 //! Whether the client at the other end of a connection over HTTP/2 keeps calm (RFC 9113 §10.5): how many frames it sends that
 //! carry nothing, how long a header takes it, and which bodies do not come on. `h2` bounds what it holds for a client, but
 //! answers whatever it is sent, and waits however long.
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,20 +12,27 @@ use super::super::upgrade::now;
 use super::frames::{
     CONTINUATION, DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM, Seen, WINDOW_UPDATE,
 };
+use super::room::Place;
 use crate::config::Limits;
 
 /// What the code says with which a connection is ended (RFC 9113 §7).
 pub const ENHANCE_YOUR_CALM: u32 = 11;
+const PROTOCOL_ERROR: u32 = 1;
+const REFUSED_STREAM: u32 = 7;
 /// In that time `control_frames` of them may come.
 const WHILE: f64 = 10.0;
 /// How many updates of windows a client may send for a frame of an answer, as Envoy has it.
 const UPDATES: usize = 10;
 /// Both windows as they are before any update (RFC 9113 §6.9.2): nothing else is set.
 const WINDOW: i64 = 65_535;
+/// So many answers without a body are remembered.
+const BODILESS: usize = 32;
 
 #[derive(Debug)]
 pub struct Calm {
     state: Mutex<State>,
+    /// Whose connection it is.
+    place: Arc<Place>,
     /// There is something to wait for that was not there before.
     stirred: Notify,
 }
@@ -57,6 +65,8 @@ struct State {
     window: i64,
     /// The last stream that was begun.
     newest: u32,
+    /// Streams whose answers ended with their heads, the last of them.
+    bodiless: VecDeque<u32>,
     /// Until when is waited.
     awaited: Option<Instant>,
     over: Option<&'static str>,
@@ -75,7 +85,7 @@ struct Body {
 }
 
 impl Calm {
-    pub fn new(limits: &Limits) -> Self {
+    pub fn new(limits: &Limits, place: Arc<Place>) -> Self {
         let most = limits.control_frames as f64;
         let state = State {
             header_time: limits.header_time,
@@ -94,11 +104,12 @@ impl Calm {
             bodies: Vec::new(),
             window: WINDOW,
             newest: 0,
+            bodiless: VecDeque::new(),
             awaited: None,
             over: None,
             dismissed: false,
         };
-        Self { state: Mutex::new(state), stirred: Notify::new() }
+        Self { state: Mutex::new(state), place, stirred: Notify::new() }
     }
 
     /// Looks at what came from the client. How many bytes of it go on at once, and whether a header ends there: with one at a
@@ -133,7 +144,11 @@ impl Calm {
             match (frame.kind, seen) {
                 (PING, Seen::Head) if frame.asks() => state.asked += 1,
                 (DATA, Seen::Head) => state.updates = state.updates.saturating_add(UPDATES),
+                (HEADERS, Seen::Head) if frame.ends_stream() => state.answers_bodiless(frame.stream),
                 (RST_STREAM, Seen::Head) => state.forget(frame.stream),
+                (RST_STREAM, Seen::Whole) => {
+                    state.refused(&frame).into_iter().for_each(|limit| self.place.hit(limit));
+                }
                 (WINDOW_UPDATE, Seen::Whole) => state.opens(&frame),
                 (GOAWAY, Seen::Whole) => state.dismissed |= frame.error() == ENHANCE_YOUR_CALM,
                 _ => {}
@@ -276,6 +291,20 @@ impl State {
             self.newest = self.newest.max(frame.stream);
         }
         frame.ends_headers()
+    }
+
+    fn answers_bodiless(&mut self, stream: u32) {
+        self.bodiless.truncate(BODILESS - 1);
+        self.bodiless.push_front(stream);
+    }
+
+    /// The limit by which `h2` ends a stream, if it is one of ours: it says 431 by itself, and resets what it has answered.
+    fn refused(&self, frame: &Frame) -> Option<&'static str> {
+        match frame.reason() {
+            REFUSED_STREAM => Some("streams_per_connection"),
+            PROTOCOL_ERROR if self.bodiless.contains(&frame.stream) => Some("header_size"),
+            _ => None,
+        }
     }
 
     fn opens(&mut self, frame: &Frame) {

@@ -69,6 +69,12 @@ impl Frame {
         u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff
     }
 
+    /// Of a `RST_STREAM`.
+    pub fn reason(&self) -> u32 {
+        let [a, b, c, d, ..] = self.first;
+        u32::from_be_bytes([a, b, c, d])
+    }
+
     /// Of a `GOAWAY`.
     pub fn error(&self) -> u32 {
         let [.., a, b, c, d] = self.first;

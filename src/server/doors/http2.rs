@@ -42,7 +42,8 @@ pub async fn serve<A>(app: Arc<A>, stream: Stream, shutdown: ShutdownWatch, plac
 where
     A: HttpServerApp + Send + Sync + 'static,
 {
-    let (calm, place) = (Arc::new(Calm::new(&limits)), Arc::new(place));
+    let place = Arc::new(place);
+    let calm = Arc::new(Calm::new(&limits, Arc::clone(&place)));
     let stream = match timeout(limits.header_time, prefaced(stream, &calm)).await {
         Ok(Some(stream)) => stream,
         Ok(None) => return,
@@ -76,7 +77,7 @@ where
             limit = &mut limit => break limit,
             () = &mut gone => {
                 tracing::info!(target: "postern::server", "a client over HTTP/2 does not answer any more");
-                return;
+                return place.hit("write_time");
             }
             accepted = HttpSession::from_h2_conn(&mut connection, Arc::clone(&digest)) => accepted,
             () = &mut idle, if !stops => return,

@@ -113,6 +113,12 @@ impl Place {
     }
 }
 
+impl fmt::Debug for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Place").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         self.room.all.fetch_sub(1, Ordering::Relaxed);
