@@ -30,13 +30,17 @@ fn alerts() -> Vec<Value> {
         .collect()
 }
 
-fn expressions() -> Vec<String> {
+/// What the panels of the dashboard ask for.
+fn drawn() -> Vec<String> {
     let dashboard: Value = serde_json::from_str(DASHBOARD).unwrap();
     let panels = dashboard["panels"].as_array().unwrap().iter();
     let drawn = panels.flat_map(|panel| panel["targets"].as_array().unwrap().clone());
-    let drawn = drawn.map(|target| target["expr"].as_str().unwrap().to_owned());
+    drawn.map(|target| target["expr"].as_str().unwrap().to_owned()).collect()
+}
+
+fn expressions() -> Vec<String> {
     let alerts = alerts().into_iter().map(|alert| alert["expr"].as_str().unwrap().to_owned());
-    drawn.chain(alerts).collect()
+    drawn().into_iter().chain(alerts).collect()
 }
 
 /// What stands in the table, by metric: its labels.
@@ -164,16 +168,44 @@ fn every_alert_says_what_is_wrong_and_where_to_read_on() {
     }
 }
 
-/// Prometheus's own tool reads the rules, and plays them through.
+/// Asks Prometheus's own tool.
+#[track_caller]
+fn promtool(arguments: [&str; 3]) {
+    let run = Command::new("promtool").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let run = run.expect("promtool, which `tests/setup/install.sh test` installs");
+    let said = [run.stdout, run.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
+    assert!(run.status.success(), "{said}");
+}
+
 #[test]
 fn prometheus_takes_the_rules_and_they_go_off_when_they_should() {
-    let root = env!("CARGO_MANIFEST_DIR");
-    for arguments in [["check", "rules", "conf/alerts.yaml"], ["test", "rules", "tests/data/alerts.yaml"]] {
-        let run = match Command::new("promtool").args(arguments).current_dir(root).output() {
-            Ok(run) => run,
-            Err(_) => return eprintln!("promtool is missing: tests/setup/install.sh test"),
-        };
-        let said = [run.stdout, run.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
-        assert!(run.status.success(), "{said}");
-    }
+    promtool(["check", "rules", "conf/alerts.yaml"]);
+    promtool(["test", "rules", "tests/data/alerts.yaml"]);
+}
+
+/// Each goes off somewhere.
+#[test]
+fn every_alert_is_played_through() {
+    let played: Value = serde_saphyr::from_str(include_str!("../data/alerts.yaml")).unwrap();
+    let tests = played["tests"].as_array().unwrap().iter();
+    let cases = tests.flat_map(|test| test["alert_rule_test"].as_array().unwrap());
+    let goes_off = |case: &&Value| !case["exp_alerts"].as_array().unwrap().is_empty();
+    let goes_off = cases.filter(goes_off).map(|case| case["alertname"].as_str().unwrap());
+    let goes_off: BTreeSet<&str> = goes_off.collect();
+    let all = alerts();
+    assert_eq!(all.iter().map(|alert| alert["alert"].as_str().unwrap()).collect::<BTreeSet<_>>(), goes_off);
+}
+
+/// What the dashboard draws, as rules: its variables stand for what Grafana puts there.
+#[test]
+fn prometheus_understands_every_expression_of_the_dashboard() {
+    let rules = drawn().into_iter().enumerate().map(|(number, expression)| {
+        let expression = expression.replace("$__rate_interval", "5m");
+        json!({"record": format!("drawn:{number}"), "expr": expression})
+    });
+    let file = json!({"groups": [{"name": "drawn", "rules": rules.collect::<Vec<_>>()}]});
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("drawn.yaml");
+    std::fs::write(&path, file.to_string()).unwrap();
+    promtool(["check", "rules", path.to_str().unwrap()]);
 }
