@@ -52,6 +52,7 @@ BARS = [
     doing_the_same("bodies of 1 MiB", "1m"),
     doing_the_same("two cores for the proxy", "cores"),
     Bar("p99 at 1,000/s beside 10,000 idle streams ÷ without", "streams", "p99", "postern-beside", "postern-quiet", 2.0),
+    Bar("200s/s at five times saturation ÷ at saturation", "overload", "rate", "postern-flooded", "postern-full", 0.9),
     Bar("KiB per idle keep-alive connection", "memory", "idle", "postern", None, 36, 20),
     Bar("KiB per open SSE stream", "memory", "stream", "postern", None, 55, 40),
     Bar("CPU of a token's first call ÷ warm call", "first", "ratio", "postern", None, 1.5),

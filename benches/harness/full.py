@@ -11,6 +11,8 @@ from .scenes import Scene
 SIZES = {"64k": ("bodies of 64 KiB, both ways", 64 * 1024), "1m": ("bodies of 1 MiB, both ways", 1024 * 1024)}
 
 STREAMS, STREAMS_RATE = 10_000, 1_000
+# So many requests at once are taken; as many connections keep them at work. And how much more than that comes.
+AT_ONCE, TIMES = 64, 5
 
 
 def scenes(bench, is_wanted):
@@ -108,6 +110,26 @@ def idle_streams(bench, is_wanted):
     bench.programs.end(holder)
     for end in ends:
         end()
+
+
+def overload(bench, is_wanted):
+    """Postern that takes few requests at once: with as many as it takes, and with five times what it can answer. What
+    counts are answers of the upstream. Those are events, which cost the proxy more than a request its sender."""
+    if not is_wanted("overload") or bench.peer("backend") is None:
+        return
+    made, end = signed_in_before_backend(bench, "sse", "overload", more={"limits": {"requests": AT_ONCE}})
+    body = bench.body(CALL)
+    most = load.wrk(made.target, body, 1, AT_ONCE).rate
+    full = dataclasses.replace(made.target, key="postern-full", name=f"Postern, {AT_ONCE} requests at once")
+    flooded = dataclasses.replace(made.target, key="postern-flooded", name=f"Postern, {TIMES} times what it can answer")
+
+    def loaded(target, seconds):
+        if target is full:
+            return load.wrk(target, body, seconds, AT_ONCE)
+        return load.at_rate(target, body, seconds, TIMES * most)
+
+    yield Scene("overload", f"SSE answers, overload: {TIMES * most:,.0f} requests a second", [full, flooded], loaded)
+    end()
 
 
 @contextlib.contextmanager
