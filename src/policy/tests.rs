@@ -124,6 +124,39 @@ fn a_deny_wins_and_nothing_is_allowed_by_itself() {
 }
 
 #[test]
+fn pom_15_tools_are_compared_in_every_way_and_only_where_they_are_called() {
+    for (condition, tools, others) in [
+        ("mcp.tool == 'read_file'", &["read_file"][..], &["read_files", "Read_file", "read_file "][..]),
+        ("mcp.tool in ['read_file', 'list']", &["read_file", "list"], &["read", "lists"]),
+        ("mcp.tool != '' && !(mcp.tool in ['delete', 'drop'])", &["read", "dropped"], &["delete", "drop"]),
+        ("mcp.tool.startsWith('read_')", &["read_", "read_file"], &["read", "xread_", "READ_file"]),
+        ("mcp.tool.endsWith('_file')", &["read_file", "_file"], &["read_files", "file"]),
+        ("mcp.tool.contains('ad_f')", &["read_file", "ad_f"], &["read_File", "adf"]),
+    ] {
+        let allowed = World::new(&json!({"call": [{"name": "r", "allow": condition}]}));
+        let denied = World::new(&json!({"default": "allow", "call": [{"name": "r", "deny": condition}]}));
+        for tool in tools {
+            assert_eq!(allowed.calls(tool, &json!({})), "allowed by rule r", "{condition}: {tool}");
+            assert_eq!(denied.calls(tool, &json!({})), "denied by rule r", "{condition}: {tool}");
+        }
+        for tool in others {
+            assert_eq!(allowed.calls(tool, &json!({})), "denied by default", "{condition}: {tool}");
+            assert_eq!(denied.calls(tool, &json!({})), "allowed by default", "{condition}: {tool}");
+        }
+        // The same name elsewhere is no tool.
+        for (method, member) in
+            [("prompts/get", "name"), ("resources/read", "uri"), ("something/new", "name")]
+        {
+            let message = json!({"id": 1, "method": method, "params": {member: tools[0]}});
+            assert_eq!(allowed.asks(&message), "denied by default", "{condition}: {message}");
+            assert_eq!(denied.asks(&message), "allowed by default", "{condition}: {message}");
+        }
+        let list = json!({"id": 1, "method": "tools/list", "params": {"name": tools[0]}});
+        assert_eq!(denied.asks(&list), "allowed by protocol", "{condition}");
+    }
+}
+
+#[test]
 fn what_keeps_the_protocol_going_needs_no_rule_but_hears_a_deny() {
     let world = World::new(&json!({"call": [
         {"name": "no-etc", "deny": "mcp.arguments.path.startsWith('/etc/')"},

@@ -85,7 +85,7 @@ fn echo_of(message: &str) -> String {
 }
 
 #[tokio::test]
-async fn a_denied_call_is_answered_in_its_own_words_and_never_arrives() {
+async fn pom_14_a_denied_call_is_answered_in_its_own_words_and_never_arrives() {
     let rig = Rig::new(json!({"call": [
         {"name": "adding", "allow": "mcp.tool == 'add'"},
         {"name": "soft-words", "allow": "mcp.tool == 'echo' && !mcp.arguments.message.contains('secret')"},
@@ -102,6 +102,12 @@ async fn a_denied_call_is_answered_in_its_own_words_and_never_arrives() {
     let id = denied.header("x-request-id").unwrap().to_owned();
     assert_eq!(said["error"]["data"]["requestId"], id.as_str());
     assert!(!denied.body.contains("soft-words"), "which rule it was, is for the operator");
+    for id in [json!(0), json!("0"), json!("a \"b\" \u{e9}"), json!(-1)] {
+        let call = json!({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "whoami"}});
+        let denied = rig.call().post(&call.to_string()).await;
+        assert_denied(&denied);
+        assert_eq!(denied.json()["id"], id);
+    }
     assert_denied(&rig.call().tool("whoami", json!({})).await);
     assert_eq!(rig.call().call("something/new", json!({})).await.json()["error"]["code"], -32099);
     // Nobody waits for an answer to a notification.

@@ -166,7 +166,7 @@ async fn a_renewed_certificate_is_shown_from_the_next_handshake_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn sr_f26_no_request_notices_a_storm_of_reloads() {
+async fn sr_f26_pom_41_no_request_notices_a_storm_of_reloads() {
     let (rounds, count) = if std::env::var_os("POSTERN_SOAK").is_some() { (1000, 200) } else { (60, 20) };
     let (upstream, streaming) = (Upstream::start().await, Upstream::open().await);
     let always = [Route::oauth("demo", &upstream), Route::open("streams", &streaming)];

@@ -93,7 +93,7 @@ async fn metric(gateway: &Gateway, series: &str) -> f64 {
 }
 
 #[tokio::test]
-async fn a_request_goes_on_from_its_clients_trace_and_the_upstream_from_ours() {
+async fn pom_44_a_request_goes_on_from_its_clients_trace_and_the_upstream_from_ours() {
     let (upstream, collector) = (Upstream::start().await, Collector::start().await);
     let gateway = traced(&collector.endpoint(), 0.0).route(Route::oauth("demo", &upstream)).start().await;
     let tokens = signed_in(&gateway, "demo").await;

@@ -52,7 +52,7 @@ impl Cluster {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_one_instance_gave_works_at_once_on_all() {
+async fn pom_13_what_one_instance_gave_works_at_once_on_all() {
     let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
     let cluster = Cluster::start(3, &redis, &upstream).await;
     let (client, tokens) = cluster.sign_in(0).await;

@@ -390,7 +390,7 @@ async fn sr_as_15_with_several_routes_the_resource_has_to_be_named() {
 }
 
 #[tokio::test]
-async fn sr_as_16_sr_t18_state_and_issuer_come_back_as_they_are() {
+async fn sr_as_16_sr_t18_pom_07_state_and_issuer_come_back_as_they_are() {
     let rig = Rig::start().await;
     let client = rig.client(&[REDIRECT]).await;
     let mut browser = rig.signed_in("alice").await;

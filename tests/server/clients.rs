@@ -266,7 +266,7 @@ async fn keys_behind_a_url_are_fetched_again_when_they_change() {
 }
 
 #[tokio::test]
-async fn cimd_documents_come_from_hosts_that_are_admitted() {
+async fn pom_06_client_documents_come_from_hosts_that_are_admitted() {
     let (upstream, documents) = (Upstream::open().await, ClientDocuments::start().await);
     for (cimd, taken) in [
         (json!({"allow_private": true}), true),
@@ -543,7 +543,7 @@ async fn service_accounts(gateway: &Gateway, words: &[&str]) -> (Option<i32>, St
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_service_account_calls_without_people_until_it_is_taken_back() {
+async fn pom_40_a_service_account_calls_without_people_until_it_is_taken_back() {
     let (redis, upstream, open) = (Redis::start(&[]), Upstream::start().await, Upstream::open().await);
     let routes = vec![Route::oauth("demo", &upstream), Route::open("open", &open)];
     let cluster = Cluster::of(2, Shared::new(store_at(address_of(&redis)), routes)).await;
@@ -581,6 +581,9 @@ async fn a_service_account_calls_without_people_until_it_is_taken_back() {
         assert_eq!((refused.status, refused.header("www-authenticate")), (403, None), "{}", refused.body);
     }
     assert_eq!(upstream.authorization.token_requests("authorization_code").len(), 1, "Alice's connection");
+    for bad in [&bot[..bot.len() - 1], &format!("{bot}x"), "postern_st_", &bot.to_uppercase(), &bot[1..]] {
+        assert_eq!(call(0, "demo", bad).await.status, 401, "{bad}");
+    }
     let (_, list) = service_accounts(gateway, &["list"]).await;
     assert!(list.contains("bot\tdemo\talice\t") && list.contains("alone\tdemo,open\t-\t"), "{list}");
     let (code, text) = service_accounts(gateway, &["create", "bot", "--route", "open"]).await;

@@ -174,7 +174,7 @@ async fn sr_as_03_what_is_listed_works_and_what_is_not_listed_is_refused() {
 }
 
 #[tokio::test]
-async fn sr_as_02_what_is_switched_off_is_neither_listed_nor_done() {
+async fn sr_as_02_pom_03_what_is_switched_off_is_neither_listed_nor_done() {
     let upstream = Upstream::open().await;
     let documents = ClientDocuments::start().await;
     let clients = json!({"cimd": {"enabled": false, "allow_private": true}, "dcr": {"enabled": false}});
@@ -211,7 +211,7 @@ async fn sr_as_05_the_metadata_do_not_repeat_what_a_request_says_about_us() {
 // === dynamic registration ===
 
 #[tokio::test]
-async fn sr_as_60_a_registration_says_what_is_in_force() {
+async fn sr_as_60_pom_05_a_registration_says_what_is_in_force() {
     let upstream = Upstream::open().await;
     let gateway = open(&upstream).start().await;
     let asked = json!({

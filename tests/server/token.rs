@@ -120,7 +120,7 @@ fn assert_uncached(answer: &McpAnswer) {
 // === codes ===
 
 #[tokio::test]
-async fn sr_as_35_a_code_brings_a_bearer_token_and_a_refresh_token() {
+async fn sr_as_35_pom_10_a_code_brings_a_bearer_token_and_a_refresh_token() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     let answer = rig.client.redeem(&code, &request).await;
@@ -187,7 +187,7 @@ async fn sr_t12_who_cannot_use_a_code_cannot_use_its_replay_as_a_weapon() {
 }
 
 #[tokio::test]
-async fn sr_t12_a_code_is_for_the_client_that_asked() {
+async fn sr_t12_pom_09_a_code_is_for_the_client_that_asked() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     let stranger = Client::register(&rig.gateway).await;
@@ -201,7 +201,7 @@ async fn sr_t12_a_code_is_for_the_client_that_asked() {
 }
 
 #[tokio::test]
-async fn sr_t11_sr_as_32_a_code_needs_its_verifier() {
+async fn sr_t11_sr_as_32_pom_08_a_code_needs_its_verifier() {
     let mut rig = Rig::start().await;
     let (code, request) = rig.code().await;
     let redemption = rig.client.redemption(&code, &request);
@@ -291,7 +291,7 @@ async fn sr_as_31_a_code_survives_a_crash_and_so_does_its_being_spent() {
 // === refresh ===
 
 #[tokio::test]
-async fn sr_as_38_every_use_of_a_refresh_token_brings_the_next_one() {
+async fn sr_as_38_pom_11_every_use_of_a_refresh_token_brings_the_next_one() {
     let mut rig = Rig::start().await;
     let mut tokens = rig.tokens().await;
     let mut seen = vec![tokens.refresh_token.clone()];

@@ -45,7 +45,7 @@ async fn form(gateway: &Gateway, path: &str, client: &str, params: Params) -> Va
 }
 
 #[tokio::test]
-async fn an_agent_gets_a_short_token_for_its_caller_and_for_the_routes_that_are_named() {
+async fn pom_39_an_agent_gets_a_short_token_for_its_caller_and_for_the_routes_that_are_named() {
     for format in ["sealed", "jwt"] {
         let (agent, server) = (Upstream::open().await, Upstream::open().await);
         let gateway =

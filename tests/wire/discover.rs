@@ -573,7 +573,7 @@ async fn sr_s04_server_metadata_cannot_lead_to_hosts_that_are_not_allowed() {
 }
 
 #[tokio::test]
-async fn a_host_is_asked_once_it_is_allowed() {
+async fn pom_42_a_host_is_asked_once_it_is_allowed_and_the_upstreams_own_is() {
     let server = AuthorizationServer::start().await;
     let issuer = server.origin.replace("127.0.0.1", "localhost");
     server.set(|script| {

@@ -305,7 +305,7 @@ async fn sr_t65_public_and_admin_listeners_serve_only_their_own() {
 }
 
 #[tokio::test]
-async fn the_access_log_has_the_same_keys_on_every_line_and_no_query() {
+async fn pom_44_the_access_log_has_the_same_keys_on_every_line_and_no_query() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::before(&upstream).await;
     let (client, _, tokens) = signed_in(&gateway, "demo").await;

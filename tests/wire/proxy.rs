@@ -619,7 +619,7 @@ async fn sr_t38_hop_by_hop_headers_stay_here_and_cannot_remove_ours() {
 }
 
 #[tokio::test]
-async fn sr_t26_no_token_crosses_the_gateway() {
+async fn sr_t26_pom_12_no_token_crosses_the_gateway() {
     let upstream = Upstream::start().await;
     let bench = Bench::of(Route::oauth("demo", &upstream)).await;
     let answer = bench.call().tool("whoami", json!({})).await;

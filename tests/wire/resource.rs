@@ -98,7 +98,7 @@ async fn sr_rs_02_no_token_is_challenged_without_an_error() {
 }
 
 #[tokio::test]
-async fn the_body_of_a_challenge_follows_accept() {
+async fn pom_01_the_body_of_a_challenge_follows_accept() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     for (accept, html) in [
@@ -263,7 +263,7 @@ impl JoinScopes for Vec<Value> {
 // === browsers ===
 
 #[tokio::test]
-async fn sr_t50_a_preflight_is_answered_before_authentication_and_lets_a_browser_do_all_of_mcp() {
+async fn sr_t50_pom_04_a_preflight_is_answered_before_authentication_and_lets_a_browser_do_all_of_mcp() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     let origin = "http://localhost:6274";
@@ -692,7 +692,7 @@ async fn sr_rs_05_a_session_is_no_credential() {
 // === hosts and paths ===
 
 #[tokio::test]
-async fn sr_t25_spellings_of_one_path_are_one_route_everywhere() {
+async fn sr_t25_pom_02_spellings_of_one_path_are_one_route_everywhere() {
     let upstream = lone_upstream().await;
     let gateway = open_gateway(&upstream).await;
     for resource in ["/demo", "/demo/"] {
