@@ -236,7 +236,7 @@ async fn the_second_choice_of_a_service_serves_while_the_first_does_not() {
 }
 
 #[tokio::test]
-async fn an_address_that_changes_moves_traffic_and_silence_changes_nothing() {
+async fn sr_f32_an_address_that_changes_moves_traffic_and_silence_changes_nothing() {
     let names = NameServer::start().await;
     let peer = Upstream::open().await;
     // The same port at another address of this machine.

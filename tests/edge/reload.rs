@@ -150,7 +150,7 @@ async fn what_waits_for_a_restart_is_named_and_left_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_renewed_certificate_is_shown_from_the_next_handshake_on() {
+async fn sr_f36_a_renewed_certificate_is_shown_from_the_next_handshake_on() {
     let upstream = Upstream::open().await;
     let gateway = Gateway::builder().tls().route(Route::open("demo", &upstream)).start().await;
     let path = gateway.url("/");
@@ -299,7 +299,7 @@ async fn a_lone_instance_is_told_beside_its_data() {
 }
 
 #[tokio::test]
-async fn a_reload_never_takes_keys_that_the_open_store_was_not_written_with() {
+async fn sr_f35_a_reload_never_takes_keys_that_the_open_store_was_not_written_with() {
     let upstream = Upstream::start().await;
     let gateway = Gateway::before(&upstream).await;
     let (client, tokens) = sign_in(&gateway, "alice").await;

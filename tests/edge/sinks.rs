@@ -20,7 +20,7 @@ const UNREAD: &str = r#"mkfifo out err; exec 1<>out 2<>err; exec "$0" "$@""#;
 const MANY: usize = 10_000;
 
 #[tokio::test]
-async fn logs_that_nobody_reads_hold_no_request_up() {
+async fn sr_f33_logs_that_nobody_reads_hold_no_request_up() {
     let upstream = Upstream::open().await;
     let admin = Port::take();
     let unread = ["sh", "-c", UNREAD].map(str::to_owned);

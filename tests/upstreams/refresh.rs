@@ -124,7 +124,7 @@ async fn sr_r01_a_thousand_callers_at_the_end_of_a_token_cause_one_refresh_and_n
 }
 
 #[tokio::test]
-async fn fifty_callers_whose_token_is_refused_cause_one_refresh() {
+async fn sr_f20_fifty_callers_whose_token_is_refused_cause_one_refresh() {
     let rig = Connected::new().await;
     rig.upstream.refuse_current_tokens();
     let calls: Vec<_> = (0..50)

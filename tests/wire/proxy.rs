@@ -405,7 +405,7 @@ async fn sr_rs_11_sr_t53_a_slow_reader_is_not_buffered_for_without_end() {
 }
 
 #[tokio::test]
-async fn an_upstream_that_dies_ends_the_clients_stream_within_a_second() {
+async fn sr_f18_an_upstream_that_dies_ends_the_clients_stream_within_a_second() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     let (feed, answer) = Answer::stream();
@@ -799,7 +799,7 @@ async fn an_upstream_that_is_down_is_502_and_comes_back() {
 }
 
 #[tokio::test]
-async fn a_post_that_was_lost_is_502_and_was_sent_once() {
+async fn sr_f18_a_post_that_was_lost_is_502_and_was_sent_once() {
     let upstream = lone_upstream().await;
     let bench = Bench::before(&upstream).await;
     for _ in 0..3 {

@@ -403,7 +403,7 @@ impl Typed for Note {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn f34_records_of_a_newer_version_are_left_alone() {
+async fn sr_f34_records_of_a_newer_version_are_left_alone() {
     let server = Server::start(&[]);
     let store = server.open("p:").unwrap();
     store.connect("c", "inc", b"sealed".to_vec(), HOUR).await.unwrap();
