@@ -20,9 +20,10 @@ pub struct Cimd {
     pub enabled: bool,
     /// Whether documents may come from private addresses, and by `http` from loopback ones.
     pub allow_private: bool,
-    /// The only hosts that documents may come from; empty: any. `*.` in front stands for all names below.
+    /// The only hosts that documents may come from; empty: any. `*.` in front stands for one label, as in certificates: who has a
+    /// name may give those below it to others.
     pub allow_hosts: Vec<String>,
-    /// Hosts that no document comes from; stronger than `allow_hosts`.
+    /// Hosts that no document comes from; stronger than `allow_hosts`. Here `*.` stands for all names below.
     pub deny_hosts: Vec<String>,
 }
 
@@ -60,13 +61,17 @@ pub struct Machine {
 impl Cimd {
     /// Whether documents of this host (lower case, no port) are taken at all.
     pub fn admits(&self, host: &str) -> bool {
-        let listed = |list: &[String]| {
+        let listed = |list: &[String], most_labels: usize| {
             list.iter().any(|entry| match entry.strip_prefix("*.") {
-                Some(parent) => host.strip_suffix(parent).is_some_and(|rest| rest.ends_with('.')),
+                Some(parent) => {
+                    let labels = host.strip_suffix(parent).and_then(|rest| rest.strip_suffix('.'));
+                    labels
+                        .is_some_and(|labels| !labels.is_empty() && labels.split('.').count() <= most_labels)
+                }
                 None => entry == host,
             })
         };
-        !listed(&self.deny_hosts) && (self.allow_hosts.is_empty() || listed(&self.allow_hosts))
+        !listed(&self.deny_hosts, usize::MAX) && (self.allow_hosts.is_empty() || listed(&self.allow_hosts, 1))
     }
 }
 
@@ -80,7 +85,7 @@ pub(super) fn cimd(check: &mut Checker<'_>, written: Option<&file::Cimd>) -> Cim
             let bare = host.strip_prefix("*.").unwrap_or(&host);
             let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
             if bare.is_empty() || !bare.bytes().all(plain) || bare.starts_with('.') {
-                let write = "write a host like `client.example.com`, or `*.example.com` for all below";
+                let write = "write a host like `client.example.com`, or `*.example.com` for those below";
                 check.refuse(&key.child(name).item(index), "is not a host", write);
             } else {
                 hosts.push(host);
@@ -258,7 +263,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hosts_are_taken_as_the_lists_say() {
+    fn pom_42_a_star_allows_one_label_and_denies_all_below() {
         let with = |allow: &[&str], deny: &[&str]| Cimd {
             enabled: true,
             allow_private: false,
@@ -266,17 +271,27 @@ mod tests {
             deny_hosts: deny.iter().map(ToString::to_string).collect(),
         };
         assert!(with(&[], &[]).admits("any.example"));
-        let listed = with(&["a.example", "*.b.example"], &["bad.b.example"]);
+        let listed = with(
+            &["a.example", "*.b.example", "*.x.c.example", "*.c.example"],
+            &["bad.b.example", "*.bad.c.example"],
+        );
         for (host, taken) in [
             ("a.example", true),
             ("x.a.example", false),
             ("x.b.example", true),
-            ("y.x.b.example", true),
+            ("y.x.b.example", false),
+            ("y.x.c.example", true),
             ("b.example", false),
+            (".b.example", false),
             ("evilb.example", false),
             ("bad.b.example", false),
+            ("bad.c.example", true),
+            ("x.bad.c.example", false),
         ] {
             assert_eq!(listed.admits(host), taken, "{host}");
         }
+        let denied = with(&[], &["*.bad.example"]);
+        assert!(!denied.admits("x.bad.example") && !denied.admits("y.x.bad.example"));
+        assert!(denied.admits("bad.example"));
     }
 }

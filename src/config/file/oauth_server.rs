@@ -117,10 +117,10 @@ pub(in crate::config) struct Cimd {
     pub(in crate::config) enabled: Option<bool>,
     /// Whether documents may lie on private and loopback addresses, and come by `http` from loopback ones. Default: `false`.
     pub(in crate::config) allow_private: Option<bool>,
-    /// Hosts that documents may come from, like `claude.ai` or `*.example.com`. Default: any. A document proves only who
-    /// controls its host; whether to let that application in is asked of each user, with the host shown.
+    /// Hosts that documents may come from, like `claude.ai` or `*.example.com`, which is one label in front and no more. Default: any. A
+    /// document proves only who controls its host; whether to let that application in is asked of each user, with the host shown.
     pub(in crate::config) allow_hosts: Option<Vec<String>>,
-    /// Hosts that no document may come from, whatever `allow_hosts` says. Default: none.
+    /// Hosts that no document may come from, whatever `allow_hosts` says; `*.example.com` is all below. Default: none.
     pub(in crate::config) deny_hosts: Option<Vec<String>>,
 }
 
