@@ -14,6 +14,7 @@ mod tree;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use http::uri::InvalidUri;
 use http::{HeaderName, HeaderValue, Uri};
@@ -110,6 +111,8 @@ pub struct Upstream {
     /// `base_path`, ready-made: what nearly every request asks for.
     base_uri: Option<Uri>,
     pub policy: AddressPolicy,
+    /// How long it may say nothing to a request. `None`: as long as it likes.
+    pub read_timeout: Option<Duration>,
     /// Where it is, and whom its peers may reach. `None`: where `url` says.
     pub pool: Option<Box<Pool>>,
 }
@@ -331,6 +334,7 @@ impl Upstream {
             base_path: url.path().to_owned(),
             base_uri: url.path().parse().ok(),
             policy: AddressPolicy::allowing(configured.private_hosts()),
+            read_timeout: Some(configured.read_timeout).filter(|time| !time.is_zero()),
             pool: configured.pool.as_ref().map(|pool| Box::new(Pool::new(configured, pool))),
             host,
             group: group.finish(),

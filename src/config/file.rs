@@ -276,6 +276,9 @@ pub(super) struct Upstream {
     pub(super) allow_private: Option<bool>,
     /// Other hosts that the upstream may lead to (its authorization server, say), for which the same is allowed. Names without port. Default: none.
     pub(super) allow_hosts: Option<Vec<String>>,
+    /// How long it may say nothing, before its answer and within it: then a call is answered 504, and an answer that has begun ends. `0s`: as
+    /// long as it likes. Default: `0s` for MCP servers, whose streams are silent for hours; `1h` at `kind: http`.
+    pub(super) read_timeout: Option<String>,
     /// Where it is, as `HOST:PORT`: requests are shared out among these. Scheme, host header, TLS name and path stay those of `url`, which
     /// is still who the upstream is. Default: where `url` says.
     pub(super) peers: Option<Vec<Peer>>,

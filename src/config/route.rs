@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use url::Url;
 
@@ -53,6 +54,8 @@ pub struct Upstream {
     pub allow_private: bool,
     /// Other hosts with the same permission: lower case, no port, IPv6 without brackets.
     pub allow_hosts: Vec<String>,
+    /// How long it may say nothing to a request. Zero: as long as it likes.
+    pub read_timeout: Duration,
     /// Where it is. `None`: where `url` says.
     pub pool: Option<Pool>,
 }
@@ -77,6 +80,10 @@ impl Upstream {
         own.into_iter().chain(self.allow_hosts.iter().cloned()).collect()
     }
 }
+
+/// What speaks HTTP and is no MCP server may be silent for that long, where nothing is written.
+const HTTP_SILENCE: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// First path segment of every route that is made at run time.
 pub const MANAGED: &str = "connect";
@@ -142,7 +149,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &[file::Route], around: &A
                 check.refuse(&key.child("path"), what, "give each route a place of its own");
             }
         }
-        let upstream = upstream(check, &key.child("upstream"), &entry.upstream);
+        let upstream = upstream(check, &key.child("upstream"), &entry.upstream, kind);
         let private = upstream.as_ref().map(Upstream::private_hosts).unwrap_or_default();
         let beside = credential::Around { private: &private, login: around.login, own: &own };
         let credential = match (&entry.credential, kind::default_credential(kind)) {
@@ -317,7 +324,15 @@ fn shadow(
     }
 }
 
-fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Option<Upstream> {
+fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream, kind: Kind) -> Option<Upstream> {
+    let usual = if kind.is_mcp() { Duration::ZERO } else { HTTP_SILENCE };
+    let read_timeout = check.duration(
+        &key.child("read_timeout"),
+        written.read_timeout.as_deref(),
+        usual,
+        Duration::ZERO,
+        DAY,
+    );
     let allow_private = written.allow_private.unwrap_or(false);
     let allow_hosts = hosts(check, &key.child("allow_hosts"), written.allow_hosts.as_deref());
     let pool = pool::check(check, key, written, allow_private, &allow_hosts);
@@ -333,7 +348,8 @@ fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Opt
     } else if url.port() == Some(0) {
         check.refuse(&at, "has port 0", "write the port of the upstream");
     } else {
-        return Some(Upstream { url, url_as_written: written.url.clone(), allow_private, allow_hosts, pool });
+        let url_as_written = written.url.clone();
+        return Some(Upstream { url, url_as_written, allow_private, allow_hosts, read_timeout, pool });
     }
     None
 }

@@ -141,6 +141,9 @@ fn strangers(check: &mut Checker<'_>, key: &Key, entry: &file::Route) {
         let write = "write `source`, or leave it out";
         check.refuse(&upstream.child("balance_on"), "is not known of a connection", write);
     }
+    if entry.upstream.read_timeout.is_some() {
+        check.refuse(&upstream.child("read_timeout"), "is about requests", "write `tcp.idle_timeout`");
+    }
     if entry.upstream.allow_hosts.is_some() {
         check.refuse(&upstream.child("allow_hosts"), "leads nowhere at `kind: tcp`", "leave it out");
     }
@@ -185,5 +188,6 @@ fn upstream(check: &mut Checker<'_>, key: &Key, written: &file::Upstream) -> Opt
         }
     };
     let url_as_written = written.url.clone();
-    Some(Upstream { url, url_as_written, allow_private, allow_hosts: Vec::new(), pool: Some(pool) })
+    let (allow_hosts, read_timeout) = (Vec::new(), Duration::ZERO);
+    Some(Upstream { url, url_as_written, allow_private, allow_hosts, read_timeout, pool: Some(pool) })
 }

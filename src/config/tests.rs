@@ -221,7 +221,7 @@ fn unknown_keys_are_all_reported_with_place_and_choice() {
     let expected = "\
 conf.yaml:4:3: server.acces_log: unknown key; did you mean `access_log`? write one of access_log, acme_challenge, admin, allowed_origins, audit_log, data_dir, drain_timeout, forwarded_header, listen, proxy_protocol, public_url, threads, tls, trusted_proxies, upgrade_timeout, watch
 conf.yaml:14:11: routes[0].path: lies under /oauth, which is Postern's own; choose another path, or give the route a host of its own
-conf.yaml:17:7: routes[0].upstream.ulr: unknown key; did you mean `url`? write one of allow_hosts, allow_private, balance, balance_on, drain, health, peers, slow_start, url";
+conf.yaml:17:7: routes[0].upstream.ulr: unknown key; did you mean `url`? write one of allow_hosts, allow_private, balance, balance_on, drain, health, peers, read_timeout, slow_start, url";
     assert_eq!(report, expected);
 }
 
@@ -829,6 +829,20 @@ fn upstream_urls() {
     assert_eq!(upstream.url_as_written, "http://UP.example.com:80/mcp/");
     assert_eq!((upstream.host().as_str(), upstream.base_path()), ("up.example.com", "/mcp"));
     assert_eq!(upstream.private_hosts(), ["up.example.com", "auth.example", "::1", "::2", "10.0.0.1"]);
+    assert_eq!(upstream.read_timeout, Duration::ZERO, "streams of an MCP server may be silent");
+    for (written, expected) in
+        [("read_timeout: 90s", 90), ("read_timeout: 0s", 0), ("read_timeout: 1d", 86_400)]
+    {
+        let upstream = good(&[("#upstream", written)], &Fake::default()).routes.remove(0).upstream;
+        assert_eq!(upstream.read_timeout, Duration::from_secs(expected), "{written}");
+    }
+    let http = [("#route", "kind: http\n    host: app.example.com")];
+    assert_eq!(good(&http, &Fake::default()).routes[0].upstream.read_timeout, Duration::from_secs(3600));
+    one(
+        "#upstream",
+        "read_timeout: 2d",
+        "conf.yaml:17:21: routes[0].upstream.read_timeout: is out of range; write a duration from 0s to 1day",
+    );
     for host in ["a:80", "https://a", "", "a/b"] {
         one(
             "#upstream",

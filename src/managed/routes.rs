@@ -1,5 +1,6 @@
 //! A configuration → its route.
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use http::{HeaderName, HeaderValue};
 use secrecy::ExposeSecret;
@@ -62,6 +63,7 @@ fn upstream(configuration: &Configuration, around: Around<'_>) -> Option<config:
         url,
         allow_private: false,
         allow_hosts: around.settings.private_hosts.clone(),
+        read_timeout: Duration::ZERO,
         pool: None,
     };
     let may_be_plain = around.settings.private_hosts.contains(&upstream.host());

@@ -1,6 +1,7 @@
 //! The challenges of a certificate authority (ACME, RFC 8555 §8.3): whoever answers them for us is asked under any host, and for nothing
 //! but a token.
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Matched, Route, Upstream};
 use crate::config::{self, Credential, Kind, PublicUrl};
@@ -10,6 +11,8 @@ const NAME: &str = ".acme-challenge";
 const PATH: &str = "/.well-known/acme-challenge";
 /// They are 22 characters and more; nobody has long ones.
 const TOKEN_MAX: usize = 256;
+/// Whoever answers them does so at once, and nobody has to say who they are.
+const SILENCE: Duration = Duration::from_secs(60);
 
 /// Where challenges lead.
 pub struct Challenges(Arc<Route>);
@@ -28,6 +31,7 @@ impl Challenges {
                 url: at,
                 allow_private: true,
                 allow_hosts: Vec::new(),
+                read_timeout: SILENCE,
                 pool: None,
             },
             credential: Credential::None,

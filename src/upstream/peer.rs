@@ -13,8 +13,6 @@ const CONNECT_TLS: Duration = Duration::from_secs(10);
 /// Below what servers keep idle connections for (Node and uvicorn: 5 s): a POST on a connection that is just being
 /// closed may be lost. Of those that keep them for less it is learned ([`super::patience`]).
 pub(super) const IDLE: Duration = Duration::from_secs(4);
-/// A stream that says nothing for so long is ended; a call that takes longer is answered 504.
-const SILENCE: Duration = Duration::from_secs(3600);
 const STREAMS_PER_CONNECTION: usize = 100;
 
 /// A peer for `upstream` at `address`, which has been vetted. `upgrades`: for a request that opens a WebSocket.
@@ -26,7 +24,7 @@ pub fn peer(upstream: &Upstream, address: SocketAddr, upgrades: bool) -> Box<Htt
     peer.options.connection_timeout = Some(CONNECT);
     peer.options.total_connection_timeout = Some(CONNECT_TLS);
     peer.options.idle_timeout = Some(IDLE);
-    peer.options.read_timeout = Some(SILENCE);
+    peer.options.read_timeout = upstream.read_timeout;
     peer.options.tcp_keepalive = Some(keepalive());
     peer.options.http_upstream_request_policy = match upgrades {
         true => HttpUpstreamRequestPolicy::standard(),

@@ -15,6 +15,7 @@ use support::PATIENCE;
 use support::body::Feed;
 use support::browser::Browser;
 use support::client::Client;
+use support::gate::Gate;
 use support::gateway::{Builder, Gateway, Route};
 use support::h2_client::{self, DATA, END_STREAM, Frame, H2Client, There, frame};
 use support::h2_server::H2Server;
@@ -122,6 +123,45 @@ async fn a_silent_stream_gets_comments_between_its_events_and_never_inside_of_on
         let events: Vec<&str> = text.split(COMMENT).filter(|text| !text.is_empty()).collect();
         assert_eq!(events, [event, "event: message\ndata: 1\n\n"], "{text:?}");
     }
+}
+
+#[tokio::test]
+async fn pom_43_an_upstream_may_be_silent_for_as_long_as_it_likes_unless_a_time_is_written() {
+    let (patient, brief) = (Upstream::open().await, Upstream::open().await);
+    let timed = Route::open("brief", &brief).with("upstream.read_timeout", json!("500ms"));
+    // What we say into the silence is nothing that the upstream has said.
+    let gateway = demo(&patient).route(timed).with("limits.keep_alive", json!("100ms")).start().await;
+    let client = Client::register(&gateway).await;
+    let mut browser = Browser::of("alice");
+    let mut sides = Vec::new();
+    for (name, upstream) in [("demo", &patient), ("brief", &brief)] {
+        let token = client.sign_in(&mut browser, name).await.access_token;
+        let request = gateway.mcp(name).bearer(&token);
+        let (feed, answer) = Answer::stream();
+        upstream.answer_next(answer);
+        let mut stream = request.events().await;
+        feed.event("begins");
+        assert_eq!(stream.next(PATIENCE).await.unwrap().data, "begins");
+        let gate = Gate::shut();
+        upstream.set(|script| script.gate = Some(gate.clone()));
+        sides.push((request, feed, stream, gate));
+    }
+    let (mut timed, mut untimed) = (sides.pop().unwrap(), sides.pop().unwrap());
+    let waits = tokio::spawn({
+        let request = untimed.0.clone();
+        async move { request.tool("echo", json!({})).await.status }
+    });
+    untimed.3.wait_for(1, PATIENCE).await;
+    let late = timed.0.tool("echo", json!({})).await;
+    assert_eq!((late.status, &late.json()["error"]), (504, &json!("gateway_timeout")), "{}", late.body);
+    let sent = brief.calls().iter().filter(|call| call.json()["method"] == "tools/call").count();
+    assert_eq!(sent, 1, "nothing is sent twice");
+    assert_eq!(timed.2.next(PATIENCE).await, None);
+    // All that time, and more, the other one has waited.
+    untimed.1.event("goes on");
+    assert_eq!(untimed.2.next(PATIENCE).await.unwrap().data, "goes on");
+    untimed.3.open();
+    assert_eq!(waits.await.unwrap(), 200);
 }
 
 #[tokio::test]
