@@ -144,6 +144,14 @@ pub fn session_era_probe_request() -> OwnRequest {
     }
 }
 
+/// A `ping` of revision 2025-11-25 outside a session: asks nothing but whether somebody is there.
+pub fn ping_request() -> OwnRequest {
+    OwnRequest {
+        body: Bytes::from_static(br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#),
+        ..session_era_probe_request()
+    }
+}
+
 /// The value of a header that is there exactly once.
 /// The revision of the protocol that a request is in, as it says. `None`: it does not.
 pub fn revision(headers: &HeaderMap) -> Option<&str> {

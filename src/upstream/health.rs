@@ -1,13 +1,15 @@
 //! Looks after pools: what the names of peers stand for, and whether the peers are well. The questions go the way requests go, to
 //! the same addresses, under the same name, with the same trust in certificates; they carry no credential.
+//!
+//! An MCP server is asked what every revision of it answers without a session: `server/discover`, and where it does not know that, `ping`.
+//! That it wants a token or a session for an answer says that it is there.
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
-use http::{HeaderValue, header};
+use http::{HeaderValue, StatusCode, header};
 use pingora::Result;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
@@ -22,11 +24,11 @@ use super::balance::Peer;
 use super::peer;
 use super::pool::{Pool, Pools, since_1970};
 use crate::config::{Health, Probe};
+use crate::mcp::{self, OwnRequest};
 use crate::route::Upstream;
 
 /// Pools that came with a reload are looked after within that time even if nobody says so.
 const LOOK: Duration = Duration::from_secs(1);
-const PING: &[u8] = br#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
 /// Looks after all pools.
 pub struct Watching {
@@ -62,6 +64,7 @@ async fn look_up(pools: Arc<Pools>, pool: Weak<Pool>) {
 
 /// As [`look_up`].
 async fn check(pools: Arc<Pools>, pool: Weak<Pool>, connector: Arc<Connector>) {
+    let pings = Arc::new(AtomicBool::new(false));
     while let Some(pool) = pool.upgrade() {
         let Some(health) = pool.settings.settings.health.clone() else { return };
         let members = pool.members();
@@ -69,9 +72,10 @@ async fn check(pools: Arc<Pools>, pool: Weak<Pool>, connector: Arc<Connector>) {
         let mut asked = JoinSet::new();
         for peer in members.present.iter().map(|member| &member.peer).chain(leaving) {
             let (peer, upstream) = (Arc::clone(peer), Arc::clone(&pool.upstream));
-            let (connector, health) = (Arc::clone(&connector), health.clone());
+            let (connector, health, pings) = (Arc::clone(&connector), health.clone(), Arc::clone(&pings));
             asked.spawn(async move {
-                let is_well = is_well(&connector, &upstream, peer.address, &health).await;
+                let asking = Asking { connector: &connector, upstream: &upstream, address: peer.address };
+                let is_well = asking.is_well(&health, &pings).await;
                 (peer, is_well)
             });
         }
@@ -98,53 +102,122 @@ fn note(pools: &Pools, route: &str, peer: &Peer, is_well: bool, health: &Health)
     }
 }
 
-async fn is_well(connector: &Connector, upstream: &Upstream, address: SocketAddr, health: &Health) -> bool {
-    let asked = async {
-        match &health.probe {
-            Probe::Tcp => TcpStream::connect(address).await.is_ok(),
-            Probe::Http(path) => {
-                status(connector, upstream, address, "GET", path, b"").await.is_ok_and(|status| status < 400)
-            }
-            Probe::Mcp => {
-                let path = &upstream.base_path;
-                let path = if path.is_empty() { "/" } else { path };
-                status(connector, upstream, address, "POST", path, PING)
-                    .await
-                    .is_ok_and(|status| status < 500)
-            }
-        }
-    };
-    timeout(health.timeout, asked).await.unwrap_or(false)
+/// Whom to ask, and by what way.
+struct Asking<'a> {
+    connector: &'a Connector,
+    upstream: &'a Upstream,
+    address: SocketAddr,
 }
 
-/// The status of the answer, on a connection of its own: one that is open already may hide that no other comes about.
-async fn status(
-    connector: &Connector,
-    upstream: &Upstream,
-    address: SocketAddr,
-    method: &str,
-    path: &str,
-    body: &'static [u8],
-) -> Result<u16> {
-    let mut head = RequestHeader::build(method, path.as_bytes(), None)?;
-    if let Some(host) = &upstream.host_header {
-        head.insert_header(header::HOST, host)?;
+impl Asking<'_> {
+    /// `pings`: whether `ping` was what the server answered the last time.
+    async fn is_well(&self, health: &Health, pings: &AtomicBool) -> bool {
+        let asked = async {
+            match &health.probe {
+                Probe::Tcp => TcpStream::connect(self.address).await.is_ok(),
+                Probe::Http(path) => {
+                    self.status("GET", path, None).await.is_ok_and(|status| status.as_u16() < 400)
+                }
+                Probe::Mcp => self.is_mcp(pings).await,
+            }
+        };
+        timeout(health.timeout, asked).await.unwrap_or(false)
     }
-    head.insert_header(header::USER_AGENT, HeaderValue::from_static("postern-health"))?;
-    head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
-    head.insert_header(header::ACCEPT, HeaderValue::from_static("application/json, text/event-stream"))?;
-    if !body.is_empty() {
-        head.insert_header(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))?;
-        head.insert_header(header::CONTENT_LENGTH, body.len())?;
+
+    async fn is_mcp(&self, pings: &AtomicBool) -> bool {
+        let path = &self.upstream.base_path;
+        let path = if path.is_empty() { "/" } else { path };
+        let begins = pings.load(Ordering::Relaxed);
+        let mut has_place = false;
+        for is_ping in [begins, !begins] {
+            let own = if is_ping { mcp::ping_request() } else { mcp::probe_request() };
+            let Ok(status) = self.status("POST", path, Some(own)).await else { return false };
+            match judged(status) {
+                Judged::Well => {
+                    pings.store(is_ping, Ordering::Relaxed);
+                    return true;
+                }
+                Judged::Unwell => return false,
+                // A server that wants a session says so to a `ping` as well, and is one; what has no such place is none.
+                Judged::Refused { is_place } => has_place |= is_place && is_ping,
+            }
+        }
+        has_place
     }
-    let mut peer = peer::peer(upstream, address, false);
-    peer.options.alpn = ALPN::H1;
-    let (mut session, _) = connector.get_http_session(&*peer).await?;
-    session.write_request_header(Box::new(head)).await?;
-    if !body.is_empty() {
-        session.write_request_body(Bytes::from_static(body), true).await?;
+
+    /// The status of the answer, on a connection of its own: one that is open already may hide that no other comes about.
+    async fn status(&self, method: &str, path: &str, own: Option<OwnRequest>) -> Result<StatusCode> {
+        let mut head = RequestHeader::build(method, path.as_bytes(), None)?;
+        if let Some(host) = &self.upstream.host_header {
+            head.insert_header(header::HOST, host)?;
+        }
+        head.insert_header(header::USER_AGENT, HeaderValue::from_static("postern-health"))?;
+        head.insert_header(header::CONNECTION, HeaderValue::from_static("close"))?;
+        if let Some(own) = &own {
+            for (name, value) in &own.headers {
+                head.insert_header(name, HeaderValue::from_static(value))?;
+            }
+            head.insert_header(header::CONTENT_LENGTH, own.body.len())?;
+        }
+        let mut peer = peer::peer(self.upstream, self.address, false);
+        peer.options.alpn = ALPN::H1;
+        let (mut session, _) = self.connector.get_http_session(&*peer).await?;
+        session.write_request_header(Box::new(head)).await?;
+        if let Some(own) = own {
+            session.write_request_body(own.body, true).await?;
+        }
+        session.finish_request_body().await?;
+        session.read_response_header().await?;
+        Ok(session.response_header().map_or(StatusCode::INTERNAL_SERVER_ERROR, |head| head.status))
     }
-    session.finish_request_body().await?;
-    session.read_response_header().await?;
-    Ok(session.response_header().map_or(500, |head| head.status.as_u16()))
+}
+
+/// What an answer to a question of MCP says.
+#[derive(Debug, PartialEq, Eq)]
+enum Judged {
+    /// It was understood; or a token is wanted first, or less haste.
+    Well,
+    Unwell,
+    /// Not this question, or not so. `is_place`: that there is an MCP server to refuse it.
+    Refused {
+        is_place: bool,
+    },
+}
+
+fn judged(status: StatusCode) -> Judged {
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::TOO_MANY_REQUESTS => Judged::Well,
+        status if status.is_success() => Judged::Well,
+        status if status.is_server_error() => Judged::Unwell,
+        StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED | StatusCode::GONE => {
+            Judged::Refused { is_place: false }
+        }
+        // Redirects are not followed.
+        status => Judged::Refused { is_place: status.is_client_error() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_refuses_is_there_and_a_place_without_one_is_not() {
+        for (status, expected) in [
+            (200, Judged::Well),
+            (202, Judged::Well),
+            (401, Judged::Well),
+            (403, Judged::Well),
+            (429, Judged::Well),
+            (400, Judged::Refused { is_place: true }),
+            (406, Judged::Refused { is_place: true }),
+            (404, Judged::Refused { is_place: false }),
+            (405, Judged::Refused { is_place: false }),
+            (307, Judged::Refused { is_place: false }),
+            (500, Judged::Unwell),
+            (503, Judged::Unwell),
+        ] {
+            assert_eq!(StatusCode::from_u16(status).map(judged).ok(), Some(expected), "{status}");
+        }
+    }
 }

@@ -5,8 +5,10 @@
 
 use crate::support;
 
-use std::sync::Arc;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -16,6 +18,7 @@ use support::cluster::{Cluster, Shared, address_of, store_at};
 use support::gate::Gate;
 use support::gateway::{Gateway, Route};
 use support::mcp::McpRequest;
+use support::received::Received;
 use support::redis::Redis;
 use support::script::Answer;
 use support::tls_server::TlsServer;
@@ -70,9 +73,33 @@ async fn metrics(gateway: &Gateway) -> String {
 
 /// Waits until the figures say that the peer stands like this.
 async fn stands(gateway: &Gateway, peer: &Upstream, state: &str) {
-    let peer = peer.server.address;
-    let line = format!("postern_upstream_peer_state{{peer=\"{peer}\",route=\"demo\",state=\"{state}\"}} 1");
+    let line = standing(peer.server.address, state);
     eventually(PATIENCE, || async { metrics(gateway).await.contains(&line) }).await;
+}
+
+fn standing(peer: SocketAddr, state: &str) -> String {
+    format!("postern_upstream_peer_state{{peer=\"{peer}\",route=\"demo\",state=\"{state}\"}} 1")
+}
+
+/// A server of an older revision, of which it is enough here that it knows `ping` and no other method; what it was asked.
+fn only_pings() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
+    let (listener, asked) = (TcpListener::bind("127.0.0.1:0").unwrap(), Arc::<Mutex<Vec<String>>>::default());
+    let (address, seen) = (listener.local_addr().unwrap(), Arc::clone(&asked));
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let (mut text, mut piece) = (String::new(), [0; 4096]);
+            while !text.ends_with('}') {
+                match stream.read(&mut piece) {
+                    Ok(read @ 1..) => text.push_str(&String::from_utf8_lossy(&piece[..read])),
+                    _ => break,
+                }
+            }
+            let status = if text.contains("\"ping\"") { "200 OK" } else { "400 Bad Request" };
+            seen.lock().unwrap().push(text);
+            let _ = write!(stream, "HTTP/1.1 {status}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
+        }
+    });
+    (address, asked)
 }
 
 /// With these peers from now on.
@@ -320,8 +347,8 @@ async fn checks_find_a_peer_that_hangs_and_let_it_come_back_slowly() {
         .requests
         .all()
         .into_iter()
-        .find(|asked| String::from_utf8_lossy(&asked.body).contains("\"ping\""));
-    let check = check.expect("a ping");
+        .find(|asked| asked.header("mcp-method").as_deref() == Some("server/discover"));
+    let check = check.expect("a check");
     assert_eq!((check.header("host").as_deref(), check.bearer()), (Some("mcp.test"), None));
     gate.open();
     stands(&gateway, &peers[0], "slow_start").await;
@@ -332,6 +359,47 @@ async fn checks_find_a_peer_that_hangs_and_let_it_come_back_slowly() {
     assert!((1..=8).contains(&few), "a sixteenth of a share at first: {few} of 64");
     gateway.output.shows("peer is down").await;
     gateway.output.shows("peer is back").await;
+}
+
+#[tokio::test]
+async fn checks_ask_what_the_revision_of_a_server_understands_and_a_refusal_is_no_absence() {
+    let peers = peers(6).await;
+    let refusing = Upstream::start().await;
+    peers[1].set(|script| script.sessions = true);
+    for (peer, status) in peers[2..].iter().zip([404, 405, 503, 307]) {
+        peer.set(|script| script.answer = Answer::http(status, &[("location", "/mcp")], ""));
+    }
+    let (older, asked_of_older) = only_pings();
+    let mut all: Vec<SocketAddr> = peers.iter().chain([&refusing]).map(|peer| peer.server.address).collect();
+    all.push(older);
+    let health = json!({"kind": "mcp", "interval": "100ms", "healthy": 1, "unhealthy": 1});
+    let route = route([]).with("upstream.peers", json!(all)).with("upstream.health", health);
+    let gateway = Gateway::builder().route(route).start().await;
+    for peer in &peers[2..] {
+        stands(&gateway, peer, "down").await;
+    }
+    // Three questions: the answer to the first has been judged.
+    let asked = |peer: &Upstream, method: &str| {
+        let of_method = |asked: &&Received| asked.json()["method"] == method;
+        peer.requests.to("/mcp").iter().filter(of_method).count()
+    };
+    for peer in [&peers[0], &peers[1], &refusing] {
+        eventually(PATIENCE, || async { asked(peer, "server/discover") >= 3 }).await;
+    }
+    let pings = || asked_of_older.lock().unwrap().iter().filter(|text| text.contains("\"ping\"")).count();
+    eventually(PATIENCE, || async { pings() >= 3 }).await;
+    let text = metrics(&gateway).await;
+    for address in [peers[0].server.address, peers[1].server.address, refusing.server.address, older] {
+        assert!(text.contains(&standing(address, "up")), "{address}\n{text}");
+    }
+    assert_eq!(
+        (asked(&peers[0], "ping"), asked(&refusing, "ping")),
+        (0, 0),
+        "who has answered is not asked again"
+    );
+    assert!(asked(&peers[1], "ping") >= 2, "whoever wants a session may be of either revision");
+    assert_eq!(asked_of_older.lock().unwrap().len() - pings(), 1, "it is remembered what a server knows");
+    assert!(refusing.calls().iter().all(|call| call.bearer().is_none()));
 }
 
 #[tokio::test]

@@ -53,7 +53,8 @@ pub enum BalanceOn {
 #[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(in crate::config) struct Health {
-    /// `http`: a GET is answered with 2xx or 3xx. `tcp`: a connection comes about. `mcp`: a `ping` is answered, with whatever is below 500.
+    /// `http`: a GET is answered with 2xx or 3xx. `tcp`: a connection comes about. `mcp`: `server/discover` is answered, or `ping`
+    /// by a server of an older revision; that it asks for a token, or for a session, is an answer, and 404, 405 and 5xx are none.
     pub(in crate::config) kind: HealthKind,
     /// `http`: what is asked for, like `/healthz`. Needs no credential.
     pub(in crate::config) path: Option<String>,
