@@ -192,17 +192,19 @@ async fn what_belongs_together_goes_to_one_peer() {
     let mut counts: Vec<usize> = peers.iter().map(calls).collect();
     counts.sort_unstable();
     assert_eq!(counts, [0, 0, 0, 12], "one caller, one peer");
-    reload(&gateway, &consistent.with("upstream.balance_on", json!("mcp-name"))).await;
-    peers.iter().for_each(|peer| peer.requests.clear());
-    for tool in 0..16 {
-        let request = request.clone().header("mcp-name", &format!("tool-{tool}"));
-        for _ in 0..2 {
-            assert_eq!(echo(&request).await, 200);
+    for header in ["mcp-name", "mcp-method"] {
+        reload(&gateway, &consistent.clone().with("upstream.balance_on", json!(header))).await;
+        peers.iter().for_each(|peer| peer.requests.clear());
+        for value in 0..16 {
+            let request = request.clone().header(header, &format!("value-{value}"));
+            for _ in 0..2 {
+                assert_eq!(echo(&request).await, 200);
+            }
         }
+        let counts: Vec<usize> = peers.iter().map(calls).collect();
+        assert!(counts.iter().all(|count| count % 2 == 0), "each {header} has its peer: {counts:?}");
+        assert!(counts.iter().filter(|count| **count > 0).count() > 1, "and not all the same: {counts:?}");
     }
-    let counts: Vec<usize> = peers.iter().map(calls).collect();
-    assert!(counts.iter().all(|count| count % 2 == 0), "each tool has its peer: {counts:?}");
-    assert!(counts.iter().filter(|count| **count > 0).count() > 1, "and not all the same: {counts:?}");
 }
 
 #[tokio::test]
