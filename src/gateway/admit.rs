@@ -43,9 +43,9 @@ impl Gateway {
     /// Says what becomes of a request.
     pub(super) async fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Admitted, Failure> {
         let is_preflight = plain::is_preflight(session);
-        let head = session.req_header();
         self.require_room(&ctx.snapshot.config.limits)?;
-        screen::request(head, &ctx.snapshot.config.limits)?;
+        screen::request(session, &ctx.snapshot.config.limits)?;
+        let head = session.req_header();
         let snapshot = Arc::clone(&ctx.snapshot);
         let host = screen::host(head).ok_or(Failure::Malformed("exactly one host is needed"))?;
         let path = canonical_path(head.uri.path())?;

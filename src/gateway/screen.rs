@@ -3,7 +3,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderValue, Method, Version, header};
+use memchr::{memchr, memchr_iter};
 use pingora::http::RequestHeader;
+use pingora::proxy::Session;
 
 use crate::config::Limits;
 use crate::inject;
@@ -12,8 +14,36 @@ use crate::respond::Failure;
 /// More unwanted body than that is not read to its end, bytes.
 pub const SHORT: usize = 64 * 1024;
 
-/// Says what is wrong with the request, if anything is.
-pub fn request(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
+/// Says what is wrong with the request, if anything is. After that the connection ends: where the next one begins is not certain.
+pub fn request(session: &mut Session, limits: &Limits) -> Result<(), Failure> {
+    let screened = lines(session).and_then(|()| head(session.req_header(), limits));
+    screened.inspect_err(|_| session.set_keepalive(None))
+}
+
+/// What is no longer to be seen when Pingora has read a head over HTTP/1. Where a line ends otherwise than it has to, whoever is in
+/// front of us may have read another head, with another end (RFC 9112 §2.2); and of a target that is no path, or has a fragment,
+/// Pingora makes something that is one.
+fn lines(session: &Session) -> Result<(), Failure> {
+    let Some(raw) = session.as_http1().map(|session| session.get_headers_raw_bytes()) else { return Ok(()) };
+    let is_plain = |at: usize| at.checked_sub(1).and_then(|at| raw.get(at)) == Some(&b'\r');
+    if !memchr_iter(b'\n', &raw).all(is_plain) {
+        return Err(Failure::Malformed("a line of the head does not end with CR LF"));
+    }
+    let mut words = raw.trim_ascii_start().split(|byte| matches!(byte, b' ' | b'\r'));
+    match words.nth(1).is_some_and(is_target) {
+        true => Ok(()),
+        false => Err(Failure::Malformed("the request target is not a path or a URL without a fragment")),
+    }
+}
+
+/// In origin-form or absolute-form (RFC 9112 §3.2).
+fn is_target(target: &[u8]) -> bool {
+    let begins = |with: &[u8]| target.get(..with.len()).is_some_and(|start| start.eq_ignore_ascii_case(with));
+    let is_whole = target.first() == Some(&b'/') || begins(b"http://") || begins(b"https://");
+    is_whole && memchr(b'#', target).is_none()
+}
+
+fn head(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Failure::Malformed("method is not supported"));
     }
@@ -21,16 +51,16 @@ pub fn request(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
         return Err(Failure::TooManyFields);
     }
     let lengths = head.headers.get_all(header::CONTENT_LENGTH);
-    if lengths.iter().any(|length| !length.as_bytes().iter().all(u8::is_ascii_digit)) {
+    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    if lengths.iter().count() > 1 || !lengths.iter().all(is_number) {
         return Err(Failure::Malformed("content-length is not one number"));
     }
     let is_too_long = |length: &str| length.parse::<usize>().is_ok_and(|length| length > limits.body);
     if lengths.iter().filter_map(|length| length.to_str().ok()).any(is_too_long) {
         return Err(Failure::TooLarge { limit: "body" });
     }
-    let codings = head.headers.get_all(header::TRANSFER_ENCODING);
-    if codings.iter().any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked")) {
-        return Err(Failure::Malformed("transfer-encoding other than chunked"));
+    if !is_framed(&head.headers) {
+        return Err(Failure::Malformed("transfer-encoding is not chunked, once"));
     }
     // Over HTTP/1 they are no part of a value, and whoever is behind us would not see them (RFC 9113 §8.2.1).
     if head.version == Version::HTTP_2 && head.headers.values().any(is_padded) {
@@ -50,6 +80,13 @@ pub fn request(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
         return Err(Failure::Malformed("connection names a header of the protocol"));
     }
     Ok(())
+}
+
+/// Whether a message comes in no transfer coding, or is said to be `chunked` once: anything else is not read alike by everybody.
+pub fn is_framed(headers: &HeaderMap) -> bool {
+    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
+    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
+    codings.next().is_none_or(is_chunked) && codings.next().is_none()
 }
 
 fn is_padded(value: &HeaderValue) -> bool {

@@ -25,6 +25,8 @@ pub struct Seen {
     pub trace: Option<Trace>,
     /// What is asked of others for it, where it is recorded.
     pub errands: Option<Arc<Errands>>,
+    /// Heads of the upstream that came before its answer.
+    pub interim: usize,
 }
 
 /// What `work` comes to, and from when to when it was waited for, counted from `started`. What is there at once is not asked for the

@@ -28,6 +28,13 @@ enum Consequence {
 
 /// When a request may be sent again whose token was refused.
 const AGAIN: Duration = Duration::from_secs(1);
+/// As many interim answers may come before one.
+const INTERIM: usize = 100;
+
+/// Ends an answer that means nothing, or two things.
+fn unreadable(why: &'static str) -> Box<Error> {
+    Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
+}
 
 impl Gateway {
     /// What becomes of the upstream's answer, seen its head.
@@ -50,10 +57,17 @@ impl Gateway {
                 return Ok(());
             }
             // Nobody asked for it: `Upgrade` never gets past us.
-            return Err(Error::explain(ErrorType::InvalidHTTPHeader, "protocol switched unasked").into_up());
+            return Err(unreadable("protocol switched unasked"));
         }
         if upstream.status.is_informational() {
-            return Ok(());
+            ctx.seen.interim += 1;
+            return match ctx.seen.interim > INTERIM {
+                true => Err(unreadable("no end of interim answers")),
+                false => Ok(()),
+            };
+        }
+        if !screen::is_framed(&upstream.headers) {
+            return Err(unreadable("a transfer coding that is not chunked, once"));
         }
         let replayable = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
         let refreshed = target.refused.is_some();

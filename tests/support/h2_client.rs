@@ -228,7 +228,7 @@ fn code(payload: &[u8]) -> u32 {
 }
 
 /// What `:status` says, which comes first: by its index, or in digits (RFC 7541 §6.1, §6.2, appendix B).
-fn status(block: &[u8]) -> u16 {
+pub fn status(block: &[u8]) -> u16 {
     match *block {
         [index @ 0x88..=0x8e, ..] => [200, 204, 206, 304, 400, 404, 500][usize::from(index - 0x88)],
         [_, length, ref digits @ ..] if length & 0x80 == 0 => {

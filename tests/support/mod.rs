@@ -36,6 +36,7 @@ pub mod port;
 pub mod process;
 pub mod raw;
 pub mod received;
+pub mod recorder;
 pub mod redis;
 pub mod relay;
 pub mod script;

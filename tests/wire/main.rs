@@ -9,6 +9,7 @@ mod support;
 mod audit;
 mod discover;
 mod http2;
+mod hygiene;
 mod jwt;
 mod observe;
 mod proxy;
