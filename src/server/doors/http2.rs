@@ -181,12 +181,17 @@ impl Drop for Active {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::room::Room;
     use super::*;
+    use crate::telemetry::Metrics;
 
     const PATIENCE: Duration = Duration::from_millis(10);
 
     async fn is_idle(active: watch::Receiver<usize>, within: Duration) -> bool {
-        timeout(within, idle(active, PATIENCE, &Calm::new(&Limits::default()))).await.is_ok()
+        let room = Arc::new(Room::new(1, Arc::new(Metrics::new().unwrap())));
+        let calm = Calm::new(&Limits::default(), Arc::new(room.enter(1).unwrap()));
+        timeout(within, idle(active, PATIENCE, &calm)).await.is_ok()
     }
 
     #[tokio::test]
