@@ -1,17 +1,18 @@
 # The commands of the project. Each installs what it needs and the machine lacks; what is there is left alone.
 #   make demo    everything in one process on loopback; prints what to paste into an MCP client
 #   make test    all tests, those with other people's clients and servers included
-#   make bench   what a call costs, beside bare Pingora, nginx, HAProxy and Envoy; ten minutes, besides building
+#   make bench   what a call costs, beside bare Pingora, nginx, HAProxy and Envoy; ten minutes, besides half an hour of building
 #   make bench-full   the same with every row, and what stores and stages cost; an hour at most; see benches/README.md
 #   make soak    the long forms of the failure tests, 75 minutes at most; leaves a report in target/soak.log
-#   make package   a Debian package, in target/debian; PROFILE=dev makes it of the everyday binary
-#   make package-test   installs, upgrades, removes and purges it in a directory of its own
+#   make package   a Debian package of the program that is measured, in target/debian
+#   make package-test   makes one of the everyday binary; installs, upgrades, removes and purges it in a directory of its own
 #   make lint    formatting and clippy
 #   make clean   removes what was built
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 INTEROP := tests/interop
+MEASURED := $(TARGET)/measured
 # Each program in tests/ says in its main.rs whether it runs on both stores or once, and why; tests/architecture.rs holds this to it.
 ON_REDIS_TOO := --test calls --test edge --test managed --test server --test upstreams
 # Where there are long forms beside those of `measures` and `model`, which are run whole.
@@ -39,16 +40,15 @@ test: tools-test
 	POSTERN_TEST_STORE=redis $(CARGO) test --locked $(ON_REDIS_TOO)
 
 bench: bench-programs
-	python3 benches/run.py $(TARGET)/release/postern $(TARGET)/peers/release
+	python3 benches/run.py $(MEASURED)/postern $(MEASURED)
 
 bench-full: bench-programs
-	python3 benches/run.py --full $(TARGET)/release/postern $(TARGET)/peers/release
-	python3 benches/callgrind.py $(TARGET)/release/postern $(TARGET)/peers/release
+	python3 benches/run.py --full $(MEASURED)/postern $(MEASURED)
+	python3 benches/callgrind.py $(MEASURED)/postern $(MEASURED)
 	$(CARGO) bench --locked --bench store --bench stages
 
 bench-programs: tools-bench
-	$(CARGO) build --release --locked
-	$(CARGO) build --release --locked --manifest-path benches/peers/Cargo.toml --target-dir $(TARGET)/peers
+	benches/build.sh $(MEASURED)
 
 # A failing run leaves its report all the same.
 soak: tools-test
@@ -58,16 +58,23 @@ soak: tools-test
 	  | tee $(TARGET)/soak.log | grep -E '^(test |[0-9,]+ |images|failures:|    )|panicked|test result'
 	@echo "the whole report: $(TARGET)/soak.log"
 
-PROFILE ?= release
-package: tools-build
+# What is packaged is what is measured.
+package: bench-programs
+	@mkdir -p $(TARGET)/release
+	cp $(MEASURED)/postern $(TARGET)/release/postern
+	$(call packaged,--no-build)
+
+package-test: tools-build
+	$(call packaged,--profile dev)
+	tests/package.sh "$$(ls -t target/debian/postern_*.deb | head -n 1)"
+
+# $(1): of which program.
+define packaged
 	@command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb
 	@mkdir -p target/package target/debian
 	sed 's#^  data_dir: .*#  data_dir: /var/lib/postern#' conf/postern.yaml > target/package/postern.yaml
-	$(CARGO) deb --locked --profile $(PROFILE) --output target/debian/
-
-package-test: PROFILE = dev
-package-test: package
-	tests/package.sh "$$(ls -t target/debian/postern_*.deb | head -n 1)"
+	$(CARGO) deb --locked $(1) --output target/debian/
+endef
 
 lint: tools-build
 	$(CARGO) fmt --check

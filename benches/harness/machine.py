@@ -50,10 +50,11 @@ class Programs:
 
     def end(self, *processes):
         for process in processes:
-            process.send_signal(signal.SIGTERM)
+            # By SIGTERM Pingora would wait for minutes.
+            process.send_signal(signal.SIGINT)
         for process in processes:
             try:
-                process.wait(timeout=4)  # Pingora would wait for minutes
+                process.wait(timeout=4)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

