@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 folder=$1
 host=$(rustc -vV | sed -n 's/^host: //p')
 llvm=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
-work=${CARGO_TARGET_DIR:-target}/profile
+work=$(realpath -m "${CARGO_TARGET_DIR:-target}/profile")
 cargo=${CARGO:-cargo}
 
 # Of rustup's component llvm-tools, or of Debian: an older one cannot read what this compiler writes.
@@ -46,11 +46,11 @@ if [ -n "${POSTERN_PLAIN:-}" ] || ! tool=$(profdata); then
 fi
 
 # Each program writes down what it counted when it ends.
-programs "-Cprofile-generate=$PWD/$work/raw" counting
+programs "-Cprofile-generate=$work/raw" counting
 rm -rf "$work/raw"
 taken counting
-LLVM_PROFILE_FILE="$PWD/$work/raw/%m-%p.profraw" BENCH_ROUNDS=1 BENCH_SECONDS=3 python3 benches/run.py --full \
+LLVM_PROFILE_FILE="$work/raw/%m-%p.profraw" BENCH_ROUNDS=1 BENCH_SECONDS=3 python3 benches/run.py --full \
   --only postern,postern-method,postern-redis,postern-log,bare,main,1500,rules,tls,h2,sse "$folder/postern" "$folder" >"$work/training.log"
 "$tool" merge -o "$work/warm.profdata" "$work"/raw/*.profraw
-programs "-Cprofile-use=$PWD/$work/warm.profdata" profiled
+programs "-Cprofile-use=$work/warm.profdata" profiled
 taken profiled
