@@ -2,6 +2,7 @@
 //! milliseconds, sweeping out what has expired, and renewing what is about to.
 pub mod changes;
 pub mod files;
+pub mod memory;
 pub mod reload;
 pub mod renewal;
 pub mod spans;

@@ -80,9 +80,9 @@ pub enum Failure {
     TooManyFields,
     #[error("the request body came too slowly")]
     TooSlow,
-    /// Of everybody together: ours to say.
-    #[error("too many requests are under way here, try again later")]
-    Overloaded,
+    /// Of everybody together: ours to say. `limit`: of what there is too much.
+    #[error("too much is under way here, try again later")]
+    Overloaded { limit: &'static str },
     #[error("too many calls: try again later")]
     TooManyCalls { retry_after: Duration },
     #[error("too many calls are under way: wait for one to end")]
@@ -182,7 +182,7 @@ pub fn reply(failure: &Failure, route: Option<&Route>, headers: &HeaderMap, id: 
         // Whole seconds (RFC 9110 §10.2.3), and no sooner than it helps.
         Failure::Unavailable { retry_after } => Some(retry_after.as_secs().max(1)),
         Failure::TooManyCalls { retry_after } => Some(retry_after.as_millis().div_ceil(1000).max(1) as u64),
-        Failure::TooManyUnderWay | Failure::Overloaded => Some(1),
+        Failure::TooManyUnderWay | Failure::Overloaded { .. } => Some(1),
         Failure::TooManyStreams | Failure::NoRoomForStreams => Some(STREAMS_AGAIN),
         _ => None,
     };
@@ -275,7 +275,9 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request", "too_many_fields")
         }
         Failure::TooSlow => (StatusCode::REQUEST_TIMEOUT, "invalid_request", TOO_SLOW),
-        Failure::Overloaded => (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "overloaded"),
+        Failure::Overloaded { .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "overloaded")
+        }
         Failure::Unavailable { .. } => {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable", "unavailable")
         }

@@ -22,6 +22,8 @@ pub struct Limits {
     pub connections_per_address: Option<usize>,
     /// Requests under way, without streams.
     pub requests: usize,
+    /// Memory of this process, bytes; 0: any number. `None`: a part of what its control group may hold.
+    pub memory: Option<usize>,
     /// For a handshake, and for a request's header.
     pub header_time: Duration,
     /// The longest header, bytes.
@@ -54,6 +56,7 @@ impl Default for Limits {
             connections: 20_000,
             connections_per_address: None,
             requests: 10_000,
+            memory: None,
             header_time: Duration::from_secs(10),
             header_size: 64 * 1024,
             header_fields: 100,
@@ -124,6 +127,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
         ),
         body_rate: from("body_rate", written.body_rate, usual.body_rate, 0, most),
         streams_per_connection: u32::try_from(per_connection).unwrap_or(usual.streams_per_connection),
+        memory: written.memory,
         ..usual
     };
     let keep_alive = written.keep_alive.as_deref();

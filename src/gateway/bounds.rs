@@ -60,8 +60,11 @@ fn is_slow(read: usize, ctx: &Context, limits: &Limits) -> bool {
 impl Gateway {
     /// What runs goes on; what is new has to wait while there is so much of it. Streams have a limit of their own.
     pub(super) fn require_room(&self, limits: &Limits) -> Result<(), Failure> {
+        if self.in_flight.is_scarce() {
+            return Err(Failure::Overloaded { limit: "memory" });
+        }
         match self.in_flight.requests() > limits.requests.saturating_add(self.streams.count()) {
-            true => Err(Failure::Overloaded),
+            true => Err(Failure::Overloaded { limit: "requests" }),
             false => Ok(()),
         }
     }
@@ -69,11 +72,10 @@ impl Gateway {
     /// Notes the limit that a request has come to, if it has.
     pub(super) fn note_limit(&self, failure: &Failure) {
         self.metrics.hit(match failure {
-            Failure::TooLarge { limit } => limit,
+            Failure::TooLarge { limit } | Failure::Overloaded { limit } => limit,
             Failure::UpstreamUnfilterable(TOO_LONG) => "inspect_answer",
             Failure::TooSlow => "body_time",
             Failure::TooManyFields => "header_fields",
-            Failure::Overloaded => "requests",
             Failure::NoRoomForStreams => "streams",
             Failure::TooManyStreams => "streams_per_user",
             _ => return,

@@ -46,6 +46,7 @@ use self::successor::{Handed, Predecessor};
 use self::upgrade::{Program, Succeeded, Upgrade};
 use self::watchdog::Watchdog;
 use crate::background::files::Watch;
+use crate::background::memory::Memory;
 use crate::background::renewal::Renewal;
 use crate::background::{Exporting, Upkeep};
 use crate::config::{self, Config, Source};
@@ -232,6 +233,11 @@ fn serve(
         foreign: Arc::clone(&gateway.foreign),
         providers: parts.providers,
     };
+    let memory = Memory {
+        authority: Arc::clone(&authority),
+        metrics: Arc::clone(&metrics),
+        in_flight: parts.in_flight.clone(),
+    };
     let watching = Watching {
         pools: Arc::clone(&gateway.pools),
         connector: Arc::new(Connector::new(Some(ConnectorOptions::from_server_conf(&conf)))),
@@ -286,6 +292,7 @@ fn serve(
     server.add_service(OnSockets::new(service, sockets));
     server.add_service(background_service("upkeep", upkeep));
     server.add_service(background_service("renewal", renewal));
+    server.add_service(background_service("memory", memory));
     server.add_service(background_service("pools", watching));
     if let Some(spans) = parts.spans {
         server.add_service(background_service("spans", spans));

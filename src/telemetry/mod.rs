@@ -8,7 +8,7 @@ pub mod output;
 mod series;
 pub mod traces;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus::core::Collector;
@@ -70,6 +70,9 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// How many there may be.
     pub connections_limit: IntGauge,
+    /// Bytes that are held, and that may be.
+    pub memory: IntGauge,
+    pub memory_limit: IntGauge,
     /// Calls at which a rule could not be decided, by route.
     pub policy_faults: IntCounterVec,
     /// Requests at a shared limit that this instance has counted alone.
@@ -81,7 +84,7 @@ pub struct Metrics {
 
 /// The keys of `limits`; the handshake, which has the time of a header; what `h2` bounds by itself; and balancers that may not
 /// speak, or not like that.
-const LIMITS: [&str; 18] = [
+const LIMITS: [&str; 19] = [
     "body",
     "body_time",
     "connections",
@@ -94,6 +97,7 @@ const LIMITS: [&str; 18] = [
     "http2",
     "inspect_answer",
     "inspect_body",
+    "memory",
     "proxy_protocol",
     "requests",
     "streams",
@@ -108,6 +112,8 @@ pub struct InFlight {
     all: Arc<AtomicUsize>,
     /// Of those, the ones that are no requests.
     bytes: Arc<AtomicUsize>,
+    /// There is no memory for more.
+    scarce: Arc<AtomicBool>,
 }
 
 /// Lives as long as the thing counted.
@@ -189,6 +195,12 @@ impl Metrics {
         let connections = registry.gauge("postern_connections", "Connections of clients that are open.")?;
         let connections_limit =
             registry.gauge("postern_connections_limit", "How many connections of clients may be open.")?;
+        let memory = registry.gauge(
+            "postern_memory_bytes",
+            "Memory that counts towards the limit: of the process, or of its control group.",
+        )?;
+        let memory_limit =
+            registry.gauge("postern_memory_limit_bytes", "How much of it there may be; 0 is any number.")?;
         let policy_faults = counter(
             "postern_policy_faults_total",
             "Calls at which a rule could not be decided, by route.",
@@ -248,6 +260,8 @@ impl Metrics {
             limits,
             connections,
             connections_limit,
+            memory,
+            memory_limit,
             policy_faults,
             counted_alone,
             traced,
@@ -321,6 +335,15 @@ impl InFlight {
         self.bytes.fetch_add(1, Ordering::SeqCst);
         self.all.fetch_add(1, Ordering::SeqCst);
         Guard { of: self.clone(), is_bytes: true }
+    }
+
+    /// Whether there is no memory for more. Says whether that was so before.
+    pub fn set_scarce(&self, scarce: bool) -> bool {
+        self.scarce.swap(scarce, Ordering::Relaxed)
+    }
+
+    pub fn is_scarce(&self) -> bool {
+        self.scarce.load(Ordering::Relaxed)
     }
 
     pub fn count(&self) -> usize {

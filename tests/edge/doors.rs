@@ -367,3 +367,51 @@ async fn sr_f30_without_a_file_what_runs_goes_on_and_the_rest_comes_back_with_th
     kept.send(ping(&gateway, &token)).await;
     assert_eq!(kept.response(PATIENCE).await.unwrap().status, 200);
 }
+
+/// With a limit a little above what it holds; bodies that a rule waits for fill it.
+#[tokio::test]
+async fn sr_f31_without_memory_new_work_is_turned_away_and_what_runs_goes_on() {
+    const MIB: usize = 1024 * 1024;
+    let upstream = Upstream::open().await;
+    let rules = json!({"call": [{"name": "secret", "deny": "mcp.tool == 'secret'"}]});
+    let route = Route::open("demo", &upstream).with("policy", rules);
+    let builder = Gateway::builder().route(route).with("limits", json!({"inspect_body": 16 * MIB}));
+    let gateway = builder.start().await;
+    let token = token(&gateway).await;
+    let (feed, answer) = Answer::stream();
+    upstream.answer_next(answer);
+    let mut events = gateway.mcp("demo").bearer(&token).events().await;
+    feed.event("begins");
+    assert_eq!(events.next(PATIENCE).await.unwrap().data, "begins");
+    assert!(is_served(&gateway, &token).await);
+    let limit = (memory(&gateway) + 24 * 1024) * 1024;
+    gateway.reconfigure("limits.memory", json!(limit));
+    gateway.hang_up();
+    eventually(PATIENCE, async || metric(&gateway, "postern_memory_limit_bytes").await == limit as u64).await;
+    assert!(is_served(&gateway, &token).await, "there is room so far");
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let mut connection = RawConnection::open(gateway.address).await;
+        let begun = format!("{PING}{}", " ".repeat(6 * MIB));
+        let head = head(&gateway, &token);
+        let begun = format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{begun}\r\n", begun.len());
+        connection.send(begun).await;
+        held.push(connection);
+    }
+    eventually(PATIENCE, async || !is_served(&gateway, &token).await).await;
+    let call = gateway.mcp("demo").bearer(&token);
+    for answer in [call.call("ping", json!({})).await, call.get().await] {
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")), "{}", answer.body);
+        assert_eq!(answer.json()["error"], "temporarily_unavailable");
+    }
+    assert!(limited(&gateway, "memory").await >= 3);
+    gateway.output.shows("memory runs out: new requests are refused").await;
+    feed.event("still here");
+    assert_eq!(events.next(PATIENCE).await.unwrap().data, "still here");
+    for connection in &mut held {
+        connection.send("0\r\n\r\n").await;
+        assert_eq!(connection.response(PATIENCE).await.unwrap().status, 200);
+    }
+    eventually(PATIENCE, async || is_served(&gateway, &token).await).await;
+    gateway.output.shows("there is memory again").await;
+}

@@ -63,11 +63,13 @@ fn table() -> Vec<Row> {
         ("keep_alive", json!("15s"), None),
         // Counted as `postern_calls_limited_total` (`tests/calls/limits.rs`).
         ("calls", json!([]), None),
+        // A part of the control group's, where that has one; `sr_f31_…` in `doors` comes to it.
+        ("memory", Value::Null, None),
     ]
 }
 
-/// Those that are no key: a handshake has the time of a header, and the others have no number.
-const BESIDE: [&str; 3] = ["handshake", "http2", "proxy_protocol"];
+/// Those of another test; and those that are no key: a handshake has the time of a header, and the others have no number.
+const BESIDE: [&str; 4] = ["handshake", "http2", "memory", "proxy_protocol"];
 
 /// A route at which a rule depends on what is said.
 fn builder(upstream: &Upstream) -> Builder {

@@ -32,6 +32,9 @@ pub(in crate::config) struct Limits {
     /// Requests under way at once, streams that clients have opened aside; further ones are refused with 503. Default: 10000.
     #[schemars(range(min = 1))]
     pub(in crate::config) requests: Option<usize>,
+    /// Memory that Postern may hold, in bytes: with more, new requests are refused with 503, and what runs goes on. 0: any number.
+    /// Default: 90 % of `memory.max` of its control group, where that has one.
+    pub(in crate::config) memory: Option<usize>,
     /// In what time a request's header has to be here, from its first byte; on a new connection from the beginning, and once more for
     /// its handshake. Default: `10s`.
     pub(in crate::config) header_time: Option<String>,
