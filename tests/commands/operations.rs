@@ -13,7 +13,7 @@ use support::browser::Browser;
 use support::client::Client;
 use support::cluster::{address_of, store_at};
 use support::gateway::{Gateway, Route, restrict};
-use support::process::{Output, PROGRAM, Process};
+use support::process::{Output, PROGRAM, Process, run};
 use support::redis::Redis;
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually};
@@ -93,6 +93,10 @@ async fn every_command_of_the_guide_does_what_it_says() {
             _ => {}
         }
         runs = BESIDE.contains(&heading);
+        if lines.contains("tar -xzf") {
+            // Nothing but what was backed up brings it back.
+            std::fs::remove_file(place.join("data/postern.redb")).unwrap();
+        }
         let output = Output::default();
         let mut command = Command::new("sh");
         command.args(["-euc", lines]).current_dir(&place).env("PATH", &path).stdin(Stdio::null());
@@ -113,6 +117,45 @@ async fn every_command_of_the_guide_does_what_it_says() {
     assert_eq!(client.refresh(&tokens.refresh_token).await.status(), 200);
     stop(&mut gateway).await;
     assert!(blocks().len() > 12, "the guide was not read");
+}
+
+/// What is wrong with a configuration is said to whoever asks for it to be read, in the log, and by the metric of the alert, until it is
+/// right.
+#[tokio::test]
+async fn a_reload_that_is_refused_says_why() {
+    let upstream = Upstream::open().await;
+    let gateway = Gateway::builder().route(Route::open("demo", &upstream)).start().await;
+    let failed = async || {
+        let text = gateway.http.get(gateway.admin("/metrics")).send().await.unwrap().text().await.unwrap();
+        let found = text.lines().find_map(|line| line.strip_prefix("postern_config_reload_failed "));
+        found.unwrap().to_owned()
+    };
+    let file = gateway.config_file();
+    assert_eq!(failed().await, "0");
+    let good = std::fs::read_to_string(&file).unwrap();
+    // Right for the command, which reads it as well, and wrong for the process, which has no such variable.
+    let secret = json!({"kind": "header", "name": "x-key", "value": {"env": "KEY_OF_THE_COMMAND"}});
+    let route = Route::to("demo", &upstream.url(), secret);
+    gateway.reconfigure("routes", json!([route.document()]));
+    let words = ["reload", "--config", file.to_str().unwrap()];
+    let asked = run(&words, &[("KEY_OF_THE_COMMAND", "k")]).await;
+    assert_eq!(asked.code, Some(1), "{}", asked.stdout);
+    assert!(asked.stderr.contains("KEY_OF_THE_COMMAND"), "{}", asked.stderr);
+    let refused = |line: &Value| {
+        line["message"].as_str().is_some_and(|message| message.starts_with("not reloaded"))
+            && line["reason"].as_str().is_some_and(|reason| reason.contains("KEY_OF_THE_COMMAND"))
+    };
+    gateway.output.has(1, refused).await;
+    assert_eq!(failed().await, "1");
+    std::fs::write(&file, good).unwrap();
+    let asked = run(&words, &[]).await;
+    assert_eq!(
+        (asked.code, asked.stdout.as_str()),
+        (Some(0), "the configuration is in use"),
+        "{}",
+        asked.stderr
+    );
+    assert_eq!(failed().await, "0");
 }
 
 #[test]
