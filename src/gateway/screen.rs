@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use data_encoding::HEXLOWER;
 use http::{HeaderMap, HeaderValue, Method, Version, header};
 use memchr::{memchr, memchr_iter};
-use pingora::http::RequestHeader;
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::proxy::Session;
 
 use crate::config::Limits;
@@ -87,6 +87,15 @@ pub fn is_framed(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
     let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
     codings.next().is_none_or(is_chunked) && codings.next().is_none()
+}
+
+/// The same of an answer, whose length is one number where it is said, and which has no coding in HTTP/1.0, which knows none.
+pub fn is_framed_answer(head: &ResponseHeader) -> bool {
+    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
+    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
+    let is_one_length = lengths.next().is_none_or(is_number) && lengths.next().is_none();
+    let is_known = head.version != Version::HTTP_10 || !head.headers.contains_key(header::TRANSFER_ENCODING);
+    is_framed(&head.headers) && is_one_length && is_known
 }
 
 fn is_padded(value: &HeaderValue) -> bool {

@@ -66,8 +66,8 @@ impl Gateway {
                 false => Ok(()),
             };
         }
-        if !screen::is_framed(&upstream.headers) {
-            return Err(unreadable("a transfer coding that is not chunked, once"));
+        if !screen::is_framed_answer(upstream) {
+            return Err(unreadable("where its body ends can be read in more than one way"));
         }
         let replayable = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
         let refreshed = target.refused.is_some();
