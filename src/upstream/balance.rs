@@ -28,6 +28,8 @@ pub struct Peer {
     /// What the checks say, and how many in a row have said otherwise.
     is_up: AtomicBool,
     otherwise: AtomicU32,
+    /// Whether `ping` is what it answered to a check of MCP, so that it is asked that first.
+    pub pings: AtomicBool,
     /// Requests in a row to which it said nothing.
     broken: AtomicU32,
     /// How often in a row it was left alone, since when, and until when.
@@ -128,6 +130,7 @@ impl Peer {
             requests: AtomicU64::new(0),
             is_up: AtomicBool::new(true),
             otherwise: AtomicU32::new(0),
+            pings: AtomicBool::new(false),
             broken: AtomicU32::new(0),
             out: AtomicU32::new(0),
             failed_at: AtomicU64::new(0),

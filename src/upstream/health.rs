@@ -3,8 +3,7 @@
 //!
 //! An MCP server is asked what every revision of it answers without a session: `server/discover`, and where it does not know that, `ping`.
 //! That it wants a token or a session for an answer says that it is there.
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -64,7 +63,6 @@ async fn look_up(pools: Arc<Pools>, pool: Weak<Pool>) {
 
 /// As [`look_up`].
 async fn check(pools: Arc<Pools>, pool: Weak<Pool>, connector: Arc<Connector>) {
-    let pings = Arc::new(AtomicBool::new(false));
     while let Some(pool) = pool.upgrade() {
         let Some(health) = pool.settings.settings.health.clone() else { return };
         let members = pool.members();
@@ -72,10 +70,10 @@ async fn check(pools: Arc<Pools>, pool: Weak<Pool>, connector: Arc<Connector>) {
         let mut asked = JoinSet::new();
         for peer in members.present.iter().map(|member| &member.peer).chain(leaving) {
             let (peer, upstream) = (Arc::clone(peer), Arc::clone(&pool.upstream));
-            let (connector, health, pings) = (Arc::clone(&connector), health.clone(), Arc::clone(&pings));
+            let (connector, health) = (Arc::clone(&connector), health.clone());
             asked.spawn(async move {
-                let asking = Asking { connector: &connector, upstream: &upstream, address: peer.address };
-                let is_well = asking.is_well(&health, &pings).await;
+                let is_well =
+                    Asking { connector: &connector, upstream: &upstream, peer: &peer }.is_well(&health).await;
                 (peer, is_well)
             });
         }
@@ -106,35 +104,34 @@ fn note(pools: &Pools, route: &str, peer: &Peer, is_well: bool, health: &Health)
 struct Asking<'a> {
     connector: &'a Connector,
     upstream: &'a Upstream,
-    address: SocketAddr,
+    peer: &'a Peer,
 }
 
 impl Asking<'_> {
-    /// `pings`: whether `ping` was what the server answered the last time.
-    async fn is_well(&self, health: &Health, pings: &AtomicBool) -> bool {
+    async fn is_well(&self, health: &Health) -> bool {
         let asked = async {
             match &health.probe {
-                Probe::Tcp => TcpStream::connect(self.address).await.is_ok(),
+                Probe::Tcp => TcpStream::connect(self.peer.address).await.is_ok(),
                 Probe::Http(path) => {
                     self.status("GET", path, None).await.is_ok_and(|status| status.as_u16() < 400)
                 }
-                Probe::Mcp => self.is_mcp(pings).await,
+                Probe::Mcp => self.is_mcp().await,
             }
         };
         timeout(health.timeout, asked).await.unwrap_or(false)
     }
 
-    async fn is_mcp(&self, pings: &AtomicBool) -> bool {
+    async fn is_mcp(&self) -> bool {
         let path = &self.upstream.base_path;
         let path = if path.is_empty() { "/" } else { path };
-        let begins = pings.load(Ordering::Relaxed);
+        let begins = self.peer.pings.load(Ordering::Relaxed);
         let mut has_place = false;
         for is_ping in [begins, !begins] {
             let own = if is_ping { mcp::ping_request() } else { mcp::probe_request() };
             let Ok(status) = self.status("POST", path, Some(own)).await else { return false };
             match judged(status) {
                 Judged::Well => {
-                    pings.store(is_ping, Ordering::Relaxed);
+                    self.peer.pings.store(is_ping, Ordering::Relaxed);
                     return true;
                 }
                 Judged::Unwell => return false,
@@ -159,7 +156,7 @@ impl Asking<'_> {
             }
             head.insert_header(header::CONTENT_LENGTH, own.body.len())?;
         }
-        let mut peer = peer::peer(self.upstream, self.address, false);
+        let mut peer = peer::peer(self.upstream, self.peer.address, false);
         peer.options.alpn = ALPN::H1;
         let (mut session, _) = self.connector.get_http_session(&*peer).await?;
         session.write_request_header(Box::new(head)).await?;
