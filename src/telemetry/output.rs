@@ -13,15 +13,15 @@ use tracing_subscriber::fmt::MakeWriter;
 const ROOM: usize = 4 * 1024 * 1024;
 /// What is written at once, where so much waits, bytes.
 const AT_ONCE: usize = 64 * 1024;
-/// After what was there has been written, so long more gathers. To wake a thread for every line would take half as long as to serve a
-/// request, where both have one core.
+/// After what was there has been written, so long more of the access log gathers. To wake a thread for every line would take half as
+/// long as to serve a request, where both have one core. The log is written at once: its last lines matter most.
 const GATHERING: Duration = Duration::from_millis(5);
 /// How long the end of the process waits for whoever reads.
 const END: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(1);
 
-static ACCESS: LazyLock<Output> = LazyLock::new(|| Output::to("access-log", io::stdout()));
-static LOG: LazyLock<Output> = LazyLock::new(|| Output::to("log", io::stderr()));
+static ACCESS: LazyLock<Output> = LazyLock::new(|| Output::to("access-log", io::stdout(), GATHERING));
+static LOG: LazyLock<Output> = LazyLock::new(|| Output::to("log", io::stderr(), Duration::ZERO));
 
 /// One of the two.
 pub struct Output {
@@ -61,12 +61,12 @@ pub fn flush() {
 // === impl Output ===
 
 impl Output {
-    fn to(name: &str, stream: impl Write + Send + 'static) -> Self {
+    fn to(name: &str, stream: impl Write + Send + 'static, gathering: Duration) -> Self {
         let account = Arc::<Account>::default();
         let (lines, read) = mpsc::channel();
         let kept = Arc::clone(&account);
         let writer = thread::Builder::new().name(name.to_owned());
-        let lines = writer.spawn(move || write(&read, stream, &kept)).ok().map(|_| lines);
+        let lines = writer.spawn(move || write(&read, stream, &kept, gathering)).ok().map(|_| lines);
         Self { lines, account }
     }
 
@@ -121,7 +121,7 @@ impl<'a> MakeWriter<'a> for &'static Output {
 }
 
 /// What the thread does, until nobody has anything to say any more.
-fn write(lines: &Receiver<Vec<u8>>, mut stream: impl Write, account: &Account) {
+fn write(lines: &Receiver<Vec<u8>>, mut stream: impl Write, account: &Account, gathering: Duration) {
     let mut text = Vec::new();
     while let Ok(first) = lines.recv() {
         text.extend_from_slice(&first);
@@ -141,8 +141,8 @@ fn write(lines: &Receiver<Vec<u8>>, mut stream: impl Write, account: &Account) {
         }
         account.waiting.fetch_sub(text.len(), Ordering::AcqRel);
         text.clear();
-        if is_all {
-            thread::sleep(GATHERING);
+        if is_all && !gathering.is_zero() {
+            thread::sleep(gathering);
         }
     }
 }
@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn what_finds_no_room_is_dropped_and_counted_and_nothing_waits() {
         let pipe = Pipe::default();
-        let output = Output::to("test", pipe.clone());
+        let output = Output::to("test", pipe.clone(), Duration::ZERO);
         let line = vec![b'x'; ROOM / 8];
         for _ in 0..8 {
             output.line(line.clone());
@@ -217,7 +217,7 @@ mod tests {
             }
         }
         let writes = Counted::default();
-        let output = Output::to("test", writes.clone());
+        let output = Output::to("test", writes.clone(), GATHERING);
         for _ in 0..1_000 {
             output.line(b"one\n".to_vec());
             // About as long as a request takes.
@@ -243,7 +243,7 @@ mod tests {
                 Ok(())
             }
         }
-        let output = Output::to("test", Closed);
+        let output = Output::to("test", Closed, GATHERING);
         output.line(b"one\n".to_vec());
         output.line(b"two\n".to_vec());
         while !output.is_written() {
