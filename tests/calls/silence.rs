@@ -152,7 +152,7 @@ async fn pom_43_an_upstream_may_be_silent_for_as_long_as_it_likes_unless_a_time_
         async move { request.tool("echo", json!({})).await.status }
     });
     untimed.3.wait_for(1, PATIENCE).await;
-    let late = timed.0.tool("echo", json!({})).await;
+    let late = tokio::time::timeout(PATIENCE, timed.0.tool("echo", json!({}))).await.unwrap();
     assert_eq!((late.status, &late.json()["error"]), (504, &json!("gateway_timeout")), "{}", late.body);
     let sent = brief.calls().iter().filter(|call| call.json()["method"] == "tools/call").count();
     assert_eq!(sent, 1, "nothing is sent twice");

@@ -65,8 +65,7 @@ impl Frame {
 
     /// Of a `WINDOW_UPDATE`.
     pub fn increment(&self) -> u32 {
-        let [a, b, c, d, ..] = self.first;
-        u32::from_be_bytes([a, b, c, d]) & 0x7fff_ffff
+        self.reason() & 0x7fff_ffff
     }
 
     /// Of a `RST_STREAM`.

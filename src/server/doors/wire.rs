@@ -47,12 +47,15 @@ impl Wire {
         if self.ahead.is_empty() {
             return Pin::new(&mut self.stream).poll_read(cx, into);
         }
-        let length = into.remaining().min(self.ahead.len());
+        self.give(into.remaining().min(self.ahead.len()), into);
+        Poll::Ready(Ok(()))
+    }
+
+    fn give(&mut self, length: usize, into: &mut ReadBuf<'_>) {
         into.put_slice(&self.ahead.split_to(length));
         if !self.ahead.has_remaining() {
             self.ahead = Bytes::new();
         }
-        Poll::Ready(Ok(()))
     }
 
     fn note(&self, parts: &[IoSlice<'_>], mut written: usize) {
@@ -97,10 +100,7 @@ impl AsyncRead for Wire {
             if calm.is_over() {
                 return Poll::Pending;
             }
-            into.put_slice(&this.ahead.split_to(goes_on));
-            if !this.ahead.has_remaining() {
-                this.ahead = Bytes::new();
-            }
+            this.give(goes_on, into);
         }
         Poll::Ready(Ok(()))
     }
