@@ -44,7 +44,7 @@ impl Gateway {
     pub(super) async fn admit(&self, session: &mut Session, ctx: &mut Context) -> Result<Admitted, Failure> {
         let is_preflight = plain::is_preflight(session);
         self.require_room(&ctx.snapshot.config.limits)?;
-        screen::request(session, &ctx.snapshot.config.limits)?;
+        let said = screen::request(session, &ctx.snapshot.config.limits)?;
         let head = session.req_header();
         let snapshot = Arc::clone(&ctx.snapshot);
         let host = screen::host(head).ok_or(Failure::Malformed("exactly one host is needed"))?;
@@ -93,7 +93,7 @@ impl Gateway {
         let most = snapshot.config.limits.inspect_body;
         let is_signed = sign::is_signed(&route);
         if is_signed {
-            sign::require_short(session)?;
+            sign::require_short(session, &said)?;
         }
         let needs_message = || {
             route.rules.need_message()
@@ -101,7 +101,7 @@ impl Gateway {
                 || quota::need_message(&route.limits, listens)
         };
         let asked = match is_mcp && needs_message() {
-            true => Box::pin(self.inspect(session, &route, most)).await?,
+            true => Box::pin(self.inspect((session, &said), &route, most)).await?,
             false => Asked::Anything,
         };
         if is_signed {

@@ -4,14 +4,14 @@
 //! What cannot be read cannot be filtered, and is refused: a body that is encoded, or a part, or of another type, or too long.
 use bytes::Bytes;
 use http::response::Parts;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Version, header};
+use http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, Result};
 
 use super::Gateway;
 use super::context::{ANSWERED, Context};
-use super::head::Said;
+use super::head::{Kind, Said};
 use super::inspect::{Asked, Held};
 use crate::mcp::{ItemKind, Unreadable, events, list};
 use crate::policy;
@@ -44,7 +44,7 @@ impl Gateway {
     pub(super) fn begin_filter(
         &self,
         session: &mut Session,
-        upstream: &ResponseHeader,
+        (upstream, said): (&ResponseHeader, &Said),
         ctx: &mut Context,
     ) -> Result<()> {
         let Some(target) = ctx.target.as_ref().filter(|target| target.route.rules.filter_lists()) else {
@@ -56,7 +56,7 @@ impl Gateway {
         let longest = ctx.snapshot.config.limits.inspect_answer;
         let is_call =
             matches!(&target.asked, Asked::Known(message) if message.method.as_deref() == Some("tools/call"));
-        match Filter::new(upstream.status, &upstream.headers, is_call, longest) {
+        match Filter::new(upstream.status, said, is_call, longest) {
             Ok(filter) => ctx.filter = filter,
             Err(why) => return Err(unfilterable(why, ctx)),
         }
@@ -98,30 +98,21 @@ fn unfilterable(why: &'static str, ctx: &mut Context) -> Box<Error> {
 }
 
 impl Filter {
-    /// For an answer with this head and a body behind it. `is_call`: nobody asked for a list. `longest`: how much is held,
+    /// For an answer whose head says this of its body. `is_call`: nobody asked for a list. `longest`: how much is held,
     /// bytes. An error says why nothing can be made of it.
-    fn new(
-        status: StatusCode,
-        headers: &HeaderMap,
-        is_call: bool,
-        longest: usize,
-    ) -> Result<Self, &'static str> {
+    fn new(status: StatusCode, said: &Said, is_call: bool, longest: usize) -> Result<Self, &'static str> {
         if status == StatusCode::PARTIAL_CONTENT {
             return Err("it is a part of a whole");
         }
-        let said = Said::of(headers);
-        let kind = said.media_type().unwrap_or_default();
-        let is_events = kind.eq_ignore_ascii_case("text/event-stream");
         // Some servers accept a message with an answer that has no type, and nothing in it.
-        let is_whole = kind.eq_ignore_ascii_case("application/json") || !said.has_type();
-        if !is_events && !is_whole {
+        if said.kind == Kind::Other {
             // The page of some proxy that says what went wrong.
             return if status.is_success() { Err("it is neither JSON nor events") } else { Ok(Self::Off) };
         }
         if said.is_encoded || said.is_recoded {
             return Err("it is encoded, although that was not asked for");
         }
-        if is_events {
+        if said.kind == Kind::Events {
             return Ok(Self::Events(events::Events::new(longest)));
         }
         if said.length.is_some_and(|length| length > longest) {
@@ -216,6 +207,8 @@ impl Whole {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use http::HeaderMap;
+
     use super::*;
 
     const LIST: &[u8] = br#"{"result":{"tools":[{"name":"a"},{"name":"secret"}]}}"#;
@@ -233,7 +226,7 @@ mod tests {
     }
 
     fn filter(lines: &[(&'static str, &'static str)], is_call: bool) -> Result<Filter, &'static str> {
-        Filter::new(StatusCode::OK, &headers(lines), is_call, 100)
+        Filter::new(StatusCode::OK, &Said::of(&headers(lines)), is_call, 100)
     }
 
     fn pass(filter: &mut Filter, piece: &[u8], end: bool) -> Result<Bytes, &'static str> {

@@ -16,7 +16,7 @@ use pingora::{Error, ErrorType};
 use tokio::time::timeout;
 
 use super::context::Target;
-use super::head::Said;
+use super::head::{Kind, Said};
 use super::{Gateway, local};
 use crate::mcp::Message;
 use crate::policy;
@@ -89,19 +89,18 @@ impl Gateway {
     /// Reads the body of a request at a route whose rules need it.
     pub(super) async fn inspect(
         &self,
-        session: &mut Session,
+        (session, said): (&mut Session, &Said),
         route: &Route,
         most: usize,
     ) -> Result<Asked, Failure> {
         if session.as_downstream_mut().is_body_empty() {
             return Ok(Asked::Anything);
         }
-        let said = Said::of(&session.req_header().headers);
-        require_json(&said)?;
+        require_json(said)?;
         if said.length.is_some_and(|length| length > most) {
             return Err(TOO_LONG);
         }
-        if !local::is_said_small(&said) {
+        if !local::is_small(said) {
             return Ok(Asked::Held(Held::default()));
         }
         // What was read is sent on from there, and again.
@@ -181,8 +180,8 @@ fn read(body: &[u8], headers: &HeaderMap, route: &Route) -> Result<Message, Fail
 }
 
 /// What is said to be something else may be read as something else.
-fn require_json(said: &Said<'_>) -> Result<(), Failure> {
-    if !said.media_type().is_some_and(|kind| kind.eq_ignore_ascii_case("application/json")) {
+fn require_json(said: &Said) -> Result<(), Failure> {
+    if said.kind != Kind::Json {
         return Err(Failure::Malformed("the body has to be application/json in UTF-8"));
     }
     if said.is_encoded {

@@ -124,7 +124,7 @@ pub fn preflight(session: &Session, origin: Option<&HeaderValue>) -> Reply {
 
 /// Sends a finished answer and keeps the connection where that is possible.
 pub async fn answer(session: &mut Session, reply: &Reply) -> Result<()> {
-    if is_small(session) {
+    if is_small(&Said::of(&session.req_header().headers)) {
         // The rest of a small body is read after the answer, so that a 401 does not cost the client its connection.
         session.set_close_on_response_before_downstream_finish(false);
     }
@@ -156,12 +156,7 @@ fn expects_continue(session: &Session) -> bool {
 }
 
 /// Whether the unread body may be read later: never after `Expect: 100-continue`, where the client may leave it out.
-pub(super) fn is_small(session: &Session) -> bool {
-    is_said_small(&Said::of(&session.req_header().headers))
-}
-
-/// The same, where it is known what the head says.
-pub(super) fn is_said_small(said: &Said<'_>) -> bool {
+pub(super) fn is_small(said: &Said) -> bool {
     said.length.is_some_and(|length| length <= BODY_MAX) && !said.is_awaited
 }
 

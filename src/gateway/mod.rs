@@ -58,6 +58,7 @@ use pingora_proxy::ProxyWarnLogContext;
 
 use self::context::{ANSWERED, Context, REFRESHED};
 use self::filter::Filter;
+use self::head::Said;
 use self::hook::{Hook, done, failed};
 use self::inspect::Asked;
 use self::quota::Quotas;
@@ -279,8 +280,9 @@ impl ProxyHttp for Gateway {
         ctx: &mut Box<Context>,
     ) -> Result<()> {
         self.heard(ctx);
-        self.judge(session, upstream, ctx).await?;
-        self.begin_filter(session, upstream, ctx)
+        let said = Said::of(&upstream.headers);
+        self.judge(session, (upstream, &said), ctx).await?;
+        self.begin_filter(session, (upstream, &said), ctx)
     }
 
     fn response_filter<'g: 'h, 's: 'h, 'r: 'h, 'c: 'h, 'h>(

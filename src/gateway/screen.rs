@@ -2,11 +2,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use data_encoding::HEXLOWER;
-use http::{HeaderMap, HeaderValue, Method, Version, header};
-use memchr::{memchr, memchr_iter};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderValue, Method, Version, header};
+use memchr::memchr;
+use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
+use super::head::Said;
 use crate::config::Limits;
 use crate::inject;
 use crate::respond::Failure;
@@ -14,8 +15,9 @@ use crate::respond::Failure;
 /// More unwanted body than that is not read to its end, bytes.
 pub const SHORT: usize = 64 * 1024;
 
-/// Says what is wrong with the request, if anything is. After that the connection ends: where the next one begins is not certain.
-pub fn request(session: &mut Session, limits: &Limits) -> Result<(), Failure> {
+/// What the request says about its body, or what is wrong with it. After that the connection ends: where the next one begins is not
+/// certain.
+pub fn request(session: &mut Session, limits: &Limits) -> Result<Said, Failure> {
     let screened = lines(session).and_then(|()| head(session.req_header(), limits));
     screened.inspect_err(|_| session.set_keepalive(None))
 }
@@ -25,8 +27,10 @@ pub fn request(session: &mut Session, limits: &Limits) -> Result<(), Failure> {
 /// Pingora makes something that is one.
 fn lines(session: &Session) -> Result<(), Failure> {
     let Some(raw) = session.as_http1().map(|session| session.get_headers_raw_bytes()) else { return Ok(()) };
-    let is_plain = |at: usize| at.checked_sub(1).and_then(|at| raw.get(at)) == Some(&b'\r');
-    if !memchr_iter(b'\n', &raw).all(is_plain) {
+    // Without a way out in between: so it becomes a few instructions on vectors.
+    let pairs = raw.iter().zip(raw.iter().skip(1));
+    let bare = pairs.fold(0, |bare, (before, byte)| bare | u8::from(*before != b'\r' && *byte == b'\n'));
+    if bare != 0 || raw.first() == Some(&b'\n') {
         return Err(Failure::Malformed("a line of the head does not end with CR LF"));
     }
     let mut words = raw.trim_ascii_start().split(|byte| matches!(byte, b' ' | b'\r'));
@@ -43,59 +47,38 @@ fn is_target(target: &[u8]) -> bool {
     is_whole && memchr(b'#', target).is_none()
 }
 
-fn head(head: &RequestHeader, limits: &Limits) -> Result<(), Failure> {
+fn head(head: &RequestHeader, limits: &Limits) -> Result<Said, Failure> {
     if matches!(head.method, Method::TRACE | Method::CONNECT) {
         return Err(Failure::Malformed("method is not supported"));
     }
     if head.headers.len() > limits.header_fields {
         return Err(Failure::TooManyFields);
     }
-    let lengths = head.headers.get_all(header::CONTENT_LENGTH);
-    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
-    if lengths.iter().count() > 1 || !lengths.iter().all(is_number) {
+    let said = Said::of(&head.headers);
+    if said.is_of_no_length {
         return Err(Failure::Malformed("content-length is not one number"));
     }
-    let is_too_long = |length: &str| length.parse::<usize>().is_ok_and(|length| length > limits.body);
-    if lengths.iter().filter_map(|length| length.to_str().ok()).any(is_too_long) {
+    if said.length.is_some_and(|length| length > limits.body) {
         return Err(Failure::TooLarge { limit: "body" });
     }
-    if !is_framed(&head.headers) {
+    if said.is_recoded {
         return Err(Failure::Malformed("transfer-encoding is not chunked, once"));
     }
     // Over HTTP/1 they are no part of a value, and whoever is behind us would not see them (RFC 9113 §8.2.1).
     if head.version == Version::HTTP_2 && head.headers.values().any(is_padded) {
         return Err(Failure::Malformed("a header begins or ends with a blank"));
     }
-    // What is named here would be removed on the way, and these are not the client's to remove.
-    let nominated = head
-        .headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','));
-    if nominated
-        .map(str::trim)
-        .any(|name| name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("mcp-")))
-    {
+    // What is named there would be removed on the way, and these are not the client's to remove.
+    if said.takes_ours {
         return Err(Failure::Malformed("connection names a header of the protocol"));
     }
-    Ok(())
+    Ok(said)
 }
 
-/// Whether a message comes in no transfer coding, or is said to be `chunked` once: anything else is not read alike by everybody.
-pub fn is_framed(headers: &HeaderMap) -> bool {
-    let mut codings = headers.get_all(header::TRANSFER_ENCODING).iter();
-    let is_chunked = |coding: &HeaderValue| coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"chunked");
-    codings.next().is_none_or(is_chunked) && codings.next().is_none()
-}
-
-/// The same of an answer, whose length is one number where it is said, and which has no coding in HTTP/1.0, which knows none.
-pub fn is_framed_answer(head: &ResponseHeader) -> bool {
-    let mut lengths = head.headers.get_all(header::CONTENT_LENGTH).iter();
-    let is_number = |length: &HeaderValue| length.as_bytes().iter().all(u8::is_ascii_digit);
-    let is_one_length = lengths.next().is_none_or(is_number) && lengths.next().is_none();
-    let is_known = head.version != Version::HTTP_10 || !head.headers.contains_key(header::TRANSFER_ENCODING);
-    is_framed(&head.headers) && is_one_length && is_known
+/// Whether where an answer ends can be read in one way alone. HTTP/1.0 knows no transfer codings.
+pub fn is_framed(said: &Said, version: Version) -> bool {
+    let is_coded_in_1_0 = said.is_coded && version == Version::HTTP_10;
+    !(said.is_of_no_length || said.is_recoded || is_coded_in_1_0)
 }
 
 fn is_padded(value: &HeaderValue) -> bool {
@@ -112,13 +95,6 @@ pub fn host(head: &RequestHeader) -> Option<&str> {
     let mut hosts = head.headers.get_all(header::HOST).iter();
     let host = hosts.next()?.to_str().ok()?;
     hosts.next().is_none().then_some(host)
-}
-
-/// Whether an answer's body is short and says so.
-pub fn is_short(headers: &HeaderMap) -> bool {
-    let length =
-        headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<usize>().ok());
-    length.is_some_and(|length| length <= SHORT)
 }
 
 /// The id of a request: the client's, where that is short and harmless in any log, or one of ours. `ids`: as

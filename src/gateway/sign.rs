@@ -4,6 +4,7 @@ use http::request::Parts;
 use pingora::proxy::Session;
 
 use super::context::Target;
+use super::head::Said;
 use super::inspect::{ARRIVAL, Asked, read_ahead};
 use super::{Gateway, local};
 use crate::config::Credential;
@@ -17,10 +18,10 @@ pub fn is_signed(route: &Route) -> bool {
 }
 
 /// A body that is signed says how long it is, and is short.
-pub fn require_short(session: &mut Session) -> Result<(), Failure> {
-    match session.as_downstream_mut().is_body_empty() || local::is_small(session) {
+pub fn require_short(session: &mut Session, said: &Said) -> Result<(), Failure> {
+    match session.as_downstream_mut().is_body_empty() || local::is_small(said) {
         true => Ok(()),
-        false if session.get_header(http::header::CONTENT_LENGTH).is_none() => {
+        false if said.length.is_none() => {
             Err(Failure::Malformed("requests to this server are signed, so the body needs a content-length"))
         }
         false => Err(Failure::TooLarge { limit: "body" }),

@@ -8,7 +8,9 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
 
 use super::context::{ANSWERED, Context, REFRESHED, Replacement, Target};
-use super::{Gateway, TRIES, screen};
+use super::head::Said;
+use super::screen::{self, SHORT};
+use super::{Gateway, TRIES};
 use crate::authn::{Caller, Reach};
 use crate::config::Credential;
 use crate::credential::Source;
@@ -41,7 +43,7 @@ impl Gateway {
     pub(super) async fn judge(
         &self,
         session: &mut Session,
-        upstream: &ResponseHeader,
+        (upstream, said): (&ResponseHeader, &Said),
         ctx: &mut Context,
     ) -> Result<()> {
         if !upstream.status.is_informational() {
@@ -66,7 +68,7 @@ impl Gateway {
                 false => Ok(()),
             };
         }
-        if !screen::is_framed_answer(upstream) {
+        if !screen::is_framed(said, upstream.version) {
             return Err(unreadable("where its body ends can be read in more than one way"));
         }
         let replayable = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
@@ -86,7 +88,8 @@ impl Gateway {
         // Nothing is sent before the upstream's body has ended, so a body of unknown length is not waited for; where there is
         // none, there is no place for ours either.
         let has_no_place = ctx.header_only && matches!(failure, Failure::Elicit { .. });
-        if has_no_place || !ctx.header_only && !screen::is_short(&upstream.headers) {
+        let is_short = said.length.is_some_and(|length| length <= SHORT);
+        if has_no_place || !ctx.header_only && !is_short {
             ctx.failure = Some(failure);
             return Err(Error::explain(ANSWERED, "an answer of ours instead"));
         }
