@@ -139,6 +139,36 @@ impl Target {
 // === impl Context ===
 
 impl Context {
+    /// Of a request that begins to arrive `now`.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how long a request took is measured, nothing is decided by it"
+    )]
+    pub fn new(snapshot: Arc<Snapshot>, now: SystemTime, under_way: Guard) -> Self {
+        Self {
+            started: Instant::now(),
+            arrived: now,
+            request_id: HeaderValue::from_static("-"),
+            client: None,
+            snapshot,
+            route: None,
+            target: None,
+            origin: None,
+            attempts: 0,
+            reused: false,
+            failure: None,
+            replacement: None,
+            header_only: false,
+            filter: Filter::Off,
+            tail: None,
+            elicitation: false,
+            reason: "ok",
+            seen: Seen::default(),
+            unended: None,
+            _under_way: under_way,
+        }
+    }
+
     pub fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }

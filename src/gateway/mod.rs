@@ -47,7 +47,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use axum::Router;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::HttpPeer;
@@ -57,7 +57,6 @@ use pingora::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::ProxyWarnLogContext;
 
 use self::context::{ANSWERED, Context, REFRESHED};
-use self::filter::Filter;
 use self::head::Said;
 use self::hook::{Hook, done, failed};
 use self::inspect::Asked;
@@ -112,33 +111,9 @@ impl ProxyHttp for Gateway {
     /// In a box: Pingora moves it from future to future, and holds room for it in each.
     type CTX = Box<Context>;
 
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "how long a request took is measured, nothing is decided by it"
-    )]
     fn new_ctx(&self) -> Box<Context> {
-        Box::new(Context {
-            started: std::time::Instant::now(),
-            arrived: self.authority.clock.now(),
-            request_id: HeaderValue::from_static("-"),
-            client: None,
-            snapshot: self.authority.snapshot(),
-            route: None,
-            target: None,
-            origin: None,
-            attempts: 0,
-            reused: false,
-            failure: None,
-            replacement: None,
-            header_only: false,
-            filter: Filter::Off,
-            tail: None,
-            elicitation: false,
-            reason: "ok",
-            seen: seen::Seen::default(),
-            unended: None,
-            _under_way: self.in_flight.start(),
-        })
+        let (snapshot, now) = (self.authority.snapshot(), self.authority.clock.now());
+        Box::new(Context::new(snapshot, now, self.in_flight.start()))
     }
 
     /// None: the one that Pingora brings along compresses answers, which are passed on as they come.
