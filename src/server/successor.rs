@@ -9,7 +9,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::StartError;
-use super::handover::{FromNew, FromOld, Inheritance, Line, SUCCEEDS};
+use super::between;
+use super::handover::{BY_WAY_OF, FromNew, FromOld, Inheritance, Line, SUCCEEDS};
 use crate::config::{self, Config};
 use crate::failpoint;
 
@@ -20,7 +21,8 @@ pub type Handed = Vec<(String, TcpListener)>;
 
 /// The process that this one succeeds.
 pub struct Predecessor {
-    process: u32,
+    /// Who stands between, and ends when it does.
+    between: u32,
     line: Line,
     inheritance: Inheritance,
     /// Where it reaches the store that we open.
@@ -28,10 +30,14 @@ pub struct Predecessor {
 }
 
 impl Predecessor {
-    /// `None` for a process that is started by anybody else.
+    /// `None` for a process that is started by anybody else. Does not return in the one that stands between.
     pub fn meet() -> Result<Option<(Self, Handed)>, StartError> {
-        let process = std::os::unix::process::parent_id();
-        if std::env::var(SUCCEEDS).ok() != Some(process.to_string()) {
+        let between = std::os::unix::process::parent_id();
+        let is_named = |name| std::env::var(name).ok() == Some(between.to_string());
+        if is_named(SUCCEEDS) {
+            return Err(StartError::HandOver(between::stand().to_string()));
+        }
+        if !is_named(BY_WAY_OF) {
             return Ok(None);
         }
         let failed = |error: std::io::Error| StartError::HandOver(error.to_string());
@@ -48,7 +54,7 @@ impl Predecessor {
             return Err(StartError::HandOver("sockets are missing".to_owned()));
         }
         let store = Mutex::new(descriptors.next().map(UnixStream::from));
-        Ok(Some((Self { process, line, inheritance, store }, sockets)))
+        Ok(Some((Self { between, line, inheritance, store }, sockets)))
     }
 
     /// Waits until the store can be opened. Returns since when it has been ours or our predecessors', if it is the same
@@ -80,12 +86,12 @@ impl Predecessor {
         failpoint::halted("U1");
         // Whoever starts without the shared store has no keys yet.
         while !is_ready() {
-            if std::os::unix::process::parent_id() != self.process {
+            if std::os::unix::process::parent_id() != self.between {
                 return Err(std::io::ErrorKind::UnexpectedEof.into());
             }
             std::thread::sleep(POLL);
         }
-        self.line.say(&FromNew::Serves)?;
+        self.line.say(&FromNew::Serves(std::process::id()))?;
         match self.line.hear()? {
             FromOld::YouAreTheOne => Ok(()),
             other => Err(std::io::Error::other(format!("{other:?} instead of the place"))),

@@ -9,15 +9,16 @@
 //! SIGQUIT: there the old process ends whether anybody has taken over or not.
 //!
 //! What was started by systemd stays its main process for as long as it is the one that serves: it names its successor
-//! (`MAINPID=`), which says for itself that it is ready. That needs no more than `NotifyAccess=main`.
+//! (`MAINPID=`), which by then is systemd's own child ([`super::between`]) and says for itself that it is ready. That needs no
+//! more than `NotifyAccess=main`.
 use std::ffi::OsString;
 use std::fs::Metadata;
-use std::net::TcpListener;
+use std::net::{Shutdown, TcpListener};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -122,9 +123,9 @@ impl Upgrade {
             command.spawn().map_err(|error| format!("{}: {error}", self.program.path.display()))?;
         drop(command);
         let mut away = None;
-        let served = self.introduce(&line, &mut away, store, child.id());
+        let served = self.introduce(&line, &mut away, store, &mut child);
         // It has to have let go of the store before that is opened again, which dropping `away` does.
-        served.map(|()| child.id()).map_err(|reason| format!("{reason}{}", end(&mut child)))
+        served.map_err(|reason| format!("{reason}{}", end(&mut child, &line)))
     }
 
     fn introduce(
@@ -132,8 +133,8 @@ impl Upgrade {
         line: &Line,
         away: &mut Option<Away>,
         store: UnixStream,
-        successor: u32,
-    ) -> Result<(), String> {
+        between: &mut Child,
+    ) -> Result<u32, String> {
         let deadline = now() + self.within;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| error.to_string())?;
@@ -147,12 +148,14 @@ impl Upgrade {
             (FromNew::Failed(reason), _) => return Err(reason),
             (other, _) => return Err(format!("the new process says {other:?} at first")),
         }
-        match hear(line, deadline)? {
-            FromNew::Serves => {}
+        let successor = match hear(line, deadline)? {
+            FromNew::Serves(successor) => successor,
             FromNew::Failed(reason) => return Err(reason),
             other => return Err(format!("the new process says {other:?} at last")),
-        }
+        };
         failpoint::halted("U2");
+        // Without it, the successor is systemd's.
+        between.kill().and_then(|()| between.wait()).map_err(|error| error.to_string())?;
         // From here on there is no way back: it is told, and then it is so.
         line.say(&FromOld::YouAreTheOne).map_err(|_| GONE.to_owned())?;
         if let Some(away) = away.take()
@@ -164,7 +167,7 @@ impl Upgrade {
         let _ = self.succeeded.set(now());
         self.forget();
         self.leave.iter().for_each(|who| who.notify_one());
-        Ok(())
+        Ok(successor)
     }
 }
 
@@ -188,19 +191,28 @@ fn hear(line: &Line, deadline: Instant) -> Result<FromNew, String> {
 }
 
 /// Ends a process that has not taken over; how it ended, if it did by itself.
-fn end(child: &mut Child) -> String {
+fn end(child: &mut Child, line: &Line) -> String {
     // One that has closed its end is about to.
-    let patience = now() + Duration::from_millis(500);
+    if let Some(status) = has_ended(child, Duration::from_millis(500)) {
+        return format!(" ({status})");
+    }
+    // It ends what it has started, where it has come that far.
+    let _ = line.stream().shutdown(Shutdown::Both);
+    if has_ended(child, LINGER).is_none() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    String::new()
+}
+
+fn has_ended(child: &mut Child, within: Duration) -> Option<ExitStatus> {
+    let patience = now() + within;
     loop {
         match child.try_wait() {
-            Ok(Some(status)) => return format!(" ({status})"),
             Ok(None) if now() < patience => std::thread::sleep(Duration::from_millis(10)),
-            _ => break,
+            ended => return ended.ok().flatten(),
         }
     }
-    let _ = child.kill();
-    let _ = child.wait();
-    String::new()
 }
 
 impl Program {

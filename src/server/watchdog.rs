@@ -31,8 +31,12 @@ impl BackgroundService for Watchdog {
             return;
         }
         let mut tick = tokio::time::interval((patience / TIMES).max(Duration::from_millis(1)));
-        while self.succeeded.get().is_none() {
+        loop {
             tick.tick().await;
+            // It listens to nobody else from then on.
+            if self.succeeded.get().is_some() {
+                return;
+            }
             match self.pulses.beat(patience / 2) {
                 true => tell(&[NotifyState::Watchdog]),
                 false => tracing::error!("a worker is stuck: systemd's watchdog is not told otherwise"),

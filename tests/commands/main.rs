@@ -12,3 +12,4 @@ mod kept;
 mod operations;
 mod shutdown;
 mod startup;
+mod systemd;

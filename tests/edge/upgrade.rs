@@ -304,7 +304,8 @@ async fn a_process_that_waits_to_take_over_ends_with_the_one_it_waits_for() {
     let upstream = Upstream::open().await;
     let (_redis, _shared, service, _call) = without_its_store(&upstream, "1m").await;
     service.signal("USR2");
-    eventually(PATIENCE, || async { service.processes().len() == 2 }).await;
+    // It, and who stands between.
+    eventually(PATIENCE, || async { service.processes().len() == 3 }).await;
     service.output.shows("handing over to a new process").await;
     service.signal("KILL");
     eventually(PATIENCE, || async { service.processes().is_empty() }).await;
@@ -318,7 +319,7 @@ async fn a_process_that_could_take_over_ends_with_the_one_that_has_not_let_it() 
     service.signal("USR2");
     // It has heard that the new one serves, and has not answered.
     service.output.shows("\"place\":\"U2\"").await;
-    assert_eq!(service.processes().len(), 2);
+    assert_eq!(service.processes().len(), 3);
     service.signal("KILL");
     eventually(PATIENCE, || async { service.processes().is_empty() }).await;
 }

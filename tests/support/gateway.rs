@@ -321,6 +321,11 @@ impl Gateway {
         // `command` held our copy of the socket; from here on only the program listens.
     }
 
+    /// Leaves its port to a process that somebody else starts.
+    pub fn leave(&mut self) {
+        self.listener = None;
+    }
+
     /// Waits until `GET /readyz` answers 200; for long, since callgrind may count what it does.
     pub async fn ready(&mut self) {
         let this = std::sync::Mutex::new(&mut *self);

@@ -26,6 +26,7 @@ pub mod identity;
 pub mod internet;
 pub mod key;
 pub mod ledger;
+pub mod machine;
 pub mod managed;
 pub mod mcp;
 pub mod mcp_server;
