@@ -5,12 +5,13 @@
 #   make bench-full   the same with every row, and what stores and stages cost; an hour at most; see benches/README.md
 #   make soak    the long forms of the failure tests, 75 minutes at most; leaves a report in target/soak.log
 #   make package   a Debian package of the program that is measured, in target/debian
-#   make package-test   makes one of the everyday binary; installs, upgrades, removes and purges it in a directory of its own
+#   make package-test   makes one of the everyday program; installs, upgrades, removes and purges it, in a directory and under a systemd
 #   make lint    formatting and clippy
 #   make clean   removes what was built
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+CARGO_DEB := 3.8.0
 INTEROP := tests/interop
 MEASURED := $(TARGET)/measured
 # Each program in tests/ says in its main.rs whether it runs on both stores or once, and why; tests/architecture.rs holds this to it.
@@ -62,18 +63,22 @@ soak: tools-test
 package: bench-programs
 	@mkdir -p $(TARGET)/release
 	cp $(MEASURED)/postern $(TARGET)/release/postern
-	$(call packaged,--no-build)
+	$(call packaged)
 
+# Of the program that the tests start.
 package-test: tools-build
-	$(call packaged,--profile dev)
+	$(CARGO) build --locked
+	@mkdir -p $(TARGET)/release
+	cp $(TARGET)/debug/postern $(TARGET)/release/postern
+	$(call packaged,--fast)
 	tests/package.sh "$$(ls -t target/debian/postern_*.deb | head -n 1)"
 
-# $(1): of which program.
+# Of the program that lies there. $(1): how.
 define packaged
-	@command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb
+	@command -v cargo-deb >/dev/null || $(CARGO) install --locked cargo-deb@$(CARGO_DEB)
 	@mkdir -p target/package target/debian
 	sed 's#^  data_dir: .*#  data_dir: /var/lib/postern#' conf/postern.yaml > target/package/postern.yaml
-	$(CARGO) deb --locked $(1) --output target/debian/
+	$(CARGO) deb --locked --no-build $(1) --output target/debian/
 endef
 
 lint: tools-build

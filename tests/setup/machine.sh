@@ -113,6 +113,8 @@ inside() {
   find "$units" -mindepth 1 -maxdepth 1 ! -name '*.target' ! -name '*.slice' \
     ! -name 'systemd-journald.*' ! -name systemd-journald-dev-log.socket -exec rm -rf {} +
   rm -rf "$all/etc/systemd" "$all/usr/lib/systemd/system-generators" "$all/var/log/journal" "$all/etc/machine-id"
+  # Where systemd is not the first process, packages are told to start and stop nothing.
+  rm -f "$all/usr/sbin/policy-rc.d"
   mkdir -p "$all/etc/systemd/system" "$units/sysinit.target.wants"
   ln -s ../systemd-journald.service "$units/sysinit.target.wants/"
   tr -d - </proc/sys/kernel/random/uuid >"$all/etc/machine-id"
