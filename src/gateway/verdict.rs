@@ -2,7 +2,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorType, Result};
@@ -32,10 +32,21 @@ enum Consequence {
 const AGAIN: Duration = Duration::from_secs(1);
 /// As many interim answers may come before one.
 const INTERIM: usize = 100;
+/// What the head of an answer may have, fields and bytes: over HTTP/1 Pingora reads no more.
+const FIELDS: usize = 256;
+const HEAD: usize = 1 << 20;
 
 /// Ends an answer that means nothing, or two things.
 fn unreadable(why: &'static str) -> Box<Error> {
     Error::explain(ErrorType::InvalidHTTPHeader, why).into_up()
+}
+
+/// Over HTTP/2 a head of 16 MiB is read.
+fn is_too_long(head: &ResponseHeader) -> bool {
+    let bytes = |headers: &HeaderMap| -> usize {
+        headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum()
+    };
+    head.version == Version::HTTP_2 && (head.headers.len() > FIELDS || bytes(&head.headers) > HEAD)
 }
 
 impl Gateway {
@@ -70,6 +81,9 @@ impl Gateway {
         }
         if !screen::is_framed(said, upstream.version) {
             return Err(unreadable("where its body ends can be read in more than one way"));
+        }
+        if is_too_long(upstream) {
+            return Err(unreadable("its head is too long"));
         }
         let replayable = !session.as_ref().retry_buffer_truncated() && ctx.attempts < TRIES;
         let refreshed = target.refused.is_some();

@@ -11,6 +11,7 @@ mod connect;
 mod connections;
 mod elicitation;
 mod exchange;
+mod http2;
 mod inject;
 mod insistence;
 mod legs;
