@@ -67,8 +67,17 @@ fn used(gateway: &Gateway) -> Duration {
 }
 
 fn memory(gateway: &Gateway) -> usize {
+    memory_of(gateway, "VmRSS:")
+}
+
+/// The most it ever had.
+fn most_memory(gateway: &Gateway) -> usize {
+    memory_of(gateway, "VmHWM:")
+}
+
+fn memory_of(gateway: &Gateway, kind: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", gateway.process_id())).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(kind)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
@@ -158,6 +167,109 @@ async fn sr_t48_a_body_that_is_too_long_is_413_whether_it_says_so_or_not() {
     assert_eq!(exchange(gateway.address, chunked(11), PATIENCE).await.unwrap().status, 413);
     assert_ne!(exchange(gateway.address, chunked(10), PATIENCE).await.unwrap().status, 413);
     assert_eq!(limited(&gateway, "body").await, 2);
+}
+
+/// As gzip packs it, which is a thousand times smaller.
+fn packed(body: &[u8]) -> Vec<u8> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), body).unwrap();
+    let packed = std::process::Command::new("gzip").arg("-9c").arg(file.path()).output().unwrap();
+    assert!(packed.status.success() && packed.stdout.len() < body.len() / 900);
+    packed.stdout
+}
+
+/// A body that is small, or that lies in little room, and could cost much.
+struct Bomb {
+    path: &'static str,
+    kind: &'static str,
+    lines: &'static str,
+    body: Vec<u8>,
+    status: u16,
+}
+
+/// A million of something, or a depth that no stack has, where messages are read and at our own endpoints.
+fn bombs() -> Vec<Bomb> {
+    let call = |arguments: &str| {
+        let params = format!("{{\"name\":\"echo\",\"arguments\":{arguments}}}");
+        format!("{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"tools/call\",\"params\":{params}}}")
+    };
+    let digits = "9".repeat(1_000_000);
+    let keys = (0..1_000_000).map(|key| format!("\"k{key}\":1")).collect::<Vec<_>>().join(",");
+    let (deep, pairs) = (100_000, "a=1&".repeat(1_000_000));
+    let arrays = format!("{}{}", "[".repeat(deep), "]".repeat(deep));
+    let objects = format!("{}1{}", "{\"a\":".repeat(deep), "}".repeat(deep));
+    let list = format!("[{}1]", "1,".repeat(1_000_000));
+    let (json, form) = ("application/json", "application/x-www-form-urlencoded");
+    let message =
+        |text: String, status| Bomb { path: "/demo", kind: json, lines: "", body: text.into(), status };
+    let mut bombs = vec![
+        message(call(&format!("{{\"n\":{digits}}}")), 200),
+        message(call(&format!("{{\"n\":-{digits}.{digits}e{digits}}}")), 200),
+        message(call("{}").replace(":1,", &format!(":{digits},")), 200),
+        message(call(&format!("{{{keys}}}")), 200),
+        message(format!("{{{keys}}}"), 200),
+        // What no rule looks at may be as deep as it likes.
+        message(call(&format!("{{\"n\":{arrays}}}")), 200),
+        message(call(&format!("{{\"n\":{objects}}}")), 200),
+        message(call(&format!("{{\"path\":{objects}}}")), 400),
+        message(arrays.clone(), 400),
+        message(list, 400),
+    ];
+    let mut ours = |path, kind, lines, body: &[u8], status| {
+        bombs.push(Bomb { path, kind, lines, body: body.to_vec(), status });
+    };
+    let (gzip, spaces) = ("content-encoding: gzip\r\n", packed(&vec![b' '; 16_000_000]));
+    ours("/demo", json, gzip, &spaces, 400);
+    for (path, of_form, of_json) in [
+        ("/oauth/token", 400, 400),
+        ("/oauth/register", 400, 400),
+        ("/oauth/revoke", 400, 400),
+        ("/login", 403, 415),
+    ] {
+        ours(path, form, "", pairs.as_bytes(), 413);
+        ours(path, json, "", format!("{{{keys}}}").as_bytes(), 413);
+        ours(path, json, "", &arrays.as_bytes()[deep - 30_000..deep + 30_000], of_json);
+        ours(path, form, "", &pairs.as_bytes()[..64_000], of_form);
+        ours(path, form, gzip, &spaces, of_form);
+        ours(path, json, gzip, &spaces, of_json);
+    }
+    bombs
+}
+
+#[tokio::test]
+async fn sr_t48_bombs_are_answered_and_cost_little_memory() {
+    let upstream = Upstream::open().await;
+    upstream.set(|script| script.answer = Answer::http(200, &[("content-type", "application/json")], "{}"));
+    let rule = "mcp.tool == 'delete' || has(mcp.arguments.path) && mcp.arguments.path == 'forbidden'";
+    let rules = json!({"default": "allow", "call": [{"name": "no-delete", "deny": rule}]});
+    let bombs = bombs();
+    // As it is, and with as much as can be asked for of what is read ahead: of that it may take some times as much.
+    for (limits, inspected, most) in [
+        (json!({}), 1 << 20, 32 << 10),
+        (json!({"inspect_body": 16 << 20, "body": 16 << 20}), 16 << 20, 128 << 10),
+    ] {
+        let route = Route::open("demo", &upstream).with("policy", rules.clone());
+        let gateway = Gateway::builder().route(route).with("limits", limits).start().await;
+        let token = token(&gateway).await;
+        let host = gateway.public_url.split_once("://").unwrap().1;
+        let (before, had) = (memory(&gateway), used(&gateway));
+        for Bomb { path, kind, lines, body, status } in &bombs {
+            let length = body.len();
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {token}\r\nContent-Type: {kind}\r\n{lines}\
+                 Content-Length: {length}\r\n\r\n"
+            );
+            let status = if *path == "/demo" && length > inspected { 413 } else { *status };
+            let answer = exchange(gateway.address, [head.as_bytes(), body].concat(), PATIENCE).await;
+            let answered = answer.map(|answer| answer.status);
+            assert_eq!(answered, Some(status), "{path} {kind} {lines:?} {length}");
+        }
+        let (grown, used) = (most_memory(&gateway).saturating_sub(before), used(&gateway) - had);
+        println!("at most {grown} KiB more, {used:?}");
+        assert!(grown < most, "{grown} KiB more");
+        assert!(used < 10 * SECOND, "{used:?} of work");
+        assert!(is_served(&gateway, &token).await);
+    }
 }
 
 #[tokio::test]

@@ -329,6 +329,60 @@ async fn a_peer_killed_under_load_costs_only_what_was_under_way_there() {
     }
 }
 
+/// Two hundred new calls a second, whatever becomes of those before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_hangs_under_load_costs_what_went_there_until_it_is_found() {
+    let peers = peers(3).await;
+    let health =
+        json!({"kind": "mcp", "interval": "100ms", "timeout": "300ms", "healthy": 1, "unhealthy": 2});
+    let gateway = Gateway::builder().route(route(&peers).with("upstream.health", health)).start().await;
+    let request = sign_in(&gateway).await;
+    let done = Arc::new(AtomicBool::new(false));
+    let load = tokio::spawn({
+        let (request, done) = (request.clone(), done.clone());
+        async move {
+            let (mut calls, mut beat) = (tokio::task::JoinSet::new(), tokio::time::interval(SECOND / 200));
+            while !done.load(Ordering::SeqCst) {
+                beat.tick().await;
+                let (request, begun) = (request.clone(), Instant::now());
+                // Nobody waits for longer.
+                calls.spawn(async move {
+                    (begun, tokio::time::timeout(5 * SECOND, echo(&request)).await.unwrap_or_default())
+                });
+            }
+            calls.join_all().await
+        }
+    });
+    let some = async |peer: &Upstream| {
+        let before = calls(peer);
+        eventually(PATIENCE, || async { calls(peer) >= before + 30 }).await;
+    };
+    some(&peers[1]).await;
+    let (gate, hung) = (Gate::shut(), Instant::now());
+    peers[1].set(|script| script.gate = Some(gate.clone()));
+    stands(&gateway, &peers[1], "down").await;
+    let found = Instant::now();
+    // All others get on, and what hangs is their business alone.
+    some(&peers[0]).await;
+    some(&peers[2]).await;
+    done.store(true, Ordering::SeqCst);
+    let answers = load.await.unwrap();
+    let failed: Vec<_> = answers.iter().filter(|(_, status)| *status != 200).collect();
+    let meanwhile = answers.iter().filter(|(begun, _)| (hung..found).contains(begun)).count();
+    assert!(!failed.is_empty() && failed.len() <= meanwhile / 3 + 3, "{} of {meanwhile}", failed.len());
+    for (begun, _) in &failed {
+        assert!(*begun < found, "one that began {:?} after it was found", *begun - found);
+    }
+    // It comes back, and nobody notices.
+    gate.open();
+    stands(&gateway, &peers[1], "up").await;
+    let before = calls(&peers[1]);
+    for _ in 0..9 {
+        assert_eq!(echo(&request).await, 200);
+    }
+    assert_eq!(calls(&peers[1]) - before, 3);
+}
+
 #[tokio::test]
 async fn checks_find_a_peer_that_hangs_and_let_it_come_back_slowly() {
     let peers = peers(2).await;
