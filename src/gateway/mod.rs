@@ -16,6 +16,7 @@
 //! What only few requests need is awaited in a box of its own: Pingora moves the future of each hook into a box, and with
 //! the rare ways in it a request would copy 12 KiB for nothing.
 mod admit;
+mod body;
 mod bounds;
 pub mod context;
 mod elicit;
@@ -59,7 +60,6 @@ use pingora_proxy::ProxyWarnLogContext;
 use self::context::{ANSWERED, Context, REFRESHED};
 use self::head::Said;
 use self::hook::{Hook, done, failed};
-use self::inspect::Asked;
 use self::quota::Quotas;
 use self::session::Session as McpSession;
 use self::streams::Streams;
@@ -215,26 +215,8 @@ impl ProxyHttp for Gateway {
         end: bool,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
-        match end {
-            true => ctx.unended = None,
-            false => ctx.unended.iter_mut().for_each(|unended| unended.came(session)),
-        }
-        bounds::require_pace(session, body.as_ref(), ctx, end)?;
-        let Some(target) = &mut ctx.target else {
-            return Ok(());
-        };
-        if let (Some(opening), Some(piece)) = (&mut target.opening, &body) {
-            opening.add(piece);
-        }
-        if !matches!(target.asked, Asked::Held(_)) {
-            return Ok(());
-        }
-        let (head, most) = (session.req_header(), ctx.snapshot.config.limits.inspect_body);
-        let released = Box::pin(self.release(target, head, &ctx.request_id, most, body, end)).await;
-        released.map_err(|failure| {
-            ctx.failure = Some(failure);
-            Error::explain(ANSWERED, "an answer of ours instead")
-        })
+        // Over HTTP/2 Pingora goes on waiting for an answer after any other error.
+        self.pass_body(session, body, end, ctx).await.map_err(|error| error.into_down())
     }
 
     fn adjust_upstream_modules<'g: 'h, 's: 'h, 'u: 'h, 'c: 'h, 'h>(

@@ -22,6 +22,7 @@ const SETTINGS: u8 = 4;
 const PING: u8 = 6;
 const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
+const INITIAL_WINDOW_SIZE: u16 = 4;
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -73,12 +74,17 @@ pub struct Acting {
 
 impl Acting {
     pub fn start() -> Self {
+        Self::with_window(None)
+    }
+
+    /// Takes so many bytes of each call's body, and no more; `None`: as many as are usual, 65,535 of all bodies on a connection.
+    pub fn with_window(window: Option<u32>) -> Self {
         let acts: Arc<Mutex<VecDeque<Act>>> = Arc::default();
         let taken = Arc::new(AtomicUsize::new(0));
         let (left, count) = (acts.clone(), taken.clone());
         let (url, certificate) = listen(move |mut line| {
             // Ends with the connection.
-            let _ = act(&mut line, &left, &count);
+            let _ = act(&mut line, window, &left, &count);
             line.conn.send_close_notify();
             let _ = line.flush();
         });
@@ -100,9 +106,15 @@ impl Acting {
     }
 }
 
-fn act(line: &mut Line, acts: &Mutex<VecDeque<Act>>, taken: &AtomicUsize) -> io::Result<()> {
+fn act(
+    line: &mut Line,
+    window: Option<u32>,
+    acts: &Mutex<VecDeque<Act>>,
+    taken: &AtomicUsize,
+) -> io::Result<()> {
     line.read_exact(&mut [0; PREFACE])?;
-    write(line, SETTINGS, 0, 0, &[])?;
+    let window = window.map(|size| [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &size.to_be_bytes()].concat());
+    write(line, SETTINGS, 0, 0, &window.unwrap_or_default())?;
     let goodbye = |last: u32, error: u32| [last.to_be_bytes(), error.to_be_bytes()].concat();
     loop {
         let (kind, flags, stream, payload) = read(line)?;

@@ -7,12 +7,13 @@ use crate::support;
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use support::browser::Browser;
 use support::client::Client;
 use support::gateway::{Gateway, Route};
 use support::h2_server::{Act, Acting, ENHANCE_YOUR_CALM, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM};
 use support::mcp::McpRequest;
+use support::raw::exchange;
 use support::{PATIENCE, within};
 
 /// What takes so long ends before anybody gives up.
@@ -20,22 +21,27 @@ const SOON: Duration = Duration::from_secs(10);
 
 struct Rig {
     server: Acting,
-    _gateway: Gateway,
+    gateway: Gateway,
+    token: String,
     call: McpRequest,
 }
 
 impl Rig {
     async fn start() -> Self {
-        let server = Acting::start();
+        Self::with(Acting::start(), |route| route, json!({})).await
+    }
+
+    async fn with(server: Acting, shape: impl FnOnce(Route) -> Route, limits: Value) -> Self {
         let files = tempfile::tempdir().unwrap();
         let certificate = files.path().join("ca.pem");
         std::fs::write(&certificate, &server.certificate).unwrap();
-        let route = Route::to("demo", &server.url, json!({"kind": "none"}));
-        let builder = Gateway::builder().route(route).with("outbound.ca_files", json!([certificate]));
+        let route = shape(Route::to("demo", &server.url, json!({"kind": "none"})));
+        let builder = Gateway::builder().route(route).with("limits", limits);
+        let builder = builder.with("outbound.ca_files", json!([certificate]));
         let gateway = builder.start().await;
         let tokens = Client::register(&gateway).await.sign_in(&mut Browser::new(), "demo").await;
-        let call = gateway.mcp("demo").bearer(&tokens.access_token);
-        Rig { server, _gateway: gateway, call }
+        let (call, token) = (gateway.mcp("demo").bearer(&tokens.access_token), tokens.access_token);
+        Rig { server, gateway, token, call }
     }
 
     /// The status of a call that meets with these acts, and how often it was carried out.
@@ -106,5 +112,27 @@ async fn sr_t48_a_head_over_http_2_that_is_too_long_is_502_and_harms_no_other_ca
         let answer = within(PATIENCE, rig.call.tool("echo", json!({}))).await;
         assert_eq!(answer.status, status, "{fields} of {length} bytes");
         assert_eq!(rig.call(&[]).await, (200, 1), "after {fields} of {length} bytes");
+    }
+}
+
+#[tokio::test]
+async fn sr_t48_a_long_body_that_is_refused_on_its_way_is_answered_over_http_2() {
+    let rules = json!({"default": "allow", "denied_status": 403, "call": [{"name": "no-delete", "deny": "mcp.tool == 'delete'"}]});
+    let limits = json!({"inspect_body": 200_000});
+    let rig = Rig::with(Acting::start(), |route| route.with("policy", rules), limits).await;
+    let host = rig.gateway.public_url.split_once("://").unwrap().1;
+    for (tool, length, status) in [("delete", 100_000, 403), ("echo", 300_000, 413), ("echo", 10_000, 200)] {
+        let params = json!({"name": tool, "arguments": {"message": "m".repeat(length)}});
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}).to_string();
+        // Nobody knows how long it will be.
+        let request = format!(
+            "POST /demo HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
+             Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{call}\r\n0\r\n\r\n",
+            rig.token,
+            call.len()
+        );
+        let answer = exchange(rig.gateway.address, request, SOON).await.unwrap();
+        let taken = usize::from(status == 200);
+        assert_eq!((answer.status, rig.server.taken()), (status, taken), "{tool} {length}");
     }
 }
