@@ -12,7 +12,7 @@ use super::inspect::Asked;
 use super::quota::{self, Counted};
 use super::seen::timed;
 use super::session::{NoSession, Opening, Session as McpSession};
-use super::{Gateway, plain, screen, sign};
+use super::{Gateway, local, plain, screen, sign};
 use crate::authn::{Caller, Reach};
 use crate::config::Attributes;
 use crate::credential::{Ask, Credential, Unresolved};
@@ -104,7 +104,8 @@ impl Gateway {
             true => Box::pin(self.inspect((session, &said), &route, most)).await?,
             false => Asked::Anything,
         };
-        if is_signed {
+        let may_hang = route.upstream.tls && !upgrades && local::is_small(&said);
+        if is_signed || may_hang {
             Box::pin(sign::read_body(session, &asked)).await?;
         }
         let attributes = match route.rules.need_attributes() || route.credential.needs_attributes() {

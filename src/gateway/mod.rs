@@ -74,7 +74,8 @@ use crate::route::Challenges;
 use crate::telemetry::access::Log;
 use crate::telemetry::traces::errands::Errands;
 use crate::telemetry::{InFlight, Metrics, Traces};
-use crate::upstream::{peer, pool::Pools, resolve::Resolver};
+use crate::upstream::peer::{self, Attempt};
+use crate::upstream::{pool::Pools, resolve::Resolver};
 
 /// All tries of a request together: other addresses, a connection that was just closing, one newer token.
 const TRIES: u32 = 5;
@@ -153,7 +154,15 @@ impl ProxyHttp for Gateway {
             return Err(Error::explain(ANSWERED, "no newer token"));
         }
         match self.place(target, session.req_header(), now).await {
-            Ok(at) => Ok(peer::peer_of(ctx.attempts, &target.route.upstream, at, target.upgrades)),
+            Ok(at) => {
+                let attempt = Attempt {
+                    number: ctx.attempts,
+                    upgrades: target.upgrades,
+                    is_unended: !session.as_downstream_mut().is_body_done(),
+                    write_time: ctx.snapshot.config.limits.write_time,
+                };
+                Ok(peer::peer_of(attempt, &target.route.upstream, at))
+            }
             Err(failure) => {
                 ctx.failure = Some(failure);
                 Err(Error::explain(ANSWERED, "no address"))

@@ -116,6 +116,20 @@ async fn sr_t48_a_head_over_http_2_that_is_too_long_is_502_and_harms_no_other_ca
 }
 
 #[tokio::test]
+async fn sr_t46_an_upstream_over_http_2_that_takes_no_body_holds_no_call_for_ever() {
+    let timed = |route: Route| route.with("upstream.read_timeout", json!("3s"));
+    for (window, length, silence) in [(Some(0), 10, false), (Some(0), 100_000, true), (None, 100_000, true)] {
+        let shape = |route| if silence { timed(route) } else { route };
+        let rig = Rig::with(Acting::with_window(window), shape, json!({"write_time": "1s"})).await;
+        // Whoever comes first need not know of any window yet.
+        let (_, taken) = rig.call(&[]).await;
+        let message = "m".repeat(length);
+        let answer = within(SOON, rig.call.tool("echo", json!({"message": message}))).await;
+        assert_eq!((answer.status, rig.server.taken()), (504, taken), "{window:?} {length}");
+    }
+}
+
+#[tokio::test]
 async fn sr_t48_a_long_body_that_is_refused_on_its_way_is_answered_over_http_2() {
     let rules = json!({"default": "allow", "denied_status": 403, "call": [{"name": "no-delete", "deny": "mcp.tool == 'delete'"}]});
     let limits = json!({"inspect_body": 200_000});

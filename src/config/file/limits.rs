@@ -51,7 +51,8 @@ pub(in crate::config) struct Limits {
     pub(in crate::config) body_time: Option<String>,
     /// Bytes a second that a body has to come with, on average, once it has taken `body_time`. Default: 256.
     pub(in crate::config) body_rate: Option<usize>,
-    /// How long a client may take nothing of its answer, and over HTTP/2 leave a `PING` unanswered. Default: `60s`.
+    /// How long a client may take nothing of its answer, and over HTTP/2 leave a `PING` unanswered; and an upstream with TLS nothing of a
+    /// request. Default: `60s`.
     pub(in crate::config) write_time: Option<String>,
     /// After how much silence a stream of events over HTTP/1.1 gets a comment, so that nobody on the way takes it for dead; it may be
     /// twice as much. Over HTTP/2 a client that waits for an answer is asked by a `PING`, and its connection ends if nothing comes of
