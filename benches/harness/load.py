@@ -41,7 +41,8 @@ def wrk(target, body, seconds, connections=64, core=machine.LOAD_CORE):
 
 def at_rate(target, body, seconds, rate, is_h1=True):
     """`rate` requests a second, of one user: h2load knows one set of headers. Each client keeps its own clock,
-    which ticks every 10 ms at best; so there are as many as it takes for one request a tick, and they start apart."""
+    which ticks every 10 ms at best; so there are as many as it takes for one request a tick, and they start apart. The cores
+    are kept awake meanwhile."""
     clients = max(32, math.ceil(rate / 90))
     log = body.parent / "h2load.log"
     log.unlink(missing_ok=True)
@@ -49,7 +50,7 @@ def at_rate(target, body, seconds, rate, is_h1=True):
     apart = ["-r", 1, "--rate-period", "1ms"]
     each = ["-c", clients, "-n", total, "--rps", f"{rate / clients:.3f}", *apart]
     command = ["h2load", *(["--h1"] if is_h1 else []), *each, "--log-file", log]
-    with machine.watched(target.processes) as cost:
+    with machine.awake() as keepers, machine.watched(target.processes, keepers) as cost:
         loading([*command, *posting(target, body), target.url])
     return logged(target, cost, log, total)
 

@@ -7,6 +7,7 @@ import random
 import signal
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 
 CORES = sorted(os.sched_getaffinity(0))
@@ -77,14 +78,40 @@ class Cost:
 
 
 @contextlib.contextmanager
-def watched(processes):
-    """Yields a `Cost` that is filled in at the end of the block."""
-    cost = Cost()
-    ticks, cores = cpu_ticks(processes), core_times()
+def watched(processes, keepers=None):
+    """Yields a `Cost` that is filled in at the end of the block. `keepers`: as [awake] gives them; they do not count."""
+    cost, keepers = Cost(), keepers or {}
+
+    def now():
+        return {
+            core: (used - cpu_ticks([keepers[core]]) if core in keepers else used, total)
+            for core, (used, total) in core_times().items()
+        }
+
+    ticks, cores = cpu_ticks(processes), now()
     yield cost
     cost.cpu_seconds = (cpu_ticks(processes) - ticks) / TICKS_PER_SECOND
-    after = core_times()
+    after = now()
     cost.proxy_busy, cost.load_busy = (busy(cores[core], after[core]) for core in (PROXY_CORE, LOAD_CORE))
+
+
+@contextlib.contextmanager
+def awake():
+    """Keeps both cores from falling asleep, as `idle=poll` would: on each something turns that makes way at once for anything
+    else (SCHED_IDLE). How long a host takes to wake a core would else be the larger part of a latency at a low rate."""
+    turn = "import os; os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); print(flush=True)\nwhile True: pass"
+    keepers = {
+        core: subprocess.Popen(["taskset", "-c", str(core), sys.executable, "-c", turn], stdout=subprocess.PIPE)
+        for core in {PROXY_CORE, LOAD_CORE}
+    }
+    try:
+        for keeper in keepers.values():
+            keeper.stdout.readline()
+        yield keepers
+    finally:
+        for keeper in keepers.values():
+            keeper.kill()
+            keeper.communicate()
 
 
 def core_times():
