@@ -19,7 +19,10 @@ use support::redis::Redis;
 use support::relay::Weather;
 use support::script::Answer;
 use support::upstream::Upstream;
+use support::wrk::{Counted, Wrk};
 use support::{PATIENCE, eventually, http_client};
+
+const PING: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -167,7 +170,8 @@ async fn sr_f36_a_renewed_certificate_is_shown_from_the_next_handshake_on() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sr_f26_pom_41_no_request_notices_a_storm_of_reloads() {
-    let (rounds, count) = if std::env::var_os("POSTERN_SOAK").is_some() { (1000, 200) } else { (60, 20) };
+    let is_soak = std::env::var_os("POSTERN_SOAK").is_some();
+    let (rounds, count) = if is_soak { (1000, 200) } else { (60, 20) };
     let (upstream, streaming) = (Upstream::start().await, Upstream::open().await);
     let always = [Route::oauth("demo", &upstream), Route::open("streams", &streaming)];
     let builder = always.iter().fold(Gateway::builder(), |builder, route| builder.route(route.clone()));
@@ -197,6 +201,8 @@ async fn sr_f26_pom_41_no_request_notices_a_storm_of_reloads() {
             })
         })
         .collect();
+    // And, in the long form, a load that is not of our making.
+    let wrk = if is_soak { Wrk::start(&gateway.url("/demo"), &tokens.access_token, PING) } else { None };
     let good = std::fs::read_to_string(gateway.config_file()).unwrap();
     for round in 0..rounds {
         // Now and then a wrong one, and one with another route beside.
@@ -215,6 +221,11 @@ async fn sr_f26_pom_41_no_request_notices_a_storm_of_reloads() {
         caller.await.unwrap();
     }
     println!("{rounds} reloads, {} calls, {count} streams", served.load(Ordering::Relaxed));
+    if let Some(wrk) = wrk {
+        let counted = wrk.end().await;
+        println!("{} requests of wrk beside them", counted.requests);
+        assert_eq!(counted, Counted { requests: counted.requests, ..Counted::default() });
+    }
     assert!(served.load(Ordering::Relaxed) > 50);
     for (feed, mut events) in streams {
         feed.event("goes on");

@@ -22,6 +22,7 @@ use support::redis::Redis;
 use support::script::Answer;
 use support::service::Service;
 use support::upstream::Upstream;
+use support::wrk::{Counted, Wrk};
 use support::{PATIENCE, eventually, http_client};
 
 const ECHO: &str = r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"message":"late"}}}"#;
@@ -80,6 +81,8 @@ async fn sr_f27_nobody_notices_cycles_of_upgrades_under_load() {
             }
         }));
     }
+    // And, in the long form, a load that is not of our making.
+    let wrk = if is_soak() { Wrk::start(&service.url("/demo"), &tokens.access_token, ECHO) } else { None };
     let mut open = Vec::new();
     let mut last = service.process_id();
     for cycle in 0..cycles {
@@ -113,6 +116,11 @@ async fn sr_f27_nobody_notices_cycles_of_upgrades_under_load() {
         task.await.unwrap();
     }
     println!("{cycles} upgrades, {} requests, {} streams", served.load(Ordering::Relaxed), open.len());
+    if let Some(wrk) = wrk {
+        let counted = wrk.end().await;
+        println!("{} requests of wrk beside them", counted.requests);
+        assert_eq!(counted, Counted { requests: counted.requests, ..Counted::default() });
+    }
     // All the while each process has kept its streams.
     for (feed, mut events) in open {
         feed.event("goes on");

@@ -46,6 +46,7 @@ pub mod service;
 pub mod tls_server;
 pub mod token_endpoint;
 pub mod upstream;
+pub mod wrk;
 
 use std::future::Future;
 use std::net::SocketAddr;
