@@ -51,6 +51,12 @@ enum Command {
         online: bool,
     },
     /// Have the running Postern read its configuration again; on a shared store, every instance.
+    ///
+    /// On the embedded store the one that runs is waited for, and what it says decides the exit code. On a shared store each
+    /// instance reads the file that it was started with, within a second or as soon as it reaches the store, and this command knows
+    /// of none how it went: ask each for its metrics `postern_config_reload_failed` (1: its file was refused, the configuration
+    /// before is in use) and `postern_config_reload_success_timestamp_seconds`, or read its log. `postern upgrade` beside an
+    /// instance waits for that one.
     Reload {
         /// The configuration file, for the store.
         #[arg(short, long, env = "POSTERN_CONFIG", default_value = "/etc/postern/postern.yaml")]

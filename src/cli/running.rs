@@ -15,7 +15,8 @@ pub fn reload(config: &Config) -> ExitCode {
     }
     on_store(config, async |parts| {
         reload::ask(&parts.records).await?;
-        let text = "every instance reads its configuration again; their logs say how it went";
+        let text = "every instance reads its own configuration again; how it went, each says for itself: \
+                    postern_config_reload_failed, and its log";
         Ok::<_, RecordError>((text.to_owned(), true))
     })
 }

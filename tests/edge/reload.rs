@@ -271,6 +271,34 @@ async fn sr_rs_06_a_changed_route_counts_at_every_instance_within_a_second() {
     assert_eq!(reloads(&cluster.instances[1], "ok").await, 0);
 }
 
+/// `postern reload` says that the files have changed, not how it went with each of them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_a_reload_of_all_went_each_instance_says_for_itself() {
+    let (redis, upstream) = (Redis::start(&[]), Upstream::start().await);
+    let (cluster, _relays) = Cluster::behind_relays(2, &redis, &upstream).await;
+    let (fine, wrong) = (&cluster.instances[0], &cluster.instances[1]);
+    let good = std::fs::read_to_string(wrong.config_file()).unwrap();
+    std::fs::write(wrong.config_file(), "nonsense: [").unwrap();
+    let file = fine.config_file();
+    let asked = run(&["reload", "--config", file.to_str().unwrap()], &[]).await;
+    assert_eq!(asked.code, Some(0), "{}", asked.stderr);
+    assert!(asked.stdout.contains("postern_config_reload_failed"), "{}", asked.stdout);
+    let is_refused = async |instance: &Gateway| {
+        let text = instance.http.get(instance.admin("/metrics")).send().await.unwrap().text().await.unwrap();
+        text.lines().any(|line| line == "postern_config_reload_failed 1")
+    };
+    eventually(PATIENCE, async || reloads(fine, "ok").await == 1).await;
+    eventually(PATIENCE, async || is_refused(wrong).await).await;
+    assert!(!is_refused(fine).await);
+    std::fs::write(wrong.config_file(), good).unwrap();
+    // As beside it, or by `systemctl reload`: of that one alone, which is waited for.
+    let file = wrong.config_file();
+    let asked = run(&["upgrade", "--config", file.to_str().unwrap()], &[]).await;
+    assert_eq!((asked.code, asked.stdout.as_str()), (Some(0), "the configuration is in use"));
+    assert!(!is_refused(wrong).await);
+    assert_eq!(reloads(fine, "ok").await, 1);
+}
+
 /// Its file changed after it was read and before the store could be asked.
 #[tokio::test]
 async fn an_instance_that_starts_without_the_store_reads_its_file_again_when_it_is_back() {
