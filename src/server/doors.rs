@@ -30,6 +30,7 @@ use super::pulse::Pulses;
 use super::tls::{self, Tls};
 use super::upgrade::Succeeded;
 use crate::config::Limits;
+use crate::failpoint;
 use crate::oauth::server::Authority;
 use crate::telemetry::Metrics;
 
@@ -75,6 +76,7 @@ impl Doors {
         A: HttpServerApp + Send + Sync + 'static,
     {
         self.pulses.start();
+        failpoint::halted("D1");
         let snapshot = self.authority.snapshot();
         let limits = snapshot.config.limits;
         let server = &snapshot.config.server;

@@ -532,6 +532,10 @@ mod tests {
         let at = |now| Choice { now, slow_start, ..choice(Balance::RoundRobin) };
         let early = counts(&two, at(52_000), 600);
         assert!(early[0].abs_diff(100) < 10, "a fifth of a share: {early:?}");
+        for (later, share) in [(53_000, 138), (55_000, 200), (58_000, 267)] {
+            let [back, _] = counts(&two, at(later), 600)[..] else { panic!("two peers") };
+            assert!(back.abs_diff(share) < 10, "{back} of 600 at {later}");
+        }
         assert_eq!(counts(&two, at(60_000), 600), [300, 300]);
         assert_eq!(peer.state(slow_start, 60_000), State::Up);
         assert_eq!(peer.failures(Fault::Check), 5);

@@ -67,7 +67,10 @@ async fn drain(gateway: &Gateway) {
     eventually(PATIENCE, || async move { TcpStream::connect(address).await.is_err() }).await;
     eventually(PATIENCE, || {
         let asked = http.get(&ready).send();
-        async move { asked.await.is_ok_and(|answer| answer.status() == 503) }
+        async move {
+            let Ok(answer) = asked.await else { return false };
+            (answer.status().as_u16(), answer.text().await.unwrap_or_default()) == (503, "stopping\n".into())
+        }
     })
     .await;
     let alive = http.get(gateway.admin("/healthz")).send().await.unwrap();
@@ -348,6 +351,37 @@ async fn the_watchdog_is_told_for_as_long_as_it_is_alive() {
     gateway.terminate();
     told(&socket, "STOPPING=1").await;
     assert_eq!(gateway.wait_exit(PATIENCE).await.code(), Some(0));
+}
+
+/// Every connection that comes holds up the worker that takes it.
+#[tokio::test]
+async fn a_worker_that_is_stuck_is_seen_and_the_watchdog_is_told_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    let upstream = Upstream::open().await;
+    let gateway = Gateway::builder()
+        .env("NOTIFY_SOCKET", path.to_str().unwrap())
+        .env("WATCHDOG_USEC", "4000000")
+        .env("POSTERN_FAILPOINT", "D1")
+        .route(Route::open("open", &upstream))
+        .start()
+        .await;
+    let says = async |path: &str| {
+        let answer = gateway.http.get(gateway.admin(path)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    told(&socket, "WATCHDOG=1").await;
+    assert_eq!(says("/healthz").await, (200, "ok\n".into()));
+    let _connection = RawConnection::open(gateway.address).await;
+    gateway.output.shows("a worker is stuck: systemd's watchdog is not told otherwise").await;
+    let mut message = [0; 256];
+    while socket.recv(&mut message).is_ok() {}
+    eventually(2 * PATIENCE, async || says("/healthz").await.0 == 503).await;
+    assert_eq!(says("/healthz").await.1, "a worker is stuck\n");
+    assert_eq!(says("/readyz").await, (503, "a worker is stuck\n".into()));
+    assert!(socket.recv(&mut message).is_err(), "told for all that");
 }
 
 #[tokio::test]

@@ -363,6 +363,49 @@ async fn an_upgrade_takes_in_what_has_changed_and_nothing_more() {
 }
 
 #[tokio::test]
+async fn a_session_stays_at_its_peer_over_an_upgrade() {
+    let peers = [Upstream::open().await, Upstream::open().await, Upstream::open().await];
+    peers.iter().for_each(|peer| peer.set(|script| script.sessions = true));
+    let addresses: Vec<_> = peers.iter().map(|peer| peer.server.address.to_string()).collect();
+    let route = Route::to("demo", "http://mcp.test/mcp", json!({"kind": "none"}));
+    let route = route.with("upstream.peers", json!(addresses));
+    let service = Service::start(Gateway::builder().route(route)).await;
+    let tokens = Client::register(&service).await.sign_in(&mut Browser::new(), "demo").await;
+    let begin = async || {
+        let call = McpRequest::to(&http_client(&[]), &service.url("/demo")).bearer(&tokens.access_token);
+        let answer = call.call("initialize", json!({"protocolVersion": "2025-11-25"})).await;
+        call.header("mcp-session-id", answer.header("mcp-session-id").unwrap())
+    };
+    let calls = || peers.each_ref().map(|peer| peer.calls().len());
+    // At some peer, and of two of them at least.
+    let mut sessions = Vec::new();
+    for _ in 0..4 {
+        let session = begin().await;
+        let before = calls();
+        assert_eq!(session.post(ECHO).await.status, 200);
+        let place = calls().iter().zip(before).position(|(after, before)| *after > before).unwrap();
+        sessions.push((session, place));
+    }
+    assert!(sessions.iter().any(|(_, place)| *place != sessions[0].1));
+    for _ in 0..2 {
+        let successor = service.hand_over().await;
+        for (session, place) in &sessions {
+            let before = calls();
+            for _ in 0..4 {
+                // By way of the new process: whoever asked before may still have a connection to the old one.
+                let mut again = session.clone();
+                again.through(&http_client(&[]));
+                assert_eq!(again.post(ECHO).await.status, 200);
+            }
+            let mut expected = before;
+            expected[*place] += 4;
+            assert_eq!(calls(), expected);
+        }
+        service.is_alone(successor).await;
+    }
+}
+
+#[tokio::test]
 async fn the_end_of_the_last_is_the_end_and_the_port_is_free() {
     let upstream = Upstream::start().await;
     let (mut service, client, tokens) = with_a_route(&upstream, "30s").await;

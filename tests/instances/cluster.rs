@@ -369,6 +369,8 @@ async fn f01_an_instance_that_starts_before_its_store_judges_nobody_until_it_is_
         async move { request.send().await.unwrap().status().as_u16() }
     };
     assert_eq!((status("/healthz").await, status("/readyz").await), (200, 503));
+    let why = instance.http.get(instance.admin("/readyz")).send().await.unwrap().text().await.unwrap();
+    assert_eq!(why, "store does not answer\n");
     // Neither a good token nor a revoked one nor nonsense is judged.
     for token in [&tokens.access_token, &revoked.access_token, &"nonsense".to_owned()] {
         let answer = instance.mcp("demo").bearer(token).tool("whoami", json!({})).await;

@@ -42,6 +42,11 @@ impl McpRequest {
         self
     }
 
+    /// Goes out by another client, with connections of its own.
+    pub fn through(&mut self, http: &reqwest::Client) {
+        self.http = http.clone();
+    }
+
     /// Calls a JSON-RPC method.
     pub async fn call(&self, method: &str, params: Value) -> McpAnswer {
         self.post(&json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params}).to_string()).await
