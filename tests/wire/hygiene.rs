@@ -316,29 +316,30 @@ async fn sr_t55_an_answer_of_two_meanings_has_one_at_the_client_or_none_and_spoi
 }
 
 /// The one answer in these bytes, read as strictly as a request is at the upstream; `None`: it breaks off. Interim ones say nothing.
-fn answer_in(bytes: &[u8]) -> Result<Option<(u16, Vec<u8>)>, &'static str> {
-    let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
-    let (head, rest) = (String::from_utf8_lossy(&bytes[..end]).into_owned(), &bytes[end + 4..]);
-    let mut lines = head.split("\r\n");
-    let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).ok_or("the status line")?;
-    let status: u16 = status.split(' ').next().and_then(|digits| digits.parse().ok()).ok_or("the status")?;
-    let mut headers = Vec::new();
-    for line in lines {
-        let (name, value) = line.split_once(": ").ok_or("a header line")?;
-        if name.contains([' ', '\t']) || value.contains(char::is_control) {
-            return Err("a header");
+fn answer_in(mut bytes: &[u8]) -> Result<Option<(u16, Vec<u8>)>, &'static str> {
+    // However many interim ones come before it.
+    let (status, headers, rest) = loop {
+        let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") else { return Ok(None) };
+        let (head, rest) = (String::from_utf8_lossy(&bytes[..end]), &bytes[end + 4..]);
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.1 ")).ok_or("the status line")?;
+        let status = status.split(' ').next().and_then(|digits| digits.parse().ok()).ok_or("the status")?;
+        let mut headers = Vec::new();
+        for line in lines {
+            let (name, value) = line.split_once(": ").ok_or("a header line")?;
+            if name.contains([' ', '\t']) || value.contains(char::is_control) {
+                return Err("a header");
+            }
+            headers.push((name.to_lowercase(), value.to_owned()));
         }
-        headers.push((name.to_lowercase(), value));
-    }
-    if status < 200 {
-        return if headers.is_empty() {
-            answer_in(rest)
-        } else {
-            Err("an interim answer that says something")
-        };
-    }
+        match status {
+            200.. => break (status, headers, rest),
+            _ if headers.is_empty() => bytes = rest,
+            _ => return Err("an interim answer that says something"),
+        }
+    };
     let all = |wanted: &str| -> Vec<&str> {
-        headers.iter().filter(|(name, _)| name == wanted).map(|(_, value)| *value).collect()
+        headers.iter().filter(|(name, _)| name == wanted).map(|(_, value)| value.as_str()).collect()
     };
     match (&all("content-length")[..], &all("transfer-encoding")[..]) {
         _ if matches!(status, 204 | 304) => {
