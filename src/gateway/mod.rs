@@ -75,7 +75,7 @@ use crate::telemetry::access::Log;
 use crate::telemetry::traces::errands::Errands;
 use crate::telemetry::{InFlight, Metrics, Traces};
 use crate::upstream::peer::{self, Attempt};
-use crate::upstream::{pool::Pools, resolve::Resolver};
+use crate::upstream::{pool::Pools, resolve::Resolver, spoken::Spoken};
 
 /// All tries of a request together: other addresses, a connection that was just closing, one newer token.
 const TRIES: u32 = 5;
@@ -96,6 +96,7 @@ pub struct Gateway {
     pub challenges: Option<Challenges>,
     pub resolver: Arc<Resolver>,
     pub pools: Arc<Pools>,
+    pub spoken: Spoken,
     pub router: Router,
     pub metrics: Arc<Metrics>,
     pub access: Log,
@@ -158,6 +159,7 @@ impl ProxyHttp for Gateway {
                 let attempt = Attempt {
                     number: ctx.attempts,
                     upgrades: target.upgrades,
+                    is_http_1: self.spoken.is_http_1(&target.route.upstream, at),
                     is_unended: !session.as_downstream_mut().is_body_done(),
                     write_time: ctx.snapshot.config.limits.write_time,
                 };
@@ -245,7 +247,7 @@ impl ProxyHttp for Gateway {
         upstream: &mut ResponseHeader,
         ctx: &mut Box<Context>,
     ) -> Result<()> {
-        self.heard(ctx);
+        self.heard(upstream.version, ctx);
         let said = Said::of(&upstream.headers);
         self.judge(session, (upstream, &said), ctx).await?;
         self.begin_filter(session, (upstream, &said), ctx)

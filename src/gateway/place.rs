@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::SystemTime;
 
+use http::Version;
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource};
@@ -55,6 +56,9 @@ impl Gateway {
     /// another one (MCP, Session Management).
     pub(super) fn not_connected(&self, ctx: &mut Context, error: &mut Error) {
         let Some(target) = &ctx.target else { return };
+        if let Some(address) = target.peer {
+            self.spoken.forget(&target.route.upstream, address);
+        }
         let Some(busy) = &target.busy else {
             self.resolver.failed(&target.route);
             error.set_retry(ctx.attempts < CONNECTS);
@@ -69,8 +73,12 @@ impl Gateway {
     }
 
     /// An answer has begun.
-    pub(super) fn heard(&self, ctx: &Context) {
-        if let Some(busy) = ctx.target.as_ref().and_then(|target| target.busy.as_ref()) {
+    pub(super) fn heard(&self, version: Version, ctx: &Context) {
+        let Some(target) = &ctx.target else { return };
+        if let Some(address) = target.peer {
+            self.spoken.heard(&target.route.upstream, address, version);
+        }
+        if let Some(busy) = &target.busy {
             busy.peer().heard();
         }
     }

@@ -254,7 +254,7 @@ fn serve(
     let mut service = ProxyServiceBuilder::new(&conf, gateway)
         .name("gateway")
         .custom(
-            Joining::new(idle),
+            Joining::new(idle, Some(ConnectorOptions::from_server_conf(&conf))),
             Arc::new(move |proxy, stream, shutdown| {
                 doors.enter(proxy, stream, shutdown);
                 Box::pin(std::future::ready(None))

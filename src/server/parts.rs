@@ -35,6 +35,7 @@ use crate::telemetry::{InFlight, Traces};
 use crate::upstream::figures::Figures;
 use crate::upstream::pool::Pools;
 use crate::upstream::resolve::Resolver;
+use crate::upstream::spoken::Spoken;
 use crate::web;
 
 /// Everything a server is made of.
@@ -131,6 +132,7 @@ pub fn build(
         foreign: Arc::new(Foreign::new(outbound.clone())),
         resolver: Arc::new(Resolver::new(outbound, clock)),
         pools,
+        spoken: Spoken::default(),
         metrics,
         access,
         traces,

@@ -44,8 +44,10 @@ impl Place {
 #[derive(Debug)]
 pub struct Line {
     pub stream: Stream,
-    /// Bytes of requests that went up on it.
+    /// Bytes that went up on it, as TCP counts them.
     pub sent: u64,
+    /// With TLS.
+    pub is_sealed: bool,
     /// How long the upstream keeps it, if it has said so.
     pub said: Option<Duration>,
     /// When the last request went out on it: it has not rested since before.
@@ -58,7 +60,7 @@ pub struct Line {
 
 impl Line {
     pub fn new(stream: Stream, now: SystemTime) -> Self {
-        Self { stream, sent: 0, said: None, asked: now, rested: None, until: None }
+        Self { stream, sent: 0, is_sealed: false, said: None, asked: now, rested: None, until: None }
     }
 }
 

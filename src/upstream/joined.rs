@@ -2,8 +2,8 @@
 //! wake-up of the upstream instead of two. Pingora flushes the header at once; here it waits until the body comes, or
 //! until an answer has been asked for twice, which says that no body is at hand.
 //!
-//! Pingora asks this connector for peers whose ALPN is `ALPN::Custom` and uses what it gets as a connection of its own; TLS
-//! would need another, since that name is offered in the handshake.
+//! Pingora asks this connector for peers whose ALPN is `ALPN::Custom` and uses what it gets as a connection of its own. With TLS
+//! these are upstreams of which it is known that they speak HTTP/1.1 ([`super::spoken`]); in the handshake that is what is offered.
 //!
 //! Between two requests these connections are with us. Pingora's own pool has a task watch each, and asks the kernel where
 //! it leads before it is used again, which together is a tenth of what a call costs. When Pingora is done with a connection and
@@ -15,9 +15,13 @@
 //! cannot have had any, and whatever the request asks for, it may be sent again ([`is_untouched`]). A reset after the good-bye hides
 //! nothing of that: reads end as before, and writes find a broken pipe. A reset alone proves nothing.
 //!
+//! With TLS the same counts are taken of TCP, and its good-bye alone counts: that of TLS (`close_notify`) comes before it and acknowledges
+//! nothing, so what ends by it has to wait for the other. A reset in between proves nothing either.
+//!
 //! Nor can it be told from outside whether a program that had a request and closed has read it. So none is put on a connection that
 //! may be about to be closed: that is asked when the connection is chosen and again when the first byte is to go out, which may be
 //! much later. A request that is too late for its connection goes to a new one (`peer::afresh`).
+use std::any::Any;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -26,23 +30,27 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::{Error, Result};
-use pingora_core::connectors::TransportConnector;
 use pingora_core::connectors::http::custom::{Connection, Connector};
+use pingora_core::connectors::{ConnectorOptions, TransportConnector};
 use pingora_core::protocols::l4::ext::get_tcp_info;
 use pingora_core::protocols::raw_connect::ProxyDigest;
-use pingora_core::protocols::tls::{ALPN, CustomALPN};
+use pingora_core::protocols::tls::{ALPN, CustomALPN, SslDigest};
 use pingora_core::protocols::{
     GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
     TimingDigest, UniqueID, UniqueIDType,
 };
-use pingora_core::upstreams::peer::Peer;
+use pingora_core::upstreams::peer::{HttpPeer, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::{Sleep, sleep};
 
 use super::held::Held;
 use super::idle::{Idle, Line, Place};
 use super::{patience, peer};
 
 const NO_SOCKET: UniqueIDType = -1;
+/// How often, and how long each time, TCP's good-bye is waited for after that of TLS. They are sent one after the other.
+const LOOKS: u32 = 20;
+const LOOK: Duration = Duration::from_millis(1);
 
 /// What a peer must ask for to be connected here.
 pub fn alpn() -> ALPN {
@@ -67,8 +75,26 @@ pub struct Joining {
 }
 
 impl Joining {
-    pub fn new(idle: Idle) -> Self {
-        Self { connector: TransportConnector::new(None), idle }
+    /// `options`: which certificates are trusted.
+    pub fn new(idle: Idle, options: Option<ConnectorOptions>) -> Self {
+        Self { connector: TransportConnector::new(options), idle }
+    }
+
+    async fn connect<P: Peer + Send + Sync + 'static>(&self, peer: &P) -> Result<Line> {
+        let sealed = (peer as &dyn Any).downcast_ref::<HttpPeer>().filter(|_| peer.tls());
+        let stream = match sealed.cloned() {
+            None => self.connector.new_stream(peer).await?,
+            Some(mut peer) => {
+                peer.options.alpn = ALPN::H1;
+                self.connector.new_stream(&peer).await?
+            }
+        };
+        let mut line = Line::new(stream, self.idle.now());
+        line.is_sealed = sealed.is_some();
+        if line.is_sealed {
+            line.sent = patience::sent(&line.stream);
+        }
+        Ok(line)
     }
 }
 
@@ -84,10 +110,21 @@ impl Connector for Joining {
         let rested = if peer::is_afresh(peer) { None } else { self.idle.take(&place) };
         let line = match rested {
             Some(line) => line,
-            None => Line::new(Box::pin(self.connector.new_stream(peer)).await?, self.idle.now()),
+            None => Box::pin(self.connect(peer)).await?,
         };
         let (idle, line, held) = (self.idle.clone(), Some(line), Held::default());
-        let joined = Joined { line, idle, place, held, asked: false, written: 0, answered: false };
+        let joined = Joined {
+            line,
+            idle,
+            place,
+            held,
+            asked: false,
+            unflushed: false,
+            written: 0,
+            answered: false,
+            looks: 0,
+            look: None,
+        };
         Ok((Connection::Stream(Box::new(joined)), false))
     }
 
@@ -115,10 +152,15 @@ struct Joined {
     held: Held,
     /// Whether an answer was asked for meanwhile.
     asked: bool,
+    /// What was held has gone out, perhaps not all the way.
+    unflushed: bool,
     /// Bytes of the request that were taken, held ones too.
     written: u64,
     /// Whether any of an answer has come.
     answered: bool,
+    /// For TCP's good-bye, after that of TLS.
+    looks: u32,
+    look: Option<Pin<Box<Sleep>>>,
 }
 
 impl Joined {
@@ -142,7 +184,8 @@ impl Joined {
         let is_first = self.written == self.held.waiting() as u64;
         let Some(line) = self.line.as_mut().filter(|_| is_first) else { return Ok(()) };
         let now = self.idle.now();
-        if line.until.is_some_and(|until| now >= until) {
+        let is_late = line.until.is_some_and(|until| now >= until);
+        if is_late || line.is_sealed && line.until.is_some() && !patience::is_open(&line.stream) {
             return Err(io::Error::other(Untouched));
         }
         line.asked = now;
@@ -168,9 +211,30 @@ impl Joined {
     /// Between two requests it is with `idle`.
     fn rest(&mut self) -> bool {
         let Some(mut line) = self.line.take() else { return false };
-        line.sent += self.written - self.held.waiting() as u64;
+        match line.is_sealed {
+            true => line.sent = patience::sent(&line.stream),
+            false => line.sent += self.written - self.held.waiting() as u64,
+        }
         self.idle.put(self.place, line);
         true
+    }
+
+    fn is_sealed(&self) -> bool {
+        self.line.as_ref().is_some_and(|line| line.is_sealed)
+    }
+
+    /// Whether TCP has said good-bye too, where TLS has.
+    fn poll_good_bye(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            let is_any_sent = self.written > self.held.waiting() as u64;
+            let line = self.line.as_ref().filter(|line| line.is_sealed && is_any_sent);
+            let Some(line) = line else { return Poll::Ready(true) };
+            if !patience::is_open(&line.stream) || self.looks == LOOKS {
+                return Poll::Ready(patience::is_closed(&line.stream));
+            }
+            ready!(self.look.get_or_insert_with(|| Box::pin(sleep(LOOK))).as_mut().poll(cx));
+            (self.look, self.looks) = (None, self.looks + 1);
+        }
     }
 
     fn poll_stream<T>(
@@ -247,13 +311,27 @@ impl AsyncRead for Joined {
             }
             this.in_time()?;
             ready!(this.poll_send(cx, &[])).map_err(|error| this.judged(error))?;
+            this.unflushed = this.is_sealed();
+        }
+        if this.unflushed {
+            ready!(this.poll_stream(|stream| stream.poll_flush(cx))).map_err(|error| this.judged(error))?;
+            this.unflushed = false;
         }
         let (before, room) = (into.filled().len(), into.remaining());
         let read = this.poll_stream(|stream| stream.poll_read(cx, into));
+        // TCP has said good-bye, and TLS has not.
+        let is_cut = |error: &io::Error| error.kind() == io::ErrorKind::UnexpectedEof;
+        if matches!(&read, Poll::Ready(Err(error)) if is_cut(error))
+            && this.written > 0
+            && this.is_untouched()
+        {
+            return Poll::Ready(Err(this.untouched()));
+        }
         if matches!(read, Poll::Ready(Ok(()))) {
             let heard = into.filled().get(before..).unwrap_or_default();
             let is_end = heard.is_empty() && room > 0;
-            if is_end && this.written > 0 && this.is_untouched() {
+            let is_early = is_end && this.written > 0 && !this.answered;
+            if is_early && ready!(this.poll_good_bye(cx)) && this.is_untouched() {
                 return Poll::Ready(Err(this.untouched()));
             }
             if !this.answered
@@ -312,7 +390,12 @@ impl GetSocketDigest for Joined {
     }
 }
 
-impl Ssl for Joined {}
+impl Ssl for Joined {
+    fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
+        self.line.as_ref()?.stream.get_ssl_digest()
+    }
+}
+
 impl Peek for Joined {}
 
 #[cfg(test)]
@@ -351,7 +434,7 @@ mod tests {
     #[tokio::test]
     async fn a_connection_that_pingora_would_keep_comes_back_to_us() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let joining = Joining::new(Idle::new(Clock::system()));
+        let joining = Joining::new(Idle::new(Clock::system()), None);
         let mut first = stream(&joining, &listener).await;
         let id = first.id();
         assert_eq!(last_question(&mut first), Some(0), "for Pingora it has ended");
@@ -362,7 +445,7 @@ mod tests {
     /// What is read of the answer on a connection that is used again, after what both sides do in `course`.
     async fn answer(course: impl AsyncFnOnce(&mut Stream, tokio::net::TcpStream)) -> io::Result<usize> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let joining = Joining::new(Idle::new(Clock::system()));
+        let joining = Joining::new(Idle::new(Clock::system()), None);
         let mut first = stream(&joining, &listener).await;
         let mut theirs = listener.accept().await.unwrap().0;
         first.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
@@ -451,12 +534,12 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rest = Duration::from_millis(1_600);
 
-        let joining = Joining::new(Idle::new(clock.clone()));
+        let joining = Joining::new(Idle::new(clock.clone()), None);
         let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2\r\n\r\n").await;
         clock.advance(rest);
         assert!(!is_used_again(&joining, &listener, theirs).await, "said");
 
-        let joining = Joining::new(Idle::new(clock.clone()));
+        let joining = Joining::new(Idle::new(clock.clone()), None);
         let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
         clock.advance(rest);
         assert!(is_used_again(&joining, &listener, theirs).await);
@@ -479,7 +562,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         for (waits, is_late) in [(SECOND, false), (4 * SECOND, true)] {
             for request in [&b"GET / HTTP/1.1\r\n\r\n"[..], POST] {
-                let joining = Joining::new(Idle::new(clock.clone()));
+                let joining = Joining::new(Idle::new(clock.clone()), None);
                 let mut theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
                 let mut ours = stream(&joining, &listener).await;
                 clock.advance(waits);
@@ -502,7 +585,7 @@ mod tests {
     #[tokio::test]
     async fn a_request_that_is_sent_again_has_a_connection_of_its_own() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let joining = Joining::new(Idle::new(Clock::system()));
+        let joining = Joining::new(Idle::new(Clock::system()), None);
         let _theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
         let mut peer = peer(&listener);
         peer::afresh(&mut peer);
@@ -514,7 +597,7 @@ mod tests {
     async fn sr_f19_a_connection_rests_while_its_answer_waits_for_us_and_not_while_its_upstream_is_at_work() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         for answer_waits in [true, false] {
-            let joining = Joining::new(Idle::new(Clock::system()));
+            let joining = Joining::new(Idle::new(Clock::system()), None);
             let mut ours = stream(&joining, &listener).await;
             let mut theirs = listener.accept().await.unwrap().0;
             joining.idle.closed(Place::of(&peer(&listener)), Duration::from_millis(400));
@@ -539,7 +622,7 @@ mod tests {
     #[tokio::test]
     async fn whoever_waits_for_a_byte_gets_it() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut stream = stream(&Joining::new(Idle::new(Clock::system())), &listener).await;
+        let mut stream = stream(&Joining::new(Idle::new(Clock::system()), None), &listener).await;
         let mut theirs = listener.accept().await.unwrap().0;
         let mut byte = [0; 1];
         let (read, written) = tokio::join!(stream.read(&mut byte), theirs.write_all(b"x"));

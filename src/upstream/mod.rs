@@ -9,3 +9,4 @@ pub mod patience;
 pub mod peer;
 pub mod pool;
 pub mod resolve;
+pub mod spoken;

@@ -21,6 +21,8 @@ const SPREAD: Duration = Duration::from_secs(1);
 const STEP: Duration = Duration::from_millis(10);
 /// Closed by the other side, and not yet by us (`TCP_CLOSE_WAIT` of the kernel).
 const CLOSE_WAIT: u8 = 8;
+/// By neither (`TCP_ESTABLISHED`).
+const ESTABLISHED: u8 = 1;
 
 /// What one upstream has shown.
 #[derive(Debug, Default)]
@@ -74,6 +76,23 @@ pub fn closed_after(stream: &Stream, rested: Duration) -> Option<Duration> {
     let [since, heard] =
         [info.tcpi_last_ack_recv, info.tcpi_last_data_recv].map(|ago| Duration::from_millis(ago.into()));
     Some(rested.max(heard).saturating_sub(since + STEP))
+}
+
+/// Whether nobody has closed it.
+pub fn is_open(stream: &Stream) -> bool {
+    get_tcp_info(stream.id()).is_ok_and(|info| info.tcpi_state == ESTABLISHED)
+}
+
+/// Whether the other side alone has closed it, and has not reset it since.
+pub fn is_closed(stream: &Stream) -> bool {
+    get_tcp_info(stream.id()).is_ok_and(|info| info.tcpi_state == CLOSE_WAIT)
+}
+
+/// Bytes that were sent on it, or will be before all others.
+pub fn sent(stream: &Stream) -> u64 {
+    get_tcp_info(stream.id()).map_or(0, |info| {
+        info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans) + u64::from(info.tcpi_notsent_bytes)
+    })
 }
 
 /// How long ago the last of an answer came, rather too long. It may have waited for us since.

@@ -19,6 +19,8 @@ const CONNECT_TLS: Duration = Duration::from_secs(10);
 /// closed may be lost. Of those that keep them for less it is learned ([`super::patience`]).
 pub(super) const IDLE: Duration = Duration::from_secs(4);
 const STREAMS_PER_CONNECTION: usize = 100;
+/// Streams on a connection that has none: so none that Pingora has pooled is taken for one of ours.
+const APART: usize = 2;
 /// How long an upstream may say nothing that has perhaps not taken all of a body, and may else be silent for as long as it likes.
 const UNSURE: Duration = Duration::from_secs(60 * 60);
 
@@ -29,6 +31,8 @@ pub struct Attempt {
     pub number: u32,
     /// It opens a WebSocket.
     pub upgrades: bool,
+    /// It goes where HTTP/1.1 is spoken.
+    pub is_http_1: bool,
     /// Some of its body is still to come.
     pub is_unended: bool,
     /// How long the upstream may take nothing of it.
@@ -65,6 +69,10 @@ pub fn peer(upstream: &Upstream, address: SocketAddr, upgrades: bool) -> Box<Htt
 /// The same for a request.
 pub fn peer_of(attempt: Attempt, upstream: &Upstream, address: SocketAddr) -> Box<HttpPeer> {
     let mut peer = peer(upstream, address, attempt.upgrades);
+    if attempt.is_http_1 && !attempt.upgrades {
+        peer.options.alpn = joined::alpn();
+        peer.options.max_h2_streams = APART;
+    }
     if attempt.number > 1 {
         afresh(&mut peer);
     }
@@ -120,7 +128,7 @@ mod tests {
     fn only_what_may_not_have_been_taken_has_a_time_to_be_answered_in() {
         let (write_time, address) = (Duration::from_secs(60), SocketAddr::from(([192, 0, 2, 1], 443)));
         let times = |url, read_timeout, (is_unended, upgrades)| {
-            let attempt = Attempt { number: 1, upgrades, is_unended, write_time };
+            let attempt = Attempt { number: 1, upgrades, is_http_1: false, is_unended, write_time };
             let peer = peer_of(attempt, &upstream(url, read_timeout), address);
             let seconds = |time: Option<Duration>| time.map(|time| time.as_secs());
             (seconds(peer.options.write_timeout), seconds(peer.options.read_timeout))

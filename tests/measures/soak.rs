@@ -6,19 +6,20 @@
 use crate::{ALONE, support};
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::{Value, json};
 use support::browser::{Arrival, Browser};
 use support::client::{Client, Tokens};
 use support::cluster::{Shared, address_of, store_at};
 use support::gate::Gate;
-use support::gateway::{Gateway, Route};
+use support::gateway::{Builder, Gateway, Route};
 use support::identity::IdentityProvider;
 use support::mcp::McpRequest;
 use support::process::run;
@@ -26,6 +27,7 @@ use support::raw::RawConnection;
 use support::redis::Redis;
 use support::script::Answer;
 use support::service::Service;
+use support::tls_server::identity;
 use support::upstream::Upstream;
 use support::{PATIENCE, eventually, http_client_to, lock};
 
@@ -439,9 +441,36 @@ struct Ledger {
     crossed: Mutex<HashMap<u64, (Duration, Duration)>>,
 }
 
-fn hasty_upstream(idle: Duration) -> (String, Arc<Ledger>) {
+/// A connection at its upstream.
+trait Line: Read + Write {
+    fn socket(&self) -> &TcpStream;
+
+    /// What is said before TCP's own.
+    fn say_good_bye(&mut self) {}
+}
+
+impl Line for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Line for StreamOwned<ServerConnection, TcpStream> {
+    fn socket(&self) -> &TcpStream {
+        &self.sock
+    }
+
+    fn say_good_bye(&mut self) {
+        self.conn.send_close_notify();
+        let _ = self.flush();
+    }
+}
+
+/// `tls`: who it is.
+fn hasty_upstream(idle: Duration, tls: Option<Arc<ServerConfig>>) -> (String, Arc<Ledger>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let url = format!("http://{}/mcp", listener.local_addr().unwrap());
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let url = format!("{scheme}://localhost:{}/mcp", listener.local_addr().unwrap().port());
     let ledger = Arc::new(Ledger {
         begun: Instant::now(),
         accepted: AtomicUsize::default(),
@@ -453,8 +482,14 @@ fn hasty_upstream(idle: Duration) -> (String, Arc<Ledger>) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let (stream, ledger) = (stream.unwrap(), Arc::clone(&shared));
-            ledger.accepted.fetch_add(1, Ordering::Relaxed);
-            std::thread::spawn(move || serve_hastily(stream, idle, &ledger));
+            let number = ledger.accepted.fetch_add(1, Ordering::Relaxed);
+            stream.set_nodelay(true).unwrap();
+            let tls = tls.clone().map(|config| ServerConnection::new(config).unwrap());
+            std::thread::spawn(move || match tls {
+                None => serve_hastily(stream, idle, &ledger, false),
+                // Not all servers say it.
+                Some(tls) => serve_hastily(StreamOwned::new(tls, stream), idle, &ledger, number % 2 == 0),
+            });
         }
     });
     (url, ledger)
@@ -467,20 +502,24 @@ fn id_of(call: &[u8]) -> u64 {
     body["id"].as_u64().unwrap()
 }
 
-fn serve_hastily(mut stream: TcpStream, idle: Duration, ledger: &Ledger) {
-    stream.set_nodelay(true).unwrap();
+fn serve_hastily(mut stream: impl Line, idle: Duration, ledger: &Ledger, says_good_bye: bool) {
+    let is_over =
+        |error: &std::io::Error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
     let (mut request, mut piece) = (Vec::new(), [0; 16384]);
     let mut answered = Instant::now();
     loop {
         match stream.read(&mut piece) {
             Ok(0) => return,
             Ok(length) => request.extend_from_slice(&piece[..length]),
-            Err(_) if request.is_empty() => {
-                stream.set_nonblocking(true).unwrap();
+            Err(error) if request.is_empty() && is_over(&error) => {
+                stream.socket().set_nonblocking(true).unwrap();
                 ledger.closed.fetch_add(1, Ordering::Relaxed);
+                if says_good_bye {
+                    stream.say_good_bye();
+                }
                 // What comes while one half of it is open is taken; after that nothing is.
                 for half in [Shutdown::Write, Shutdown::Read] {
-                    let _ = stream.shutdown(half);
+                    let _ = stream.socket().shutdown(half);
                     if let Ok(length @ 1..) = stream.read(&mut piece) {
                         let moments = (ledger.begun.elapsed(), answered.elapsed());
                         lock(&ledger.crossed).insert(id_of(&piece[..length]), moments);
@@ -499,18 +538,31 @@ fn serve_hastily(mut stream: TcpStream, idle: Duration, ledger: &Ledger) {
             request.clear();
             answered = Instant::now();
             // As servers do: a first request may take its time.
-            stream.set_read_timeout(Some(idle)).unwrap();
+            stream.socket().set_read_timeout(Some(idle)).unwrap();
         }
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sr_f19_an_upstream_that_closes_idle_connections_costs_hardly_a_call_and_repeats_none() {
+    try_at_the_worst_moment(None, Gateway::builder()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_f19_an_upstream_with_tls_that_closes_idle_connections_costs_hardly_a_call_and_repeats_none() {
+    let (config, certificate) = identity(&["localhost"]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), certificate).unwrap();
+    try_at_the_worst_moment(Some(config), Gateway::builder().with("outbound.ca_files", json!([file.path()])))
+        .await;
+}
+
+async fn try_at_the_worst_moment(tls: Option<Arc<ServerConfig>>, builder: Builder) {
     let _alone = ALONE.lock().await;
     const IDLE: Duration = Duration::from_millis(100);
     let (callers, each) = sized((32, 60), (100, 1000));
-    let (url, ledger) = hasty_upstream(IDLE);
-    let gateway = Gateway::builder().with("server.access_log", json!("off"));
+    let (url, ledger) = hasty_upstream(IDLE, tls);
+    let gateway = builder.with("server.access_log", json!("off"));
     let gateway = Arc::new(gateway.route(Route::to("demo", &url, json!({"kind": "none"}))).start().await);
     let token = token(&gateway).await;
     let load = (0..callers).map(|caller| {
