@@ -247,6 +247,18 @@ mod tests {
         seen.readable().await.unwrap();
     }
 
+    /// Shows that one is open for as long as any rests.
+    async fn outlive(idle: &Idle, clock: &Clock) {
+        let (ours, _theirs) = pair().await;
+        idle.put(place(1), line(ours, idle.now()));
+        clock.advance(IDLE);
+        let (ours, theirs) = pair().await;
+        idle.put(place(1), line(ours, idle.now()));
+        idle.sweep();
+        assert!(idle.take(&place(1)).is_some());
+        drop(theirs);
+    }
+
     /// Whether one that has rested for so long is used again.
     async fn is_used(idle: &Idle, clock: &Clock, rested: Duration) -> bool {
         let (ours, _theirs) = pair().await;
@@ -309,7 +321,9 @@ mod tests {
         for found_by in [|idle: &Idle| drop(idle.take(&place(1))), Idle::sweep] {
             let clock = Clock::manual(UNIX_EPOCH);
             let idle = Idle::new(clock.clone());
-            assert!(is_used(&idle, &clock, seconds(3)).await);
+            assert!(!is_used(&idle, &clock, seconds(2)).await, "nobody knows yet");
+            outlive(&idle, &clock).await;
+            assert!(is_used(&idle, &clock, seconds(2)).await);
             put_and_close(&idle, &clock, seconds(2)).await;
             found_by(&idle);
             assert_eq!(idle.0.count.load(Ordering::Relaxed), 0, "freed");
@@ -319,7 +333,8 @@ mod tests {
             clock.advance(seconds(600));
             idle.sweep();
             assert_eq!(idle.0.by_place.len(), 0, "forgotten");
-            assert!(is_used(&idle, &clock, seconds(3)).await);
+            outlive(&idle, &clock).await;
+            assert!(is_used(&idle, &clock, seconds(2)).await);
         }
     }
 
@@ -351,14 +366,17 @@ mod tests {
             assert_eq!(idle.0.count.load(Ordering::Relaxed), 1, "only the oldest is kept");
         }
         idle.sweep();
-        assert!(idle.take(&place(1)).is_some(), "that one has outlived what was learned");
-        assert!(is_used(&idle, &clock, seconds(3)).await);
+        assert!(
+            is_used(&idle, &clock, Duration::from_millis(800)).await,
+            "that one has outlived what was learned"
+        );
     }
 
     #[tokio::test]
     async fn a_reset_does_not_say_how_long_the_upstream_keeps_one() {
         let clock = Clock::manual(UNIX_EPOCH);
         let idle = Idle::new(clock.clone());
+        outlive(&idle, &clock).await;
         let (mut ours, mut theirs) = pair().await;
         ours.write_all(b"unread").await.unwrap();
         theirs.set_nonblocking(false).unwrap();
@@ -370,7 +388,7 @@ mod tests {
         drop(theirs);
         seen.readable().await.unwrap();
         assert!(idle.take(&place(1)).is_none());
-        assert!(is_used(&idle, &clock, seconds(3)).await);
+        assert!(is_used(&idle, &clock, seconds(2)).await);
     }
 
     #[tokio::test]

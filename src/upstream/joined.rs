@@ -533,6 +533,7 @@ mod tests {
         let clock = Clock::manual(UNIX_EPOCH);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let rest = Duration::from_millis(1_600);
+        const LONG: &[u8] = b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=9\r\n\r\n";
 
         let joining = Joining::new(Idle::new(clock.clone()), None);
         let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\nKeep-Alive: timeout=2\r\n\r\n").await;
@@ -540,18 +541,18 @@ mod tests {
         assert!(!is_used_again(&joining, &listener, theirs).await, "said");
 
         let joining = Joining::new(Idle::new(clock.clone()), None);
-        let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        let theirs = call(&joining, &listener, LONG).await;
         clock.advance(rest);
         assert!(is_used_again(&joining, &listener, theirs).await);
 
-        let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        let theirs = call(&joining, &listener, LONG).await;
         clock.advance(2 * SECOND);
         let mut late = stream(&joining, &listener).await;
         drop(theirs);
         late.write_all(POST).await.unwrap();
         late.write_all(b"body").await.unwrap();
         assert!(proves_it(late.read(&mut [0; 64]).await));
-        let theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;
+        let theirs = call(&joining, &listener, LONG).await;
         clock.advance(rest);
         assert!(!is_used_again(&joining, &listener, theirs).await, "closed after two seconds");
     }
@@ -560,7 +561,7 @@ mod tests {
     async fn sr_f19_a_request_that_is_late_for_its_connection_is_not_sent_on_it() {
         let clock = Clock::manual(UNIX_EPOCH);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        for (waits, is_late) in [(SECOND, false), (4 * SECOND, true)] {
+        for (waits, is_late) in [(SECOND / 2, false), (4 * SECOND, true)] {
             for request in [&b"GET / HTTP/1.1\r\n\r\n"[..], POST] {
                 let joining = Joining::new(Idle::new(clock.clone()), None);
                 let mut theirs = call(&joining, &listener, b"HTTP/1.1 200 OK\r\n\r\n").await;

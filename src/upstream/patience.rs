@@ -1,6 +1,7 @@
 //! How long an upstream keeps connections on which nothing is asked. It says so (`Keep-Alive`), or it is seen: a connection that
 //! was found closed shows how long it had rested then, one that is still open shows that so long is not too long. Whoever
-//! uses none that is nearly as old as that does not meet the moment in which it is closed.
+//! uses none that is nearly as old as that does not meet the moment in which it is closed. It is never a call that finds out: until
+//! some connection was closed, none is used that has rested for nearly as long as any was seen to be open.
 //!
 //! A restart closes connections of any age, and what was learned of that is too little. One of those that are not used any more
 //! therefore stays, and is open when it should long be closed: then all that was learned is forgotten.
@@ -24,9 +25,16 @@ const CLOSE_WAIT: u8 = 8;
 /// By neither (`TCP_ESTABLISHED`).
 const ESTABLISHED: u8 = 1;
 
+/// Whoever keeps them for less is met at the wrong moment, perhaps, before that is known.
+const LEAST: Duration = Duration::from_secs(1);
+
 /// What one upstream has shown.
 #[derive(Debug, Default)]
-pub struct Patience(Option<Closing>);
+pub struct Patience {
+    closing: Option<Closing>,
+    /// One has rested for so long and was open.
+    outlived: Duration,
+}
 
 #[derive(Debug)]
 struct Closing {
@@ -37,8 +45,10 @@ struct Closing {
 impl Patience {
     /// How long a connection may have rested to be used again; `said`: what its upstream has said of it.
     pub fn allows(&self, said: Option<Duration>, now: SystemTime) -> Duration {
-        let shown = self.0.as_ref().filter(|closing| closing.is_recent(now)).map(|closing| closing.after);
-        shown.into_iter().chain(said).map(|after| after * 3 / 4).fold(IDLE, Duration::min)
+        let closing = self.closing.as_ref().filter(|closing| closing.is_recent(now));
+        let known = closing.map(|closing| closing.after).into_iter().chain(said).min();
+        let kept = known.unwrap_or_else(|| self.outlived.max(LEAST));
+        IDLE.min(kept * 3 / 4)
     }
 
     /// One was closed after it had rested for so long. Right after an answer it was not for its rest.
@@ -47,18 +57,21 @@ impl Patience {
             return;
         }
         self.open(after);
-        self.0.take_if(|closing| !closing.is_recent(now));
-        let after = self.0.as_ref().map_or(after, |closing| closing.after.min(after));
-        self.0 = Some(Closing { after, seen: now });
+        self.closing.take_if(|closing| !closing.is_recent(now));
+        let after = self.closing.as_ref().map_or(after, |closing| closing.after.min(after));
+        // When that is forgotten, it is not yet refuted.
+        self.outlived = after;
+        self.closing = Some(Closing { after, seen: now });
     }
 
     /// One that has rested for so long was not closed by then.
     pub fn open(&mut self, rested: Duration) {
-        self.0.take_if(|closing| rested > closing.after + SPREAD);
+        self.outlived = self.outlived.max(rested);
+        self.closing.take_if(|closing| rested > closing.after + SPREAD);
     }
 
     pub fn is_known(&self, now: SystemTime) -> bool {
-        self.0.as_ref().is_some_and(|closing| closing.is_recent(now))
+        self.closing.as_ref().is_some_and(|closing| closing.is_recent(now))
     }
 }
 
@@ -134,7 +147,7 @@ mod tests {
     #[test]
     fn a_connection_rests_for_three_quarters_of_the_least_that_was_seen() {
         let mut patience = Patience::default();
-        assert_eq!((patience.allows(None, NOW), patience.is_known(NOW)), (IDLE, false));
+        assert_eq!((patience.allows(None, NOW), patience.is_known(NOW)), (LEAST * 3 / 4, false));
         patience.closed(Duration::from_millis(2_500), NOW);
         patience.closed(seconds(2), NOW);
         patience.closed(Duration::from_millis(2_900), NOW);
@@ -152,14 +165,34 @@ mod tests {
     }
 
     #[test]
+    fn until_one_was_closed_none_rests_for_nearly_as_long_as_any_has() {
+        let mut patience = Patience::default();
+        for (open, allowed) in
+            [(100, 750), (1_000, 750), (2_000, 1_500), (1_200, 1_500), (4_000, 3_000), (9_000, 4_000)]
+        {
+            patience.open(Duration::from_millis(open));
+            assert_eq!(patience.allows(None, NOW), Duration::from_millis(allowed), "{open}");
+        }
+        assert_eq!(
+            Patience::default().allows(Some(seconds(5)), NOW),
+            Duration::from_millis(3_750),
+            "as it has said"
+        );
+        patience.closed(seconds(2), NOW);
+        assert_eq!(patience.allows(None, NOW), Duration::from_millis(1_500));
+    }
+
+    #[test]
     fn what_was_seen_is_forgotten_unless_it_is_seen_again() {
         let mut patience = Patience::default();
         patience.closed(seconds(2), NOW);
         patience.closed(Duration::from_millis(2_100), NOW + seconds(500));
         assert!(patience.is_known(NOW + seconds(1_099)));
         assert_eq!(patience.allows(None, NOW + seconds(1_099)), Duration::from_millis(1_500));
-        assert_eq!(patience.allows(None, NOW + seconds(1_100)), IDLE);
+        assert_eq!(patience.allows(None, NOW + seconds(1_100)), Duration::from_millis(1_500), "not refuted");
         assert!(!patience.is_known(NOW + seconds(1_100)));
+        patience.open(seconds(3));
+        assert_eq!(patience.allows(None, NOW + seconds(1_100)), Duration::from_millis(2_250));
         patience.closed(Duration::from_millis(2_400), NOW + seconds(1_100));
         assert_eq!(patience.allows(None, NOW + seconds(1_100)), Duration::from_millis(1_800));
     }
