@@ -149,6 +149,8 @@ fn act(
         match act {
             Act::Answer | Act::Reset(_) | Act::Head(..) => {}
             Act::AnswerAndDismiss => return write(line, GOAWAY, 0, 0, &goodbye(stream, NO_ERROR)),
+            // With bytes unread the end would be a reset, which may take the good-bye with it.
+            Act::Dismiss(_) => return io::copy(line, &mut io::sink()).map(drop),
             _ => return Ok(()),
         }
     }

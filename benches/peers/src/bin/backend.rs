@@ -1,12 +1,14 @@
 //! The MCP server behind every target: one thread, HTTP/1.1 and HTTP/2 without TLS.
 //!
 //!     POST /mcp          284 bytes of JSON, as POST /stream
+//!     POST /busy         as POST /mcp, after twenty milliseconds
 //!     POST /sse          ten events, each sent on its own
 //!     GET  /stream       one event, and the stream stays open
 //!     POST /big?bytes=N  N bytes
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use bytes::Bytes;
 use clap::Parser;
@@ -23,6 +25,7 @@ use peers::listening::listen;
 use tokio::net::TcpListener;
 
 const EVENTS: usize = 10;
+const AT_WORK: Duration = Duration::from_millis(20);
 const CHUNK: &[u8] = &[b'm'; 64 * 1024];
 
 static ANSWER: LazyLock<Bytes> = LazyLock::new(|| {
@@ -53,9 +56,12 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, hyper::Err
     while let Some(frame) = body.frame().await {
         frame?;
     }
+    if head.uri.path() == "/busy" {
+        tokio::time::sleep(AT_WORK).await;
+    }
     let size = head.uri.query().and_then(|query| query.strip_prefix("bytes=")?.parse().ok());
     Ok(match (&head.method, head.uri.path(), size) {
-        (&Method::POST, "/mcp" | "/stream", _) => typed("application/json", Full::new(ANSWER.clone()).boxed_unsync()),
+        (&Method::POST, "/mcp" | "/stream" | "/busy", _) => typed("application/json", Full::new(ANSWER.clone()).boxed_unsync()),
         (&Method::POST, "/sse", _) => typed("text/event-stream", events(EVENTS)),
         (&Method::GET, "/stream", _) => typed("text/event-stream", open_stream()),
         (&Method::POST, "/big", Some(size)) => sized(size),
