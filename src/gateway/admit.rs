@@ -12,7 +12,7 @@ use super::inspect::Asked;
 use super::quota::{self, Counted};
 use super::seen::timed;
 use super::session::{NoSession, Opening, Session as McpSession};
-use super::{Gateway, local, plain, screen, sign};
+use super::{Gateway, body, local, plain, screen, sign};
 use crate::authn::{Caller, Reach};
 use crate::config::Attributes;
 use crate::credential::{Ask, Credential, Unresolved};
@@ -104,15 +104,15 @@ impl Gateway {
             true => Box::pin(self.inspect((session, &said), &route, most)).await?,
             false => Asked::Anything,
         };
-        let may_hang = route.upstream.tls && !upgrades && local::is_small(&said);
-        if is_signed || may_hang {
+        if is_signed {
             Box::pin(sign::read_body(session, &asked)).await?;
         }
         let attributes = match route.rules.need_attributes() || route.credential.needs_attributes() {
             true => Box::pin(self.attributes(&snapshot, &caller, now)).await?,
             false => Arc::default(),
         };
-        let (head, source) = (session.req_header(), ctx.client);
+        let (downstream, source) = (session, ctx.client);
+        let head = downstream.req_header();
         let is_stream = upgrades
             || is_mcp && head.method == Method::GET
             || asked.message().is_some_and(quota::is_subscription);
@@ -153,6 +153,9 @@ impl Gateway {
         // Only a request outside of any session begins one, and only where there are sessions.
         let may_begin =
             is_mcp && session.is_none() && head.method == Method::POST && !mcp::is_mirrored(&head.headers);
+        if route.upstream.tls && !upgrades && local::is_small(&said) {
+            Box::pin(body::read_early(downstream, &asked)).await?;
+        }
         ctx.target = Some(Target {
             route,
             caller,

@@ -75,7 +75,8 @@ impl Gateway {
     /// An answer has begun.
     pub(super) fn heard(&self, version: Version, ctx: &Context) {
         let Some(target) = &ctx.target else { return };
-        if let Some(address) = target.peer {
+        // A WebSocket is opened over HTTP/1.1, whatever else is spoken there.
+        if let Some(address) = target.peer.filter(|_| !target.upgrades) {
             self.spoken.heard(&target.route.upstream, address, version);
         }
         if let Some(busy) = &target.busy {

@@ -28,8 +28,7 @@ pub fn require_short(session: &mut Session, said: &Said) -> Result<(), Failure> 
     }
 }
 
-/// Reads the body of a request that is signed, or that an upstream must not keep waiting (`upstream::peer`), unless a rule has had it
-/// read. It is sent on from there, and again.
+/// Reads the body of a request that is signed, unless a rule has had it read. It is sent on from there, and again.
 pub async fn read_body(session: &mut Session, asked: &Asked) -> Result<(), Failure> {
     if matches!(asked, Asked::Known(_)) || session.as_downstream_mut().is_body_empty() {
         return Ok(());

@@ -10,14 +10,13 @@
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::time::Duration;
 
-use rustix::net::{RecvFlags, recv};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::handover::BY_WAY_OF;
 use crate::telemetry::output;
 
-const POLL: Duration = Duration::from_millis(10);
+const POLL: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
 /// Starts this program once more, with the line to the old process, and returns only if it cannot.
 pub fn stand() -> io::Error {
@@ -43,7 +42,7 @@ fn wait(mut child: Child) -> i32 {
     loop {
         match child.try_wait() {
             Ok(Some(status)) => return status.code().unwrap_or(1),
-            Ok(None) if !is_given_up() => std::thread::sleep(POLL),
+            Ok(None) if !is_given_up() => {}
             _ => break,
         }
     }
@@ -52,13 +51,12 @@ fn wait(mut child: Child) -> i32 {
     1
 }
 
-/// Whether the old process has closed its end. What it says is not ours to read.
+/// Whether the old process closes its end within a moment. What it has said is not ours to read, and may lie there unread.
 fn is_given_up() -> bool {
-    let peek = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    match recv(io::stdin(), &mut [0; 1], peek) {
-        Ok((_, read)) => read == 0,
-        Err(error) => error.kind() != io::ErrorKind::WouldBlock && error.kind() != io::ErrorKind::Interrupted,
-    }
+    let stdin = io::stdin();
+    let mut asked = [PollFd::new(&stdin, PollFlags::RDHUP)];
+    let is_known = poll(&mut asked, Some(&POLL)).is_ok();
+    is_known && asked.iter().any(|one| !one.revents().is_empty())
 }
 
 #[expect(clippy::disallowed_methods, reason = "nothing has begun here")]

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use rustix::net::sockopt::socket_type;
+
 use super::StartError;
 use super::between;
 use super::handover::{BY_WAY_OF, FromNew, FromOld, Inheritance, Line, SUCCEEDS};
@@ -38,7 +40,11 @@ impl Predecessor {
             return Err(StartError::HandOver(between::stand().to_string()));
         }
         if !is_named(BY_WAY_OF) {
-            return Ok(None);
+            let is_meant = [SUCCEEDS, BY_WAY_OF].into_iter().any(|name| std::env::var_os(name).is_some());
+            return match is_meant && socket_type(std::io::stdin()).is_ok() {
+                true => Err(StartError::HandOver("whoever started it has gone".to_owned())),
+                false => Ok(None),
+            };
         }
         let failed = |error: std::io::Error| StartError::HandOver(error.to_string());
         let input = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;

@@ -44,7 +44,7 @@ impl Place {
 #[derive(Debug)]
 pub struct Line {
     pub stream: Stream,
-    /// Bytes that went up on it, as TCP counts them.
+    /// Bytes that went up on it; with TLS those that were acknowledged, as TCP counts them.
     pub sent: u64,
     /// With TLS.
     pub is_sealed: bool,

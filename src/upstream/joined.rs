@@ -32,7 +32,6 @@ use async_trait::async_trait;
 use pingora::{Error, Result};
 use pingora_core::connectors::http::custom::{Connection, Connector};
 use pingora_core::connectors::{ConnectorOptions, TransportConnector};
-use pingora_core::protocols::l4::ext::get_tcp_info;
 use pingora_core::protocols::raw_connect::ProxyDigest;
 use pingora_core::protocols::tls::{ALPN, CustomALPN, SslDigest};
 use pingora_core::protocols::{
@@ -92,7 +91,7 @@ impl Joining {
         let mut line = Line::new(stream, self.idle.now());
         line.is_sealed = sealed.is_some();
         if line.is_sealed {
-            line.sent = patience::sent(&line.stream);
+            line.sent = patience::acknowledged(&line.stream).unwrap_or_default();
         }
         Ok(line)
     }
@@ -172,11 +171,9 @@ impl Joined {
         if self.written == self.held.waiting() as u64 {
             return true;
         }
-        self.line.as_ref().is_some_and(|line| {
-            let info = get_tcp_info(line.stream.id());
-            // The first byte acknowledged is none of ours (SYN).
-            info.is_ok_and(|info| info.tcpi_bytes_acked.saturating_sub(1) <= line.sent)
-        })
+        self.line
+            .as_ref()
+            .is_some_and(|line| patience::acknowledged(&line.stream).is_some_and(|bytes| bytes <= line.sent))
     }
 
     /// Whether the first byte of a request may go out now.
@@ -212,7 +209,7 @@ impl Joined {
     fn rest(&mut self) -> bool {
         let Some(mut line) = self.line.take() else { return false };
         match line.is_sealed {
-            true => line.sent = patience::sent(&line.stream),
+            true => line.sent = patience::acknowledged(&line.stream).unwrap_or_default(),
             false => line.sent += self.written - self.held.waiting() as u64,
         }
         self.idle.put(self.place, line);

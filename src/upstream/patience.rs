@@ -101,11 +101,10 @@ pub fn is_closed(stream: &Stream) -> bool {
     get_tcp_info(stream.id()).is_ok_and(|info| info.tcpi_state == CLOSE_WAIT)
 }
 
-/// Bytes that were sent on it, or will be before all others.
-pub fn sent(stream: &Stream) -> u64 {
-    get_tcp_info(stream.id()).map_or(0, |info| {
-        info.tcpi_bytes_sent.saturating_sub(info.tcpi_bytes_retrans) + u64::from(info.tcpi_notsent_bytes)
-    })
+/// Bytes sent on it that its upstream has acknowledged: never more than were sent, which the count of those that went out can be,
+/// where one was sent twice. The first byte acknowledged is none of ours (SYN).
+pub fn acknowledged(stream: &Stream) -> Option<u64> {
+    get_tcp_info(stream.id()).ok().map(|info| info.tcpi_bytes_acked.saturating_sub(1))
 }
 
 /// How long ago the last of an answer came, rather too long. It may have waited for us since.

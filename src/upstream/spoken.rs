@@ -8,7 +8,7 @@ use http::Version;
 use crate::map::Shared;
 use crate::route::Upstream;
 
-/// Beyond that nothing is learned.
+/// Beyond that all is forgotten: addresses come and go.
 const MOST: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -21,11 +21,10 @@ impl Spoken {
 
     /// There was an answer from there.
     pub fn heard(&self, upstream: &Upstream, address: SocketAddr, version: Version) {
-        if upstream.tls
-            && version != Version::HTTP_2
-            && !self.is_http_1(upstream, address)
-            && self.0.len() < MOST
-        {
+        if upstream.tls && version != Version::HTTP_2 && !self.is_http_1(upstream, address) {
+            if self.0.len() >= MOST {
+                self.0.clear();
+            }
             self.0.insert((upstream.group, address), ());
         }
     }
