@@ -70,6 +70,7 @@ pub struct Acting {
     pub certificate: String,
     acts: Arc<Mutex<VecDeque<Act>>>,
     taken: Arc<AtomicUsize>,
+    bytes: Arc<AtomicUsize>,
 }
 
 impl Acting {
@@ -80,15 +81,15 @@ impl Acting {
     /// Takes so many bytes of each call's body, and no more; `None`: as many as are usual, 65,535 of all bodies on a connection.
     pub fn with_window(window: Option<u32>) -> Self {
         let acts: Arc<Mutex<VecDeque<Act>>> = Arc::default();
-        let taken = Arc::new(AtomicUsize::new(0));
-        let (left, count) = (acts.clone(), taken.clone());
+        let (taken, bytes) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (left, count) = (acts.clone(), [taken.clone(), bytes.clone()]);
         let (url, certificate) = listen(move |mut line| {
             // Ends with the connection.
             let _ = act(&mut line, window, &left, &count);
             line.conn.send_close_notify();
             let _ = line.flush();
         });
-        Acting { url, certificate, acts, taken }
+        Acting { url, certificate, acts, taken, bytes }
     }
 
     pub fn next(&self, acts: &[Act]) {
@@ -98,6 +99,11 @@ impl Acting {
     /// Calls that were carried out.
     pub fn taken(&self) -> usize {
         self.taken.load(Ordering::SeqCst)
+    }
+
+    /// Bytes of bodies that came.
+    pub fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::SeqCst)
     }
 
     /// Acts that nothing has come for.
@@ -110,7 +116,7 @@ fn act(
     line: &mut Line,
     window: Option<u32>,
     acts: &Mutex<VecDeque<Act>>,
-    taken: &AtomicUsize,
+    [taken, bytes]: &[Arc<AtomicUsize>; 2],
 ) -> io::Result<()> {
     line.read_exact(&mut [0; PREFACE])?;
     let window = window.map(|size| [&INITIAL_WINDOW_SIZE.to_be_bytes()[..], &size.to_be_bytes()].concat());
@@ -118,6 +124,9 @@ fn act(
     let goodbye = |last: u32, error: u32| [last.to_be_bytes(), error.to_be_bytes()].concat();
     loop {
         let (kind, flags, stream, payload) = read(line)?;
+        if kind == DATA {
+            bytes.fetch_add(payload.len(), Ordering::SeqCst);
+        }
         match kind {
             HEADERS | DATA if flags & END_STREAM != 0 => {}
             _ => {

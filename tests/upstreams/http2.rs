@@ -13,7 +13,7 @@ use support::client::Client;
 use support::gateway::{Gateway, Route};
 use support::h2_server::{Act, Acting, ENHANCE_YOUR_CALM, INTERNAL_ERROR, NO_ERROR, REFUSED_STREAM};
 use support::mcp::McpRequest;
-use support::raw::exchange;
+use support::raw::{RawConnection, exchange};
 use support::{PATIENCE, within};
 
 /// What takes so long ends before anybody gives up.
@@ -127,6 +127,28 @@ async fn sr_t46_an_upstream_over_http_2_that_takes_no_body_holds_no_call_for_eve
         let answer = within(SOON, rig.call.tool("echo", json!({"message": message}))).await;
         assert_eq!((answer.status, rig.server.taken()), (504, taken), "{window:?} {length}");
     }
+}
+
+#[tokio::test]
+async fn a_short_body_that_comes_slowly_goes_on_as_it_comes() {
+    let rig = Rig::start().await;
+    let host = rig.gateway.public_url.split_once("://").unwrap().1;
+    let (call, mut client) =
+        (r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#, RawConnection::open(rig.gateway.address).await);
+    let head = format!(
+        "POST /demo HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n",
+        rig.token,
+        call.len()
+    );
+    client.send(head).await;
+    // Longer than a short body is waited for.
+    for byte in call.bytes() {
+        client.send([byte]).await;
+        tokio::time::sleep(Duration::from_secs(7) / call.len() as u32).await;
+    }
+    assert_eq!(client.response(SOON).await.unwrap().status, 200);
+    assert_eq!((rig.server.taken(), rig.server.bytes()), (1, call.len()));
 }
 
 #[tokio::test]
