@@ -79,7 +79,8 @@ class Growth:
         others = [other | {"name": f"other-{number}", "path": f"/other-{number}"} for number in range(count - 1)]
         callers = {"local": {"users": self.written["login"]["local"]["users"][:1_000]}}
         self.postern.path.write_text(json.dumps(self.written | {"login": callers, "routes": [*others, route]}))
-        self.postern.restart()
+        starts = [1_000 * self.postern.restart() for _ in range(ROUNDS)]
+        print(f"{count} routes: serves {', '.join(f'{start:.0f}' for start in starts)} ms after its start", flush=True)
 
     def curve(self, points, warm, cost):
         """By point, the costs of all rounds; each is warm before it counts."""

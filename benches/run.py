@@ -135,8 +135,8 @@ def measure(bench, is_full, is_wanted):
             played(scene)
         for scene in full.overload(bench, is_wanted):
             played(scene)
-        for title, rows in counted.figures(bench, is_wanted, results):
-            report.printed(title, rows)
+    for title, rows in counted.figures(bench, is_wanted, results):
+        report.printed(title, rows)
     return results
 
 

@@ -23,7 +23,7 @@ def wait_until_serving(url, processes):
             asking.getresponse().read()
             return
         except (OSError, http.client.HTTPException):
-            time.sleep(0.05)
+            time.sleep(0.005)
         finally:
             asking.close()
     raise RuntimeError(f"{url} does not answer")

@@ -9,7 +9,7 @@ from . import check, full, machine, peers
 from .bars import middle
 from .calls import CALL, HEADERS
 
-ROUNDS, MEMORY_ROUNDS = 5, 3
+ROUNDS = 5
 OPEN = 1000
 # Users who warm the program before the others come for the first time; how many call at once; how often all come again.
 EARLY, AT_ONCE, AGAIN = 100, 50, 5
@@ -36,9 +36,12 @@ def figures(bench, is_wanted, results):
     """Tables, and what they say into `results`."""
     if is_wanted("memory") and bench.peer("bare") and bench.peer("backend"):
         rows = [["target", "KiB per idle connection", "KiB per open stream"]]
-        for key, name, measure in (("postern", "Postern", of_postern), ("bare", "bare Pingora", of_bare)):
-            rounds = results["memory", key] = [measure(bench) for _ in range(MEMORY_ROUNDS)]
-            rows.append([name, *(f"{middle(rounds, what):.1f}" for what in ("idle", "stream"))])
+        measured = [("postern", "Postern", of_postern), ("bare", "bare Pingora", of_bare)]
+        for _ in range(ROUNDS):
+            for key, _, measure in measured:
+                results.setdefault(("memory", key), []).append(measure(bench))
+        for key, name, _ in measured:
+            rows.append([name, *(f"{middle(results['memory', key], what):.1f}" for what in ("idle", "stream"))])
         yield f"memory, {OPEN:,} at a time", rows
     if is_wanted("first"):
         rounds = results["first", "postern"] = list(first_calls(bench))

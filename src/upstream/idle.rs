@@ -113,8 +113,8 @@ impl Idle {
         let Row { resting, patience } = &mut *row;
         while let Some(mut last) = resting.pop_back() {
             let allowed = patience.allows(last.line.said, now);
-            let left = allowed.saturating_sub(last.rested_at_most(allowed, now));
-            if left.is_zero() {
+            let at_most = last.rested_at_most(allowed, now);
+            if at_most >= allowed {
                 // So have the others, for longer. The oldest stays, and shows whether that was right.
                 resting.push_back(last);
                 self.0.count.fetch_sub(resting.len() - 1, Ordering::Relaxed);
@@ -124,6 +124,7 @@ impl Idle {
             self.0.count.fetch_sub(1, Ordering::Relaxed);
             let rested = last.rested(now);
             if is_quiet(&mut last.line.stream) {
+                let left = patience.bears(last.line.said, now).saturating_sub(at_most);
                 (last.line.rested, last.line.until) = (Some(rested), Some(now + left));
                 return Some(last.line);
             }

@@ -45,10 +45,19 @@ struct Closing {
 impl Patience {
     /// How long a connection may have rested to be used again; `said`: what its upstream has said of it.
     pub fn allows(&self, said: Option<Duration>, now: SystemTime) -> Duration {
-        let closing = self.closing.as_ref().filter(|closing| closing.is_recent(now));
-        let known = closing.map(|closing| closing.after).into_iter().chain(said).min();
-        let kept = known.unwrap_or_else(|| self.outlived.max(LEAST));
+        let kept = self.known(said, now).unwrap_or_else(|| self.outlived.max(LEAST));
         IDLE.min(kept * 3 / 4)
+    }
+
+    /// How long it may have rested when the request goes out for which it was chosen: that may have a long body to wait for, and cannot be
+    /// sent again. So nothing but what is known counts.
+    pub fn bears(&self, said: Option<Duration>, now: SystemTime) -> Duration {
+        self.known(said, now).map_or(IDLE, |kept| IDLE.min(kept * 3 / 4))
+    }
+
+    fn known(&self, said: Option<Duration>, now: SystemTime) -> Option<Duration> {
+        let closing = self.closing.as_ref().filter(|closing| closing.is_recent(now));
+        closing.map(|closing| closing.after).into_iter().chain(said).min()
     }
 
     /// One was closed after it had rested for so long. Right after an answer it was not for its rest.
@@ -177,8 +186,10 @@ mod tests {
             Duration::from_millis(3_750),
             "as it has said"
         );
+        assert_eq!(Patience::default().bears(None, NOW), IDLE);
         patience.closed(seconds(2), NOW);
         assert_eq!(patience.allows(None, NOW), Duration::from_millis(1_500));
+        assert_eq!(patience.bears(None, NOW), Duration::from_millis(1_500));
     }
 
     #[test]

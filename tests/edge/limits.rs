@@ -24,7 +24,7 @@ use super::doors::{head, limited, ping, token};
 
 const MESSAGE: &str = r#"{"jsonrpc":"2.0","id":1,"method":"ping"}"#;
 const JSON: (&str, &str) = ("content-type", "application/json");
-/// Requests at once. Not one: who has an answer may ask the next before the last is let go of.
+/// Requests and connections at once. Not one or two: who has an answer may begin the next before the last is let go of.
 const FEW: usize = 4;
 
 /// How a client hears of it.
@@ -47,9 +47,9 @@ fn table() -> Vec<Row> {
         row("body", json!(33_554_432), json!(70_000), Status(413), "body"),
         row("body_rate", json!(256), json!(1_000_000), Status(408), "body_time"),
         row("body_time", json!("30s"), json!("500ms"), Status(408), "body_time"),
-        row("connections", json!(20_000), json!(2), Status(503), "connections"),
+        row("connections", json!(20_000), json!(FEW), Status(503), "connections"),
         // This machine has none, unless one is written.
-        row("connections_per_address", Value::Null, json!(2), Status(503), "connections_per_address"),
+        row("connections_per_address", Value::Null, json!(FEW), Status(503), "connections_per_address"),
         row("control_frames", json!(1000), json!(50), Closed, "control_frames"),
         row("header_fields", json!(100), json!(16), Status(431), "header_fields"),
         row("header_size", json!(65_536), json!(4096), Status(431), "header_size"),
@@ -112,7 +112,7 @@ async fn meet(key: &str, upstream: &Upstream, gateway: &Gateway, token: &str) ->
         }
         "connections" | "connections_per_address" => {
             let mut open = Vec::new();
-            for _ in 0..3 {
+            for _ in 0..=FEW {
                 let mut connection = RawConnection::open(gateway.address).await;
                 connection.send(ping(gateway, token)).await;
                 let answer = connection.response(PATIENCE).await;
