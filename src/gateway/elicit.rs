@@ -35,17 +35,17 @@ impl Gateway {
         session: &mut Session,
         ctx: &mut Context,
     ) -> Result<()> {
-        let failure =
-            match failure.page().is_some() && local::is_small(&Said::of(&session.req_header().headers)) {
-                true => {
-                    // What a rule has read ahead is here already.
-                    let before = session.as_ref().get_retry_buffer().unwrap_or_default();
-                    let rest = read_ahead(session, ARRIVAL).await;
-                    let body = rest.ok().map(|rest| [before.as_ref(), &rest].concat());
-                    self.elicited_by(failure, body.as_deref(), session, ctx).await
-                }
-                false => failure,
-            };
+        let is_small = local::is_small(&Said::of(&session.req_header().headers));
+        let failure = match failure.page().is_some() && is_small {
+            true => {
+                // What a rule has read ahead is here already.
+                let before = session.as_ref().get_retry_buffer().unwrap_or_default();
+                let rest = read_ahead(session, ARRIVAL).await;
+                let body = rest.ok().map(|rest| [before.as_ref(), &rest].concat());
+                self.elicited_by(failure, body.as_deref(), session, ctx).await
+            }
+            false => failure,
+        };
         let route = ctx.route.clone();
         let reply = self.reply(&failure, route.as_deref(), session, ctx);
         local::answer(session, &reply).await
