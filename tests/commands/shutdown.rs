@@ -314,12 +314,18 @@ async fn told(socket: &UnixDatagram, words: &str) {
     .await;
 }
 
-#[tokio::test]
-async fn the_service_manager_is_told() {
+/// The socket on which a service manager listens; its directory and its path.
+fn service_manager() -> (tempfile::TempDir, std::path::PathBuf, UnixDatagram) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     socket.set_nonblocking(true).unwrap();
+    (directory, path, socket)
+}
+
+#[tokio::test]
+async fn the_service_manager_is_told() {
+    let (_directory, path, socket) = service_manager();
     let upstream = Upstream::open().await;
     let mut gateway = Gateway::builder()
         .env("NOTIFY_SOCKET", path.to_str().unwrap())
@@ -334,10 +340,7 @@ async fn the_service_manager_is_told() {
 
 #[tokio::test]
 async fn the_watchdog_is_told_for_as_long_as_it_is_alive() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_nonblocking(true).unwrap();
+    let (_directory, path, socket) = service_manager();
     let upstream = Upstream::open().await;
     let mut gateway = Gateway::builder()
         .env("NOTIFY_SOCKET", path.to_str().unwrap())
@@ -356,10 +359,7 @@ async fn the_watchdog_is_told_for_as_long_as_it_is_alive() {
 /// Every connection that comes holds up the worker that takes it.
 #[tokio::test]
 async fn a_worker_that_is_stuck_is_seen_and_the_watchdog_is_told_no_more() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("notify");
-    let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_nonblocking(true).unwrap();
+    let (_directory, path, socket) = service_manager();
     let upstream = Upstream::open().await;
     let gateway = Gateway::builder()
         .env("NOTIFY_SOCKET", path.to_str().unwrap())
