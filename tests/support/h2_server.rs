@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -85,9 +85,7 @@ impl Acting {
         let (left, count) = (acts.clone(), [taken.clone(), bytes.clone()]);
         let (url, certificate) = listen(move |mut line| {
             // Ends with the connection.
-            let _ = act(&mut line, window, &left, &count);
-            line.conn.send_close_notify();
-            let _ = line.flush();
+            let _ = act(&mut line, window, &left, &count).and_then(|()| leave(&mut line));
         });
         Acting { url, certificate, acts, taken, bytes }
     }
@@ -158,11 +156,17 @@ fn act(
         match act {
             Act::Answer | Act::Reset(_) | Act::Head(..) => {}
             Act::AnswerAndDismiss => return write(line, GOAWAY, 0, 0, &goodbye(stream, NO_ERROR)),
-            // With bytes unread the end would be a reset, which may take the good-bye with it.
-            Act::Dismiss(_) => return io::copy(line, &mut io::sink()).map(drop),
             _ => return Ok(()),
         }
     }
+}
+
+/// Ends a connection in order. With bytes unread the end would be a reset, which may take an answer or a good-bye with it.
+fn leave(line: &mut Line) -> io::Result<()> {
+    line.conn.send_close_notify();
+    line.flush()?;
+    line.sock.shutdown(Shutdown::Write)?;
+    io::copy(&mut line.sock, &mut io::sink()).map(drop)
 }
 
 impl H2Server {
