@@ -73,9 +73,6 @@ class Bench:
                 print(f"skipped: {name}, not built in {self.peers}")
         if is_wanted("postern"):
             yield self.gateway("postern", "Postern").target
-        if is_wanted("postern-method"):
-            more = gateway.ruled({"name": "calls", "allow": "mcp.method == 'tools/call'"})
-            yield self.gateway("postern-method", "Postern, a rule on the method", more=more).target
         if is_wanted("postern-redis"):
             more = gateway.on_redis(self.directory, gateway.redis(self.programs))
             yield self.gateway("postern-redis", "Postern, store on Redis", more=more).target
@@ -120,9 +117,12 @@ def measure(bench, is_full, is_wanted):
     def played(scene):
         if is_wanted(scene.key) and scene.targets:
             scenes.play(scene, results)
-            report.printed(scene.title, report.scene_table(scene, results))
+            if scene.is_whole:
+                report.printed(scene.title, report.scene_table(scene, results))
 
     for scene in scenes.main_scenes(targets, bench.body(CALL), results):
+        played(scene)
+    for scene in full.rule_on_method(bench, is_wanted):
         played(scene)
     for scene in full.rules(bench, targets, is_wanted):
         played(scene)

@@ -6,7 +6,7 @@ import time
 
 from . import check, gateway, load, machine, managed, peers, users
 from .calls import CALL, call
-from .scenes import Scene
+from .scenes import ROUNDS, Scene
 
 SIZES = {"64k": ("bodies of 64 KiB, both ways", 64 * 1024), "1m": ("bodies of 1 MiB, both ways", 1024 * 1024)}
 
@@ -47,6 +47,33 @@ def scenes(bench, is_wanted):
             return
         with beside_bare(bench, "cores", cores=machine.CORES[1:3]) as targets:
             yield Scene("cores", "two cores for the proxy", targets, called(small, core=machine.CORES[3]))
+
+
+def rule_on_method(bench, is_wanted):
+    """Postern with a rule on the method and without any. Such a rule costs less than two processes that are alike may differ by, as
+    the memory lies that each of them got: so there are new ones for every two rounds."""
+    if not is_wanted("method"):
+        return
+    kinds = (
+        ("unruled", "Postern", {}),
+        ("method", "Postern, a rule on the method", {"name": "calls", "allow": "mcp.method == 'tools/call'"}),
+    )
+    body = bench.body(CALL)
+    for number in range(ROUNDS):
+        targets = []
+        for key, name, rule in kinds:
+            more = gateway.ruled(rule) if rule else None
+            targets.append(bench.gateway(f"{key}-{number}", name, more=more).target)
+            targets[-1].key = f"postern-{key}"
+        yield Scene(
+            "method",
+            "a rule on the method, new processes for every two rounds",
+            targets,
+            lambda target, seconds: load.wrk(target, body, seconds),
+            rounds=2,
+            is_whole=number == ROUNDS - 1,
+        )
+        bench.programs.end(*(process for target in targets for process in target.processes))
 
 
 def rules(bench, targets, is_wanted):

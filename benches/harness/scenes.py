@@ -19,6 +19,9 @@ class Scene:
     title: str
     targets: list
     load: callable
+    rounds: int = ROUNDS
+    # More of it follows, with other processes.
+    is_whole: bool = True
 
 
 def play(scene, results):
@@ -26,7 +29,7 @@ def play(scene, results):
     meets them alike. What it finds goes to `results` under scene and target."""
     for target in scene.targets:
         scene.load(target, 1)
-    for number in range(ROUNDS):
+    for number in range(scene.rounds):
         for target in scene.targets[:: -1 if number % 2 else 1]:
             told(f"{scene.title}, round {number + 1}: {target.name}")
             results.setdefault((scene.key, target.key), []).append(scene.load(target, SECONDS))
