@@ -101,7 +101,7 @@ impl Gateway {
                 || quota::need_message(&route.limits, listens)
         };
         let asked = match is_mcp && needs_message() {
-            true => Box::pin(self.inspect((session, &said), &route, most)).await?,
+            true => self.inspect((session, &said), &route, most).await?,
             false => Asked::Anything,
         };
         if is_signed {
