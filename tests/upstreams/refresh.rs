@@ -198,6 +198,25 @@ async fn a_refused_token_is_renewed_once_and_the_request_replayed_byte_for_byte(
 }
 
 #[tokio::test]
+async fn what_is_sent_again_goes_on_a_connection_of_its_own() {
+    let (rig, gate) = (Connected::new().await, Gate::shut());
+    rig.upstream.set(|script| script.gate = Some(gate.clone()));
+    let opening = async {
+        gate.wait_for(2, PATIENCE).await;
+        gate.open();
+    };
+    tokio::join!(rig.whoami(), rig.whoami(), opening);
+    let on = || rig.upstream.calls_with_token().iter().map(|call| call.connection).collect::<Vec<u64>>();
+    let resting = on();
+    assert_ne!(resting[0], resting[1]);
+    rig.upstream.refuse_current_tokens();
+    assert_eq!(rig.generation().await, 2);
+    let [.., refused, again] = on()[..] else { panic!("nothing was sent again") };
+    assert!(resting.contains(&refused));
+    assert!(!resting.contains(&again), "{again} may be at its end as well");
+}
+
+#[tokio::test]
 async fn a_request_too_long_to_replay_is_challenged_and_works_when_repeated() {
     let mut rig = Connected::new().await;
     for length in [64 * 1024 + 1, 200 * 1024] {
