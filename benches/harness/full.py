@@ -54,17 +54,15 @@ def rule_on_method(bench, is_wanted):
     the memory lies that each of them got: so there are new ones for every two rounds."""
     if not is_wanted("method"):
         return
-    kinds = (
-        ("unruled", "Postern", {}),
-        ("method", "Postern, a rule on the method", {"name": "calls", "allow": "mcp.method == 'tools/call'"}),
-    )
+    rule = gateway.ruled({"name": "calls", "allow": "mcp.method == 'tools/call'"})
+    kinds = (("unruled", "Postern", None), ("method", "Postern, a rule on the method", rule))
     body = bench.body(CALL)
     for number in range(ROUNDS):
         targets = []
-        for key, name, rule in kinds:
-            more = gateway.ruled(rule) if rule else None
-            targets.append(bench.gateway(f"{key}-{number}", name, more=more).target)
-            targets[-1].key = f"postern-{key}"
+        for key, name, more in kinds:
+            target = bench.gateway(f"{key}-{number}", name, more=more).target
+            target.key = f"postern-{key}"
+            targets.append(target)
         yield Scene(
             "method",
             "a rule on the method, new processes for every two rounds",

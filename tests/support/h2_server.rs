@@ -156,6 +156,8 @@ fn act(
         match act {
             Act::Answer | Act::Reset(_) | Act::Head(..) => {}
             Act::AnswerAndDismiss => return write(line, GOAWAY, 0, 0, &goodbye(stream, NO_ERROR)),
+            // By the good-bye alone its client has to know that nothing comes any more.
+            Act::Dismiss(_) => return io::copy(line, &mut io::sink()).map(drop),
             _ => return Ok(()),
         }
     }
