@@ -50,7 +50,7 @@ programs "-Cprofile-generate=$work/raw" counting
 rm -rf "$work/raw"
 taken counting
 LLVM_PROFILE_FILE="$work/raw/%m-%p.profraw" BENCH_ROUNDS=1 BENCH_SECONDS=3 python3 benches/run.py --full \
-  --only postern,postern-redis,postern-log,bare,main,1500,method,rules,tls,h2,sse,first "$folder/postern" "$folder" >"$work/training.log"
+  --only postern,postern-redis,postern-log,bare,main,1500,method,rules,managed,tls,h2,sse,first "$folder/postern" "$folder" >"$work/training.log"
 "$tool" merge -o "$work/warm.profdata" "$work"/raw/*.profraw
 programs "-Cprofile-use=$work/warm.profdata" profiled
 taken profiled

@@ -117,14 +117,11 @@ def measure(bench, is_full, is_wanted):
     def played(scene):
         if is_wanted(scene.key) and scene.targets:
             scenes.play(scene, results)
-            if scene.is_whole:
-                report.printed(scene.title, report.scene_table(scene, results))
+            report.printed(scene.title, report.scene_table(scene, results))
 
     for scene in scenes.main_scenes(targets, bench.body(CALL), results):
         played(scene)
-    for scene in full.rule_on_method(bench, is_wanted):
-        played(scene)
-    for scene in full.rules(bench, targets, is_wanted):
+    for scene in full.rules(bench, is_wanted):
         played(scene)
     if is_full:
         for scene in full.managed_connections(bench, targets, is_wanted):

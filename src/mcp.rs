@@ -7,6 +7,7 @@ mod arguments;
 mod elicitation;
 mod envelope;
 pub mod events;
+mod glance;
 pub mod list;
 mod message;
 mod scan;
@@ -18,6 +19,7 @@ use http::header::{self, AsHeaderName, HeaderMap, HeaderName};
 use serde_json::json;
 
 pub use elicitation::{Capabilities, Elicitable};
+pub use glance::Glance;
 pub use message::{Item, ItemKind, Message, Unreadable};
 
 /// `MCP-Protocol-Version`: the revision a request is written in.

@@ -1,6 +1,7 @@
 """Postern under test: one route, a thousand users who have each signed in and connected their own upstream."""
 
 import base64
+import dataclasses
 import json
 import os
 import time
@@ -13,9 +14,10 @@ class Gateway:
 
     def __init__(
         self, programs, program, key, name, upstream, consent,
-        more=None, log=None, tls=None, cores=(machine.PROXY_CORE,),
+        more=None, log=None, tls=None, cores=(machine.PROXY_CORE,), beside=None,
     ):  # fmt: skip
         """`upstream`: the URL of the MCP server. `consent`: origin of the authorization server. `more`: configuration.
+        `beside`: other routes to the same server by their names, with what more is to be said of each.
         `log`: a file for the access log. `tls`: files of a certificate and its key. One worker for each of `cores`."""
         self.programs, self.program, self.key, self.log, self.cores = programs, program, key, log, cores
         port = machine.free_port()
@@ -41,18 +43,13 @@ class Gateway:
             "token_endpoint": f"{consent}/token",
         }
         everybody = [{"username": username, "password_hash": users.PASSWORD_HASH} for username in users.NAMES]
+        named = {"bench": {"path": "/mcp"}} | {name: {"path": f"/{name}"} | more for name, more in (beside or {}).items()}
+        common = {"upstream": {"url": upstream, "allow_private": True}, "credential": credential}
         configuration = {
             "server": server,
             "oauth_server": {"access_token_ttl": "15m"},
             "login": {"local": {"users": everybody}},
-            "routes": [
-                {
-                    "name": "bench",
-                    "path": "/mcp",
-                    "upstream": {"url": upstream, "allow_private": True},
-                    "credential": credential,
-                }
-            ],
+            "routes": [{"name": name} | common | own for name, own in named.items()],
         }
         self.path.write_text(json.dumps(configuration | (more or {})))  # JSON is YAML
         url = f"{self.origin}/mcp"
@@ -74,6 +71,12 @@ class Gateway:
 
     def sign_everybody_in(self):
         self.target.tokens = users.GatewayTokens(self.origin, self.target.url)
+
+    def at(self, route, name):
+        """Another route of it as a target, at which everybody has signed in too."""
+        url = f"{self.origin}/{route}"
+        tokens = users.GatewayTokens(self.origin, url)
+        return dataclasses.replace(self.target, key=f"{self.key}-{route}", name=name, url=url, tokens=tokens)
 
 
 def ruled(rule):

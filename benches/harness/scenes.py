@@ -20,8 +20,6 @@ class Scene:
     targets: list
     load: callable
     rounds: int = ROUNDS
-    # More of it follows, with other processes.
-    is_whole: bool = True
 
 
 def play(scene, results):

@@ -13,7 +13,7 @@ use super::Gateway;
 use super::context::{ANSWERED, Context};
 use super::head::{Kind, Said};
 use super::inspect::{Asked, Held};
-use crate::mcp::{ItemKind, Unreadable, events, list};
+use crate::mcp::{Glance, ItemKind, Unreadable, events, list};
 use crate::policy;
 use crate::respond::Failure;
 
@@ -135,9 +135,8 @@ impl Filter {
         if self.is_off() {
             return;
         }
-        let untrue: Vec<HeaderName> = head.headers.keys().filter(|name| is_of_bytes(name)).cloned().collect();
-        for name in untrue {
-            head.headers.remove(name);
+        while let Some(untrue) = head.headers.keys().find(|name| is_of_bytes(name)).cloned() {
+            head.headers.remove(untrue);
         }
         if !self.changes_length() {
             return;
@@ -183,7 +182,7 @@ impl Whole {
         let whole = self.held.take(Some(piece), end, self.longest).map_err(|_| TOO_LONG)?;
         let Some(whole) = whole else { return Ok(Bytes::new()) };
         // As nearly all are; the rest has to be text first.
-        if whole.is_ascii() && list::is_indifferent(&whole) {
+        if let Glance { is_ascii: true, is_indifferent: true } = Glance::at(&whole) {
             return Ok(whole);
         }
         let text = match std::str::from_utf8(&whole) {

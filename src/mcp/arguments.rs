@@ -46,7 +46,7 @@ fn members(scan: &mut Scan<'_>, wanted: &Wanted, room: usize) -> Option<Map<Stri
     let (mut members, mut spellings) = (Map::new(), HashSet::new());
     let mut goes_on = scan.enter(b'{')?;
     while goes_on {
-        let name = scan::text(scan.name()?)?;
+        let name = scan.name()?.text()?;
         let below = match wanted {
             Wanted::All => spellings.insert(folded(&name)).then_some(Some(wanted))?,
             Wanted::Members(known) => match known.get(&*name) {

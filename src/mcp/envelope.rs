@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::Unreadable;
 use super::message::is_spelling_of;
-use super::scan::{self, Scan};
+use super::scan::{self, Scan, Written};
 
 /// With more names than that without a meaning, they are looked for by their hash.
 const FEW: usize = 4;
@@ -114,7 +114,10 @@ impl<'t, K: Names<N>, const N: usize> Object<'t, K, N> {
         while goes_on {
             let written = scan.name()?;
             // Most are written without escapes.
-            let place = Self::place(written).or_else(|| Self::place(&scan::text(written)?));
+            let place = match written.plain() {
+                Some(name) => Self::place(name),
+                None => written.text().and_then(|name| Self::place(&name)),
+            };
             match place.and_then(|at| K::ALL.get(at).zip(self.values.get_mut(at))) {
                 Some((known, place)) => self.is_unclear |= place.replace(value(known, scan)?).is_some(),
                 None => {
@@ -132,8 +135,8 @@ impl<'t, K: Names<N>, const N: usize> Object<'t, K, N> {
     }
 
     /// A name that is none of these.
-    fn note(&mut self, written: &'t str) {
-        let Some(name) = scan::text(written) else {
+    fn note(&mut self, written: Written<'t>) {
+        let Some(name) = written.text() else {
             self.is_unclear = true;
             return;
         };

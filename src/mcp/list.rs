@@ -5,9 +5,9 @@
 //! parsers might read in two ways is refused: one of them could find an item that the other did not see.
 use std::ops::Range;
 
-use memchr::{memchr, memchr_iter, memchr2_iter};
 use serde_json::value::RawValue;
 
+use super::glance::Glance;
 use super::message::{ItemKind, Members, Unreadable};
 
 /// Member of the result, what it lists, and which member of an item says its name.
@@ -31,7 +31,7 @@ pub fn filter(
     text: &str,
     keep: &mut dyn FnMut(ItemKind, &str) -> bool,
 ) -> Result<Option<String>, Unreadable> {
-    if is_indifferent(text.as_bytes()) {
+    if Glance::at(text.as_bytes()).is_indifferent {
         return Ok(None);
     }
     let mut copy = Copy { text, copied: 0, written: String::new() };
@@ -45,40 +45,6 @@ pub fn filter(
         of_message(body, &mut copy, keep)?;
     }
     Ok(copy.finish())
-}
-
-/// Whether no parser could find a member of ours in here, however lenient it is: most answers are no lists, and this is much
-/// cheaper than to read them.
-pub fn is_indifferent(bytes: &[u8]) -> bool {
-    /// How the names of our members end.
-    const ENDS: [&[u8]; 5] = [b"tools", b"prompts", b"resources", b"templates", b"cachescope"];
-    let is_member = |colon: usize| {
-        let before = bytes.get(..colon).unwrap_or_default();
-        // All of them end in one of two letters, and few names do.
-        if let [.., last, b'"'] = before
-            && !matches!(last, b's' | b'S' | b'e' | b'E')
-        {
-            return false;
-        }
-        let before = before.trim_ascii_end();
-        let name = before.strip_suffix(b"\"").or(before.strip_suffix(b"'")).unwrap_or(before);
-        let ends_with = |end: &[u8]| {
-            let found = name.len().checked_sub(end.len()).and_then(|start| name.get(start..));
-            found.is_some_and(|found| found.eq_ignore_ascii_case(end))
-        };
-        // Behind a comment anything may stand.
-        before.ends_with(b"/") || ENDS.iter().any(|end| ends_with(end))
-    };
-    // Names can be spelled in escapes, and with a letter that folds to an `s`: `ſ`, in UTF-8 these two bytes.
-    let [long, s] = [0xC5, 0xBF];
-    let is_before = |at: usize, byte: u8| bytes.get(at + 1) == Some(&byte);
-    let is_spelled = |at: usize| match bytes.get(at) {
-        Some(b'\\') => is_before(at, b'u'),
-        _ => is_before(at, s),
-    };
-    let may_name =
-        memchr_iter(b':', bytes).any(is_member) || memchr2_iter(b'\\', long, bytes).any(is_spelled);
-    !may_name || memchr(b'{', bytes).is_none()
 }
 
 fn of_message<'t>(
@@ -327,31 +293,6 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_cheap_look_says_no_of_whatever_has_a_list() {
-        for text in [
-            r#"{"result":{"tools":[]}}"#,
-            "{\"result\":{\"TOOLS\" \t\r\n:[]}}",
-            r#"{"result":{"resourceTemplates":[]}}"#,
-            r#"{"result":{"cachescope":""}}"#,
-            r#"{"result":{"\u0074ools":[]}}"#,
-            r#"{"result":{"toolſ":[]}}"#,
-            r#"{"result":{tools:[]}}"#,
-            r#"{"result":{'tools' :[]}}"#,
-            r#"{"result":{"tools"/**/:[]}}"#,
-        ] {
-            assert!(!is_indifferent(text.as_bytes()), "{text}");
-        }
-        for text in [
-            r#"{"jsonrpc":"2.0","id":1,"result":{"content":[{"type":"text","text":"tools, \"tools\" or https://x"}]}}"#,
-            r#"{"result":{"tool":{},"x":"prompt"}}"#,
-            "s{",
-            r#"["tools","cacheScope"]"#,
-        ] {
-            assert!(is_indifferent(text.as_bytes()), "{text}");
-        }
-    }
-
     /// JSON with our names in all places, in some spelling.
     fn texts() -> impl Strategy<Value = Value> {
         let scalar = prop_oneof![
@@ -411,7 +352,7 @@ mod tests {
                     prop_assert_eq!(serde_json::from_str::<Value>(&kept).unwrap(), expected_of);
                 }
                 // Never a text without a member of ours.
-                Err(_) => prop_assert!(!is_indifferent(text.as_bytes())),
+                Err(_) => prop_assert!(!Glance::at(text.as_bytes()).is_indifferent),
             }
         }
 

@@ -13,6 +13,13 @@ pub(super) struct Scan<'t> {
     at: usize,
 }
 
+/// A string as it is written, between its quotes.
+#[derive(Clone, Copy)]
+pub(super) struct Written<'t> {
+    inside: &'t str,
+    is_escaped: bool,
+}
+
 impl<'t> Scan<'t> {
     pub(super) fn new(text: &'t str) -> Self {
         Self { text, at: space(text.as_bytes(), 0) }
@@ -53,13 +60,13 @@ impl<'t> Scan<'t> {
         (byte == b',' || byte == close(open)).then_some(byte == b',')
     }
 
-    /// The name of a member as it is written, between its quotes. Its value comes next.
+    /// The name of a member. Its value comes next.
     #[inline]
-    pub(super) fn name(&mut self) -> Option<&'t str> {
+    pub(super) fn name(&mut self) -> Option<Written<'t>> {
         let (text, start) = (self.text.as_bytes(), self.at + 1);
-        let end = string(text, self.at)?;
+        let (end, is_escaped) = string(text, self.at)?;
         self.at = next(text, space(text, end), b':')?;
-        self.text.get(start..end - 1)
+        Some(Written { inside: self.text.get(start..end - 1)?, is_escaped })
     }
 
     /// Nothing may come any more.
@@ -68,10 +75,32 @@ impl<'t> Scan<'t> {
     }
 }
 
+impl<'t> Written<'t> {
+    /// What it says, where it needs no other bytes than those that are there.
+    #[inline]
+    pub(super) fn plain(self) -> Option<&'t str> {
+        (!self.is_escaped).then_some(self.inside)
+    }
+
+    /// What it says. `None`: it is no text.
+    #[inline]
+    pub(super) fn text(self) -> Option<Cow<'t, str>> {
+        match self.plain() {
+            Some(plain) => Some(Cow::Borrowed(plain)),
+            None => unescaped(self.inside).map(Cow::Owned),
+        }
+    }
+}
+
+#[cold]
+fn unescaped(inside: &str) -> Option<String> {
+    serde_json::from_str(&format!("\"{inside}\"")).ok()
+}
+
 /// Where what begins at `at` ends.
 fn value(text: &[u8], at: usize, depth: usize) -> Option<usize> {
     match *text.get(at)? {
-        b'"' => string(text, at),
+        b'"' => string(text, at).map(|(end, _)| end),
         b'{' | b'[' if depth == DEEP => deep(text, at),
         open @ (b'{' | b'[') => {
             let mut at = space(text, at + 1);
@@ -80,7 +109,7 @@ fn value(text: &[u8], at: usize, depth: usize) -> Option<usize> {
             }
             loop {
                 if open == b'{' {
-                    at = next(text, space(text, string(text, at)?), b':')?;
+                    at = next(text, space(text, string(text, at)?.0), b':')?;
                 }
                 at = space(text, value(text, at, depth + 1)?);
                 match *text.get(at)? {
@@ -150,29 +179,24 @@ fn digits(text: &[u8], start: usize) -> Option<usize> {
     (at > start).then_some(at)
 }
 
-/// Where the string ends that begins at `at`, behind its quote.
+/// Where the string ends that begins at `at`, behind its quote, and whether something in it is escaped.
 #[inline]
-fn string(text: &[u8], at: usize) -> Option<usize> {
-    let inside = text.get(at..)?.strip_prefix(b"\"")?;
+fn string(text: &[u8], at: usize) -> Option<(usize, bool)> {
+    (*text.get(at)? == b'"').then_some(())?;
+    let inside = text.get(at + 1..)?;
     let mut length = plain(inside);
-    if inside.get(length) == Some(&b'\\') {
+    let is_escaped = inside.get(length) == Some(&b'\\');
+    if is_escaped {
         length = escaped(inside, length)?;
     }
-    (*inside.get(length)? == b'"').then_some(at + length + 2)
+    (*inside.get(length)? == b'"').then_some((at + length + 2, is_escaped))
 }
 
-/// What a string says that is written so between its quotes. `None`: it is no text.
-pub(super) fn text(inside: &str) -> Option<Cow<'_, str>> {
-    // Most are names, for which a search by blocks is long to begin.
-    if !inside.as_bytes().contains(&b'\\') {
-        return Some(Cow::Borrowed(inside));
-    }
-    serde_json::from_str(&format!("\"{inside}\"")).ok().map(Cow::Owned)
-}
-
-/// The same of a value that was passed over. `None`: it is no string, or no text.
+/// What a value says that was passed over. `None`: it is no string, or no text.
 pub(super) fn text_of(value: &str) -> Option<Cow<'_, str>> {
-    text(value.strip_prefix('"')?.strip_suffix('"')?)
+    let inside = value.strip_prefix('"')?.strip_suffix('"')?;
+    // Most are names, for which a search by blocks is long to begin.
+    Written { inside, is_escaped: inside.as_bytes().contains(&b'\\') }.text()
 }
 
 /// Where the closing quote of a text is whose first backslash is `at` there.

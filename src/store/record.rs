@@ -350,8 +350,9 @@ impl Records {
             .sealer
             .open(kind.name(), key, version, sealed)
             .map_err(|error| unreadable(&error.to_string()))?;
-        // The text of a JSON error may quote the value, so it is not kept.
-        serde_json::from_slice(&plain).map_err(|_| unreadable("not the fields expected of this kind"))
+        // Looked at once for whether it is text, not at each string of it. What a JSON error says may quote the value, so it is not kept.
+        let read = str::from_utf8(&plain).ok().and_then(|text| serde_json::from_str(text).ok());
+        read.ok_or_else(|| unreadable("not the fields expected of this kind"))
     }
 }
 
