@@ -14,7 +14,7 @@ use support::mcp::McpAnswer;
 use support::redis::Redis;
 use support::relay::{Relay, Weather};
 use support::upstream::Upstream;
-use support::{PATIENCE, eventually};
+use support::{PATIENCE, eventually, eventually_some};
 
 /// One instance, its store, and the wire between them.
 struct Rig {
@@ -117,6 +117,44 @@ async fn f01_what_could_not_be_read_anew_costs_nothing_that_is_known() {
     rig.relay.set(Weather::Fair);
     rig.upstream.refuse_current_tokens();
     eventually(PATIENCE, async || rig.whoami(&tokens).await.status == 200).await;
+}
+
+#[tokio::test]
+async fn f01_readyz_says_what_a_start_waits_for() {
+    let mut rig = Rig::start().await;
+    let (_, tokens) = rig.cluster.sign_in(0).await;
+    rig.cluster.instances[0].stop().await;
+    let kept = rig.keys("key");
+    let [keys] = kept.as_slice() else { panic!("{kept:?}") };
+    // As a version to come might have written them: there, and of no use yet.
+    let write_as = |format: &str| rig.redis.cli(&["SETRANGE", keys, "0", format]);
+    write_as("\u{2}");
+    rig.relay.set(Weather::Blackhole);
+    rig.cluster.instances[0].restart_unready().await;
+    let gateway = rig.gateway();
+    let says = async |path: &str| {
+        let answer = gateway.http.get(gateway.admin(path)).send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let no_store = (503, "store does not answer\n".to_owned());
+    assert_eq!(says("/readyz").await, no_store);
+    assert_eq!(says("/healthz").await.0, 200);
+
+    rig.relay.set(Weather::Fair);
+    let next = async || Some(says("/readyz").await).filter(|said| *said != no_store);
+    let starting = (503, "starting\n".to_owned());
+    assert_eq!(eventually_some(PATIENCE, next).await, starting);
+    assert_eq!(says("/healthz").await.0, 200);
+    let unjudged = rig.whoami(&tokens).await;
+    assert_eq!((unjudged.status, unjudged.header("retry-after").is_some()), (503, true), "{}", unjudged.body);
+    let tries = || gateway.output.text().matches("the keys of access tokens cannot be read").count();
+    eventually(PATIENCE, async || tries() >= 2).await;
+    assert_eq!(says("/readyz").await, starting);
+
+    write_as("\u{1}");
+    let next = async || Some(says("/readyz").await).filter(|said| *said != starting);
+    assert_eq!(eventually_some(PATIENCE, next).await, (200, "ready\n".to_owned()));
+    assert_eq!(rig.whoami(&tokens).await.status, 200);
 }
 
 #[tokio::test]
