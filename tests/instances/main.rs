@@ -9,3 +9,4 @@ mod broker_redis;
 mod cluster;
 mod managed_cluster;
 mod server_outage;
+mod versions;
