@@ -430,12 +430,19 @@ async fn sr_r22_a_fault_every_30_seconds_is_not_felt_by_whom_it_does_not_touch()
 
 // === an upstream that closes idle connections at the worst moment ===
 
+/// How long a call may be on its way to a connection that is about to be closed.
+const LINGERS: Duration = Duration::from_millis(20);
+
 struct Ledger {
     begun: Instant,
     accepted: AtomicUsize,
     /// How often each call was carried out.
     done: Mutex<HashMap<u64, u32>>,
     closed: AtomicUsize,
+    /// Whether it closes as late as it can: when the call has come that was on its way.
+    lingers: AtomicBool,
+    /// How often it was about to close one while calls were made.
+    missed: AtomicUsize,
     /// Calls that were there when their connection was closed: nobody but the upstream can know that they were not carried out. With
     /// when that was, and how long the connection had rested.
     crossed: Mutex<HashMap<u64, (Duration, Duration)>>,
@@ -476,6 +483,8 @@ fn hasty_upstream(idle: Duration, tls: Option<Arc<ServerConfig>>) -> (String, Ar
         accepted: AtomicUsize::default(),
         done: Mutex::default(),
         closed: AtomicUsize::default(),
+        lingers: AtomicBool::default(),
+        missed: AtomicUsize::default(),
         crossed: Mutex::default(),
     });
     let shared = Arc::clone(&ledger);
@@ -512,8 +521,13 @@ fn serve_hastily(mut stream: impl Line, idle: Duration, ledger: &Ledger, says_go
             Ok(0) => return,
             Ok(length) => request.extend_from_slice(&piece[..length]),
             Err(error) if request.is_empty() && is_over(&error) => {
+                if ledger.lingers.load(Ordering::Relaxed) {
+                    let before = lock(&ledger.done).len();
+                    stream.socket().set_read_timeout(Some(LINGERS)).unwrap();
+                    let _ = stream.socket().peek(&mut piece[..1]);
+                    ledger.missed.fetch_add((lock(&ledger.done).len() > before).into(), Ordering::Relaxed);
+                }
                 stream.socket().set_nonblocking(true).unwrap();
-                ledger.closed.fetch_add(1, Ordering::Relaxed);
                 if says_good_bye {
                     stream.say_good_bye();
                 }
@@ -525,6 +539,7 @@ fn serve_hastily(mut stream: impl Line, idle: Duration, ledger: &Ledger, says_go
                         lock(&ledger.crossed).insert(id_of(&piece[..length]), moments);
                     }
                 }
+                ledger.closed.fetch_add(1, Ordering::Relaxed);
                 return;
             }
             Err(_) => return,
@@ -565,6 +580,18 @@ async fn try_at_the_worst_moment(tls: Option<Arc<ServerConfig>>, builder: Builde
     let gateway = builder.with("server.access_log", json!("off"));
     let gateway = Arc::new(gateway.route(Route::to("demo", &url, json!({"kind": "none"}))).start().await);
     let token = token(&gateway).await;
+    let ping = |id: u64| format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#);
+    // Nobody knows how old is too old before a call has found a connection closed. The first was not kept for it where what the
+    // upstream speaks was not known yet.
+    const FIRST: u64 = 3;
+    for number in 0..FIRST {
+        let closed = || ledger.closed.load(Ordering::Relaxed) as u64;
+        eventually(PATIENCE, async || closed() == number).await;
+        let mut connection = RawConnection::open(gateway.address).await;
+        connection.send(by_hand(&gateway, &token, &ping(callers * each + number))).await;
+        assert_eq!(connection.response(PATIENCE).await.unwrap().status, 200);
+    }
+    ledger.lingers.store(true, Ordering::Relaxed);
     let load = (0..callers).map(|caller| {
         let (gateway, token) = (Arc::clone(&gateway), token.clone());
         tokio::spawn(async move {
@@ -572,8 +599,7 @@ async fn try_at_the_worst_moment(tls: Option<Arc<ServerConfig>>, builder: Builde
             let mut failed = Vec::new();
             for number in 0..each {
                 let id: u64 = caller * each + number;
-                let body = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"ping"}}"#);
-                connection.send(by_hand(&gateway, &token, &body)).await;
+                connection.send(by_hand(&gateway, &token, &ping(id))).await;
                 let status = connection.response(PATIENCE).await.map_or(0, |answer| answer.status);
                 if status != 200 {
                     failed.push((id, status));
@@ -589,8 +615,10 @@ async fn try_at_the_worst_moment(tls: Option<Arc<ServerConfig>>, builder: Builde
     let failed: Vec<_> = join_all(load).await.into_iter().flat_map(Result::unwrap).collect();
     let done = lock(&ledger.done).clone();
     let (closed, crossed) = (ledger.closed.load(Ordering::Relaxed), lock(&ledger.crossed).clone());
+    let missed = ledger.missed.load(Ordering::Relaxed);
     println!(
-        "{} calls on {} connections, {closed} of them closed by the upstream, {} of these with a call that had come; {} failed",
+        "{} calls on {} connections, {closed} of them closed by the upstream, {missed} of these while others served calls, {} with a call \
+         that had come; {} failed",
         callers * each,
         ledger.accepted.load(Ordering::Relaxed),
         crossed.len(),
@@ -603,10 +631,10 @@ async fn try_at_the_worst_moment(tls: Option<Arc<ServerConfig>>, builder: Builde
     assert!(done.values().all(|times| *times == 1), "carried out twice");
     let excused = |(id, status): &(u64, u16)| *status == 502 && crossed.contains_key(id);
     assert!(failed.iter().all(excused), "{failed:?} {crossed:?}");
-    // Before the first closing was seen nobody knows how old is too old; then nobody comes near it.
+    // Nobody comes near it, unless a busy machine holds a call up between its last look at the clock and the wire.
     assert!(failed.len() <= 1, "{failed:?}");
-    assert_eq!(done.len() + failed.len(), usize::try_from(callers * each).unwrap());
-    assert!(closed > usize::try_from(callers).unwrap(), "{closed}: nothing was tried");
+    assert_eq!(done.len() + failed.len(), usize::try_from(FIRST + callers * each).unwrap());
+    assert!(missed > 0, "nothing was tried");
 }
 
 // === idle streams, storms, slow clients ===
