@@ -44,6 +44,8 @@ pub struct Limits {
     pub streams_per_connection: u32,
     /// On one connection over HTTP/2, frames that carry nothing, in ten seconds.
     pub control_frames: usize,
+    /// On one connection over HTTP/2, calls that are broken off beyond as many as are answered, in ten seconds.
+    pub resets: usize,
 }
 
 impl Default for Limits {
@@ -67,6 +69,7 @@ impl Default for Limits {
             keep_alive: Duration::from_secs(15),
             streams_per_connection: 100,
             control_frames: 1000,
+            resets: 100,
         }
     }
 }
@@ -125,6 +128,7 @@ pub(super) fn check(check: &mut Checker<'_>, written: &file::Limits) -> Limits {
             FRAMES_LEAST,
             most,
         ),
+        resets: from("resets", written.resets, usual.resets, FRAMES_LEAST, most),
         body_rate: from("body_rate", written.body_rate, usual.body_rate, 0, most),
         streams_per_connection: u32::try_from(per_connection).unwrap_or(usual.streams_per_connection),
         memory: written.memory,

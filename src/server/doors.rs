@@ -1,6 +1,7 @@
 //! The way of a connection to the proxy: is there room for it, is it still in time with its handshake and its first bytes, what
 //! does it speak. Pingora accepts it and brings it here as it came off the socket.
 mod alive;
+mod allowance;
 mod calm;
 mod frames;
 pub mod header;

@@ -84,7 +84,7 @@ pub struct Metrics {
 
 /// The keys of `limits`; the handshake, which has the time of a header; what `h2` bounds by itself; and balancers that may not
 /// speak, or not like that.
-const LIMITS: [&str; 19] = [
+const LIMITS: [&str; 20] = [
     "body",
     "body_time",
     "connections",
@@ -100,6 +100,7 @@ const LIMITS: [&str; 19] = [
     "memory",
     "proxy_protocol",
     "requests",
+    "resets",
     "streams",
     "streams_per_connection",
     "streams_per_user",

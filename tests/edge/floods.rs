@@ -87,6 +87,16 @@ fn flood(client: &mut H2Client, mut next: impl FnMut(u32) -> Vec<u8>) -> Option<
     }
 }
 
+/// A stream that is not wanted any more.
+fn reset(stream: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())
+}
+
+/// A window that is too large, for which the other side resets the stream (RFC 9113 §6.9.1).
+fn broken(stream: u32) -> Vec<u8> {
+    frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes())
+}
+
 type First = fn(&There) -> Vec<u8>;
 type Next = Arc<dyn Fn(&There, u32) -> Vec<u8> + Send + Sync>;
 type Flood = (&'static str, First, Next, &'static str);
@@ -103,9 +113,9 @@ fn floods() -> Vec<Flood> {
             none,
             Arc::new(|there, number| {
                 let stream = number * 2 - 1;
-                [there.call(stream), frame(RST_STREAM, 0, stream, &CANCEL.to_be_bytes())].concat()
+                [there.call(stream), reset(stream)].concat()
             }),
-            "control_frames",
+            "resets",
         ),
         ("pings", none, every(frame(PING, 0, 0, b"CANARY__")), "control_frames"),
         ("answers to pings", none, every(frame(PING, 1, 0, b"CANARY__")), "control_frames"),
@@ -148,9 +158,9 @@ fn floods() -> Vec<Flood> {
             none,
             Arc::new(|there, number| {
                 let stream = number * 2 - 1;
-                [there.call(stream), frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes())].concat()
+                [there.call(stream), broken(stream)].concat()
             }),
-            "http2",
+            "resets",
         ),
         // Two hosts, of which none can be both.
         (
@@ -182,7 +192,8 @@ async fn sr_t46_whoever_floods_is_sent_away_and_all_others_are_served() {
         // A connection that is written to once it is closed is reset, and then nobody reads why it was.
         assert!(code.is_none_or(|code| code == CALM), "{name}: {code:?}");
         eventually(SECOND, async || limited(&gateway, limit).await == hits + 1).await;
-        assert!(upstream.calls().len() - calls < 1200, "{name}: {} calls", upstream.calls().len() - calls);
+        let (calls, most) = (upstream.calls().len() - calls, if limit == "resets" { 250 } else { 1200 });
+        assert!(calls < most, "{name}: {calls} calls");
     }
     assert!(memory(&gateway) < before + 32 * 1024, "{} KiB before, {} after", before, memory(&gateway));
 }
@@ -349,6 +360,65 @@ async fn sr_t46_a_client_that_works_may_send_what_it_takes() {
     });
     assert_eq!(calls.await, 299);
     assert_eq!((limited(&gateway, "control_frames").await, limited(&gateway, "http2").await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_t46_a_client_may_break_off_what_is_under_way_and_as_much_as_is_answered() {
+    let upstream = Upstream::open().await;
+    let (gateway, there) = start(&upstream, json!({})).await;
+    let mut feeds = Vec::new();
+    for _ in 0..150 {
+        let (feed, answer) = Answer::stream();
+        upstream.answer_next(answer);
+        feeds.push(feed);
+    }
+    let rounds = by_hand(&there, |there, client| {
+        // What is answered is not broken off, however early it ends.
+        for stream in (1..300).step_by(2) {
+            assert!(client.send(&there.ping(stream)));
+            assert_eq!(client.answer(stream, PATIENCE), Ok(200));
+            assert!(client.send(&reset(stream)));
+        }
+        // A page that is left, with all that it was waiting for.
+        let streams = || (301..501).step_by(2);
+        assert!(client.send(&streams().flat_map(|stream| there.call(stream)).collect::<Vec<_>>()));
+        assert!(client.send(&streams().flat_map(reset).collect::<Vec<_>>()));
+        // And for a long time after it one of two.
+        let round = |round: &u32| {
+            let stream = 501 + round * 4;
+            client.send(&there.ping(stream))
+                && client.answer(stream, PATIENCE) == Ok(200)
+                && client.send(&[there.call(stream + 2), reset(stream + 2)].concat())
+        };
+        (0..300).take_while(round).count()
+    });
+    assert_eq!(rounds.await, 300);
+    assert_eq!((limited(&gateway, "resets").await, limited(&gateway, "control_frames").await), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sr_t46_whoever_breaks_off_more_calls_than_that_is_sent_away_early() {
+    let upstream = Upstream::open().await;
+    let (gateway, there) = start(&upstream, json!({"streams_per_connection": 20, "resets": 50})).await;
+    for (times, end) in [(1, reset as fn(u32) -> Vec<u8>), (2, broken)] {
+        let (answered, code) = by_hand(&there, move |there, client| {
+            let calls = |streams: std::ops::Range<u32>| -> Vec<u8> {
+                streams
+                    .flat_map(|number| [there.call(number * 2 + 1), end(number * 2 + 1)].concat())
+                    .collect()
+            };
+            client.send(&calls(0..45));
+            client.send(&there.ping(91));
+            let told = |frame: &Frame| frame.stream == 91 && frame.kind == HEADERS;
+            let answered = client.until(PATIENCE, told).is_some();
+            client.send(&calls(46..200));
+            (answered, client.sent_away(PATIENCE))
+        })
+        .await;
+        assert!(answered);
+        assert!(code.is_none_or(|code| code == CALM), "{code:?}");
+        eventually(SECOND, async || limited(&gateway, "resets").await == times).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,7 @@ use support::body::Feed;
 use support::browser::Browser;
 use support::client::Client;
 use support::gateway::{Builder, Gateway, Route};
-use support::h2_client::{PING, There, frame};
+use support::h2_client::{PING, RST_STREAM, There, frame};
 use support::mcp::EventReader;
 use support::raw::{RawConnection, exchange};
 use support::script::Answer;
@@ -57,6 +57,7 @@ fn table() -> Vec<Row> {
         row("inspect_answer", json!(4_194_304), json!(1000), Status(502), "inspect_answer"),
         row("inspect_body", json!(1_048_576), json!(70_000), Status(413), "inspect_body"),
         row("requests", json!(10_000), json!(FEW), Status(503), "requests"),
+        row("resets", json!(100), json!(50), Closed, "resets"),
         row("streams", json!(10_000), json!(1), Status(503), "streams"),
         row("streams_per_connection", json!(100), json!(1), Reset(7), "streams_per_connection"),
         row("streams_per_user", json!(256), json!(1), Status(429), "streams_per_user"),
@@ -145,7 +146,7 @@ async fn meet(key: &str, upstream: &Upstream, gateway: &Gateway, token: &str) ->
             let _open = stream(upstream, gateway, token).await;
             Status(call.get().await.status)
         }
-        "streams_per_connection" | "control_frames" => {
+        "streams_per_connection" | "control_frames" | "resets" => {
             let (there, key) = (There::at(gateway, token), key.to_owned());
             let (_feed, answer) = Answer::stream();
             upstream.answer_next(answer);
@@ -153,6 +154,13 @@ async fn meet(key: &str, upstream: &Upstream, gateway: &Gateway, token: &str) ->
                 let mut client = there.connect(&[]);
                 if key == "control_frames" {
                     client.send(&frame(PING, 0, 0, b"CANARY__").repeat(100));
+                    client.sent_away(PATIENCE);
+                    return Closed;
+                }
+                if key == "resets" {
+                    let broken_off =
+                        |stream| [there.call(stream), frame(RST_STREAM, 0, stream, &[0; 4])].concat();
+                    client.send(&(1..190).step_by(2).flat_map(broken_off).collect::<Vec<_>>());
                     client.sent_away(PATIENCE);
                     return Closed;
                 }
@@ -212,9 +220,11 @@ async fn every_limit_has_a_default_a_clear_answer_and_a_metric() {
         // Together they are what a body has to keep to.
         let builder = match *key {
             "body_rate" => builder.with("limits.body_time", json!("500ms")),
+            // There are never fewer than may be under way.
+            "resets" => builder.with("limits.streams_per_connection", json!(50)),
             _ => builder,
         };
-        let is_http_2 = matches!(*key, "streams_per_connection" | "control_frames");
+        let is_http_2 = matches!(*key, "streams_per_connection" | "control_frames" | "resets");
         let gateway = if is_http_2 { builder.tls() } else { builder }.start().await;
         let token = match is_http_2 {
             true => {

@@ -1,6 +1,10 @@
 //! Whether the client at the other end of a connection over HTTP/2 keeps calm (RFC 9113 §10.5): how many frames it sends that
-//! carry nothing, how long a header takes it, and which bodies do not come on. `h2` bounds what it holds for a client, but
-//! answers whatever it is sent, and waits however long.
+//! carry nothing, how many calls it breaks off, how long a header takes it, and which bodies do not come on. `h2` bounds what it
+//! holds for a client, but answers whatever it is sent, and waits however long.
+//!
+//! A call that is broken off has cost what a call costs, and its place among those under way is free at once: so a client could
+//! have us begin any number (rapid reset, CVE-2023-44487; by frames for which we reset it, CVE-2025-8671). It may do so as often as
+//! its calls are answered, and some times more: whoever cancels what takes too long, or leaves a page, stays far below.
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +13,7 @@ use pingora::time::sleep;
 use tokio::sync::Notify;
 
 use super::super::upgrade::now;
+use super::allowance::Allowance;
 use super::frames::{
     CONTINUATION, DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM, Seen, WINDOW_UPDATE,
 };
@@ -18,9 +23,10 @@ use crate::config::Limits;
 /// What the code says with which a connection is ended (RFC 9113 §7).
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const STREAM_CLOSED: u32 = 5;
+const FRAME_SIZE_ERROR: u32 = 6;
 const REFUSED_STREAM: u32 = 7;
-/// In that time `control_frames` of them may come.
-const WHILE: f64 = 10.0;
 /// How many updates of windows a client may send for a frame of an answer, as Envoy has it.
 const UPDATES: usize = 10;
 /// Both windows as they are before any update (RFC 9113 §6.9.2): nothing else is set.
@@ -46,13 +52,15 @@ struct State {
     body_time: Duration,
     /// Bytes a second.
     body_rate: f64,
-    most: f64,
     from_client: Frames,
     to_client: Frames,
-    /// Frames that may still come, when that was reckoned, and updates on top of them.
-    spare: f64,
-    reckoned: Instant,
+    /// Frames that may still come, and updates on top of them.
+    control_frames: Allowance,
     updates: usize,
+    /// Calls that may still be broken off, and those of which it is not known yet: begun, and neither answered nor ended.
+    resets: Allowance,
+    unanswered: Vec<u32>,
+    most_unanswered: usize,
     /// `PING`s that the client has not answered yet.
     asked: usize,
     /// Whether something came, and went, since somebody began to listen.
@@ -86,17 +94,21 @@ struct Body {
 
 impl Calm {
     pub fn new(limits: &Limits, place: Arc<Place>) -> Self {
-        let most = limits.control_frames as f64;
+        let now = now();
+        let streams = limits.streams_per_connection as usize;
         let state = State {
             header_time: limits.header_time,
             body_time: limits.body_time,
             body_rate: limits.body_rate as f64,
-            most,
             from_client: Frames::after_preface(),
             to_client: Frames::default(),
-            spare: most,
-            reckoned: now(),
+            control_frames: Allowance::of(limits.control_frames, now),
             updates: 0,
+            // All that are under way may be cancelled at once.
+            resets: Allowance::of(limits.resets.max(streams), now),
+            unanswered: Vec::new(),
+            // Under way, and refused or ended without the client's having taken that yet.
+            most_unanswered: 2 * streams,
             asked: 0,
             heard: false,
             said: false,
@@ -144,10 +156,13 @@ impl Calm {
             match (frame.kind, seen) {
                 (PING, Seen::Head) if frame.asks() => state.asked += 1,
                 (DATA, Seen::Head) => state.updates = state.updates.saturating_add(UPDATES),
-                (HEADERS, Seen::Head) if frame.ends_stream() => state.answers_bodiless(frame.stream),
+                (HEADERS, Seen::Head) => state.answers(&frame),
                 (RST_STREAM, Seen::Head) => state.forget(frame.stream),
                 (RST_STREAM, Seen::Whole) => {
                     state.refused(&frame).into_iter().for_each(|limit| self.place.hit(limit));
+                    if state.breaks(&frame, now()) {
+                        self.stirred.notify_one();
+                    }
                 }
                 (WINDOW_UPDATE, Seen::Whole) => state.opens(&frame),
                 (GOAWAY, Seen::Whole) => state.dismissed |= frame.error() == ENHANCE_YOUR_CALM,
@@ -236,6 +251,9 @@ impl State {
         match frame.kind {
             HEADERS => {
                 self.header_due.get_or_insert(now + self.header_time);
+                if frame.stream > self.newest {
+                    self.begins_call(frame.stream, now);
+                }
                 if frame.stream > self.newest && !frame.ends_stream() {
                     let (stream, due) = (frame.stream, now + self.body_time);
                     self.bodies.push(Body { stream, due, window: WINDOW, late: Late::default() });
@@ -256,6 +274,9 @@ impl State {
             RST_STREAM => {
                 self.forget(frame.stream);
                 self.count(now);
+                if self.was_unanswered(frame.stream) {
+                    self.count_reset(now);
+                }
             }
             _ => self.count(now),
         }
@@ -263,12 +284,31 @@ impl State {
 
     /// One more that carries nothing.
     fn count(&mut self, now: Instant) {
-        let since = now.saturating_duration_since(self.reckoned).as_secs_f64();
-        self.reckoned = now;
-        self.spare = (self.spare + self.most * since / WHILE).min(self.most) - 1.0;
-        if self.spare < 0.0 {
+        if !self.control_frames.takes(now) {
             self.over.get_or_insert("control_frames");
         }
+    }
+
+    /// Whoever takes nothing of what becomes of its calls has so many that nobody knows of whether they are broken off.
+    fn begins_call(&mut self, stream: u32, now: Instant) {
+        if self.unanswered.len() < self.most_unanswered {
+            self.unanswered.push(stream);
+        } else {
+            self.count_reset(now);
+        }
+    }
+
+    /// One more call that is broken off.
+    fn count_reset(&mut self, now: Instant) {
+        if !self.resets.takes(now) {
+            self.over.get_or_insert("resets");
+        }
+    }
+
+    /// Whether it was, until now.
+    fn was_unanswered(&mut self, stream: u32) -> bool {
+        let place = self.unanswered.iter().position(|unanswered| *unanswered == stream);
+        place.map(|place| self.unanswered.swap_remove(place)).is_some()
     }
 
     /// A body that comes more slowly than it has to loses of its time, until none is left.
@@ -293,9 +333,24 @@ impl State {
         frame.ends_headers()
     }
 
-    fn answers_bodiless(&mut self, stream: u32) {
-        self.bodiless.truncate(BODILESS - 1);
-        self.bodiless.push_front(stream);
+    fn answers(&mut self, frame: &Frame) {
+        if self.was_unanswered(frame.stream) {
+            self.resets.gains();
+        }
+        if frame.ends_stream() {
+            self.bodiless.truncate(BODILESS - 1);
+            self.bodiless.push_front(frame.stream);
+        }
+    }
+
+    /// Whether a call too many is ended by `h2` because of what came on its stream.
+    fn breaks(&mut self, frame: &Frame, now: Instant) -> bool {
+        let by_client =
+            matches!(frame.reason(), PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR);
+        if self.was_unanswered(frame.stream) && by_client {
+            self.count_reset(now);
+        }
+        self.over.is_some()
     }
 
     /// The limit by which `h2` ends a stream, if it is one of ours: it says 431 by itself, and resets what it has answered.
@@ -339,5 +394,27 @@ impl State {
 
     fn forget(&mut self, stream: u32) {
         self.bodies.retain(|body| body.stream != stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+    use super::super::room::Room;
+    use super::*;
+    use crate::telemetry::Metrics;
+
+    #[test]
+    fn whoever_takes_no_answers_cannot_begin_calls_without_end() {
+        let room = Arc::new(Room::new(1, Arc::new(Metrics::new().unwrap())));
+        let limits = Limits { streams_per_connection: 10, resets: 50, ..Limits::default() };
+        let calm = Calm::new(&limits, Arc::new(room.enter(1).unwrap()));
+        calm.received(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        let begun = (0..1000_u32).take_while(|number| {
+            let stream = (number * 2 + 1).to_be_bytes();
+            calm.received(&[&[0, 0, 0, HEADERS, 5][..], &stream].concat());
+            !calm.is_over()
+        });
+        assert_eq!(begun.count(), 20 + 50);
     }
 }
