@@ -58,15 +58,14 @@ def rules(bench, is_wanted):
     on_arguments = {"name": "short", "deny": "mcp.arguments.text.startsWith('x')"}
     beside = {"method": gateway.ruled(on_method), "arguments": gateway.ruled(on_arguments)}
     made = bench.gateway("unruled", "Postern, no rule", beside=beside)
-    made.target.key = "unruled"
 
     def called(size):
         body = bench.body(call(size), f"{size}.json")
         return lambda target, seconds: load.wrk(target, body, seconds)
 
-    ruled = made.at("method", "the same, a rule on the method")
+    ruled = made.at(f"{made.origin}/method", "unruled-method", "the same, a rule on the method")
     yield Scene("method", "a rule on the method", [made.target, ruled], called(len(CALL)), rounds=3 * ROUNDS)
-    ruled = made.at("arguments", "the same, a rule on arguments")
+    ruled = made.at(f"{made.origin}/arguments", "unruled-arguments", "the same, a rule on arguments")
     yield Scene("rules", "a rule on arguments, bodies of 1 KiB", [made.target, ruled], called(1024))
     bench.programs.end(*made.target.processes)
 
@@ -84,10 +83,7 @@ def managed_connections(bench, targets, is_wanted):
         address = managed.filled(made, f"http://{bench.address}/mcp")
         print(f"made over the API in {time.monotonic() - begun:.0f} s")
     made.restart()  # What is measured has found them in its store.
-    tokens = users.GatewayTokens(made.origin, address)
-    theirs = dataclasses.replace(
-        made.target, key="postern-connect", name="the same, at the route of one", url=address, tokens=tokens
-    )
+    theirs = made.at(address, "postern-connect", "the same, at the route of one")
     body = bench.body(CALL)
     yield Scene(
         "managed",

@@ -1,4 +1,4 @@
-"""Postern under test: one route, a thousand users who have each signed in and connected their own upstream."""
+"""Postern under test: a route, a thousand users who have each signed in and connected their own upstream."""
 
 import base64
 import dataclasses
@@ -72,11 +72,10 @@ class Gateway:
     def sign_everybody_in(self):
         self.target.tokens = users.GatewayTokens(self.origin, self.target.url)
 
-    def at(self, route, name):
+    def at(self, url, key, name):
         """Another route of it as a target, at which everybody has signed in too."""
-        url = f"{self.origin}/{route}"
         tokens = users.GatewayTokens(self.origin, url)
-        return dataclasses.replace(self.target, key=f"{self.key}-{route}", name=name, url=url, tokens=tokens)
+        return dataclasses.replace(self.target, key=key, name=name, url=url, tokens=tokens)
 
 
 def ruled(rule):

@@ -1,7 +1,6 @@
 """Ten thousand configurations and a hundred thousand assignments, made over the management API as organisations make them."""
 
 import concurrent.futures
-import contextlib
 import http.client
 import itertools
 import json
@@ -10,29 +9,20 @@ import re
 import subprocess
 import threading
 import urllib.parse
+from unittest import mock
 
 from . import users
 
 ORGANIZATIONS, CONFIGURATIONS, ASSIGNED = 125, 80, 10
 THREADS = 8
-COUNTS = "LLVM_PROFILE_FILE"
 # Each may ask so much in a short time; together they may ask for all of it.
 ACCOUNTS = 150
 
 
-@contextlib.contextmanager
 def uncounted():
-    """A program that is built so that it counts what runs (`benches/build.sh`) and that starts in here keeps it to itself: to make so many
-    is more work than all the calls that are to say what is warm."""
-    before = os.environ.get(COUNTS)
-    os.environ[COUNTS] = os.devnull
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[COUNTS]
-        else:
-            os.environ[COUNTS] = before
+    """A program that is built so that it counts what runs (`benches/build.sh`) and that starts within this keeps it to itself: to make so
+    many is more work than all the calls that are to say what is warm."""
+    return mock.patch.dict(os.environ, {"LLVM_PROFILE_FILE": os.devnull})
 
 
 def filled(made, upstream):

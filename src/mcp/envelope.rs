@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 
 use super::Unreadable;
 use super::message::is_spelling_of;
-use super::scan::{self, Scan, Written};
+use super::scan::{self, Scan};
 
 /// With more names than that without a meaning, they are looked for by their hash.
 const FEW: usize = 4;
@@ -112,16 +112,12 @@ impl<'t, K: Names<N>, const N: usize> Object<'t, K, N> {
     ) -> Option<()> {
         let mut goes_on = scan.enter(b'{')?;
         while goes_on {
-            let written = scan.name()?;
-            // Most are written without escapes.
-            let place = match written.plain() {
-                Some(name) => Self::place(name),
-                None => written.text().and_then(|name| Self::place(&name)),
-            };
+            let name = scan.name()?.text();
+            let place = name.as_deref().and_then(Self::place);
             match place.and_then(|at| K::ALL.get(at).zip(self.values.get_mut(at))) {
                 Some((known, place)) => self.is_unclear |= place.replace(value(known, scan)?).is_some(),
                 None => {
-                    self.note(written);
+                    self.note(name);
                     scan.value()?;
                 }
             }
@@ -135,8 +131,8 @@ impl<'t, K: Names<N>, const N: usize> Object<'t, K, N> {
     }
 
     /// A name that is none of these.
-    fn note(&mut self, written: Written<'t>) {
-        let Some(name) = written.text() else {
+    fn note(&mut self, name: Option<Cow<'t, str>>) {
+        let Some(name) = name else {
             self.is_unclear = true;
             return;
         };

@@ -76,18 +76,12 @@ impl<'t> Scan<'t> {
 }
 
 impl<'t> Written<'t> {
-    /// What it says, where it needs no other bytes than those that are there.
-    #[inline]
-    pub(super) fn plain(self) -> Option<&'t str> {
-        (!self.is_escaped).then_some(self.inside)
-    }
-
     /// What it says. `None`: it is no text.
     #[inline]
     pub(super) fn text(self) -> Option<Cow<'t, str>> {
-        match self.plain() {
-            Some(plain) => Some(Cow::Borrowed(plain)),
-            None => unescaped(self.inside).map(Cow::Owned),
+        match self.is_escaped {
+            false => Some(Cow::Borrowed(self.inside)),
+            true => unescaped(self.inside).map(Cow::Owned),
         }
     }
 }

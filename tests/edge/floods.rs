@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use support::body::Feed;
 use support::browser::Browser;
 use support::client::Client;
 use support::gateway::{Gateway, Route};
@@ -85,6 +86,16 @@ fn flood(client: &mut H2Client, mut next: impl FnMut(u32) -> Vec<u8>) -> Option<
         }
         assert!(Instant::now() < end, "{number} frames, and no end");
     }
+}
+
+/// The next so many calls are answered with streams, which these keep open.
+fn streams(upstream: &Upstream, count: usize) -> Vec<Feed> {
+    let stream = |_| {
+        let (feed, answer) = Answer::stream();
+        upstream.answer_next(answer);
+        feed
+    };
+    (0..count).map(stream).collect()
 }
 
 /// A stream that is not wanted any more.
@@ -366,12 +377,7 @@ async fn sr_t46_a_client_that_works_may_send_what_it_takes() {
 async fn sr_t46_a_client_may_break_off_what_is_under_way_and_as_much_as_is_answered() {
     let upstream = Upstream::open().await;
     let (gateway, there) = start(&upstream, json!({})).await;
-    let mut feeds = Vec::new();
-    for _ in 0..150 {
-        let (feed, answer) = Answer::stream();
-        upstream.answer_next(answer);
-        feeds.push(feed);
-    }
+    let _open = streams(&upstream, 150);
     let rounds = by_hand(&there, |there, client| {
         // What is answered is not broken off, however early it ends.
         for stream in (1..300).step_by(2) {
@@ -663,12 +669,7 @@ async fn sr_t46_streams_have_a_number_and_whoever_takes_nothing_is_cut_off() {
     let upstream = Upstream::open().await;
     let (gateway, there) = start(&upstream, json!({"streams_per_connection": 5, "write_time": "1s"})).await;
     let before = memory(&gateway);
-    let mut feeds = Vec::new();
-    for _ in 0..5 {
-        let (feed, answer) = Answer::stream();
-        upstream.answer_next(answer);
-        feeds.push(feed);
-    }
+    let feeds = streams(&upstream, 5);
     let opens = by_hand(&there, |there, client| {
         let opened: Vec<_> = [1, 3, 5, 7, 9]
             .into_iter()
