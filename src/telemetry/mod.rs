@@ -370,15 +370,20 @@ impl Drop for Guard {
 const TALKATIVE: [&str; 9] =
     ["aws", "h2", "hyper", "pingora", "reqwest", "rustls", "tokio_rustls", "tower", "want"];
 
+/// The one that warns of each wrong frame of a client: whoever floods would fill the log.
+const PROVOKED: &str = "h2";
+
 /// What is said without `RUST_LOG`. Pingora's info is about its own start and end, which we announce ourselves.
 const USUAL: &str = "info,pingora=warn,pingora_core=warn,pingora_proxy=warn";
 
 /// Starts the log: JSON lines on standard error. `RUST_LOG` chooses levels, but nothing makes a talkative library say
-/// more than info.
+/// more than info, or `h2` more than errors.
 pub fn log() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(USUAL));
     let discreet = FilterFn::new(|line| {
-        *line.level() <= Level::INFO || !TALKATIVE.iter().any(|library| line.target().starts_with(library))
+        let is_of = |library: &str| line.target().starts_with(library);
+        *line.level() <= Level::ERROR
+            || !is_of(PROVOKED) && (*line.level() <= Level::INFO || !TALKATIVE.into_iter().any(is_of))
     });
     let lines = tracing_subscriber::fmt::layer()
         .json()

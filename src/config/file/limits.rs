@@ -65,8 +65,8 @@ pub(in crate::config) struct Limits {
     /// on one connection over HTTP/2 within ten seconds; with more it is ended. Default: 1000.
     #[schemars(range(min = 50))]
     pub(in crate::config) control_frames: Option<usize>,
-    /// Calls on one connection over HTTP/2 that are broken off before their answer, reset by the client or for what it sent, within
-    /// ten seconds and beyond as many as are answered; with more it is ended. At least `streams_per_connection`. Default: 100.
+    /// Calls on one connection over HTTP/2 that are broken off before their answer, reset by the client or, each for five, for what it
+    /// sent, within ten seconds and beyond as many as are answered; with more it is ended. At least `streams_per_connection`. Default: 100.
     #[schemars(range(min = 50))]
     pub(in crate::config) resets: Option<usize>,
 }

@@ -15,22 +15,18 @@ use tokio::sync::Notify;
 use super::super::upgrade::now;
 use super::allowance::Allowance;
 use super::frames::{
-    CONTINUATION, DATA, Frame, Frames, GOAWAY, HEADERS, PING, RST_STREAM, Seen, WINDOW_UPDATE,
+    CONTINUATION, DATA, ENHANCE_YOUR_CALM, Frame, Frames, GOAWAY, HEADERS, PING, PROTOCOL_ERROR,
+    REFUSED_STREAM, RST_STREAM, Seen, WINDOW_UPDATE,
 };
 use super::room::Place;
 use crate::config::Limits;
 
-/// What the code says with which a connection is ended (RFC 9113 §7).
-pub const ENHANCE_YOUR_CALM: u32 = 11;
-const PROTOCOL_ERROR: u32 = 1;
-const FLOW_CONTROL_ERROR: u32 = 3;
-const STREAM_CLOSED: u32 = 5;
-const FRAME_SIZE_ERROR: u32 = 6;
-const REFUSED_STREAM: u32 = 7;
 /// How many updates of windows a client may send for a frame of an answer, as Envoy has it.
 const UPDATES: usize = 10;
 /// Both windows as they are before any update (RFC 9113 §6.9.2): nothing else is set.
 const WINDOW: i64 = 65_535;
+/// For how many that the client broke off itself one counts that we had to break off.
+const BROKEN: usize = 5;
 /// So many answers without a body are remembered.
 const BODILESS: usize = 32;
 
@@ -275,7 +271,7 @@ impl State {
                 self.forget(frame.stream);
                 self.count(now);
                 if self.was_unanswered(frame.stream) {
-                    self.count_reset(now);
+                    self.count_resets(1, now);
                 }
             }
             _ => self.count(now),
@@ -294,13 +290,13 @@ impl State {
         if self.unanswered.len() < self.most_unanswered {
             self.unanswered.push(stream);
         } else {
-            self.count_reset(now);
+            self.count_resets(1, now);
         }
     }
 
-    /// One more call that is broken off.
-    fn count_reset(&mut self, now: Instant) {
-        if !self.resets.takes(now) {
+    /// So many more calls that are broken off.
+    fn count_resets(&mut self, count: usize, now: Instant) {
+        if !(0..count).all(|_| self.resets.takes(now)) {
             self.over.get_or_insert("resets");
         }
     }
@@ -345,10 +341,8 @@ impl State {
 
     /// Whether a call too many is ended by `h2` because of what came on its stream.
     fn breaks(&mut self, frame: &Frame, now: Instant) -> bool {
-        let by_client =
-            matches!(frame.reason(), PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR);
-        if self.was_unanswered(frame.stream) && by_client {
-            self.count_reset(now);
+        if self.was_unanswered(frame.stream) && frame.blames_peer() {
+            self.count_resets(BROKEN, now);
         }
         self.over.is_some()
     }

@@ -9,6 +9,14 @@ pub const GOAWAY: u8 = 7;
 pub const WINDOW_UPDATE: u8 = 8;
 pub const CONTINUATION: u8 = 9;
 
+/// Why a stream or a connection is ended (RFC 9113 §7).
+pub const PROTOCOL_ERROR: u32 = 1;
+const FLOW_CONTROL_ERROR: u32 = 3;
+const STREAM_CLOSED: u32 = 5;
+const FRAME_SIZE_ERROR: u32 = 6;
+pub const REFUSED_STREAM: u32 = 7;
+pub const ENHANCE_YOUR_CALM: u32 = 11;
+
 const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -72,6 +80,11 @@ impl Frame {
     pub fn reason(&self) -> u32 {
         let [a, b, c, d, ..] = self.first;
         u32::from_be_bytes([a, b, c, d])
+    }
+
+    /// Whether a `RST_STREAM` is for what came on the stream.
+    pub fn blames_peer(&self) -> bool {
+        matches!(self.reason(), PROTOCOL_ERROR | FLOW_CONTROL_ERROR | STREAM_CLOSED | FRAME_SIZE_ERROR)
     }
 
     /// Of a `GOAWAY`.

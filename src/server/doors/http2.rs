@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::FutureExt;
 use pingora::apps::HttpServerApp;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{H2Accept, H2Options, HttpSession, default_h2_options, handshake};
@@ -15,8 +16,8 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
 use super::alive::{self, Asks};
-use super::calm::{Calm, ENHANCE_YOUR_CALM, Late};
-use super::frames::PREFACE;
+use super::calm::{Calm, Late};
+use super::frames::{ENHANCE_YOUR_CALM, PREFACE};
 use super::wire::Wire;
 use super::{FAREWELL, Place};
 use crate::config::Limits;
@@ -111,15 +112,19 @@ where
     }
 }
 
-/// One request. It ends as it is when its body does not come on, and its stream with it (`CANCEL`).
+/// One request, unless it is broken off already: all that had come with it was looked at before, so rapid resets never get
+/// further than here. It ends as it is when its body does not come on, and its stream with it (`CANCEL`).
 async fn request<A: HttpServerApp>(
     app: Arc<A>,
-    session: HttpSession,
+    mut session: HttpSession,
     shutdown: ShutdownWatch,
     late: Option<Late>,
     place: Arc<Place>,
     _active: Active,
 ) {
+    if let Some(Ok(_reason)) = session.idle().now_or_never() {
+        return;
+    }
     let serving = app.process_new_http(ServerSession::new_http2(session), &shutdown);
     let Some(late) = late else {
         serving.await;
