@@ -249,14 +249,18 @@ fn paced(there: &There, lasts: Duration) -> Vec<Duration> {
 }
 
 /// The same while others flood, come back once they are sent away, and flood on. How often they were.
-fn beside(there: &There, lasts: Duration, first: First, next: &Next) -> (Vec<Duration>, usize) {
+fn beside(
+    there: &There,
+    lasts: Duration,
+    first: First,
+    next: &Next,
+    niceness: i32,
+) -> (Vec<Duration>, usize) {
     const FLOODERS: usize = 2;
-    const LAST_IN_LINE: i32 = 19;
     let (over, times) = (AtomicBool::new(false), AtomicUsize::new(0));
     let end = Instant::now() + lasts + PATIENCE;
     let floods = || {
-        // What it takes itself is taken from nobody who calls.
-        rustix::process::nice(LAST_IN_LINE).unwrap();
+        rustix::process::nice(niceness).unwrap();
         while !over.load(Ordering::Relaxed) && Instant::now() < end {
             let mut client = there.connect(&[]);
             client.send(&first(there));
@@ -291,7 +295,8 @@ fn sr_t46_a_flood_that_comes_back_again_and_again_keeps_nobody_waiting() {
 }
 
 async fn again_and_again(is_soak: bool) {
-    let lasts = if is_soak { LONG } else { SECOND / 2 };
+    // In the long form what a flood takes itself is taken from nobody who calls.
+    let (lasts, niceness) = if is_soak { (LONG, 19) } else { (SECOND / 2, 0) };
     let upstream = Upstream::open().await;
     let (gateway, there) = start(&upstream, json!({})).await;
     if is_soak {
@@ -301,7 +306,7 @@ async fn again_and_again(is_soak: bool) {
     let measured = tokio::task::spawn_blocking(move || {
         let alone = paced(&there, 2 * lasts);
         let during = floods().into_iter().map(|(name, first, next, _)| {
-            let (took, times) = beside(&there, lasts, first, &next);
+            let (took, times) = beside(&there, lasts, first, &next, niceness);
             (name, took, times)
         });
         let during: Vec<_> = during.collect();
