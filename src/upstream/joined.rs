@@ -2,6 +2,10 @@
 //! wake-up of the upstream instead of two. Pingora flushes the header at once; here it waits until the body comes, or
 //! until an answer has been asked for twice, which says that no body is at hand.
 //!
+//! Nor does the request go out at once, but when all else that is ready has had its turn: of many that come together each is made ready, and
+//! then they leave one right behind the other. An upstream that still works on the first need not be woken for the next, and on
+//! the same machine that is a tenth of what a call costs. A request that is alone waits for nothing.
+//!
 //! Pingora asks this connector for peers whose ALPN is `ALPN::Custom` and uses what it gets as a connection of its own. With TLS
 //! these are upstreams of which it is known that they speak HTTP/1.1 ([`super::spoken`]); in the handshake that is what is offered.
 //!
@@ -118,6 +122,7 @@ impl Connector for Joining {
             place,
             held,
             asked: false,
+            gave_way: false,
             unflushed: false,
             written: 0,
             answered: false,
@@ -151,6 +156,8 @@ struct Joined {
     held: Held,
     /// Whether an answer was asked for meanwhile.
     asked: bool,
+    /// Whether all else that was ready has had its turn since.
+    gave_way: bool,
     /// What was held has gone out, perhaps not all the way.
     unflushed: bool,
     /// Bytes of the request that were taken, held ones too.
@@ -268,9 +275,13 @@ impl AsyncWrite for Joined {
         let this = self.get_mut();
         if this.held.is_empty() && is_header_of_post(bytes) {
             this.held.hold(bytes);
-            this.asked = false;
+            (this.asked, this.gave_way) = (false, false);
             this.written += bytes.len() as u64;
             return Poll::Ready(Ok(bytes.len()));
+        }
+        if !this.held.is_empty() && !std::mem::replace(&mut this.gave_way, true) {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
         }
         this.in_time()?;
         let mut taken = ready!(this.poll_send(cx, bytes)).map_err(|error| this.judged(error))?;
@@ -398,9 +409,11 @@ impl Peek for Joined {}
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)]
+    use std::cell::Cell;
     use std::time::UNIX_EPOCH;
 
     use futures_util::FutureExt;
+    use futures_util::future::join_all;
     use pingora_core::upstreams::peer::HttpPeer;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -578,6 +591,33 @@ mod tests {
                 assert_eq!(sent.is_empty(), is_late);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn requests_that_come_together_are_all_made_ready_before_the_first_leaves() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let joining = Joining::new(Idle::new(Clock::system()), None);
+        let (made_ready, sent) = (Cell::new(0), Cell::new(0));
+        let mut streams = Vec::new();
+        for _ in 0..5 {
+            streams.push(stream(&joining, &listener).await);
+        }
+        let requests = streams.iter_mut().map(async |ours| {
+            ours.write_all(POST).await.unwrap();
+            assert_eq!(sent.get(), 0);
+            made_ready.set(made_ready.get() + 1);
+            ours.write_all(b"body").await.unwrap();
+            assert_eq!(made_ready.get(), 5);
+            sent.set(sent.get() + 1);
+        });
+        join_all(requests).await;
+        assert_eq!(sent.get(), 5);
+        // What comes later of a body does not wait again.
+        assert_eq!(streams[0].write(b"more").now_or_never().unwrap().unwrap(), 4);
+        let mut theirs = listener.accept().await.unwrap().0;
+        let mut all = [0; POST.len() + 8];
+        theirs.read_exact(&mut all).await.unwrap();
+        assert_eq!(all[..], [POST, b"bodymore"].concat());
     }
 
     #[tokio::test]
