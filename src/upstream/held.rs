@@ -9,6 +9,11 @@ use tokio::io::AsyncWrite;
 /// What is sent at once with what is held: a chunk is three.
 const PARTS: usize = 4;
 
+/// What is worth holding of a request: a body comes after it.
+pub fn is_header_of_post(bytes: &[u8]) -> bool {
+    bytes.starts_with(b"POST ") && bytes.ends_with(b"\r\n\r\n")
+}
+
 /// `sent` of the bytes are on their way. What has been sent takes no memory.
 #[derive(Debug, Default)]
 pub struct Held {

@@ -2,9 +2,8 @@
 //! wake-up of the upstream instead of two. Pingora flushes the header at once; here it waits until the body comes, or
 //! until an answer has been asked for twice, which says that no body is at hand.
 //!
-//! Nor does the request go out at once, but when all else that is ready has had its turn: of many that come together each is made ready, and
-//! then they leave one right behind the other. An upstream that still works on the first need not be woken for the next, and on
-//! the same machine that is a tenth of what a call costs. A request that is alone waits for nothing.
+//! Nor does the request go out at once, but when all else that is ready has had its turn: many that come together leave one right behind
+//! the other. An upstream on the same machine need not be woken for each, a tenth of what a call costs. One that is alone does not wait.
 //!
 //! Pingora asks this connector for peers whose ALPN is `ALPN::Custom` and uses what it gets as a connection of its own. With TLS
 //! these are upstreams of which it is known that they speak HTTP/1.1 ([`super::spoken`]); in the handshake that is what is offered.
@@ -48,7 +47,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::held::Held;
 use super::idle::{Idle, Line, Place};
-use super::{patience, peer};
+use super::{held, patience, peer};
 
 const NO_SOCKET: UniqueIDType = -1;
 /// How often, and how long each time, TCP's good-bye is waited for after that of TLS. They are sent one after the other.
@@ -223,10 +222,6 @@ impl Joined {
         true
     }
 
-    fn is_sealed(&self) -> bool {
-        self.line.as_ref().is_some_and(|line| line.is_sealed)
-    }
-
     /// Whether TCP has said good-bye too, where TLS has.
     fn poll_good_bye(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
         loop {
@@ -260,10 +255,6 @@ impl Joined {
     }
 }
 
-fn is_header_of_post(bytes: &[u8]) -> bool {
-    bytes.starts_with(b"POST ") && bytes.ends_with(b"\r\n\r\n")
-}
-
 /// Whether a read is the question that decides if a connection is kept: of one byte, by somebody who does not wait, whose
 /// waker therefore stands for no task.
 fn is_last_question(cx: &Context<'_>, into: &ReadBuf<'_>) -> bool {
@@ -273,7 +264,7 @@ fn is_last_question(cx: &Context<'_>, into: &ReadBuf<'_>) -> bool {
 impl AsyncWrite for Joined {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        if this.held.is_empty() && is_header_of_post(bytes) {
+        if this.held.is_empty() && held::is_header_of_post(bytes) {
             this.held.hold(bytes);
             (this.asked, this.gave_way) = (false, false);
             this.written += bytes.len() as u64;
@@ -319,7 +310,7 @@ impl AsyncRead for Joined {
             }
             this.in_time()?;
             ready!(this.poll_send(cx, &[])).map_err(|error| this.judged(error))?;
-            this.unflushed = this.is_sealed();
+            this.unflushed = this.line.as_ref().is_some_and(|line| line.is_sealed);
         }
         if this.unflushed {
             ready!(this.poll_stream(|stream| stream.poll_flush(cx))).map_err(|error| this.judged(error))?;
